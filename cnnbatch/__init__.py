@@ -1,0 +1,65 @@
+"""Convolutional networks over whole image collections; importing this costs nothing until a call is made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnnbatch.result import Result
+    from cnnbatch.run import Summary
+    from cnnbatch.storage import Storage
+
+__all__ = ["__version__", "open", "run"]
+__version__ = "0.1.0"
+
+
+def run(job: str | Path, *, retry_failed: bool = False, quiet: bool = False, **overrides: Any) -> Summary:
+    """Run ``job``, a YAML file or the name of one in ``jobs/``; the same as ``cnnbatch run``.
+
+    ``overrides`` change its fields: ``input="photos"``, ``input__limit=100`` or
+    ``input={"url": "photos", "limit": 100}``. Raises UserError for a mistake in the job and
+    EnvironmentFault for what the machine or the storage refuses.
+    """
+    from cnnbatch.job import load_job
+    from cnnbatch.run import RunOptions
+    from cnnbatch.run import run as run_job
+
+    return run_job(
+        load_job(str(job), dict(_paths(overrides))), RunOptions(retry_failed=retry_failed, quiet=quiet)
+    )
+
+
+def open(uri: str | Path, storage: Storage | Mapping[str, Any] | None = None) -> Result:
+    """Open the output folder at ``uri`` (any URL) for reading; imports neither torch nor Ray.
+
+    ``storage`` holds options such as ``{"endpoint": "http://localhost:9000"}``. Raises UserError
+    where there is no output.
+    """
+    from cnnbatch.result import open as open_result
+
+    return open_result(str(uri), storage)
+
+
+def _paths(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield dotted paths: of ``input__limit=1`` and ``input={"limit": 1}`` alike ``("input.limit", 1)``."""
+    for name, value in overrides.items():
+        path = name.replace("__", ".")
+        if isinstance(value, Mapping) and "." not in path:
+            yield from ((f"{path}.{field}", inner) for field, inner in value.items())
+        else:
+            yield path, value
+
+
+class _Package(ModuleType):
+    """Keeps `cnnbatch.run` the function; importing the module of that name would put it in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "run" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

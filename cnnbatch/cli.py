@@ -1,0 +1,134 @@
+"""The commands, each a few lines; nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from cnnbatch import __version__
+from cnnbatch.errors import EnvironmentFault, OutputHeld, UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Apply convolutional networks to whole image collections: object storage in, Parquet out.",
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cnnbatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
+
+
+@app.command("run", no_args_is_help=True)
+def _run(
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="The name of a job (see `cnnbatch jobs`) or a YAML file.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Changes to the job, as in input=photos compute.workers=4."
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Predict only failed images again.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no summary.")] = False,
+) -> None:
+    """Run a job, or go on with it where it was interrupted."""
+
+    def action() -> int:
+        from cnnbatch.job import load_job
+        from cnnbatch.run import RunOptions, run
+
+        loaded = load_job(job, overrides or [])
+        return run(loaded, RunOptions(retry_failed=retry_failed, quiet=quiet)).exit_status
+
+    again = shlex.join(["cnnbatch", *sys.argv[1:]])
+    _exit_with(action, f"Stopped. Finished parts are kept; the same command continues: {again}")
+
+
+@app.command("jobs")
+def _jobs() -> None:
+    """List the jobs that come along, ready to run by name."""
+
+    def action() -> int:
+        from cnnbatch.job import job_names, job_purpose
+
+        names = job_names()
+        width = max(map(len, names), default=0)
+        for name in names:
+            typer.echo(f"{name:{width}}  {job_purpose(name)}")
+        return 0
+
+    _exit_with(action)
+
+
+@app.command("schema")
+def _schema() -> None:
+    """Print the JSON schema of a job, so that an editor completes and checks it."""
+
+    def action() -> int:
+        from cnnbatch.job import job_schema
+
+        typer.echo(json.dumps(job_schema(), indent=2))
+        return 0
+
+    _exit_with(action)
+
+
+@app.command("report", no_args_is_help=True)
+def _report(output: Annotated[str, typer.Argument(metavar="OUT", help="The output of a job.")]) -> None:
+    """Write report.html again from what a job has left in OUT."""
+
+    def action() -> int:
+        from cnnbatch.report import write_report
+        from cnnbatch.storage import Storage, normalize
+
+        write_report(normalize(output), Storage())
+        return 0
+
+    _exit_with(action)
+
+
+def _exit_with(action: Callable[[], int], stopped: str = "Stopped.") -> None:
+    """Leave with the status of ``action``: a person's mistake, a fault and a stop in plain words."""
+    try:
+        status, words = action(), ""
+    except UserError as error:
+        status, words = 2, str(error)
+    except EnvironmentFault as error:
+        status, words = 3, str(error)
+    except OutputHeld as error:
+        status, words = 4, str(error)
+    except KeyboardInterrupt:
+        status, words = 130, f"\n{stopped}"
+    if words:
+        typer.echo(words, err=True)
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    main()

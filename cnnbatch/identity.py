@@ -1,0 +1,49 @@
+"""What can change a row, and nothing else: the fields whose digest is a part's fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from cnnbatch.job import MapJob, fingerprint_fields
+
+if TYPE_CHECKING:
+    from cnnbatch.tasks import Model, Precision
+
+
+def of(job: MapJob, model: Model, precision: Precision) -> dict[str, Any]:
+    """Return the identity of ``job`` with its loaded ``model``: JSON values by dotted names."""
+    from cnnbatch import decode
+
+    return {**of_job(job), **model.identity, "decoder": decode.VERSION, "precision": precision}
+
+
+def of_job(job: MapJob) -> dict[str, Any]:
+    """Return the part of the identity that is known before a model is loaded."""
+    fields = json.loads(json.dumps(fingerprint_fields(job)))
+    return {**dict(_flat(fields)), "cnnbatch": _minor("cnnbatch"), "torch": _minor("torch")}
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the exact versions that made a part."""
+    return {name: version(name) for name in ("cnnbatch", "torch", "torchvision", "pillow", "simplejpeg")}
+
+
+def _minor(package: str) -> str:
+    return ".".join(version(package).split(".")[:2])
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,79 @@
+"""Predicts in this process: for a handful of images, where starting Ray would take longer than the work.
+
+A crash or a hang ends the process, so what is under way is noted in the output first; the same
+command then takes Ray, which survives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from cnnbatch.attempts import Alone, Attempts
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.output import Output
+from cnnbatch.process import Order, WorkerProcess
+from cnnbatch.records import Failure, Fault, Ready, Receipt, Work
+
+Settle = Callable[[Ready], Mapping[str, Any]]
+
+
+def predict_inline(order: Order, works: Iterable[Work | None], settle: Settle) -> Iterator[Receipt]:
+    """Run every shard in this process, in order; raises UserError or EnvironmentFault."""
+    process = WorkerProcess()
+    ready = process.load(order)
+    if isinstance(ready, Fault):
+        raise as_error(ready)
+    settle(ready)
+    attempts = Attempts()
+    try:
+        for work in works:
+            if work is not None:
+                with _noted(order.output, work):
+                    yield _until_done(process, work, attempts)
+    finally:
+        process.close()
+
+
+def _until_done(process: WorkerProcess, work: Work, attempts: Attempts) -> Receipt:
+    attempts.requeue(work)
+    while (next_work := attempts.next_work()) is not None:
+        answer = process.run(next_work)
+        if isinstance(answer, Receipt):
+            return answer
+        if answer.kind != "predict":
+            raise as_error(answer)
+        attempts.failed(next_work, answer.positions, answer.what)
+        _try_suspects(process, attempts)
+    raise RuntimeError(f"shard {work.shard.index} was lost between attempts")
+
+
+def _try_suspects(process: WorkerProcess, attempts: Attempts) -> None:
+    while isinstance(question := attempts.next_question(), Alone):
+        answer = process.try_alone(question.shard, question.position)
+        if isinstance(answer, Fault):
+            raise as_error(answer)
+        attempts.answered(question, answer)
+
+
+@contextmanager
+def _noted(output: Output, work: Work) -> Iterator[None]:
+    note = output.suspect(work.shard.index)
+    output.storage.put(note, b"{}")
+    try:
+        yield
+    finally:  # A crash does not come here: then the note stays.
+        output.storage.delete(note)
+
+
+def as_error(fault: Fault) -> UserError | EnvironmentFault:
+    """Return the exception that a fault of a worker is to the person who runs the job."""
+    return UserError(fault.what) if fault.kind == "user" else EnvironmentFault(fault.what, fault.mend)
+
+
+def failure_of(hung: bool, batch_timeout_s: float) -> Failure:
+    """Return the failure of an image that ended its process when it was tried alone."""
+    if hung:
+        return Failure("predict", "timeout", f"no result within {batch_timeout_s:g} s, twice")
+    return Failure("predict", "crash", "the process ended while it was at this image, twice")

@@ -1,0 +1,328 @@
+"""A job: closed, frozen models that are the same value in YAML, in Python and in ``_job/job.yaml``.
+
+Everything is checked before anything runs, and all mistakes are told at once, each with its line.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue, models_json_schema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+
+from cnnbatch import spec
+from cnnbatch.errors import UserError
+from cnnbatch.mistakes import Sentences, nearest
+from cnnbatch.storage import StorageOptions, normalize, redact
+from cnnbatch.tasks import Task
+from cnnbatch.tasks.registry import task_class, task_names
+
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]  # YAML has lists, not tuples
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+SHORT = {"input": "url", "output": "url"}
+"""Sections that may be given as one value, and the field that it stands for."""
+
+
+class Section(BaseModel):
+    """A part of a job: unknown keys are errors, values are not converted, nothing changes later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Place(Section):
+    """A section that is a URL, or an object with ``url`` and options."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_url(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str | list | tuple) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core))
+        return {"anyOf": [schema["properties"]["url"], schema]}
+
+
+class Input(Place):
+    """Which images to read, and what to keep of each."""
+
+    url: Text | Annotated[Texts, Field(min_length=1)] = Field(
+        description="A folder, a glob, a list (text, CSV or Parquet), or the addresses themselves."
+    )
+    format: Literal["auto", "files", "list"] = Field("auto", description="auto decides by the name.")
+    key: Text | None = Field(
+        None, description="Column of a list that names each image; else its address does."
+    )
+    label: Text | None = Field(None, description="Column of a list that holds the true class.")
+    truth: Text | None = Field(None, description="Where the truth lies, if not in the input itself.")
+    keep: Texts = Field((), description="Columns of a list to repeat in every row.")
+    limit: Count | None = Field(None, description="Take only so many images.")
+    sample: float = Field(
+        1.0, gt=0, le=1, allow_inf_nan=False, description="Take this part of the images, by key."
+    )
+    shard_size: Count | Literal["auto"] = Field(
+        "auto", description="Images in one part; auto: the task's own."
+    )
+    storage: StorageOptions = Field(
+        StorageOptions(), description="Options of the storage, none of them secret."
+    )
+
+
+class Workers(Section):
+    """Between how many actors a run may vary."""
+
+    min: Count = 1
+    max: Count
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max < self.min:
+            raise ValueError(f"expected max to be at least min, got min {self.min} and max {self.max}")
+        return self
+
+
+class Compute(Section):
+    """Where and how fast; none of it but the precision can change a row."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    workers: Literal["auto"] | Count | Workers = Field(
+        "auto", description="auto: as many as the machines hold."
+    )
+    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        "auto", description="A part of one GPU, or whole GPUs."
+    )
+    cpus_per_worker: Literal["auto"] | Count = Field(
+        "auto", description="CPUs, decode threads and torch threads."
+    )
+    batch: Literal["auto"] | Count = Field("auto", description="Images in one forward pass.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    backend: Literal["auto", "eager"] = "auto"
+    pool: Literal["auto", "ray", "inline"] = Field("auto", description="inline: in this process.")
+    start_timeout_s: Seconds = Field(300.0, description="How long to wait for the least number of workers.")
+    batch_timeout_s: Seconds = Field(300.0, description="How long one batch may take.")
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Self:
+        gpus = self.gpus_per_worker
+        if isinstance(gpus, float) and gpus > 1 and gpus != int(gpus):
+            raise ValueError(
+                f"expected gpus_per_worker to be a part of one GPU or a whole number, got {gpus:g}"
+            )
+        return self
+
+
+class Output(Place):
+    """Where the rows go."""
+
+    url: Text = Field(description="A folder or a bucket's prefix.")
+    storage: StorageOptions = Field(
+        StorageOptions(), description="Options of the storage, none of them secret."
+    )
+
+
+def _resolve(value: Any) -> Any:
+    """Turn the ``task`` section into the class that its name stands for."""
+    if isinstance(value, Task):
+        return value
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError("custom", "expected a section with name and the task's own fields")
+    return _class_of(value).model_validate(value)
+
+
+def _class_of(section: Mapping[str, Any]) -> type[Task]:
+    name = section.get("name")
+    if not isinstance(name, str):
+        raise _name_error(f"expected the name of a task, one of {', '.join(task_names())}", name)
+    try:
+        return task_class(name)
+    except UserError as error:
+        raise _name_error(str(error), name) from None
+
+
+def _name_error(text: str, name: Any) -> ValidationError:
+    kind = PydanticCustomError("custom", "{text}", {"text": text})
+    return ValidationError.from_exception_data(
+        "Task", [InitErrorDetails(type=kind, loc=("name",), input=name)]
+    )
+
+
+class MapJob(Section):
+    """Apply one model to every image of a collection: images in, one row each out."""
+
+    kind: Literal["map"] = "map"
+    task: Annotated[SerializeAsAny[Task], BeforeValidator(_resolve)]
+    input: Input
+    compute: Compute = Compute()
+    output: Output
+    max_failed: float = Field(0.01, ge=0, le=1, description="Share of failed images that is still a success.")
+
+
+def load_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> MapJob:
+    """Read a job by its name in ``jobs/`` or by its path, with ``key=value`` overrides.
+
+    Raises UserError with every mistake, each with file and line, the expected, what came, and
+    the nearest known name.
+    """
+    path = _find(name_or_path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a job: {error}") from None
+    return parse_job(text, _shown(path), overrides)
+
+
+def parse_job(text: str, name: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> MapJob:
+    """Read a job from YAML ``text``; ``name`` stands for the file in messages. Raises as `load_job`."""
+    document = spec.parse_text(text, name)
+    changes, wrong = spec.overrides(_plain(overrides) if isinstance(overrides, Mapping) else overrides, SHORT)
+    data = spec.apply(document.data, changes, SHORT)
+    found = list(document.mistakes)
+    try:
+        job = MapJob.model_validate(data)
+    except ValidationError as error:
+        found += Sentences(document, changes, data, _schema_for(data)).all(error.errors(include_url=False))
+    if found or wrong:
+        mistakes = [*found, *wrong]
+        count = "one mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        raise UserError("\n  ".join([f"{name}: {count} in the job; nothing was run", *mistakes]))
+    return job
+
+
+def to_yaml(job: MapJob) -> str:
+    """Return ``job`` as YAML that `parse_job` reads back; local paths absolute, URLs without signatures."""
+    return spec.dump(_dump(job))
+
+
+def fingerprint_fields(job: MapJob) -> dict[str, Any]:
+    """Return the job's own part of what can change a row; versions, weights and precision come on top."""
+    data = _dump(job)
+    of_input = ("url", "format", "key", "label", "truth", "keep")
+    return {"task": data["task"], "input": {name: data["input"][name] for name in of_input}}
+
+
+def job_schema() -> dict[str, Any]:
+    """Return the JSON schema of a job, with every known task under ``task``."""
+    schema = _schema({name: task_class(name) for name in task_names()})
+    outside = {
+        "title": "A task of another package",
+        "type": "object",
+        "properties": {"name": {"type": "string", "pattern": r"^[\w.]+:\w+$"}},
+        "required": ["name"],
+    }
+    schema["properties"]["task"]["oneOf"].append(outside)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def jobs_folder() -> pathlib.Path:
+    """Return the folder of the jobs that come along: inside a wheel's package, beside it in a checkout."""
+    package = pathlib.Path(__file__).resolve().parent
+    inside = package / "jobs"
+    return inside if inside.is_dir() else package.parent / "jobs"
+
+
+def job_names() -> list[str]:
+    """Return the names that `load_job` knows, sorted."""
+    return sorted(path.stem for path in jobs_folder().glob("*.yaml"))
+
+
+def job_purpose(name: str) -> str:
+    """Return the first comment line of the job called ``name``."""
+    first = (jobs_folder() / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def _find(name_or_path: str) -> pathlib.Path:
+    names = job_names()
+    if name_or_path in names:
+        return jobs_folder() / f"{name_or_path}.yaml"
+    path = pathlib.Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    near = nearest(path.stem, names)
+    raise UserError(
+        f"expected the name of a job or a YAML file, got {name_or_path!r}, which is neither\n"
+        f"  {f'did you mean {near}? ' if near else ''}known names: {', '.join(names)}"
+    )
+
+
+def _shown(path: pathlib.Path) -> str:
+    """Return ``path`` as it reads best in a message: below the working directory, relative to it."""
+    here = pathlib.Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(path)
+
+
+def _schema_for(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema with the one task that ``data`` names; with none where it names none."""
+    section = data.get("task")
+    try:
+        return _schema({str(section["name"]): _class_of(section)} if isinstance(section, Mapping) else {})
+    except ValidationError:
+        return _schema({})
+
+
+def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
+    models: list[type[BaseModel]] = [MapJob, *tasks.values()]
+    places, shared = models_json_schema([(model, "validation") for model in models])
+    definitions = shared["$defs"]
+
+    def definition(model: type[BaseModel]) -> dict[str, Any]:
+        name = places[model, "validation"]["$ref"].rpartition("/")[2]
+        return dict(definitions[name])
+
+    job = definition(MapJob)
+    choices = []
+    for name, task in tasks.items():
+        own = definition(task)
+        own["properties"] = {
+            **own["properties"],
+            "name": {"const": name, "description": (task.__doc__ or "").partition("\n")[0]},
+        }
+        choices.append(own)
+    section = (
+        {"oneOf": choices} if choices else {"type": "object", "properties": {"name": {"type": "string"}}}
+    )
+    job["properties"] = {**job["properties"], "task": section}
+    return {**job, "$defs": definitions}
+
+
+def _dump(job: MapJob) -> dict[str, Any]:
+    """Return ``job`` as plain values; local paths absolute, no address with a secret."""
+    data: dict[str, Any] = _redacted(job.model_dump(mode="json"))
+    for section in SHORT:
+        url = data[section]["url"]
+        data[section]["url"] = normalize(url) if isinstance(url, str) else [normalize(one) for one in url]
+    return data
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _redacted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_redacted(item) for item in value]
+    return redact(value) if isinstance(value, str) and "://" in value else value
+
+
+def _plain(value: Any) -> Any:
+    """Return a Python value as YAML would have given it: paths as text, models as mappings."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, pathlib.PurePath) else value

@@ -1,0 +1,116 @@
+"""Holds an output for one run; a courtesy to people, since correctness rests on create-only parts alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cnnbatch.errors import EnvironmentFault, OutputHeld
+from cnnbatch.storage import AlreadyExists, Changed, NotFound, Storage, redact
+
+RENEW_S = 15.0
+GONE_AFTER_S = 90.0
+
+
+@contextmanager
+def hold(storage: Storage, uri: str, run: str) -> Iterator[None]:
+    """Hold the lock at ``uri`` for ``run``, renewing it until the block ends.
+
+    A holder that is gone (its process on this host has ended, or a host elsewhere has not renewed
+    for `GONE_AFTER_S`) is replaced. Raises OutputHeld where another run is alive.
+    """
+    etag = _take(storage, uri, run)
+    stop = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(storage, uri, run, etag, stop), daemon=True)
+    renewal.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        renewal.join()
+        if _holder(storage, uri).get("run") == run:
+            storage.delete(uri)
+
+
+def _take(storage: Storage, uri: str, run: str) -> str:
+    try:
+        return storage.create(uri, _claim(run))
+    except AlreadyExists:
+        pass
+    try:
+        etag = storage.head(uri).etag or ""
+        holder = _holder(storage, uri)
+        if _alive(holder):
+            raise OutputHeld(
+                f"{redact(uri)} says that another run holds this output: process {holder.get('process')} on "
+                f"{holder.get('host')}, since {holder.get('since')}.\n"
+                "  what to do: wait until it ends, or stop it; then give the same command again"
+            )
+        return storage.replace(uri, _claim(run), etag)
+    except (Changed, NotFound, AlreadyExists):
+        raise OutputHeld(f"another run took this output a moment ago ({redact(uri)})") from None
+
+
+def _claim(run: str) -> bytes:
+    now = time.time()
+    claim = {
+        "run": run,
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": _started(os.getpid()),
+        "renewed": now,
+        "since": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)),
+    }
+    return json.dumps(claim).encode()
+
+
+def _holder(storage: Storage, uri: str) -> dict[str, Any]:
+    try:
+        holder = json.loads(storage.read(uri))
+    except (NotFound, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    if holder.get("host") == socket.gethostname():
+        return holder.get("started") == _started(int(holder.get("process", 0)))
+    return time.time() - float(holder.get("renewed", 0)) < GONE_AFTER_S
+
+
+def _started(process: int) -> str | None:
+    """Return what tells a process from a later one of the same number; None where it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return _exists(process)
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _exists(process: int) -> str | None:
+    if Path("/proc/self").exists() or process <= 0:
+        return None
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "running"
+
+
+def _renew(storage: Storage, uri: str, run: str, etag: str, stop: threading.Event) -> None:
+    while not stop.wait(RENEW_S):
+        try:
+            etag = storage.replace(uri, _claim(run), etag)
+        except (Changed, NotFound):
+            return  # Another run took it over: the parts are create-only, so nothing is lost.
+        except EnvironmentFault:
+            continue  # Storage is down for a moment; the run itself will meet it too.

@@ -1,0 +1,198 @@
+"""From a model's name and its weights' name to a `Network`; never with weights that nobody asked for."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from cnnbatch import weights as files
+from cnnbatch.errors import UserError
+from cnnbatch.models import catalogue, timm_models, torchvision_models
+from cnnbatch.models.network import Architecture, Network, last_layer, library, seeded
+from cnnbatch.models.preprocessing import Preprocessing
+from cnnbatch.naming import load_object, meant
+
+_RANDOM = re.compile(r"random(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which network: what a job says about it.
+
+    ``model`` is a torchvision name, ``timm/NAME``, one of `catalogue.OWN`, or the address of a
+    function that returns a `Network`, ``mypackage.module:build``. ``weights`` is ``DEFAULT`` or
+    another published name, a path, a URL, ``package:NAME/PATH``, or ``random[:SEED]``; ``sha256``
+    is its file's. ``classes`` sizes the head; ``key_map`` is the name of a map or a JSON file;
+    ``preprocessing`` replaces fields of what the weights ask for.
+    """
+
+    model: str
+    weights: str = "DEFAULT"
+    sha256: str | None = None
+    classes: tuple[str, ...] | None = None
+    key_map: str | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of random weights; None where weights were asked for."""
+        found = _RANDOM.fullmatch(self.weights)
+        return int(found.group(1) or 0) if found else None
+
+    def adjusted(self, how: Preprocessing) -> Preprocessing:
+        """Return ``how`` with this choice's own fields."""
+        return replace(how, **self.preprocessing)
+
+
+def build_classifier(choice: Choice) -> Network:
+    """Return the classifier with its weights loaded, in evaluation mode, in float32 on the CPU.
+
+    Raises:
+        UserError: unknown names, weights that don't fit or can't be had, numbers of classes that differ.
+    """
+    _check_classes(choice.classes)
+    if choice.seed is not None and choice.sha256:
+        raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
+    with seeded(choice.seed or 0):
+        network = _external(choice) if ":" in choice.model else _named(choice, find(choice.model))
+    if choice.seed is not None:
+        network = replace(network, weights=f"random:{choice.seed}")
+    module = network.module.eval().requires_grad_(False)
+    return replace(network, module=module, preprocessing=choice.adjusted(network.preprocessing))
+
+
+def find(model: str) -> Architecture:
+    """Return the architecture that a name stands for.
+
+    Raises:
+        UserError: there is none; it proposes the nearest name.
+    """
+    if model in catalogue.OWN:
+        return catalogue.OWN[model]()
+    if model.startswith("timm/"):
+        return timm_models.architecture(model.removeprefix("timm/"))
+    if model in torchvision_models.names():
+        return torchvision_models.architecture(model)
+    known = [*catalogue.OWN, *torchvision_models.names(), *timm_models.names()]
+    raise UserError(
+        f"task.model: no classifier is called {model!r}{meant(model, known)}\n"
+        "  expected a classifier of torchvision (resnet50), of timm (timm/NAME), one of "
+        f"{', '.join(catalogue.OWN)}, or a function of yours (mypackage.module:build)"
+    )
+
+
+def _named(choice: Choice, found: Architecture) -> Network:
+    if choice.seed is not None:
+        classes = choice.classes or found.classes
+        return _network(choice, found, _made(choice, found, classes, {}), classes)
+    weights = choice.weights.rpartition("_Weights.")[2]  # torchvision's full name is known as well
+    if found.published and weights in found.names:
+        network = found.published(weights, choice.sha256)
+        _check_count(choice.classes, network.module, f"the weights {choice.weights} of {found.name}")
+        return replace(network, classes=choice.classes or network.classes)
+    return _from_file(choice, found)
+
+
+def _from_file(choice: Choice, found: Architecture) -> Network:
+    """Load a state dict into the architecture; every name and every shape has to fit."""
+    spec, sha256 = choice.weights, choice.sha256
+    if spec == "DEFAULT" and found.default:
+        spec, sha256 = found.default[0], sha256 or found.default[1]
+    if re.fullmatch(r"\w+", spec) and not Path(spec).exists():
+        raise UserError(
+            f"task.weights: {found.name} has no weights {spec!r}{meant(spec, found.names)}; expected "
+            f"{', '.join(found.names or ('DEFAULT',))}, a path, a URL, package:NAME/PATH or random"
+        )
+    path = files.fetch(spec, sha256)
+    key_map = choice.key_map or found.key_map
+    state = found.adapt(files.rename(files.load(path), files.read_key_map(key_map) if key_map else None))
+    classes = choice.classes or found.classes
+    module = _made(choice, found, classes, state)
+    name, _ = last_layer(module)
+    rows = len(state[f"{name}.weight"]) if f"{name}.weight" in state else len(classes)
+    _require_equal(rows, classes, choice.classes, f"the file {path.name}")
+    files.apply(module, state, where=str(path))
+    network = _network(choice, found, module, classes)
+    return replace(network, weights=files.digest(path), licence=found.licence(choice.weights))
+
+
+def _made(
+    choice: Choice, found: Architecture, classes: tuple[str, ...], state: Mapping[str, Tensor]
+) -> nn.Module:
+    if not classes:
+        raise UserError(
+            f"task.classes: the names of {found.name}'s classes are not known here\n"
+            "  what to do: give them as a list, or as a file with one a line"
+        )
+    return found.make(len(classes), state, choice.adjusted(found.preprocessing(choice.weights)).crop)
+
+
+def _network(choice: Choice, found: Architecture, module: nn.Module, classes: tuple[str, ...]) -> Network:
+    return Network(module, found.preprocessing(choice.weights), classes, library=found.library)
+
+
+def _external(choice: Choice) -> Network:
+    """Call a function of another package; one with a parameter ``classes`` gets the job's."""
+    build = load_object(choice.model, "task.model")
+    if not callable(build):
+        raise UserError(f"task.model: expected {choice.model!r} to be a function, got {type(build).__name__}")
+    wants = "classes" in inspect.signature(build).parameters
+    network = build(classes=choice.classes) if wants else build()
+    if not isinstance(network, Network):
+        raise UserError(
+            f"task.model: expected {choice.model} to return a cnnbatch.models.Network, "
+            f"got {type(network).__name__}"
+        )
+    network = replace(
+        network,
+        classes=choice.classes or network.classes,
+        library=network.library or library(choice.model.partition(":")[0].partition(".")[0]),
+    )
+    return network if choice.seed is not None else _external_weights(choice, network)
+
+
+def _external_weights(choice: Choice, network: Network) -> Network:
+    if choice.weights != "DEFAULT":
+        path = files.fetch(choice.weights, choice.sha256)
+        key_map = files.read_key_map(choice.key_map) if choice.key_map else None
+        files.apply(network.module, files.load(path), key_map, str(path))
+        return replace(network, weights=files.digest(path))
+    if not network.weights:
+        raise UserError(
+            f"task.weights: {choice.model} returns a network that does not say which weights it has\n"
+            "  what to do: set Network.weights there to the SHA-256 of its file, or give task.weights "
+            "a path, a URL or random"
+        )
+    if choice.sha256 and choice.sha256.lower() != network.weights.lower():
+        raise UserError(f"task.sha256: expected {choice.sha256}, {choice.model} has {network.weights}")
+    return network
+
+
+def _check_classes(classes: tuple[str, ...] | None) -> None:
+    """Insist on names that tell classes apart."""
+    if classes is not None and not classes:
+        raise UserError("task.classes: expected at least one class name, got none")
+    twice = [name for name, count in Counter(classes or ()).items() if count > 1]
+    if twice:
+        raise UserError(f"task.classes: expected names that differ, got {', '.join(twice[:8])} twice")
+
+
+def _check_count(classes: tuple[str, ...] | None, module: nn.Module, what: str) -> None:
+    if classes is not None:
+        _require_equal(len(last_layer(module)[1].weight), classes, classes, what)
+
+
+def _require_equal(outputs: int, classes: tuple[str, ...], given: tuple[str, ...] | None, what: str) -> None:
+    if outputs != len(classes):
+        whose = "task.classes" if given else "the published list of classes"
+        raise UserError(
+            f"task.classes: {what} has {outputs} classes, but {whose} has {len(classes)}\n"
+            f"  what to do: give task.classes the {outputs} names, as a list or as a file with one a line"
+        )

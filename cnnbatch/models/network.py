@@ -1,0 +1,134 @@
+"""A network as one value, so that architecture, weights, preprocessing and class names never drift apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from torch import Tensor, nn
+
+from cnnbatch.errors import UserError
+from cnnbatch.models.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier: ``module`` maps floats (N, 3, H, W) to logits (N, len(classes)).
+
+    ``weights`` is the SHA-256 of the file they came from, or ``random:SEED``; ``library`` is what
+    defines the architecture, with major.minor; ``licence`` is the weights', where it is known.
+    """
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    licence: str | None = None
+    weights: str = ""
+    library: str = ""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model's name stands for before it has weights.
+
+    ``make`` builds the module for a number of classes, the state dict that will be loaded (empty
+    for none) and an input's (height, width). ``published`` loads weights by their own name, one of
+    ``names``. ``default``, where given, is the file and SHA-256 that ``DEFAULT`` stands for;
+    ``key_map`` and then ``adapt`` give a file's tensors the module's names.
+    """
+
+    name: str
+    library: str
+    classes: tuple[str, ...]
+    make: Callable[[int, Mapping[str, Tensor], tuple[int, int]], nn.Module]
+    preprocessing: Callable[[str], Preprocessing]
+    published: Callable[[str, str | None], Network] | None = None
+    names: tuple[str, ...] = ()
+    default: tuple[str, str] | None = None
+    key_map: str | None = None
+    adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda state: state
+    licence: Callable[[str], str | None] = lambda weights: None
+
+
+def library(name: str) -> str:
+    """Return a package with its major.minor, as the fingerprint has it; only the name where it has none."""
+    try:
+        return f"{name} {'.'.join(version(name).split('.')[:2])}"
+    except PackageNotFoundError:
+        return name
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Make what torch draws inside follow from ``seed``, and leave its generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def last_layer(module: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Return the classification layer and its name: what timm calls so, else the last linear or convolution.
+
+    Raises:
+        UserError: there is none.
+    """
+    layers = {
+        name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
+    if not layers:
+        raise UserError(f"task.model: {type(module).__name__} has no linear layer and no convolution")
+    own = getattr(module, "get_classifier", lambda: None)()
+    own = own[0] if isinstance(own, tuple) else own
+    last = next(reversed(layers.items()))
+    return next(((name, layer) for name, layer in layers.items() if layer is own), last)
+
+
+class Penultimate:
+    """Keeps what went into the classification layer of the last forward pass."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._kept: Tensor | None = None
+        _, self._layer = last_layer(module)
+        self._layer.register_forward_pre_hook(self._keep)
+
+    def _keep(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._kept = inputs[0]
+
+    def take(self) -> Tensor:
+        """Return the features (N, D) of the last pass in float32, maps averaged over their area."""
+        if self._kept is None:
+            raise RuntimeError("no forward pass went through the classification layer")
+        kept, self._kept = self._kept.float(), None
+        if isinstance(self._layer, nn.Conv2d):
+            return kept.mean((2, 3))
+        return kept if kept.ndim == 2 else kept.flatten(1, -2).mean(1)
+
+
+def check(logits: Callable[[Tensor], Tensor], crop: tuple[int, int], classes: int, model: str) -> None:
+    """Run one black picture through a network, so that what does not fit is found before the first image.
+
+    Raises:
+        UserError: it refuses its input, gives other than (1, ``classes``) logits, or they are not finite.
+    """
+    try:
+        found = logits(torch.zeros((1, 3, *crop), dtype=torch.uint8))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"task.model: {model} refuses an input of {crop[0]} x {crop[1]} pixels: {error}\n"
+            "  what to do: look at task.preprocessing.crop, and at the model itself"
+        ) from error
+    if tuple(found.shape) != (1, classes):
+        raise UserError(
+            f"task.classes: {model} gives outputs of shape {tuple(found.shape)} for one image, "
+            f"but there are {classes} class names; expected (1, {classes})"
+        )
+    if not bool(found.isfinite().all()):
+        raise UserError(
+            f"task.weights: {model} gives infinite or undefined outputs for a black picture\n"
+            "  what to do: try compute.precision=fp32; if that fails as well, the weights are damaged"
+        )

@@ -1,0 +1,166 @@
+"""The output folder's own records: identity, settings, plan pages and which parts are finished.
+
+Whatever is decided once for an output is an object put create-only, so that two runs can't decide
+differently; nothing is kept in memory that the folder doesn't say.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from cnnbatch import plan
+from cnnbatch.errors import OutputHeld, UserError
+from cnnbatch.records import ImageRef, Shard
+from cnnbatch.storage import AlreadyExists, NotFound, Storage, join, redact
+
+PART = re.compile(r"part-(\d{8})\.parquet$")
+FOOTER_KEY = b"cnnbatch"
+
+
+class Output:
+    """One output folder at ``uri``; every method reads or writes it, none caches."""
+
+    def __init__(self, uri: str, storage: Storage) -> None:
+        self.uri = uri
+        self.storage = storage
+
+    def path(self, *parts: str) -> str:
+        """Return the URI of an object below the folder."""
+        return join(self.uri, *parts)
+
+    def part(self, index: int) -> str:
+        """Return the URI of shard ``index``'s predictions."""
+        return self.path("predictions", f"part-{index:08}.parquet")
+
+    def truth(self, index: int) -> str:
+        """Return the URI of shard ``index``'s truth."""
+        return self.path("_job", "truth", f"part-{index:08}.parquet")
+
+    def finished(self) -> set[int]:
+        """Return the numbers of the shards whose part exists: the only record of what is done."""
+        return {int(found[1]) for name in self._list("predictions") if (found := PART.search(name))}
+
+    def footer(self, index: int) -> dict[str, Any]:
+        """Return what the footer of part ``index`` says: fingerprint, digest, versions, receipt."""
+        with self.storage.open(self.part(index)) as file:
+            metadata = pq.read_metadata(file).metadata or {}
+        footer: dict[str, Any] = json.loads(metadata.get(FOOTER_KEY, b"{}"))
+        return footer
+
+    def decide(self, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+        """Write ``value`` as ``_job/NAME.json`` unless that is there already; return what it says now."""
+        try:
+            self.storage.create(self.path("_job", f"{name}.json"), json.dumps(value, indent=1).encode())
+        except AlreadyExists:
+            return self.decided(name) or {}
+        return dict(value)
+
+    def decided(self, name: str) -> dict[str, Any] | None:
+        """Return what ``_job/NAME.json`` says; None where nothing was decided yet."""
+        try:
+            value: dict[str, Any] = json.loads(self.storage.read(self.path("_job", f"{name}.json")))
+        except NotFound:
+            return None
+        return value
+
+    def undecide(self, *names: str) -> None:
+        """Forget ``_job/NAME.json``: what was decided for an output of which no part was finished."""
+        for name in names:
+            self.storage.delete(self.path("_job", f"{name}.json"))
+
+    def require_identity(self, identity: Mapping[str, Any]) -> None:
+        """Refuse ``identity`` where the folder was made by another one.
+
+        ``identity`` may be a part of the whole: only what it names is compared. Raises UserError
+        with every difference.
+        """
+        known = self.decided("identity")
+        if known is None:
+            return
+        differences = [
+            f"  {name}: the output has {known.get(name)!r}, this job has {value!r}"
+            for name, value in identity.items()
+            if known.get(name) != value
+        ]
+        if differences:
+            raise UserError(
+                f"{redact(self.uri)} was made by another job, and one output never mixes two:\n"
+                + "\n".join(differences)
+                + "\n  what to do: choose another output, or give the job that made this one"
+                f" ({redact(self.path('_job', 'job.yaml'))})"
+            )
+
+    def listing(self) -> Listing:
+        """Return the listing that this output stands on: the newest one in ``_job/plan``."""
+        names = {name.split("/")[0] for name in self._list("_job/plan")}
+        return Listing(self, max(names, default="00000"))
+
+    def suspects(self) -> set[int]:
+        """Return the shards that an inline run was at when its process ended."""
+        return {int(name.removesuffix(".json")) for name in self._list("_job/suspects")}
+
+    def suspect(self, index: int) -> str:
+        """Return the URI of the note that an inline run is at shard ``index``."""
+        return self.path("_job", "suspects", f"{index}.json")
+
+    def _list(self, folder: str) -> Iterator[str]:
+        root = self.path(*folder.split("/"))
+        try:
+            for entry in self.storage.list(root):
+                yield entry.uri[len(root) + 1 :]
+        except NotFound:
+            return
+
+
+class Listing:
+    """One listing's plan: pages that are only ever added, then ``complete``."""
+
+    def __init__(self, output: Output, name: str) -> None:
+        self.output = output
+        self.folder = ("_job", "plan", name)
+
+    def complete(self) -> dict[str, Any] | None:
+        """Return the counts of a finished listing; None while it is under way."""
+        return self.output.decided("/".join((*self.folder[1:], "complete")))
+
+    def finish(self, counts: Mapping[str, Any]) -> None:
+        """Say that no page follows."""
+        self.output.decide("/".join((*self.folder[1:], "complete")), counts)
+
+    def count_pages(self) -> int:
+        """Return how many pages there are."""
+        return sum(name.endswith(".parquet") for name in self.output._list("/".join(self.folder)))
+
+    def read(self, page: int) -> list[Shard]:
+        """Return the shards of page ``page``."""
+        data = self.output.storage.read(self._page(page))
+        return list(plan.page_shards(pq.read_table(io.BytesIO(data))))
+
+    def count_images(self, page: int) -> int:
+        """Return how many images page ``page`` holds, from its footer."""
+        with self.output.storage.open(self._page(page)) as file:
+            return int(pq.read_metadata(file).num_rows)
+
+    def write(self, page: int, data: bytes) -> None:
+        """Add page ``page``; raises OutputHeld where another run has added it."""
+        try:
+            self.output.storage.create(self._page(page), data)
+        except AlreadyExists:
+            raise OutputHeld(f"another run is listing the input for {redact(self.output.uri)}") from None
+
+    def last_ref(self) -> tuple[int, ImageRef | None]:
+        """Return the last planned shard's number and its last ref; (-1, None) where nothing is planned."""
+        pages = self.count_pages()
+        if not pages:
+            return -1, None
+        last = self.read(pages - 1)[-1]
+        return last.index, last.refs[-1]
+
+    def _page(self, page: int) -> str:
+        return self.output.path(*self.folder, f"{page:05}.parquet")

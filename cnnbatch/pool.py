@@ -1,0 +1,410 @@
+"""Plain Ray actors pinned to GPUs, fed shard by shard; the only importer of ray for map jobs.
+
+The driver owns every attempt: actors never restart by themselves, since only the driver can tell a
+fault of an image from one of a machine. The price is this scheduler; what it decides by is pure and
+lies in `attempts`, `strikes` and `cluster_nodes`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cnnbatch.attempts import Attempts, Probe, Question
+from cnnbatch.cluster_nodes import Node, alive_nodes, bounds, describe, placements, require_room, share
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.inline import Settle, as_error, failure_of
+from cnnbatch.job import Compute
+from cnnbatch.process import Order, WorkerProcess, take_journal
+from cnnbatch.records import Fault, Ready, Receipt, Work
+from cnnbatch.storage import is_local, normalize
+from cnnbatch.strikes import Strikes
+
+SHARDS_IN_FLIGHT = 2
+LOOK_AGAIN_S = 5.0
+LOCAL_OBJECT_STORE_BYTES = 128 * 2**20
+
+Call = Literal["load", "run", "question"]
+
+
+@dataclass(slots=True, eq=False)
+class Actor:
+    """One worker process as the driver sees it: where it is and what it was asked."""
+
+    handle: Any
+    node: str
+    calls: dict[Any, tuple[Call, Any]] = field(default_factory=dict)
+    ready: Ready | None = None
+
+    def is_free(self) -> bool:
+        """Say whether another shard may be sent."""
+        asked = list(self.calls.values())
+        return (
+            self.ready is not None
+            and len(asked) < SHARDS_IN_FLIGHT
+            and all(kind == "run" for kind, _ in asked)
+        )
+
+
+def connect(compute: Compute) -> None:
+    """Join the Ray cluster that is there, or start one on this machine with room for the job's workers."""
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address != "local":
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError:
+            if address != "auto":
+                raise EnvironmentFault(
+                    f"no Ray cluster answers at {address}, which RAY_ADDRESS names",
+                    "start it, or unset RAY_ADDRESS",
+                ) from None
+        else:
+            return
+    least, _ = bounds(compute)
+    each = 1 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+    cpus = max(os.cpu_count() or 1, least * each)
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        **quiet,
+    )
+
+
+class Pool:
+    """Runs shards on actors until none is left; `predict` yields receipts as they come.
+
+    ``note`` is told what a person should know: a node that is left out, an image that was condemned.
+    """
+
+    def __init__(self, order: Order, settle: Settle, note: Callable[[str], None]) -> None:
+        self._order = order
+        self._compute = compute = order.job.compute
+        self._settle = settle
+        self._note = note
+        self._class = ray.remote(WorkerProcess)
+        self._least, self._most = bounds(compute)
+        self._nodes: list[Node] = alive_nodes(_reported_nodes())
+        self._share = share(compute, self._nodes)
+        require_room(compute, self._nodes, self._share)
+        self._require_shared_paths()
+        self._actors: list[Actor] = []
+        self._room: dict[str, int] = {}
+        self._attempts = Attempts()
+        self._strikes = Strikes()
+        self._started = self._looked = 0.0
+        self._started_enough = False
+
+    def predict(self, works: Iterator[Work | None], suspects: Collection[int]) -> Iterator[Receipt]:
+        """Yield the receipt of every shard in ``works``, in the order in which they finish.
+
+        Of the shards numbered ``suspects`` every image is tried alone first. Raises UserError and
+        EnvironmentFault.
+        """
+        self._suspects = set(suspects)
+        self._started = time.monotonic()
+        waiting: Work | None = None
+        exhausted = False
+        try:
+            while True:
+                self._grow(enough=exhausted and waiting is None and not self._attempts)
+                while not exhausted and (waiting is None or self._send(waiting)):
+                    waiting, exhausted, slow = _next(works)
+                    if slow:
+                        break
+                self._send_again()
+                if exhausted and waiting is None and not self._attempts and not self._running():
+                    return
+                yield from self._collect()
+                self._require_enough()
+        finally:
+            for actor in list(self._actors):
+                self._dismiss(actor)
+
+    def _grow(self, enough: bool) -> None:
+        """Ask for as many actors as the nodes alive can hold; looked at again while the run lasts."""
+        now = time.monotonic()
+        if self._looked and now - self._looked < LOOK_AGAIN_S:
+            return
+        self._looked = now
+        self._nodes = [
+            node for node in alive_nodes(_reported_nodes()) if node.id not in self._strikes.left_out
+        ]
+        for node in self._nodes:
+            self._room.setdefault(node.id, self._share.fits(node))
+        for lost in self._attempts.probed_nodes() - {node.id for node in self._nodes}:
+            self._attempts.give_up_node(lost)
+        if enough and self._actors:
+            return  # Nothing is waiting for a place: what runs will finish it.
+        held: dict[str, int] = {}
+        for actor in self._actors:
+            held[actor.node] = held.get(actor.node, 0) + 1
+        wanted = [node for node in self._attempts.probed_nodes() if not held.get(node)]
+        wanted += placements(self._nodes, held, self._room)
+        if self._most is not None:
+            wanted = wanted[: self._most - len(self._actors)]
+            if not self._started_enough and len(self._actors) + len(wanted) < self._most:
+                wanted += [""] * (self._most - len(self._actors) - len(wanted))  # An autoscaler sees these.
+        for node_id in wanted:
+            self._actors.append(self._hire(node_id))
+
+    def _hire(self, node: str) -> Actor:
+        where = _at(node) if node else "SPREAD"
+        handle = self._class.options(
+            num_cpus=self._share.cpus,
+            num_gpus=self._share.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=SHARDS_IN_FLIGHT + 1,
+            scheduling_strategy=where,
+        ).remote(sys.path)
+        actor = Actor(handle, node)
+        self._ask(actor, "load", None, "load", self._order)
+        return actor
+
+    def _ask(self, actor: Actor, kind: Call, about: Any, method: str, *values: Any) -> None:
+        actor.calls[getattr(actor.handle, method).remote(*values)] = (kind, about)
+
+    def _send(self, work: Work) -> bool:
+        """Send ``work`` to the free actor that has least to do; say whether it is taken care of."""
+        if work.shard.index in self._suspects:
+            self._suspects.remove(work.shard.index)
+            self._attempts.failed(work, range(len(work.shard.refs)), "an earlier run ended at it")
+            return True
+        free = [actor for actor in self._actors if actor.is_free()]
+        if not free:
+            return False
+        actor = min(free, key=lambda one: len(one.calls))
+        self._ask(actor, "run", work, "run", work)
+        return True
+
+    def _send_again(self) -> None:
+        """Send what has to be tried alone to actors that do nothing else, and shards to be run again."""
+        for actor in self._actors:
+            if actor.ready and not actor.calls and (question := self._attempts.next_question(actor.node)):
+                if isinstance(question, Probe):
+                    self._ask(actor, "question", question, "probe")
+                else:
+                    self._ask(actor, "question", question, "try_alone", question.shard, question.position)
+        while any(actor.is_free() for actor in self._actors) and (work := self._attempts.next_work()):
+            self._send(work)
+
+    def _running(self) -> bool:
+        return any(kind != "load" for actor in self._actors for kind, _ in actor.calls.values())
+
+    def _collect(self) -> Iterator[Receipt]:
+        """Take the answers that have come; wait for one at most a second."""
+        asked = {call: actor for actor in self._actors for call in actor.calls}
+        if not asked:
+            time.sleep(0.2)
+            return
+        done, _ = ray.wait(list(asked), num_returns=1, timeout=1.0)
+        for call in done:
+            actor = asked[call]
+            if actor not in self._actors:
+                continue
+            try:
+                answer = ray.get(call)
+            except RayActorError as death:
+                self._bury(actor, str(death))
+                continue
+            kind, about = actor.calls.pop(call)
+            if isinstance(answer, Fault):
+                self._fault(actor, kind, about, answer)
+            elif kind == "load":
+                self._welcome(actor, answer)
+            elif kind == "run":
+                self._strikes.succeeded(actor.node)
+                yield answer
+            elif isinstance(about, Probe):
+                self._attempts.answered(about.suspect, about.failure)
+            else:
+                self._attempts.answered(about, answer)
+
+    def _welcome(self, actor: Actor, ready: Ready) -> None:
+        kept = self._settle(ready)
+        self._order = replace(self._order, kept=kept)
+        if ready.settings["precision"] != kept["precision"]:
+            self._ask(actor, "load", None, "load", self._order)
+            return
+        actor.ready = ready
+        if not actor.node:
+            actor.node = ray.get(actor.handle.__ray_call__.remote(_node_of))
+        if all(other is actor or not other.ready for other in self._actors if other.node == actor.node):
+            self._bound_by_memory(actor, ready)
+
+    def _bound_by_memory(self, first: Actor, ready: Ready) -> None:
+        """Give up the actors of a node for which its memory does not suffice, by what the first one took."""
+        fits = 1 + max(0, ready.left_bytes // max(1, ready.rss_bytes))
+        if fits >= self._room.get(first.node, 0):
+            return
+        self._room[first.node] = fits
+        loading = [actor for actor in self._actors if actor.node == first.node and actor is not first]
+        for actor in loading[fits - 1 :]:
+            self._dismiss(actor)
+        self._note(f"{ready.host}: memory for {fits} workers of {ready.rss_bytes / 2**30:.1f} GB")
+
+    def _fault(self, actor: Actor, kind: Call, about: Any, fault: Fault) -> None:
+        """Take a fault that an actor reported: it is replaced, and its other shards go elsewhere."""
+        if fault.kind == "user":
+            raise as_error(fault)
+        if kind == "run" and fault.kind == "predict":
+            self._attempts.failed(about, fault.positions, fault.what)
+        elif kind == "run":
+            self._attempts.requeue(about)
+        elif kind == "question":
+            self._ask_elsewhere(about)
+        node = actor.node
+        self._dismiss(actor)
+        if fault.kind == "environment":
+            self._struck(node, EnvironmentFault(fault.what, fault.mend))
+
+    def _struck(self, node: str, fault: EnvironmentFault) -> None:
+        """Count a fault of the environment: leave the node out, wait, or give up."""
+        if self._strikes.failed(node, [alive.id for alive in self._nodes]):
+            host = next((alive.host for alive in self._nodes if alive.id == node), node)
+            self._note(f"{host} is left out: it fails what others do ({fault.what})")
+            for actor in [actor for actor in self._actors if actor.node == node]:
+                self._give_back(actor)
+                self._dismiss(actor)
+        pause = self._strikes.pause_s()
+        if pause is None:
+            raise fault
+        time.sleep(pause)
+        self._looked = 0.0
+
+    def _bury(self, actor: Actor, words: str) -> None:
+        """Take the death of an actor: its journal says which images it was at."""
+        self._actors.remove(actor)
+        self._looked = 0.0
+        found, hung = self._last_words(actor)
+        if not found and any(kind == "run" for kind, _ in actor.calls.values()):
+            self._struck(
+                actor.node, EnvironmentFault("a worker ended between its images", "look at its memory")
+            )
+        for kind, about in actor.calls.values():
+            if kind == "load":
+                what = f"a worker ended while it loaded the model: {words.partition(chr(10))[0]}"
+                self._struck(
+                    actor.node, EnvironmentFault(what, "look at that machine's memory and Ray's logs")
+                )
+            elif kind == "run":
+                suspects = (found or {}).get(about.shard.index, [])
+                self._attempts.failed(about, suspects, "the process ended")
+            elif found is None:
+                self._ask_elsewhere(about)
+            elif isinstance(about, Probe):
+                self._ask_elsewhere(about)
+                what = "a worker ended on random pixels, as it did on every image it was asked"
+                self._struck(
+                    actor.node, EnvironmentFault(what, "look at that machine's device, memory and logs")
+                )
+            else:
+                failure = failure_of(hung, self._compute.batch_timeout_s)
+                self._attempts.ask(Probe(about, failure, actor.node))
+
+    def _ask_elsewhere(self, question: Question) -> None:
+        """Ask again what was not answered: of a probe, the suspect that it was for."""
+        self._attempts.ask(question.suspect if isinstance(question, Probe) else question)
+
+    def _last_words(self, actor: Actor) -> tuple[dict[int, list[int]] | None, bool]:
+        """Return what an ended actor was at and whether it hung; None where its node is gone too."""
+        if actor.ready is None or actor.node not in {node.id for node in alive_nodes(_reported_nodes())}:
+            return None, False
+        read = ray.remote(take_journal).options(
+            num_cpus=0, max_retries=0, scheduling_strategy=_at(actor.node)
+        )
+        try:
+            found, hung = ray.get(read.remote(actor.ready.journal), timeout=60)
+        except RayError:
+            return None, False
+        return found, hung
+
+    def _give_back(self, actor: Actor) -> None:
+        for kind, about in actor.calls.values():
+            if kind == "run":
+                self._attempts.requeue(about)
+            elif kind == "question":
+                self._attempts.ask(about)
+
+    def _dismiss(self, actor: Actor) -> None:
+        """End an actor; what it was asked and had not answered is asked of another."""
+        self._give_back(actor)
+        actor.calls.clear()
+        self._actors.remove(actor)
+        self._looked = 0.0
+        if actor.ready:
+            closed = actor.handle.close.remote()
+            ray.wait([closed], timeout=5)
+        ray.kill(actor.handle)
+
+    def _require_enough(self) -> None:
+        ready = sum(actor.ready is not None for actor in self._actors)
+        self._started_enough = self._started_enough or ready >= self._least
+        waited = time.monotonic() - self._started
+        if not self._started_enough and waited > self._compute.start_timeout_s:
+            raise EnvironmentFault(
+                f"expected at least {self._least} workers within compute.start_timeout_s = "
+                f"{self._compute.start_timeout_s:g} s, got {ready}; there is: {describe(self._nodes)}",
+                "ask for fewer (compute.workers), for less each "
+                f"({self._share.cpus} CPUs, {self._share.gpus:g} GPUs), or start more nodes",
+            )
+
+    def _require_shared_paths(self) -> None:
+        """Refuse local paths that some node does not see, before any image is called missing."""
+        urls = self._order.job.input.url if isinstance(self._order.job.input.url, str) else ""
+        paths = [self._order.output.path("_job"), normalize(urls.split("*")[0]) if urls else ""]
+        local = [path for path in paths if path and is_local(path)]
+        if len(self._nodes) < 2 or not local:
+            return
+        look = ray.remote(_missing)
+        asked = {
+            node.host: look.options(num_cpus=0, scheduling_strategy=_at(node.id)).remote(local)
+            for node in self._nodes
+        }
+        for host, call in asked.items():
+            if missing := ray.get(call):
+                raise UserError(
+                    f"node {host} does not see {missing[0]}: on several nodes a local path must be shared\n"
+                    "  what to do: mount it on every node, or use an object store (s3://, gs://, az://)"
+                )
+
+
+def _next(works: Iterator[Work | None]) -> tuple[Work | None, bool, bool]:
+    """Return the next work, whether that was all, and whether the listing has to be waited for."""
+    try:
+        work = next(works)
+    except StopIteration:
+        return None, True, False
+    return work, False, work is None
+
+
+def _at(node: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _reported_nodes() -> list[dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own lack
+    return nodes
+
+
+def _missing(paths: list[str]) -> list[str]:
+    return [path for path in paths if not Path(path).exists()]
+
+
+def _node_of(_: object) -> str:
+    return str(ray.get_runtime_context().get_node_id())

@@ -1,0 +1,171 @@
+"""A worker as its process offers it: answers are values, faults too, and the journal is its last word.
+
+The same class runs as a Ray actor and in the caller's own process; it imports torch when it loads.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.job import MapJob
+from cnnbatch.journal import Journal, suspects
+from cnnbatch.output import Output
+from cnnbatch.records import Failure, Fault, Ready, Receipt, Shard, Work
+from cnnbatch.sources import Source
+from cnnbatch.watchdog import Watchdog, has_fired
+
+if TYPE_CHECKING:
+    from cnnbatch.worker import Worker
+
+Answer = TypeVar("Answer")
+HANG_WORDS = (
+    "no progress on an image within compute.batch_timeout_s, so this process ends\n"
+    "  what to do: give it again with compute.pool=auto or ray: that finds the image and gives it its row"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker needs to load: ``kept`` is what the output has settled before."""
+
+    job: MapJob
+    source: Source
+    output: Output
+    images_at_least: int
+    inline: bool
+    kept: Mapping[str, Any] | None
+
+
+class WorkerProcess:
+    """One worker: `load` first, then `run`, or `try_alone` and `probe` where images are suspected.
+
+    ``import_path`` are the folders that the caller imports from, so that its own packages are found.
+    """
+
+    def __init__(self, import_path: Sequence[str] = ()) -> None:
+        sys.path.extend(folder for folder in import_path if folder not in sys.path)
+        self._worker: Worker | None = None
+        self._watchdog: Watchdog | None = None
+
+    def load(self, order: Order) -> Ready | Fault:
+        """Settle how to run, and load the model."""
+        return self._answer(lambda: self._load(order))
+
+    def run(self, work: Work) -> Receipt | Fault:
+        """Predict one shard and write its part."""
+        return self._answer(lambda: self._loaded().run(work))
+
+    def try_alone(self, shard: Shard, position: int) -> Failure | Fault | None:
+        """Predict one suspect by itself; return why it fails, or None.
+
+        Where the model raises on it and on random pixels too, that is a fault of the environment.
+        """
+        answer = self._answer(lambda: self._loaded().try_alone(shard, position))
+        if not isinstance(answer, Fault) or answer.kind != "predict":
+            return answer
+        return self.probe() or Failure("predict", "predict", answer.what)
+
+    def probe(self) -> Fault | None:
+        """Predict random pixels; where the model raises, that is a fault of the environment."""
+        answer = self._answer(lambda: self._loaded().probe())
+        if answer is None or answer.kind != "predict":
+            return answer
+        return Fault(
+            "environment",
+            f"on {socket.gethostname()} the model fails on every image, and on random pixels: {answer.what}",
+            "look at the device (driver, memory) and at the model; no row was written for these images",
+        )
+
+    def close(self) -> None:
+        """End the threads and forget the journal."""
+        if self._watchdog:
+            self._watchdog.close()
+        if self._worker:
+            self._worker.close()
+            take_journal(str(self._worker.journal.path))
+
+    def _load(self, order: Order) -> Ready:
+        from cnnbatch import speed
+        from cnnbatch.worker import Worker
+
+        self.close()
+        if not order.inline:  # In the caller's own process the allocator is the caller's.
+            speed.keep_freed_memory()
+        settings = speed.choose(order.job.compute, order.images_at_least, order.inline, order.kept)
+        journal = Journal(Path(tempfile.gettempdir()) / f"cnnbatch-journal-{os.getpid()}-{uuid4().hex}")
+        self._worker = Worker(order.job, order.source, order.output, journal, settings)
+        words = HANG_WORDS if order.inline else ""
+        self._watchdog = Watchdog(journal, order.job.compute.batch_timeout_s, _hang_file(journal.path), words)
+        identity = self._worker.identity
+        left = memory_left_bytes()
+        return Ready(
+            settings.to_json(), identity, socket.gethostname(), str(journal.path), _rss_bytes(), left
+        )
+
+    def _answer(self, ask: Callable[[], Answer]) -> Answer | Fault:
+        """Return what ``ask`` returns, or as a value what it raises that is not a defect of this code."""
+        from cnnbatch.worker import PredictFault
+
+        try:
+            return ask()
+        except PredictFault as fault:
+            self._loaded().journal.clear()
+            return Fault("predict", fault.message, positions=fault.positions)
+        except UserError as error:
+            return Fault("user", str(error))
+        except EnvironmentFault as fault:
+            return Fault("environment", fault.what, fault.mend)
+        except (MemoryError, OSError) as error:
+            what = f"{type(error).__name__} on {socket.gethostname()}: {error}"
+            return Fault("environment", what, "look at that host's memory, disk and limits")
+
+    def _loaded(self) -> Worker:
+        if self._worker is None:
+            raise RuntimeError("a worker is asked to predict before it was loaded")
+        return self._worker
+
+
+def take_journal(path: str) -> tuple[dict[int, list[int]], bool]:
+    """Return what an ended process was at, by shard, and whether it hung; then remove its journal."""
+    journal = Path(path)
+    if not journal.exists():
+        return {}, False
+    found, hung = suspects(journal), has_fired(_hang_file(journal))
+    journal.unlink()
+    _hang_file(journal).unlink(missing_ok=True)
+    return found, hung
+
+
+def _hang_file(journal: Path) -> Path:
+    return journal.with_name(f"{journal.name}.stacks")
+
+
+def _rss_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_left_bytes() -> int:
+    """Return how much memory this host, or the cgroup this process is in, still has."""
+    left = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        left = int(fields["MemAvailable"].split()[0]) * 1024
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        if Path(limit).exists() and (most := Path(limit).read_text().strip()) != "max":
+            left = min(left, int(most) - int(Path(used).read_text()))
+    return left

@@ -1,0 +1,31 @@
+"""The report: one self-contained page that a person looks at, made from predictions and footers alone.
+
+It asks the network for nothing when opened, so its pictures are small and few.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cnnbatch.result import Result
+    from cnnbatch.storage import Storage
+
+
+def write_report(output: str, storage: Storage) -> str:
+    """Write ``report.html`` into the output folder ``output``, replacing an older one; return its URI."""
+    from cnnbatch.report.page import page_html
+    from cnnbatch.result import Result
+    from cnnbatch.storage import join
+
+    result = Result(output, storage)
+    uri = join(result.uri, "report.html")
+    storage.put(uri, page_html(result).encode())
+    return uri
+
+
+def notebook_html(result: Result) -> str:
+    """Return a few pictures and the counts of ``result`` as a fragment of HTML."""
+    from cnnbatch.report.page import fragment_html
+
+    return fragment_html(result)

@@ -1,0 +1,98 @@
+"""What made the output: headline numbers, versions, weights and the job, without what is secret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from cnnbatch.report.pictures import percent
+from cnnbatch.report.words import decimal, duration, number
+from cnnbatch.storage import redact
+
+if TYPE_CHECKING:
+    from cnnbatch.report.plots import Timeline
+    from cnnbatch.report.tally import Tally
+    from cnnbatch.result import Footer
+
+LONGEST_LIST = 20
+
+
+class Fact(NamedTuple):
+    """A value under its name; ``note`` says more, ``link`` leads to a section of the page."""
+
+    name: str
+    value: str
+    note: str = ""
+    link: str = ""
+
+
+def headline(footers: Sequence[Footer], tally: Tally, timeline: Timeline | None) -> list[Fact]:
+    """Return the numbers at the head of the page; what is not known is left out."""
+    failed = tally.failed.total()
+    facts = [
+        Fact(
+            "Images", number(tally.rows), f"{number(tally.vanished)} vanished since" if tally.vanished else ""
+        ),
+        Fact("Failed", number(failed), percent(failed / tally.rows), "failures")
+        if failed
+        else Fact("Failed", "0"),
+    ]
+    if timeline:
+        facts += [Fact("Images/s", decimal(timeline.mean)), Fact("Time at work", duration(timeline.seconds))]
+    facts += [
+        Fact("Workers", _workers(footers)),
+        Fact("Hosts", _hosts(footers)),
+        Fact("Device", _distinct(str(footer.info.get("device", "")).split(":")[0] for footer in footers)),
+        Fact("Precision", _distinct(footer.info.get("precision", "") for footer in footers)),
+    ]
+    return [fact for fact in facts if fact.value]
+
+
+def environment(footers: Sequence[Footer]) -> list[Fact]:
+    """Return the weights, their licence, and the versions; several where parts were made differently."""
+    versions: dict[str, set[str]] = {}
+    for footer in footers:
+        for name, version in (footer.info.get("versions") or {}).items():
+            versions.setdefault(str(name), set()).add(str(version))
+    facts = [
+        Fact("Weights (SHA-256)", _distinct(footer.info.get("weights", "") for footer in footers)),
+        Fact("Licence of the weights", _distinct(footer.info.get("licence", "") for footer in footers)),
+        Fact("Fingerprint of the job", _distinct(footer.info.get("fingerprint", "") for footer in footers)),
+        *(Fact(name, _distinct(found)) for name, found in versions.items()),
+    ]
+    return [fact for fact in facts if fact.value]
+
+
+def job_yaml(settings: Mapping[str, Any]) -> str:
+    """Return the job as YAML: addresses without what is secret in them, long lists cut."""
+    return (
+        yaml.safe_dump(_shown(settings), sort_keys=False, allow_unicode=True, width=100) if settings else ""
+    )
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _shown(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        rest = len(value) - LONGEST_LIST
+        return [*map(_shown, value[:LONGEST_LIST]), *([f"… and {number(rest)} more"] if rest > 0 else [])]
+    return redact(value) if isinstance(value, str) and "://" in value else value
+
+
+def _workers(footers: Iterable[Footer]) -> str:
+    found = {
+        (footer.info.get("host"), footer.info["worker"]) for footer in footers if "worker" in footer.info
+    }
+    return number(len(found)) if found else ""
+
+
+def _hosts(footers: Iterable[Footer]) -> str:
+    hosts = {footer.info["host"] for footer in footers if footer.info.get("host")}
+    return number(len(hosts)) if len(hosts) > 1 else ""
+
+
+def _distinct(values: Iterable[Any]) -> str:
+    found = sorted({str(value) for value in values if value})
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

@@ -1,0 +1,218 @@
+"""Gathers what the page shows, section by section; a section without data is None and left out.
+
+It asks which columns there are, never which task it was, so that a new task has a report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from cnnbatch.report import plots
+from cnnbatch.report.facts import Fact, environment, headline, job_yaml
+from cnnbatch.report.pictures import Picture, Viewer, percent, seen
+from cnnbatch.report.tally import LEAST_SURE, SAMPLE, SCORE_BINS, Place, Tally, count, fetch
+from cnnbatch.report.words import decimal, duration, meaning, moment, number
+from cnnbatch.storage import redact
+
+if TYPE_CHECKING:
+    from cnnbatch.result import Footer, Result
+
+SHOWN = ("key", "uri", "bytes", "width", "height", "error", "label", "score", "top")
+PICTURE_SIDE = 400
+NOTEBOOK_PICTURES, NOTEBOOK_SIDE = 6, 240
+MOST_LABELS = 20
+LONGEST_MESSAGE = 300
+
+
+class Bar(NamedTuple):
+    """A named amount; ``share`` is of the largest or of the whole, 0 to 1."""
+
+    name: str
+    amount: float
+    share: float
+
+
+class Failed(NamedTuple):
+    """The images that failed with one code; ``examples`` are keys and messages."""
+
+    code: str
+    meaning: str
+    images: int
+    share: float
+    examples: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A plot and the words on its axes, from the lowest and the left on."""
+
+    plot: Markup
+    up: list[str]
+    across: list[str]
+    summary: str
+
+
+def page_html(result: Result) -> str:
+    """Return the whole page of ``result``."""
+    footers, tally = result.receipts(), count(result)
+    timeline = plots.timeline(_spans(footers))
+    columns = [name for name in SHOWN if footers and name in result.schema.names]
+    look = _looker(result, columns)
+    return _template("page.html.j2").render(
+        title=_title(result.settings),
+        source=_url(result.settings.get("input")),
+        output=redact(result.uri),
+        finished=max((footer.finished for footer in footers if footer.finished), default=None),
+        headline=headline(footers, tally, timeline),
+        sample=look(sorted(tally.sample.places, key=lambda place: (place.part, place.row))),
+        least_sure=look(tally.least_sure.places) if tally.scored and tally.rows > SAMPLE + LEAST_SURE else [],
+        rows=tally.rows,
+        failures=_failures(result, tally),
+        failed=tally.failed.total(),
+        labels=_labels(tally),
+        label_count=len(tally.labels),
+        scores=_scores(tally),
+        stages=_stages(footers),
+        throughput=_throughput(timeline) if len(footers) > 1 else None,
+        environment=environment(footers),
+        job=job_yaml(result.settings),
+    )
+
+
+def fragment_html(result: Result) -> str:
+    """Return counts and the first few pictures of ``result``, for a notebook; reads one part."""
+    failed = result.failures()
+    pictures: list[Picture] = []
+    if len(result):
+        columns = [name for name in SHOWN if name in result.schema.names]
+        rows = (row for batch in result.batches(columns, part=0) for row in batch.to_pylist())
+        good = islice((row for row in rows if not row["error"]), NOTEBOOK_PICTURES)
+        viewer = Viewer.in_a_hurry(result.input_storage().options)
+        pictures = viewer.pictures(map(seen, good), NOTEBOOK_SIDE)
+    return _template("notebook.html.j2").render(
+        title=_title(result.settings),
+        output=redact(result.uri),
+        rows=len(result),
+        failed=failed.total(),
+        codes=sorted(failed.items(), key=lambda item: (-item[1], item[0])),
+        pictures=pictures,
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "decimal": decimal,
+        "duration": duration,
+        "percent": percent,
+        "moment": moment,
+        "bounded": _bounded,
+    }
+    return environment.get_template(name)
+
+
+def _bounded(percentage: float) -> float:
+    return min(max(percentage, 0.0), 100.0)
+
+
+def _looker(result: Result, columns: Sequence[str]) -> Callable[[Sequence[Place]], list[Picture]]:
+    viewer = Viewer.in_a_hurry(result.input_storage().options)
+
+    def look(places: Sequence[Place]) -> list[Picture]:
+        return viewer.pictures(map(seen, fetch(result, places, columns)), PICTURE_SIDE)
+
+    return look
+
+
+def _title(settings: Mapping[str, Any]) -> Fact:
+    task = settings.get("task")
+    task = task if isinstance(task, dict) else {}
+    return Fact(str(task.get("name", "cnnbatch")), str(task.get("model", "")))
+
+
+def _url(section: Any) -> str:
+    url = section.get("url") if isinstance(section, dict) else section
+    if isinstance(url, list | tuple):
+        return f"{len(url):,} addresses" if len(url) > 1 else redact(str(url[0])) if url else ""
+    return redact(str(url)) if url else ""
+
+
+def _spans(footers: Iterable[Footer]) -> list[plots.Span]:
+    return [
+        plots.Span(footer.started, footer.finished, footer.rows)
+        for footer in footers
+        if footer.started and footer.finished
+    ]
+
+
+def _failures(result: Result, tally: Tally) -> list[Failed]:
+    total = tally.failed.total()
+    return [
+        Failed(code, meaning(code), number, number / total, _examples(result, tally.examples[code].places))
+        for code, number in sorted(tally.failed.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def _examples(result: Result, places: Sequence[Place]) -> list[tuple[str, str]]:
+    rows = fetch(result, places, ["key", "error"])
+    return [(row["key"], (row["error"]["message"] or "")[:LONGEST_MESSAGE]) for row in rows]
+
+
+def _labels(tally: Tally) -> list[Bar]:
+    ranked = sorted(tally.labels.items(), key=lambda item: (-item[1], item[0]))[:MOST_LABELS]
+    return [Bar(label, amount, amount / ranked[0][1]) for label, amount in ranked]
+
+
+def _scores(tally: Tally) -> Chart | None:
+    counts = tally.scores.tolist()
+    if not tally.scored or sum(counts) < 2:
+        return None
+    sure = sum(counts[SCORE_BINS // 2 :]) / sum(counts)
+    return Chart(
+        plot=plots.columns(counts),
+        up=["0", number(max(counts))],
+        across=["0 %", "25 %", "50 %", "75 %", "100 %"],
+        summary=f"{percent(sure)} of the images have a best score of one half or more",
+    )
+
+
+def _stages(footers: Iterable[Footer]) -> list[Bar]:
+    seconds: dict[str, float] = {}
+    for footer in footers:
+        for stage, spent in footer.receipt.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + spent
+    total = sum(seconds.values())
+    return [Bar(stage, spent, spent / total) for stage, spent in seconds.items() if spent > 0]
+
+
+def _throughput(timeline: plots.Timeline | None) -> Chart | None:
+    if timeline is None:
+        return None
+    top = plots.nice_top(float(timeline.rates.max()))
+    return Chart(
+        plot=plots.area(timeline.rates.tolist(), top, timeline.pauses, timeline.mean),
+        up=["0", decimal(top / 2), decimal(top)],
+        across=[duration(timeline.seconds * quarter / 4) for quarter in range(5)],
+        summary=_throughput_summary(timeline),
+    )
+
+
+def _throughput_summary(timeline: plots.Timeline) -> str:
+    text = f"{decimal(timeline.mean)} images a second on average (dashed)"
+    if timeline.pauses:
+        text += f"; {len(timeline.pauses)} pause{'s' if len(timeline.pauses) > 1 else ''} left out (dotted)"
+    return text

@@ -1,0 +1,229 @@
+"""Small upright pictures of the originals, for pages and notebooks.
+
+A picture that can't be shown is a placeholder that says why: a report never ends for one image,
+and a storage that is gone is asked only a few times.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import warnings
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from cnnbatch.errors import EnvironmentFault
+from cnnbatch.storage import Forbidden, NotFound, Storage, StorageOptions
+
+MOST_BYTES = 32 * 2**20
+MOST_PIXELS = 32 * 10**6
+READERS = 4
+FAULTS_BEFORE_GIVING_UP = 3
+JPEG_QUALITY = 80
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DECODING = threading.Lock()  # One at a time, so that memory holds one picture, whatever the threads.
+
+
+class NotShown(Exception):
+    """Why a picture can't be shown, in words for its placeholder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """One label and its score, where the task gives one."""
+
+    label: str
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a row says of its image; ``guesses`` are its labels, the best first."""
+
+    key: str
+    uri: str
+    size: tuple[int, int] | None = None
+    guesses: tuple[Guess, ...] = ()
+    problem: str | None = None
+
+    @property
+    def caption(self) -> str:
+        """The best label with its score, or what went wrong; empty where nothing is known."""
+        if self.problem or not self.guesses:
+            return self.problem or ""
+        best = self.guesses[0]
+        return best.label if best.score is None else f"{best.label}, {percent(best.score)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A small picture with what was predicted; ``image`` is None where ``reason`` says why.
+
+    A notebook displays it; `save` writes it with its caption.
+    """
+
+    seen: Seen
+    image: Image.Image | None = field(repr=False)
+    reason: str | None = None
+
+    def captioned(self) -> Image.Image:
+        """Return the picture, or its placeholder, over a line with its best labels."""
+        picture = self.image or _placeholder(self.reason or "")
+        lines = (
+            [self.seen.problem] if self.seen.problem else [_line(guess) for guess in self.seen.guesses[:3]]
+        )
+        font = ImageFont.load_default(16)
+        whole = Image.new("RGB", (max(picture.width, 240), picture.height + 12 + 22 * len(lines)), "white")
+        whole.paste(picture, ((whole.width - picture.width) // 2, 0))
+        for number, text in enumerate(lines):
+            ImageDraw.Draw(whole).text((8, picture.height + 6 + 22 * number), text, "#1b1d1f", font)
+        return whole
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture with its caption; the suffix says the format."""
+        self.captioned().save(path)
+
+    def data_uri(self) -> str:
+        """Return the picture without caption as a JPEG inside a URI; empty for a placeholder."""
+        if self.image is None:
+            return ""
+        buffer = io.BytesIO()
+        self.image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.captioned().save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def seen(row: Mapping[str, Any]) -> Seen:
+    """Return what ``row`` says, from whichever of the columns label, score and top it has."""
+    ranked = row.get("top") or ([row] if row.get("label") is not None else [])
+    error = row.get("error")
+    height, width = row.get("height"), row.get("width")
+    return Seen(
+        key=row["key"],
+        uri=row["uri"],
+        size=(height, width) if height and width else None,
+        guesses=tuple(Guess(str(guess["label"]), guess.get("score")) for guess in ranked),
+        problem=f"{error['code']}: {error['message']}" if error else None,
+    )
+
+
+class Viewer:
+    """Reads originals through ``storage``, patiently for one picture, briefly for many."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._faults = 0
+
+    @classmethod
+    def in_a_hurry(cls, options: StorageOptions) -> Viewer:
+        """Return a viewer that prefers a placeholder over waiting for a slow storage."""
+        return cls(Storage(options.model_copy(update={"timeout_s": 10.0, "retries": 1})))
+
+    def picture(self, seen: Seen, side: int) -> Picture:
+        """Return the picture of ``seen``, at most ``side`` pixels wide and high."""
+        try:
+            return Picture(seen, thumbnail(self._read(seen.uri), side))
+        except NotShown as reason:
+            return Picture(seen, None, str(reason))
+
+    def pictures(self, many: Iterable[Seen], side: int) -> list[Picture]:
+        """Return the pictures of ``many``, in order."""
+        with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
+            return list(pool.map(lambda seen: self.picture(seen, side), many))
+
+    def _read(self, uri: str) -> bytes:
+        if self._faults >= FAULTS_BEFORE_GIVING_UP:
+            raise NotShown("its storage does not answer")
+        try:
+            return self._storage.read(uri, limit=MOST_BYTES)
+        except NotFound:
+            raise NotShown("no longer where it was") from None
+        except Forbidden:
+            raise NotShown("may not be read from here") from None
+        except EnvironmentFault:
+            self._faults += 1
+            raise NotShown("its storage does not answer") from None
+        except Exception as fault:  # Whatever else one address does is told in its placeholder.
+            raise NotShown(f"can't be read ({type(fault).__name__})") from None
+
+
+def thumbnail(data: bytes, side: int) -> Image.Image:
+    """Return an encoded image as RGB, upright, at most ``side`` pixels wide and high.
+
+    JPEG is decoded at a fraction of its size. Raises NotShown.
+    """
+    with _DECODING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return _shrink(image, side)
+        except NotShown:
+            raise
+        except Exception as fault:  # Pillow raises nearly anything on hostile bytes.
+            raise NotShown(f"can't be decoded ({type(fault).__name__})") from None
+
+
+def percent(score: float) -> str:
+    """Return a fraction as people read it: ``95 %``, ``3.8 %``, ``< 0.1 %``."""
+    value = 100 * score
+    if 0 < value < 0.1:
+        return "< 0.1 %"
+    if 99.5 <= value < 100:
+        return "> 99 %"
+    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %"
+
+
+def _shrink(image: Image.Image, side: int) -> Image.Image:
+    whole = image.width * image.height
+    image.draft("RGB", (side, side))  # JPEG only: a half, a quarter or an eighth of the size.
+    cost = whole if image.info.get("progressive") else image.width * image.height
+    if cost > MOST_PIXELS:
+        raise NotShown(f"too large to preview ({whole / 1e6:.0f} megapixels)")
+    image.load()
+    orientation = image.getexif().get(_ORIENTATION_TAG)
+    small = _eight_bits(image)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    if orientation in _UPRIGHT:
+        small = small.transpose(_UPRIGHT[orientation])
+    if small.mode != "RGBA":
+        return small.convert("RGB")
+    paper = Image.new("RGBA", small.size, "white")
+    return Image.alpha_composite(paper, small).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return image.point(lambda value: value * (1 / 256)).convert("L")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image.convert("RGB") if image.mode in ("P", "1", "CMYK", "YCbCr", "LAB", "HSV", "F") else image
+
+
+def _placeholder(reason: str) -> Image.Image:
+    blank = Image.new("RGB", (320, 240), "#e8e8e4")
+    ImageDraw.Draw(blank).text((160, 120), reason, "#55585c", ImageFont.load_default(14), anchor="mm")
+    return blank
+
+
+def _line(guess: Guess) -> str:
+    return guess.label if guess.score is None else f"{guess.label}  {percent(guess.score)}"

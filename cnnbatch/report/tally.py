@@ -1,0 +1,177 @@
+"""Counts a result's rows for the report, one part after the other, in memory that doesn't grow with them.
+
+Which images are shown follows from a hash of their keys alone, so that the same result always
+gives the same page; the price is one hash a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    from cnnbatch.result import Result
+
+READERS = 4
+SAMPLE = 36
+LEAST_SURE = 12
+EXAMPLES_OF_A_CODE = 5
+SCORE_BINS = 20
+MOST_LABELS = 50_000
+COUNTED = ("key", "error", "vanished", "label", "score")
+
+
+class Place(NamedTuple):
+    """A row by its rank, then by where it is; the order of ranks is the order of choice."""
+
+    rank: float
+    tie: int
+    part: int
+    row: int
+
+
+class Least:
+    """The ``size`` places of least rank among all that were added."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self.places: list[Place] = []
+
+    def add(self, places: Iterable[Place]) -> None:
+        """Keep what is least of the known and the new."""
+        self.places = sorted([*self.places, *places])[: self._size]
+
+    def add_rows(self, ranks: np.ndarray, ties: np.ndarray, part: int, rows: np.ndarray) -> None:
+        """Add ``rows`` of ``part`` by their ``ranks``; only those that can stay cost anything."""
+        chosen = np.lexsort((ties, ranks))[: self._size]
+        if len(self.places) == self._size:
+            chosen = chosen[ranks[chosen] <= self.places[-1].rank]
+        self.add(Place(float(ranks[i]), int(ties[i]), part, int(rows[i])) for i in chosen.tolist())
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is known of some parts; `merge` adds what is known of others."""
+
+    rows: int = 0
+    vanished: int = 0
+    scored: bool = True
+    failed: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(SCORE_BINS, np.int64))
+    sample: Least = field(default_factory=lambda: Least(SAMPLE))
+    least_sure: Least = field(default_factory=lambda: Least(LEAST_SURE))
+    examples: dict[str, Least] = field(default_factory=dict)
+
+    def merge(self, other: Tally) -> None:
+        """Add what ``other`` counted; the order of merging changes nothing."""
+        self.rows += other.rows
+        self.vanished += other.vanished
+        self.scored &= other.scored
+        self.failed += other.failed
+        self.scores += other.scores
+        self._count_labels(other.labels)
+        self.sample.add(other.sample.places)
+        self.least_sure.add(other.least_sure.places)
+        for code, least in other.examples.items():
+            self.examples.setdefault(code, Least(EXAMPLES_OF_A_CODE)).add(least.places)
+
+    def add(self, batch: pa.RecordBatch, part: int, start: int) -> None:
+        """Count ``batch``, whose first row is row ``start`` of ``part``."""
+        self.rows += batch.num_rows
+        columns: dict[str, Any] = dict(zip(batch.schema.names, batch.columns, strict=True))
+        ties = key_hashes(columns["key"])
+        rows = np.arange(start, start + batch.num_rows)
+        good = np.asarray(columns["error"].is_null())
+        if "vanished" in columns:
+            gone = np.asarray(columns["vanished"].fill_null(False))
+            self.vanished += int(gone.sum())
+            good &= ~gone
+        self._add_failures(columns["error"], ties, part, rows)
+        self.sample.add_rows(ties[good] / 2**64, ties[good], part, rows[good])
+        if "label" in columns:
+            self._count_labels(_counts(columns["label"].filter(pa.array(good))))
+        if "score" in columns:
+            self._add_scores(columns["score"], ties, part, rows, good)
+
+    def _add_failures(self, errors: pa.StructArray, ties: np.ndarray, part: int, rows: np.ndarray) -> None:
+        failed = np.flatnonzero(np.asarray(pc.is_valid(errors)))
+        codes = pc.struct_field(errors, "code").take(pa.array(failed)).to_pylist()
+        for code in set(codes):
+            chosen = failed[[one == code for one in codes]]
+            self.failed[str(code)] += len(chosen)
+            least = self.examples.setdefault(str(code), Least(EXAMPLES_OF_A_CODE))
+            least.add_rows(ties[chosen] / 2**64, ties[chosen], part, rows[chosen])
+
+    def _add_scores(
+        self, scores: pa.Array[Any], ties: np.ndarray, part: int, rows: np.ndarray, good: np.ndarray
+    ) -> None:
+        if not (pa.types.is_floating(scores.type) or pa.types.is_integer(scores.type)):
+            self.scored = False
+            return
+        values = np.asarray(scores.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        good = good & np.isfinite(values)
+        values = values[good]
+        self.scored &= bool(((values >= 0) & (values <= 1 + 1e-6)).all())
+        self.scores += np.histogram(values.clip(0, 1), SCORE_BINS, (0.0, 1.0))[0]
+        self.least_sure.add_rows(values, ties[good], part, rows[good])
+
+    def _count_labels(self, counts: Counter[str]) -> None:
+        self.labels.update(counts)
+        if len(self.labels) > 2 * MOST_LABELS:  # Free text instead of classes: the rare ones go.
+            self.labels = Counter(dict(self.labels.most_common(MOST_LABELS)))
+
+
+def count(result: Result) -> Tally:
+    """Count all rows of ``result``, several parts at a time."""
+    parts = range(len(result.receipts()))
+    whole = Tally()
+    if not parts:
+        return whole
+    columns = [name for name in COUNTED if name in result.schema.names]
+    with ThreadPoolExecutor(READERS, thread_name_prefix="counting") as pool:
+        for tally in pool.map(
+            lambda first: _count_parts(result, parts[first::READERS], columns), range(READERS)
+        ):
+            whole.merge(tally)
+    return whole
+
+
+def fetch(result: Result, places: Sequence[Place], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows at ``places``, in order, with ``columns``; each part is opened once."""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for part in sorted({place.part for place in places}):
+        rows = sorted({place.row for place in places if place.part == part})
+        for row, values in zip(rows, result.take(part, rows, columns), strict=True):
+            found[part, row] = values
+    return [found[place.part, place.row] for place in places]
+
+
+def key_hashes(keys: pa.Array[Any]) -> np.ndarray:
+    """Return a hash of every key as uint64 [N], the same on every machine."""
+    digests = [hashlib.blake2b(str(key).encode(), digest_size=8).digest() for key in keys.to_pylist()]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
+
+
+def _count_parts(result: Result, parts: Iterable[int], columns: Sequence[str]) -> Tally:
+    tally = Tally()
+    for part in parts:
+        start = 0
+        for batch in result.batches(columns, part):
+            tally.add(batch, part, start)
+            start += batch.num_rows
+    return tally
+
+
+def _counts(labels: pa.Array[Any]) -> Counter[str]:
+    found = pc.value_counts(labels.drop_null())
+    labels, counts = found.field("values"), found.field("counts")
+    return Counter(dict(zip(map(str, labels.to_pylist()), counts.to_pylist(), strict=True)))

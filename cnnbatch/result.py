@@ -1,0 +1,267 @@
+"""Reads an output folder back, part by part, with neither torch nor Ray.
+
+Footers are read once, in parallel, and remembered; rows never are, so that a result of forty
+million images opens as fast as its footers, and one of eight at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from cnnbatch.errors import UserError
+from cnnbatch.output import FOOTER_KEY, Output
+from cnnbatch.records import Receipt
+from cnnbatch.storage import NotFound, Storage, StorageOptions, normalize, redact
+
+if TYPE_CHECKING:
+    import pandas
+
+    from cnnbatch.report.pictures import Picture
+
+READERS = 16
+ROWS_IN_A_BATCH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What one finished part says of itself.
+
+    ``part`` is its URI, ``keys`` its least and greatest key where Parquet kept them; ``started``
+    and ``finished`` have a time zone; ``info`` is the footer as it was written.
+    """
+
+    part: str
+    rows: int
+    receipt: Receipt
+    started: datetime | None
+    finished: datetime | None
+    keys: tuple[str, str] | None
+    info: Mapping[str, Any]
+
+
+class Result:
+    """One output folder, read-only; `cnnbatch.open` makes it."""
+
+    def __init__(self, uri: str, storage: Storage) -> None:
+        self.uri = normalize(uri)
+        self._storage = storage
+        self._output = Output(self.uri, storage)
+
+    def __len__(self) -> int:
+        """Return the number of rows, which is the number of images finished so far."""
+        return sum(footer.rows for footer in self._footers)
+
+    def __repr__(self) -> str:
+        """Return a line with the counts."""
+        images, failed, parts = len(self), self.failures().total(), len(self._parts)
+        return f"<Result {redact(self.uri)}: {images:,} images, {failed:,} failed, {parts:,} parts>"
+
+    def _repr_html_(self) -> str:
+        from cnnbatch.report import notebook_html
+
+        return notebook_html(self)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The job as it was resolved, from ``_job/job.yaml``; empty where that is missing."""
+        try:
+            settings = yaml.safe_load(self._storage.read(self._output.path("_job", "job.yaml")))
+        except NotFound:
+            return {}
+        return settings if isinstance(settings, dict) else {}
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns of the predictions, without metadata. Raises UserError before the first part."""
+        if not self._parts:
+            raise UserError(
+                f"expected a finished part in {redact(self._output.path('predictions'))}, but found none.\n"
+                "  what to do: let the run go on until its first part is written"
+            )
+        with self._storage.open(self._parts[0]) as file:
+            return pq.read_schema(file).remove_metadata()
+
+    def receipts(self) -> list[Footer]:
+        """Return what every finished part says of itself, in order."""
+        return list(self._footers)
+
+    def failures(self) -> Counter[str]:
+        """Return how many images failed by each code, from the receipts."""
+        return sum((Counter(footer.receipt.failed) for footer in self._footers), Counter[str]())
+
+    def batches(
+        self, columns: Sequence[str] | None = None, part: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield all rows in order, or those of the ``part``-th part, a bounded number at a time.
+
+        ``columns`` are read, in this order; None: all. Raises UserError for an unknown one.
+        """
+        names = self._names(columns)
+        for uri in self._parts if part is None else [self._parts[part]]:
+            with self._storage.open(uri) as file:
+                for batch in pq.ParquetFile(file).iter_batches(ROWS_IN_A_BATCH, columns=names):
+                    yield batch.select(names).replace_schema_metadata(None)
+
+    def arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return all rows as one table; `batches` is for what doesn't fit in memory."""
+        return self._table(self.batches(columns), columns)
+
+    def pandas(self, columns: Sequence[str] | None = None) -> pandas.DataFrame:
+        """Return all rows as a data frame. Raises UserError where pandas is not installed."""
+        try:
+            import pandas  # noqa: F401
+        except ImportError:
+            raise UserError(
+                "pandas is not installed.\n  what to do: pip install pandas, or use .arrow()"
+            ) from None
+        return self.arrow(columns).to_pandas()
+
+    def failed(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of the images that failed; only parts that have some are read."""
+        parts = [index for index, footer in enumerate(self._footers) if _may_have_failures(footer)]
+        names = self._names(columns)
+        wanted = names if "error" in names else [*names, "error"]
+        rows = (
+            batch.filter(pc.is_valid(batch["error"])).select(names)
+            for index in parts
+            for batch in self.batches(wanted, index)
+        )
+        return self._table(rows, columns)
+
+    def row(self, key: str) -> dict[str, Any]:
+        """Return the row of the image ``key``. Raises UserError where there is none."""
+        for index, footer in enumerate(self._footers):
+            if footer.keys and not footer.keys[0] <= key <= footer.keys[1]:
+                continue
+            start = 0
+            for batch in self.batches(["key"], index):
+                if (found := pc.index(batch["key"], key).as_py()) >= 0:
+                    return self.take(index, [start + found])[0]
+                start += batch.num_rows
+        raise UserError(
+            f"{redact(self.uri)} has no image with the key {key!r}.\n"
+            "  what to do: take one of .arrow(['key']); keys are paths relative to the input's root"
+        )
+
+    def take(
+        self, part: int, rows: Sequence[int], columns: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return single rows of the ``part``-th part, in the order asked; reads only their row groups."""
+        names, found = self._names(columns), dict[int, dict[str, Any]]()
+        with self._storage.open(self._parts[part]) as file:
+            parquet = pq.ParquetFile(file)
+            start = 0
+            for group in range(parquet.num_row_groups):
+                end = start + parquet.metadata.row_group(group).num_rows
+                if inside := [row for row in rows if start <= row < end]:
+                    table = parquet.read_row_group(group, columns=names).take([row - start for row in inside])
+                    found |= zip(inside, table.to_pylist(), strict=True)
+                start = end
+        return [found[row] for row in rows]
+
+    def show(self, key: str) -> Picture:
+        """Return the image ``key``, small and upright, with what was predicted; a notebook displays it."""
+        from cnnbatch.report.pictures import Viewer, seen
+
+        return Viewer(self.input_storage()).picture(seen(self.row(key)), side=768)
+
+    def input_storage(self) -> Storage:
+        """Return the storage that the job's images are read from."""
+        settings = self.settings.get("input")
+        options = settings.get("storage") if isinstance(settings, dict) else None
+        return Storage(StorageOptions(**options)) if options else Storage()
+
+    @cached_property
+    def _parts(self) -> list[str]:
+        return [self._output.part(index) for index in sorted(self._output.finished())]
+
+    @cached_property
+    def _footers(self) -> list[Footer]:
+        if len(self._parts) < 2:
+            return [self._footer(part) for part in self._parts]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="footers") as pool:
+            return list(pool.map(self._footer, self._parts))
+
+    def _footer(self, part: str) -> Footer:
+        with self._storage.open(part) as file:
+            metadata = pq.read_metadata(file)
+        info = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
+        receipt = info.get("receipt") or {}
+        return Footer(
+            part=part,
+            rows=metadata.num_rows,
+            receipt=Receipt(
+                shard=receipt.get("shard", -1),
+                rows=receipt.get("rows", metadata.num_rows),
+                predicted=receipt.get("predicted", metadata.num_rows),
+                failed=receipt.get("failed") or {},
+                seconds=receipt.get("seconds") or {},
+            ),
+            started=_time(info.get("started")),
+            finished=_time(info.get("finished")),
+            keys=_key_range(metadata),
+            info=info,
+        )
+
+    def _names(self, columns: Sequence[str] | None) -> list[str]:
+        known = self.schema.names
+        if columns is None:
+            return known
+        for name in columns:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"take one of {', '.join(known)}"
+                raise UserError(f"{redact(self.uri)} has no column {name!r}.\n  what to do: {hint}")
+        return list(columns)
+
+    def _table(self, batches: Iterator[pa.RecordBatch], columns: Sequence[str] | None) -> pa.Table:
+        schema = pa.schema([self.schema.field(name) for name in self._names(columns)])
+        return pa.Table.from_batches(batches, schema=schema)
+
+
+def open(uri: str, storage: Storage | Mapping[str, Any] | None = None) -> Result:
+    """Open the output folder at ``uri``; ``storage`` may be options. Raises UserError where there is none."""
+    if storage is None or isinstance(storage, Mapping):
+        storage = Storage(StorageOptions(**(storage or {})))
+    result = Result(uri, storage)
+    if not result._parts and not result.settings:
+        raise UserError(
+            f"expected an output of a job (predictions/part-*.parquet) at {redact(result.uri)}; found none.\n"
+            "  what to do: give the folder that a job named as its output"
+        )
+    return result
+
+
+def _may_have_failures(footer: Footer) -> bool:
+    return "receipt" not in footer.info or any(footer.receipt.failed.values())
+
+
+def _time(text: str | None) -> datetime | None:
+    if not text:
+        return None
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _key_range(metadata: pq.FileMetaData) -> tuple[str, str] | None:
+    """Return the least and greatest key of a part, as Parquet's statistics have them."""
+    position = metadata.schema.names.index("key") if "key" in metadata.schema.names else -1
+    groups = range(metadata.num_row_groups) if position >= 0 else range(0)
+    found = [metadata.row_group(group).column(position).statistics for group in groups]
+    ranges: list[Any] = [(one.min, one.max) for one in found if one is not None and one.has_min_max]
+    if not ranges or len(ranges) < len(found) or not isinstance(ranges[0][0], str):
+        return None
+    return min(low for low, _ in ranges), max(high for _, high in ranges)

@@ -1,0 +1,188 @@
+"""The main path of a map job: images in, one row each out, written shard by shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+from uuid import uuid4
+
+from cnnbatch import identity, lock
+from cnnbatch.errors import UserError
+from cnnbatch.inline import predict_inline
+from cnnbatch.job import MapJob, to_yaml
+from cnnbatch.listing import Planner
+from cnnbatch.output import Output
+from cnnbatch.process import Order
+from cnnbatch.records import Ready, Receipt, Work
+from cnnbatch.report import write_report
+from cnnbatch.screen import Screen, seen
+from cnnbatch.sources import Source, open_source
+from cnnbatch.storage import Storage, normalize, redact
+
+HANDFUL = 20
+MANY_IMAGES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a call asks for beside the job: ``retry_failed`` predicts only failed rows again."""
+
+    retry_failed: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run did: ``images`` were predicted now, ``total`` are planned, ``failed`` counts codes."""
+
+    output: str
+    images: int
+    total: int
+    failed: Mapping[str, int]
+    seconds: float
+    exit_status: int
+
+
+def run(job: MapJob, options: RunOptions | None = None) -> Summary:
+    """Run a map job to its end and return what it did.
+
+    Raises UserError, EnvironmentFault or OutputHeld; whatever was finished stays, and the same
+    call continues.
+    """
+    options = options or RunOptions()
+    output = Output(normalize(job.output.url), Storage(job.output.storage))
+    source = open_source(job.input, Storage(job.input.storage))
+    name = uuid4().hex
+    with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), name):
+        finished = output.finished()
+        _require_same_job(job, output, finished)
+        planner = Planner(output.listing(), source, job.input, job.task.shard_size)
+        planner.start()
+        try:
+            works = _works(output, planner, finished, options.retry_failed, screen)
+            for receipt in _predict(job, source, output, planner, works, screen):
+                screen.count(receipt, planner.images if planner.complete else None)
+        finally:
+            planner.stop()
+        summary = _summarize(job, output, planner, screen)
+        if screen.done:
+            output.storage.put(
+                output.path("_job", "runs", f"{name}.json"), json.dumps(asdict(summary)).encode()
+            )
+            write_report(output.uri, output.storage)
+    tell(summary, output, screen)
+    return summary
+
+
+def _require_same_job(job: MapJob, output: Output, finished: Collection[int]) -> None:
+    """Refuse a job other than the one that made the finished parts; without parts, any job may."""
+    if finished:
+        output.require_identity(identity.of_job(job))
+    else:
+        output.undecide("settings", "identity")
+
+
+def _works(
+    output: Output, planner: Planner, finished: set[int], retry: bool, screen: Screen
+) -> Iterator[Work | None]:
+    """Yield the shards without a part, and with ``retry`` those whose part has failed rows.
+
+    None is yielded where the listing has to be waited for.
+    """
+    for shard in planner.shards():
+        if shard is None:
+            screen.show()
+            yield None
+        elif shard.index not in finished:
+            yield Work(shard)
+        elif retry and output.footer(shard.index)["receipt"]["failed"]:
+            yield Work(shard, retry=True)
+        else:
+            screen.skipped += len(shard.refs)
+
+
+def _predict(
+    job: MapJob,
+    source: Source,
+    output: Output,
+    planner: Planner,
+    works: Iterator[Work | None],
+    screen: Screen,
+) -> Iterator[Receipt]:
+    """Yield the receipts of ``works`` from the pool that suits them; where there are none, start nothing."""
+    first = next((work for work in works if work is not None), None)
+    if first is None:
+        return
+    works = chain([first], works)
+    planner.wait_for(MANY_IMAGES)
+    settle = partial(_settle, job, output)
+    suspects = output.suspects()
+    inline = _runs_inline(job, planner, suspects)
+    order = Order(job, source, output, planner.images, inline, output.decided("settings"))
+    if inline:
+        yield from predict_inline(order, works, settle)
+        return
+    from cnnbatch.pool import Pool, connect
+
+    connect(job.compute)
+    yield from Pool(order, settle, screen.note).predict(works, suspects)
+    for index in suspects:
+        output.storage.delete(output.suspect(index))
+
+
+def _runs_inline(job: MapJob, planner: Planner, suspects: Collection[int]) -> bool:
+    if job.compute.pool == "inline" and suspects:
+        raise UserError(
+            f"an earlier run in one process ended while it was at part {min(suspects)}\n"
+            "  what to do: give compute.pool=ray (or auto) once: that survives it and gives the image its row"
+        )
+    if job.compute.pool == "auto":
+        return (
+            planner.complete and planner.images <= HANDFUL and job.compute.workers == "auto" and not suspects
+        )
+    return job.compute.pool == "inline"
+
+
+def _settle(job: MapJob, output: Output, ready: Ready) -> Mapping[str, Any]:
+    """Keep what the first worker settled, once for the output; return what is kept.
+
+    Raises UserError where the output was made by another identity.
+    """
+    settings = ready.settings
+    kept = output.decide("settings", {"precision": settings["precision"], settings["device"]: settings})
+    if settings["precision"] == kept["precision"] or job.compute.precision != "auto":
+        output.require_identity(ready.identity)
+        output.decide("identity", ready.identity)
+        output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
+    return kept
+
+
+def _summarize(job: MapJob, output: Output, planner: Planner, screen: Screen) -> Summary:
+    failed = sum(screen.failed.values())
+    status = 1 if failed > job.max_failed * screen.done else 0
+    return Summary(
+        output.uri, screen.done, planner.images, dict(screen.failed), round(screen.seconds, 3), status
+    )
+
+
+def tell(summary: Summary, output: Output, screen: Screen) -> None:
+    """Say what the run did, and for a handful of images what was seen in each."""
+    say = screen.say
+    if not summary.images:
+        say(f"nothing new: all {summary.total:,} images are in {redact(output.path('predictions'))}")
+        return
+    if summary.total <= HANDFUL:
+        for line in seen(output.uri, output.storage):
+            say(line)
+    rate = summary.images / max(summary.seconds, 1e-3)
+    say(f"{summary.images:,} images in {summary.seconds:.1f} s ({rate:,.1f} images/s, start-up included)")
+    for code, count in sorted(summary.failed.items()):
+        say(f"  failed: {count:,} {code}")
+    say(f"  rows:   {redact(output.path('predictions'))}")
+    say(f"  report: {redact(output.path('report.html'))}")
+    if summary.exit_status:
+        say("more failures than max_failed allows; the same command with --retry-failed tries those again")

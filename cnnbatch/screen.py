@@ -1,0 +1,120 @@
+"""What a run says while it lasts: one live line on a terminal, one line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from cnnbatch import result
+from cnnbatch.records import Receipt
+from cnnbatch.storage import Storage
+
+PLAIN_EVERY_S = 10.0
+RECENT_S = 30.0
+
+
+class Screen:
+    """Counts receipts and shows done/total, images a second, time left and failures."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self.total: int | None = None
+        self.done = 0
+        self.skipped = 0
+        self.failed: dict[str, int] = {}
+        self._started = time.monotonic()
+        self._recent: list[tuple[float, int]] = []
+        self._said = self._started
+        self._live = Live("", console=self.console, transient=True, refresh_per_second=4)
+
+    def __enter__(self) -> Screen:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the run has lasted."""
+        return time.monotonic() - self._started
+
+    def note(self, text: str) -> None:
+        """Say what a person should know at once."""
+        self.console.print(Text(text))
+
+    def say(self, text: str) -> None:
+        """Say a line of the result, on the standard output."""
+        if not self.console.quiet:
+            print(text)
+
+    def count(self, receipt: Receipt, total: int | None) -> None:
+        """Take one finished shard; ``total`` is the number of images planned, once it is known."""
+        self.total = total
+        self.done += receipt.predicted
+        for code, number in receipt.failed.items():
+            self.failed[code] = self.failed.get(code, 0) + number
+        self._recent.append((time.monotonic(), self.done))
+        self.show()
+
+    def show(self) -> None:
+        """Show the line as it stands."""
+        if self.console.is_terminal:
+            self._live.update(Text(self.line()))
+        elif time.monotonic() - self._said >= PLAIN_EVERY_S:
+            self._said = time.monotonic()
+            self.console.print(Text(self.line()))
+
+    def line(self) -> str:
+        """Return the line: done/total, images a second, time left, failures."""
+        rate = self._rate()
+        total = "?" if self.total is None else f"{self.total:,}"
+        parts = [f"predict {self.skipped + self.done:,}/{total} images"]
+        if rate:
+            parts.append(f"{rate:,.1f} images/s")
+        if rate and self.total is not None:
+            parts.append(f"{_duration((self.total - self.skipped - self.done) / rate)} left")
+        if self.failed:
+            parts.append(f"{sum(self.failed.values()):,} failed")
+        return " · ".join(parts)
+
+    def _rate(self) -> float:
+        """Return images a second over the last half minute that had receipts."""
+        now = time.monotonic()
+        while len(self._recent) > 2 and now - self._recent[0][0] > RECENT_S:
+            self._recent.pop(0)
+        if not self._recent:
+            return 0.0
+        since, before = self._recent[0] if len(self._recent) > 1 else (self._started, 0)
+        return (self.done - before) / max(now - since, 1e-3)
+
+
+def seen(output: str, storage: Storage) -> Iterator[str]:
+    """Yield a line an image of a small output: its key and its best label, or why it failed."""
+    for row in result.open(output, storage).arrow().to_pylist():
+        if row["error"] is not None:
+            words = f"failed: {row['error']['code']} ({row['error']['message']})"
+        else:
+            words = f"{row['label']} {row['score']:.2f}" if row.get("label") else "done"
+        yield f"  {row['key']}: {words}"
+
+
+def _duration(seconds: float) -> str:
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return (
+        f"{whole // 60} min {whole % 60:02} s"
+        if whole < 3600
+        else f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    )

@@ -1,0 +1,117 @@
+"""Addresses as text: one normal form each, so that equal places compare equal; no storage is touched."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from cnnbatch.errors import UserError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "azure": "az"}
+_SECRET_PREFIXES = ("x-amz-", "x-goog-", "x-ms-", "x-oss-", "x-cos-", "q-", "hdn")
+_SIGNATURES = (
+    "awsaccesskeyid googleaccessid ossaccesskeyid accesskeyid credential expires hmac key-pair-id policy"
+    " security-token sig sign signature"
+)
+_LOGINS = (
+    "access_token api_key apikey auth auth_token authorization code jwt key passwd password pwd secret"
+    " session sessionid sid token"
+)
+_SECRET_NAMES = frozenset(f"{_SIGNATURES} {_LOGINS}".split())
+_SHARED_ACCESS = "sv ss srt sr sp se st spr sip si skoid sktid skt ske sks skv saoid suoid scid"
+_AZURE_NAMES = frozenset(_SHARED_ACCESS.split())  # secret only beside Azure's own "sig"
+_LONG_VALUE = 40  # characters; shorter ones are names and numbers, longer ones mostly tokens
+
+
+def scheme(uri: str) -> str:
+    """Return the lower-case scheme of an address; "" for a local path."""
+    if uri.startswith("package:"):
+        return "package"
+    match = _SCHEME.match(uri)
+    return match[1].lower() if match else ""
+
+
+def is_local(uri: str) -> bool:
+    """Say whether an address names a file of this machine."""
+    return scheme(uri) in ("", "file")
+
+
+def normalize(url: str) -> str:
+    """Return the one form of an address that everything else works with.
+
+    A path becomes absolute, ``file://`` a path, ``~`` the home folder; a closing slash goes, except
+    in ``http(s)``, where it means something. Raises `UserError` for an empty address.
+    """
+    if not url.strip() or "\0" in url:
+        raise UserError(
+            f"an address was expected, such as photos, s3://bucket/photos or https://host/a.jpg; got {url!r}"
+        )
+    kind = scheme(url)
+    if kind == "" and url.startswith("file:"):
+        kind = "file"
+    if kind in ("", "file"):
+        path = unquote(urlsplit(url).path) if kind else url
+        return os.path.abspath(os.path.expanduser(path))
+    if kind == "package":
+        return "package:" + url.removeprefix("package:").strip("/")
+    if kind in ("http", "https"):
+        return url
+    rest = url[len(kind) + 3 :].rstrip("/")
+    if kind == "memory":
+        rest = rest.lstrip("/")
+    return f"{_ALIASES.get(kind, kind)}://{rest}"
+
+
+def join(uri: str, *parts: str) -> str:
+    """Return the address of ``parts`` below ``uri``."""
+    root = uri if uri.endswith("://") else uri.rstrip("/") + "/"
+    return root + "/".join(part.strip("/") for part in parts)
+
+
+def parent(uri: str) -> str:
+    """Return the folder that holds ``uri``, without its closing slash; for http without the query."""
+    bare = uri.split("?")[0].split("#")[0] if scheme(uri) in ("http", "https") else uri
+    head = scheme(uri)
+    start = len(head) + 3 if head not in ("", "package") else 0
+    folder = posixpath.dirname(bare[start:])
+    return bare[:start] + folder
+
+
+def redact(uri: str) -> str:
+    """Return an address as rows and messages may show it: without user, password and signature.
+
+    A parameter of a query goes when its name is one of a signature or its value is as long as one;
+    the others stay, since they may be all that tells one image from another.
+    """
+    kind = scheme(uri)
+    if kind in ("", "package", "file"):
+        return uri
+    if kind in ("http", "https"):
+        parts = urlsplit(uri)
+        host = parts.netloc.rpartition("@")[2]
+        return urlunsplit((parts.scheme, host, parts.path, _open_query(parts.query), ""))
+    start = len(kind) + 3
+    place, slash, path = uri[start:].partition("/")
+    bare, mark, query = path.rpartition("?")
+    if mark and _open_query(query) != query:  # in a bucket a name may hold a question mark of its own
+        kept = _open_query(query)
+        path = bare + (mark + kept if kept else "")
+    return uri[:start] + place.rpartition("@")[2] + slash + path
+
+
+def _open_query(query: str) -> str:
+    items = query.split("&")
+    names = _SECRET_NAMES | _AZURE_NAMES if any(_name(item) == "sig" for item in items) else _SECRET_NAMES
+    return "&".join(item for item in items if not _is_secret(item, names))
+
+
+def _is_secret(item: str, names: frozenset[str]) -> bool:
+    name = _name(item)
+    return name in names or name.startswith(_SECRET_PREFIXES) or len(item) - len(name) > _LONG_VALUE
+
+
+def _name(item: str) -> str:
+    return unquote(item.partition("=")[0]).lower()

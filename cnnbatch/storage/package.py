@@ -1,0 +1,83 @@
+"""Files inside installed packages (``package:NAME/PATH``), read without importing the package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.records import Span
+from cnnbatch.storage.contract import Entry, Unreadable
+from cnnbatch.storage.local import LocalFiles
+
+
+class PackageFiles:
+    """Package data; nothing is ever written there."""
+
+    def __init__(self) -> None:
+        self._files = LocalFiles()
+
+    def list(self, uri: str, after: str | None) -> Iterator[Entry]:
+        """Yield the files below a folder of a package."""
+        root = locate(uri)
+        start = root + after[len(uri) :] if after is not None and after.startswith(uri) else None
+        for entry in self._files.list(root, start):
+            yield replace(entry, uri=uri + entry.uri[len(root) :])
+
+    def read(self, uri: str, span: Span | None, limit: int | None) -> bytes:
+        """Return a file's bytes."""
+        return self._files.read(locate(uri), span, limit)
+
+    def head(self, uri: str) -> Entry:
+        """Return a file's size and etag."""
+        return replace(self._files.head(locate(uri)), uri=uri)
+
+    def open(self, uri: str) -> BinaryIO:
+        """Open a file for reading."""
+        return self._files.open(locate(uri))
+
+    def create(self, uri: str, data: bytes | Path) -> str:
+        """Refuse."""
+        _read_only(uri)
+
+    def replace(self, uri: str, data: bytes | Path, etag: str) -> str:
+        """Refuse."""
+        _read_only(uri)
+
+    def put(self, uri: str, data: bytes | Path) -> None:
+        """Refuse."""
+        _read_only(uri)
+
+    def delete(self, uri: str) -> None:
+        """Refuse."""
+        _read_only(uri)
+
+    def answers(self, uri: str) -> bool:
+        """Say yes: an installed package serves."""
+        return True
+
+
+def locate(uri: str) -> str:
+    """Return the local path of ``package:NAME/PATH``; `EnvironmentFault` where it is not installed."""
+    name, _, inside = uri.removeprefix("package:").partition("/")
+    if ".." in inside.split("/") or not name.isidentifier():
+        raise Unreadable(f"{uri} names no file of a package; expected package:NAME/PATH, without '..'")
+    spec = find_spec(name)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    if not folders:
+        raise EnvironmentFault(
+            f"the package {name!r} of {uri} is not installed here",
+            f"install it, for instance pip install {name}",
+        )
+    paths = [os.path.join(folder, inside) if inside else folder for folder in folders]
+    return next((path for path in paths if os.path.exists(path)), paths[0])
+
+
+def _read_only(uri: str) -> NoReturn:
+    raise UserError(
+        f"nothing can be written to {uri}: packages are read only\n  what to do: give a folder or a bucket"
+    )

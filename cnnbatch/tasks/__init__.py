@@ -1,0 +1,80 @@
+"""What a task is: one file here, found by its name, and nothing else to register.
+
+A task outside this package is named ``mypackage.module:MyTask``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+
+    from cnnbatch.records import Image, Prepared
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Where and how a model runs; settled before the first shard.
+
+    ``device`` is a torch device string (``cpu``, ``cuda``, ``mps``); ``threads`` is the number
+    of CPU threads that the forward pass may use.
+    """
+
+    device: str
+    precision: Precision = "fp32"
+    backend: str = "eager"
+    threads: int = 1
+
+
+class Model(Protocol):
+    """A task's network, loaded on one device; the worker calls its steps, each in its own threads."""
+
+    identity: Mapping[str, str]
+    """What can change a row: ``weights`` (SHA-256), ``preprocessing``, ``library`` (major.minor)."""
+
+    def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the least (height, width) that `prepare` needs of a picture of ``size``; None: all."""
+
+    def prepare(self, image: Image) -> Sequence[Prepared]:
+        """Turn one image into network inputs; runs in decode threads, where the pixels lie."""
+
+    def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> Any:
+        """Run the network on ``batch`` (N, 3, H, W) with picture ``sizes`` (N, 2) as (height, width).
+
+        Returns a dict or tuple of tensors, or of lists, of first dimension N.
+        """
+
+    def rows(
+        self,
+        images: Sequence[Image],
+        prepared: Sequence[Sequence[Prepared]],
+        outputs: Sequence[Sequence[Any]],
+    ) -> pa.RecordBatch:
+        """Build one row an image with the columns of `Task.columns`; one inner sequence an image."""
+
+
+class Task(BaseModel):
+    """The ``task:`` section of a job; subclasses add their fields, which are their specification."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard_size: ClassVar[int] = 1000
+    """Images in one of the first shards; fewer where an image costs more."""
+
+    name: str
+
+    def columns(self) -> pa.Schema:
+        """Return the task's own columns; key, uri, size and error are the engine's."""
+        raise NotImplementedError
+
+    def load(self, runtime: Runtime) -> Model:
+        """Build the network on ``runtime.device``; imports torch, runs once an actor."""
+        raise NotImplementedError

@@ -1,0 +1,234 @@
+"""Says which class a picture shows, with the probabilities of the best few.
+
+All probabilities leave the device with every batch, four bytes a class, so that the true class's can
+be looked up wherever the input turns out to have one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from cnnbatch.errors import UserError
+from cnnbatch.tasks import Runtime, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from cnnbatch.models import Network
+    from cnnbatch.records import Image, Prepared
+
+Side = Annotated[int, Field(ge=1)]
+Size = Annotated[tuple[Side, Side], Field(strict=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(allow_inf_nan=False)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
+
+_BEST: list[pa.Field[Any]] = [pa.field("label", pa.string()), pa.field("score", pa.float32())]
+_VECTOR = pa.list_(pa.float32())
+_COLUMNS: dict[str, pa.DataType] = {
+    "label": pa.string(),
+    "score": pa.float32(),
+    "top": pa.list_(pa.struct(_BEST)),
+    "true_score": pa.float32(),
+}
+
+
+class InputChange(BaseModel):
+    """What to do otherwise than the weights ask for; sizes are (height, width), an int is a square."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resize: Side | Size | None = None
+    crop: Side | Size | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    mean: Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)] | None = None
+    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None = None
+    fit: Literal["cover", "contain", "squash"] | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields that were set, as `cnnbatch.models.Preprocessing` has them."""
+        found = {name: value for name, value in self if value is not None}
+        if isinstance(self.crop, int):
+            found["crop"] = (self.crop, self.crop)
+        return found
+
+
+class Classify(Task):
+    """Classification; see `cnnbatch.models.Choice` for the model and its weights."""
+
+    name: str = "classify"
+    model: str
+    """A classifier of torchvision, ``timm/NAME``, ``efficientnet_lite0``, or ``mypackage.module:build``."""
+    weights: str = "DEFAULT"
+    """``DEFAULT`` or another published name, a path, a URL, ``package:NAME/PATH``, ``random[:SEED]``."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    """What the weights' file has to be."""
+    classes: Names | str | None = None
+    """The names of the classes in the network's order, or a file with one a line."""
+    key_map: str | None = None
+    """A JSON file from the names in the weights' file to the network's, or the name of a known one."""
+    preprocessing: InputChange = InputChange()
+    """What to do otherwise than the weights ask for."""
+    top_k: Annotated[int, Field(ge=1)] = 5
+    """The number of classes in ``top``."""
+    probabilities: bool = False
+    """Write the probabilities of all classes."""
+    embedding: bool = False
+    """Write what goes into the last layer."""
+
+    def columns(self) -> pa.Schema:
+        """Return ``label``, ``score``, ``top``, ``true_score``, and what else was asked for."""
+        columns = [*_COLUMNS.items(), *((name, _VECTOR) for name in self.vectors())]
+        return pa.schema([pa.field(name, kind) for name, kind in columns])
+
+    def vectors(self) -> list[str]:
+        """Return the columns of vectors that were asked for."""
+        wanted = {"probabilities": self.probabilities, "embedding": self.embedding}
+        return [name for name, asked in wanted.items() if asked]
+
+    def load(self, runtime: Runtime) -> Classifier:
+        """Build the network with its weights on ``runtime.device``."""
+        from cnnbatch.models import Choice, build_classifier
+
+        chosen = Choice(
+            model=self.model,
+            weights=self.weights,
+            sha256=self.sha256,
+            classes=_read_names(self.classes) if isinstance(self.classes, str) else self.classes,
+            key_map=self.key_map,
+            preprocessing=self.preprocessing.fields(),
+        )
+        return Classifier(self, build_classifier(chosen), runtime)
+
+
+class Classifier:
+    """A classification network on one device; see `cnnbatch.tasks.Model` for its steps."""
+
+    def __init__(self, task: Classify, network: Network, runtime: Runtime) -> None:
+        import torch
+
+        from cnnbatch.models.network import Penultimate, check
+        from cnnbatch.models.preprocessing import Normalize
+
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[runtime.precision]
+        self._task, self._schema = task, task.columns()
+        self._how = network.preprocessing
+        self._module = network.module.to(runtime.device, dtype).to(memory_format=torch.channels_last)
+        self._normalize = Normalize(self._how, runtime.device, dtype)
+        self._penultimate = Penultimate(self._module) if task.embedding else None
+        self._names = pa.array(network.classes, pa.string())
+        self._numbers = {name: number for number, name in enumerate(network.classes)}
+        self._may_overflow = runtime.precision == "fp16"
+        self.licence = network.licence
+        self.classes = network.classes
+        self.identity: Mapping[str, str] = {
+            "weights": network.weights,
+            "preprocessing": self._how.describe(),
+            "library": network.library,
+            "classes": hashlib.sha256("\n".join(network.classes).encode()).hexdigest(),
+        }
+        check(self._logits, self._how.crop, len(network.classes), task.model)
+
+    def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the size that the picture is resized to, where that is smaller."""
+        return self._how.decode_size(size)
+
+    def prepare(self, image: Image) -> Sequence[Prepared]:
+        """Resize and crop to one input, uint8 (3, *crop), laid out as (H, W, 3)."""
+        from cnnbatch.models.preprocessing import prepare
+
+        return [prepare(image.pixels, image.size, self._how)]
+
+    def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return ``probabilities`` (N, C), the best ``scores``, ``indices`` (N, k), and ``embedding`` (N, D).
+
+        ``batch`` is uint8 (N, 3, H, W); results are float32, ``indices`` int64. Raises
+        FloatingPointError where float16 was too narrow.
+        """
+        logits = self._logits(batch)
+        if self._may_overflow and not logits.isfinite().all():  # the others cannot, and the question waits
+            raise FloatingPointError("outputs overflow float16; use compute.precision=bf16 or fp32")
+        probabilities = logits.softmax(1)
+        scores, indices = probabilities.topk(min(self._task.top_k, len(self._names)))
+        outputs = {"probabilities": probabilities, "scores": scores, "indices": indices}
+        return {**outputs, "embedding": self._penultimate.take()} if self._penultimate else outputs
+
+    def _logits(self, batch: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        with torch.inference_mode():
+            logits: torch.Tensor = self._module(self._normalize(batch))
+            return logits.float()
+
+    def rows(
+        self,
+        images: Sequence[Image],
+        prepared: Sequence[Sequence[Prepared]],
+        outputs: Sequence[Sequence[Any]],
+    ) -> pa.RecordBatch:
+        """Build the rows; the truth's ``label`` is looked up by its name among the classes."""
+        items = [inner[0] for inner in outputs]
+        scores, indices = _stacked(items, "scores"), _stacked(items, "indices")
+        columns: list[pa.Array[Any]] = [
+            self._labels(indices[:, 0]),
+            pa.array(scores[:, 0]),
+            self._top(scores, indices),
+            self._true_scores(images, items),
+        ]
+        for vectors in (_stacked(items, name) for name in self._task.vectors()):
+            columns.append(_lists(pa.array(vectors.ravel()), vectors.shape))
+        return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def _labels(self, indices: NDArray[np.int64]) -> pa.Array[Any]:
+        return self._names.take(pa.array(indices, pa.int64()))
+
+    def _top(self, scores: NDArray[np.float32], indices: NDArray[np.int64]) -> pa.ListArray[Any]:
+        best = [self._labels(indices.ravel()), pa.array(scores.ravel())]
+        return _lists(pa.StructArray.from_arrays(best, fields=_BEST), scores.shape)
+
+    def _true_scores(
+        self, images: Sequence[Image], items: Sequence[Mapping[str, torch.Tensor]]
+    ) -> pa.Array[Any]:
+        numbers = [self._numbers.get((image.truth or {}).get("label") or "") for image in images]
+        values = [
+            None if number is None else float(item["probabilities"][number])
+            for number, item in zip(numbers, items, strict=True)
+        ]
+        return pa.array(values, pa.float32())
+
+
+def _stacked(items: Sequence[Mapping[str, torch.Tensor]], name: str) -> NDArray[Any]:
+    """Return one output of all images as an array of first dimension N."""
+    import torch
+
+    array: NDArray[Any] = torch.stack([item[name] for item in items]).cpu().numpy()
+    return array
+
+
+def _lists(values: pa.Array[Any], shape: tuple[int, ...]) -> pa.ListArray[Any]:
+    """Cut ``values`` into ``shape[0]`` lists of ``shape[1]``."""
+    import numpy as np
+
+    offsets = np.arange(shape[0] + 1, dtype=np.int32) * np.int32(shape[1])
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _read_names(uri: str) -> tuple[str, ...]:
+    """Read class names from a text file, one a line."""
+    from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, normalize
+
+    try:
+        text = Storage().read(normalize(uri)).decode()
+    except (NotFound, Forbidden, Unreadable, UnicodeDecodeError) as error:
+        raise UserError(
+            f"task.classes: expected a list of names, or a text file with one a line; got {uri!r}, "
+            f"which cannot be read: {error}"
+        ) from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

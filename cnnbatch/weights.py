@@ -1,0 +1,260 @@
+"""From the name of a weights file to a checked state dict.
+
+Only data is read, never code: safetensors, or torch files through ``weights_only``; formats that
+need a pickle are refused, and have to be converted once by whoever trusts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from cnnbatch.errors import EnvironmentFault, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cnnbatch.storage import Storage
+
+_NAMES_SHOWN = 8
+_WRAPPERS = ("state_dict", "model")  # the keys under which training scripts keep the state dict
+_COUNTER = "num_batches_tracked"  # counts training steps; inference never reads it
+
+
+def fetch(spec: str, sha256: str | None = None, storage: Storage | None = None) -> Path:
+    """Return the local file that ``spec`` names: a path, a URL, or ``package:NAME/PATH``.
+
+    A URL is downloaded once into the user's cache; a package's file is read where it lies, without
+    importing the package.
+
+    Raises:
+        UserError: there is no such file, or its SHA-256 is not ``sha256`` (hexadecimal).
+    """
+    from cnnbatch.storage import is_local, normalize
+
+    if spec.startswith("package:"):
+        path = _package_file(spec)
+    elif is_local(spec):
+        path = Path(normalize(spec))
+    else:
+        path = _download(spec, storage)
+    if not path.is_file():
+        raise UserError(f"task.weights: expected a .safetensors or torch file, but there is no file {path}")
+    verify(path, sha256)
+    return path
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    status = path.stat()
+    return _digest(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _digest(path: Path, _mtime_ns: int, _size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path, sha256: str | None) -> None:
+    """Check a file against the SHA-256 that the job names, if it names one.
+
+    Raises:
+        UserError: they differ.
+    """
+    if sha256 is not None and digest(path) != sha256.lower():
+        raise UserError(
+            f"task.sha256: {str(path)!r} is not the file that the job names: expected SHA-256 {sha256}, "
+            f"came {digest(path)}. Fetch the file again, or mend task.sha256."
+        )
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """Read a state dict (name -> tensor, on the CPU) from ``.safetensors`` or a ``weights_only`` torch file.
+
+    Raises:
+        UserError: the file is damaged, needs a pickle, or holds something other than a state dict.
+    """
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch reports damage by many types; all of them mean the same here
+        raise UserError(
+            f"task.weights: {str(path)!r} is no plain torch state dict ({_first_line(error)}). "
+            "Expected a .safetensors file, or one that torch.load reads with weights_only=True; "
+            "to convert it, load it where you trust it and save model.state_dict() as safetensors."
+        ) from error
+    return _state_dict(content, path)
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"task.weights: {str(path)!r} is no whole safetensors file: {error}.") from error
+
+
+def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+    """Unwrap ``{"state_dict": ...}`` and insist on tensors with names."""
+    from torch import Tensor
+
+    if isinstance(content, dict):
+        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
+    if (
+        isinstance(content, dict)
+        and content
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    ):
+        return content
+    raise UserError(
+        f"task.weights: {str(path)!r} holds a {type(content).__name__} that is not a state dict. "
+        "Expected tensors by name, as model.state_dict() gives them."
+    )
+
+
+def read_key_map(name: str) -> dict[str, str]:
+    """Read a key map (name in the file -> name in the module): one of this package's, or a JSON file.
+
+    Raises:
+        UserError: there is none of that name, or it maps two names to one.
+    """
+    bundled = resources.files("cnnbatch.models") / "key_maps" / f"{name}.json"
+    source = bundled if PurePosixPath(name).name == name and bundled.is_file() else Path(name).expanduser()
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"task.key_map: {name!r} is no known key map and no JSON file: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise UserError(f"task.key_map: expected {{name in the file: name in the model}} in {name!r}")
+    if len(set(content.values())) < len(content):
+        raise UserError(f"task.key_map: {name!r} maps two names of the file to one of the model.")
+    return content
+
+
+def rename(state: Mapping[str, Tensor], key_map: Mapping[str, str] | None) -> dict[str, Tensor]:
+    """Return ``state`` under the module's names; a name that the map does not know stays."""
+    if not key_map:
+        return dict(state)
+    return {key_map.get(name, name): tensor for name, tensor in state.items()}
+
+
+def apply(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    key_map: Mapping[str, str] | None = None,
+    where: str = "the file",
+) -> None:
+    """Load ``state`` into ``module`` in place; every name and every shape has to fit.
+
+    Raises:
+        UserError: names are missing or unexpected, or shapes differ; it lists them.
+    """
+    renamed = rename(state, key_map)
+    expected = module.state_dict()
+    problems = list(_misfits(expected, renamed))
+    if problems:
+        raise UserError(
+            f"task.weights: {where} does not fit {type(module).__name__}.\n"
+            + "\n".join(problems)
+            + "\nCheck task.model, task.classes (their number sizes the head) and task.key_map."
+        )
+    # Some modules (MNASNet) read a version from the metadata, which safetensors cannot carry.
+    metadata = getattr(state, "_metadata", None) if not key_map else None
+    ordered = type(expected)(renamed)
+    ordered._metadata = metadata or getattr(expected, "_metadata", None)  # type: ignore[attr-defined]
+    module.load_state_dict(ordered, strict=False)
+
+
+def _misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield one line for the missing names, one for the unexpected ones and one a wrong shape."""
+    missing = [name for name in expected if name not in state and not name.endswith(_COUNTER)]
+    unexpected = [name for name in state if name not in expected and not name.endswith(_COUNTER)]
+    if missing:
+        yield f"  missing ({len(missing)}): {_some(missing)}"
+    if unexpected:
+        yield f"  unexpected ({len(unexpected)}): {_some(unexpected)}"
+    for name in expected.keys() & state.keys():
+        want, came = tuple(expected[name].shape), tuple(state[name].shape)
+        if want != came:
+            yield f"  {name}: expected shape {want}, came {came}"
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
+def _package_file(uri: str) -> Path:
+    from cnnbatch.storage import Unreadable
+    from cnnbatch.storage.package import locate
+
+    try:
+        return Path(locate(uri))
+    except Unreadable as error:
+        raise UserError(f"task.weights: {error}") from error
+
+
+def cache_folder() -> Path:
+    """Return the folder that keeps downloaded weights; ``CNNBATCH_CACHE`` moves it."""
+    root = os.environ.get("CNNBATCH_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cnnbatch"
+    )
+    return Path(root, "weights")
+
+
+def _download(uri: str, storage: Storage | None) -> Path:
+    """Fetch a URL into the cache, under a name that changes when the object does."""
+    from cnnbatch import storage as stores
+
+    storage = storage or stores.Storage()
+    try:
+        entry = storage.head(uri)
+        label = hashlib.sha256(f"{uri} {entry.etag} {entry.size}".encode()).hexdigest()[:16]
+        target = cache_folder() / label / (PurePosixPath(uri.partition("?")[0]).name or "weights")
+        if not target.is_file():
+            _copy(storage, uri, target)
+    except (stores.NotFound, stores.Forbidden, stores.Unreadable, EnvironmentFault) as error:
+        raise unreachable([stores.redact(uri)], error) from error
+    return target
+
+
+def _copy(storage: Storage, uri: str, target: Path) -> None:
+    """Copy an object to ``target`` in one step, so that actors that start together never see a part of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file, storage.open(uri) as source:
+            shutil.copyfileobj(source, file, 1 << 20)
+        os.replace(name, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def unreachable(tried: list[str], error: Exception) -> UserError:
+    """Return the error for weights that could not be downloaded: what was tried, and what to do instead."""
+    return UserError(
+        "task.weights: these weights are not on this machine and could not be downloaded. Tried:\n"
+        + "\n".join(f"  {place}" for place in tried)
+        + f"\n  the last answer: {_first_line(error)}\n"
+        "Download the file where there is a network and give it here: task.weights=/path/file.safetensors"
+    )

@@ -1,0 +1,49 @@
+"""Pictures, and settings that every test shares."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+os.environ.setdefault("RAY_ADDRESS", "local")  # never join a cluster that runs on this machine
+settings.register_profile("cnnbatch", deadline=None)
+settings.load_profile("cnnbatch")
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real images and weights beside the checkout, or skip."""
+    if not SHARED.is_dir():
+        pytest.skip("no folder of real images and weights beside the checkout")
+    return SHARED
+
+
+def jpeg(seed: int, width: int = 64, height: int = 48) -> bytes:
+    """Return a small JPEG whose pixels follow from ``seed``."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[[int], Path]:
+    """Return a function that fills a folder with a number of JPEGs and returns the folder."""
+
+    def fill(count: int) -> Path:
+        folder = tmp_path / "photos"
+        for number in range(count):
+            path = folder / f"album-{number % 3}" / f"{number:05}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(number))
+        return folder
+
+    return fill

@@ -1,0 +1,196 @@
+"""Pillow is the oracle: what it decodes comes out equal to the last bit, what it refuses has a code."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cnnbatch.decode import VERSION, DecodeError, Limits, decode
+from tests.pictures import FILES, GRAY16, assert_is_pillows, exif_of, photo, png16, refusal, saved
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_equals_pillow(name: str) -> None:
+    assert_is_pillows(FILES[name]())
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "CMYK"])
+def test_every_orientation(kind: str, orientation: int) -> None:
+    picture = photo().convert("CMYK") if kind == "CMYK" else photo()
+    assert_is_pillows(saved(picture, kind.replace("CMYK", "JPEG"), exif=exif_of(orientation)))
+
+
+def test_orientations_show_the_same_picture() -> None:
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what stores an upright picture so that EXIF rights it
+    for orientation, turn in undo.items():
+        stored = photo().transpose(Image.Transpose(turn))
+        pixels, size = decode(saved(stored, "PNG", exif=exif_of(orientation)))
+        assert size == (45, 61)
+        assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(photo()))
+
+
+def test_16_bit_gray_is_its_high_byte() -> None:
+    expected = torch.from_numpy((GRAY16 >> 8).astype(np.uint8)).expand(3, -1, -1)
+    pgm = b"P5 61 45 65535\n" + GRAY16.astype(">u2").tobytes()
+    as_rgb = png16(2, np.dstack([GRAY16] * 3))
+    for data in (png16(0, GRAY16), saved(Image.fromarray(GRAY16), "TIFF"), pgm, as_rgb):
+        assert torch.equal(decode(data)[0], expected)
+
+
+def test_memory_is_channels_last_and_writable() -> None:
+    for name in ("jpeg", "png", "webp"):
+        pixels, _ = decode(FILES[name]())
+        assert pixels.permute(1, 2, 0).is_contiguous()
+        pixels[0, 0, 0] = 7
+    assert decode(saved(photo(), "JPEG", exif=exif_of(6)))[0].permute(2, 1, 0).is_contiguous()
+
+
+# ---- scaled decoding
+
+
+@given(
+    height=st.integers(1, 200),
+    width=st.integers(1, 200),
+    least=st.tuples(st.integers(0, 210), st.integers(0, 210)),
+    orientation=st.integers(1, 8),
+)
+def test_scaled_is_never_less_than_needed(
+    height: int, width: int, least: tuple[int, int], orientation: int
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def needed(size: tuple[int, int]) -> tuple[int, int]:
+        asked.append(size)
+        return least
+
+    data = saved(Image.new("RGB", (width, height), "red"), "JPEG", exif=exif_of(orientation))
+    pixels, size = decode(data, needed)
+    upright = (width, height) if orientation >= 5 else (height, width)
+    assert asked == [upright] == [size]
+    offers = [tuple(-(-side // divisor) for side in upright) for divisor in (8, 4, 2, 1)]
+    good = [offer for offer in offers if offer[0] >= least[0] and offer[1] >= least[1]]
+    assert tuple(pixels.shape[1:]) == (good[0] if good else upright)
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+@pytest.mark.parametrize("divisor", [2, 4, 8])
+def test_scaled_is_the_mean(divisor: int, orientation: int) -> None:
+    smooth = photo().resize((640, 480), Image.Resampling.BICUBIC)
+    data = saved(smooth, "JPEG", quality=95, subsampling=0, exif=exif_of(orientation))
+    whole, (height, width) = decode(data)
+    small, size = decode(data, lambda size: (size[0] // divisor, size[1] // divisor))
+    assert size == (height, width)
+    assert tuple(small.shape) == (3, height // divisor, width // divisor)
+    mean = torch.nn.functional.avg_pool2d(whole.float(), divisor)
+    assert (mean - small).abs().mean() < 1
+
+
+def test_only_jpeg_is_scaled() -> None:
+    assert tuple(decode(FILES["png"](), lambda _: (1, 1))[0].shape) == (3, 45, 61)
+    assert tuple(decode(FILES["jpeg progressive"](), lambda _: (1, 1))[0].shape) == (3, 6, 8)
+    assert tuple(decode(FILES["jpeg"](), lambda _: None)[0].shape) == (3, 45, 61)
+
+
+# ---- refusals
+
+
+def test_codes() -> None:
+    assert refusal(b"") == "empty"
+    assert refusal(b"hello, world, this is a text") == "undecodable"
+    assert refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == "undecodable"
+    assert refusal(FILES["png"](), Limits(max_pixels=45 * 61 - 1)) == "too_large"
+    assert refusal(FILES["jpeg"](), Limits(max_pixels=45 * 61 - 1)) == "too_large"
+    assert refusal(FILES["jpeg"](), Limits(max_bytes=100)) == "too_large"
+    decode(FILES["jpeg"](), limits=Limits(max_pixels=45 * 61))
+    copy = pickle.loads(pickle.dumps(DecodeError("empty", "zero bytes")))  # noqa: S301
+    assert (copy.code, copy.message, str(copy)) == ("empty", "zero bytes", "zero bytes")
+    assert VERSION.startswith("simplejpeg 1.")
+
+
+WHOLE_WITHOUT_END = {"jpeg", "jpeg gray", "jpeg 4:4:4", "jpeg restarts"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_cut_anywhere_is_truncated_or_whole(name: str) -> None:
+    data = FILES[name]()
+    whole, _ = decode(data)
+    cuts = {*range(16), *range(len(data) - 24, len(data)), *random.Random(0).sample(range(len(data)), 60)}
+    codes = []
+    for cut in sorted(cuts):
+        try:
+            assert torch.equal(decode(data[:cut])[0], whole), f"cut at {cut} of {len(data)}: filled up"
+        except DecodeError as error:
+            codes.append((cut, error.code))
+    # A few bytes may not show yet what they were going to be.
+    assert {code for cut, code in codes if cut > 16} == {"truncated"}
+    if name in WHOLE_WITHOUT_END:
+        assert torch.equal(decode(data[:-2])[0], whole)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "jpeg gray", "jpeg 4:2:2", "jpeg restarts"])
+def test_a_jpeg_cut_and_closed_is_refused(name: str) -> None:
+    """Pillow fills up with gray what lies behind the cut."""
+    data = FILES[name]()
+    start = data.index(b"\xff\xda") + 14
+    for cut in range(start, len(data) - 8, 7):
+        assert refusal(data[:cut] + b"\xff\xd9") == "undecodable"
+
+
+def test_a_progressive_jpeg_cut_between_scans_is_truncated() -> None:
+    data = FILES["jpeg progressive"]()
+    for scan in range(2, 9):
+        at = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"][scan]
+        assert refusal(data[:at]) == "truncated"
+
+
+def test_a_damaged_jpeg_is_undecodable() -> None:
+    smooth = saved(photo().resize((400, 300)), "JPEG")
+    at = len(smooth) // 2
+    codes = []
+    for seed in range(40):
+        noise = random.Random(seed).randbytes(200).replace(b"\xff", b"\xfe")
+        try:
+            decode(smooth[:at] + noise + smooth[at + 200 :])
+        except DecodeError as error:
+            codes.append(error.code)
+    assert len(codes) > 20  # the rest still reads as some picture, for every decoder
+    assert set(codes) == {"undecodable"}
+
+
+def test_harmless_oddities_of_a_jpeg_are_pillows() -> None:
+    data = FILES["jpeg"]()
+    end = data.rindex(b"\xff\xd9")
+    assert_is_pillows(data + b"trailing \xff\xda bytes" * 9)
+    assert_is_pillows(data[:end] + bytes(50) + data[end:])  # "extraneous bytes before marker"
+    jfif = data.index(b"JFIF") + 5
+    assert_is_pillows(data[:jfif] + b"\7" + data[jfif + 1 :])  # "unknown JFIF revision number"
+
+
+def test_malformed_exif_never_fails_an_image() -> None:
+    for noise in (
+        b"Exif\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff",
+        b"Exif\0\0junk",
+    ):
+        for kind in ("JPEG", "PNG", "WEBP"):
+            data = saved(photo(), kind, exif=noise)
+            plain = saved(photo(), kind)
+            assert torch.equal(decode(data)[0], decode(plain)[0])
+
+
+def test_threads_agree() -> None:
+    files = [make() for make in FILES.values()] * 3
+    alone = [decode(data)[0] for data in files]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(lambda data: decode(data)[0], files))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))

@@ -1,0 +1,130 @@
+"""A task for tests of the engine: a tiny seeded network, with faults planted by the picture's key."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from cnnbatch.tasks import Runtime, Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from cnnbatch.records import Image, Prepared
+
+
+class Toy(Task):
+    """Eight numbers a picture. ``fault`` happens at keys that hold ``at``; ``flag`` is a file it looks for.
+
+    Faults: ``raise`` and ``kill`` and ``hang`` at the picture; ``device`` on every picture while
+    ``flag`` exists; ``slow`` sleeps in every batch.
+    """
+
+    fault: str = ""
+    at: str = ""
+    flag: str = ""
+    side: int = 16
+    seed: int = 0
+
+    def columns(self) -> pa.Schema:
+        """Return the columns."""
+        fields: list[pa.Field[Any]] = [
+            pa.field("label", pa.string()),
+            pa.field("score", pa.float32()),
+            pa.field("values", pa.list_(pa.float32())),
+        ]
+        return pa.schema(fields)
+
+    def load(self, runtime: Runtime) -> ToyModel:
+        """Build the network."""
+        return ToyModel(self)
+
+
+class ToyModel:
+    """The network, in the shape of `cnnbatch.tasks.Model`."""
+
+    def __init__(self, task: Toy) -> None:
+        import torch
+
+        generator = torch.Generator().manual_seed(task.seed)
+        self.weight = torch.randn(8, 3, 3, 3, generator=generator)
+        self.task = task
+        self.marked: set[int] = set()
+        self.identity: Mapping[str, str] = {
+            "weights": f"random:{task.seed}",
+            "preprocessing": f"{task.side}",
+            "library": "toy 1",
+        }
+
+    def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Ask for the whole picture."""
+        return None
+
+    def prepare(self, image: Image) -> Sequence[Prepared]:
+        """Resize to a square; a marked picture carries its mark in its first pixel."""
+        import torch
+
+        from cnnbatch.records import Prepared
+
+        side = self.task.side
+        pixels = torch.nn.functional.interpolate(image.pixels[None].float(), (side, side)).to(torch.uint8)[0]
+        pixels = pixels.clamp(max=254)
+        if self.task.at and self.task.at in image.ref.key:
+            pixels[:, 0, 0] = 255
+        return [Prepared(pixels, (side, side))]
+
+    def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Convolve and average, unless a fault is planted."""
+        import torch
+
+        self._misbehave(bool((batch[:, :, 0, 0] == 255).all(1).any()))
+        features = torch.nn.functional.conv2d(batch.float() / 255, self.weight).mean((2, 3))
+        return {"values": features}
+
+    def _misbehave(self, marked: bool) -> None:
+        fault, flag = self.task.fault, Path(self.task.flag)
+        if fault == "slow":
+            time.sleep(0.5)  # Long enough to be killed in the middle, also on a busy machine.
+        if fault == "tell-device":
+            time.sleep(0.05)
+        if fault == "device" and flag.exists():
+            raise RuntimeError("planted: the device is broken")
+        if fault == "node":
+            if (flag / os.environ.get("TOY_NODE", "none")).exists():
+                raise RuntimeError("planted: this node is broken")
+            time.sleep(0.5)
+        if not marked:
+            return
+        if fault == "raise":
+            raise ValueError("planted: this picture breaks the model")
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "kill-once" and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "hang":
+            time.sleep(3600)
+
+    def rows(
+        self,
+        images: Sequence[Image],
+        prepared: Sequence[Sequence[Prepared]],
+        outputs: Sequence[Sequence[Any]],
+    ) -> pa.RecordBatch:
+        """Name the largest of the eight numbers."""
+        values = [output[0]["values"] for output in outputs]
+        labels = [f"class {int(value.argmax())}" for value in values]
+        if self.task.fault == "tell-device":
+            labels = [os.environ.get("CUDA_VISIBLE_DEVICES", "none")] * len(values)
+        columns: list[pa.Array[Any]] = [
+            pa.array(labels, pa.string()),
+            pa.array([float(value.max()) for value in values], pa.float32()),
+            pa.array([value.tolist() for value in values], pa.list_(pa.float32())),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self.task.columns())
