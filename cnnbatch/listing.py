@@ -59,6 +59,10 @@ class Planner:
             self._raise_fault()
             return self.images >= images
 
+    def count_shards(self) -> int | None:
+        """Return how many shards the plan has; None while it grows."""
+        return self._listing.last_ref()[0] + 1 if self.complete else None
+
     def shards(self) -> Iterator[Shard | None]:
         """Yield the planned shards in order, and None whenever the listing has to be waited for.
 

@@ -109,7 +109,7 @@ class WorkerProcess:
         identity = self._worker.identity
         left = memory_left_bytes()
         return Ready(
-            settings.to_json(), identity, socket.gethostname(), str(journal.path), _rss_bytes(), left
+            settings.to_json(), identity, socket.gethostname(), str(journal.path), peak_rss_bytes(), left
         )
 
     def _answer(self, ask: Callable[[], Answer]) -> Answer | Fault:
@@ -150,7 +150,12 @@ def _hang_file(journal: Path) -> Path:
     return journal.with_name(f"{journal.name}.stacks")
 
 
-def _rss_bytes() -> int:
+def peak_rss_bytes() -> int:
+    """Return the most memory that this process has held."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's own ru_maxrss starts at what the process that forked this one held.
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -129,7 +129,7 @@ def _predict(
     from cnnbatch.pool import Pool, connect
 
     connect(job.compute)
-    yield from Pool(order, settle, screen.note).predict(works, suspects)
+    yield from Pool(order, settle, screen.note, planner.count_shards()).predict(works, suspects)
     for index in suspects:
         output.storage.delete(output.suspect(index))
 

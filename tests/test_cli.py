@@ -75,7 +75,7 @@ def test_run_passes_the_job_and_the_options_on(runs: Callable[..., None], job: s
         (
             KeyboardInterrupt(),
             130,
-            "\nStopped. Finished parts are kept; the same command continues: cnnbatch ",
+            "\nStopped. Finished parts are kept; the same command continues: cnnbatch",
         ),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 DRIVER = """
-import json, resource, sys
+import json, sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ import ray  # The real driver has it, so it counts.
 from cnnbatch.job import MapJob
 from cnnbatch.listing import Planner
 from cnnbatch.output import Output
+from cnnbatch.process import peak_rss_bytes
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Entry, NotFound, Storage
 
@@ -44,8 +45,7 @@ storage = ListedBucket() if url.startswith("s3:") else Storage()
 planner = Planner(Output(out, Storage()).listing(), open_source(job.input, storage), job.input, 1000)
 planner.start()
 images = sum(len(shard.refs) for shard in planner.shards() if shard is not None)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-print(json.dumps({"images": images, "peak_mb": peak, "torch": "torch" in sys.modules}))
+print(json.dumps({"images": images, "peak_mb": peak_rss_bytes() / 2**20, "torch": "torch" in sys.modules}))
 """
 
 

@@ -92,7 +92,7 @@ class ToyModel:
         if fault == "slow":
             time.sleep(0.5)  # Long enough to be killed in the middle, also on a busy machine.
         if fault == "tell-device":
-            time.sleep(0.05)
+            time.sleep(0.3)  # Long enough for the other actors to get theirs.
         if fault == "device" and flag.exists():
             raise RuntimeError("planted: the device is broken")
         if fault == "node":
