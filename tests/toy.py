@@ -99,8 +99,10 @@ class ToyModel:
             if (flag / os.environ.get("TOY_NODE", "none")).exists():
                 raise RuntimeError("planted: this node is broken")
             time.sleep(0.5)
-        if not marked:
-            return
+        if marked:
+            self._misbehave_on_marked(fault, flag)
+
+    def _misbehave_on_marked(self, fault: str, flag: Path) -> None:
         if fault == "raise":
             raise ValueError("planted: this picture breaks the model")
         if fault == "kill":

@@ -130,7 +130,7 @@ def stages(photos: str) -> dict[str, float]:
 
 
 def cnnbatch(photos: str, out: str) -> dict[str, float]:
-    """Run the job; return its steady rate: images over the time between the first start and the last end."""
+    """Run the job; return its steady rate: that of the time in which all workers are at work."""
     from datetime import datetime
 
     from cnnbatch.output import Output
@@ -140,10 +140,11 @@ def cnnbatch(photos: str, out: str) -> dict[str, float]:
     summary = run(job(photos, out), RunOptions(quiet=True))
     output = Output(out, Storage())
     footers = [output.footer(index) for index in sorted(output.finished())]
-    starts = sorted(datetime.fromisoformat(footer["started"]).timestamp() for footer in footers)
-    ends = sorted(datetime.fromisoformat(footer["finished"]).timestamp() for footer in footers)
-    # From when the last worker joined to when the first one ran out of shards.
-    since, until = starts[CORES - 1], ends[-CORES]
+    ends: dict[int, list[float]] = {}
+    for footer in footers:
+        ends.setdefault(footer["worker"], []).append(datetime.fromisoformat(footer["finished"]).timestamp())
+    # From when every worker has finished its first shard (it warmed up in it) to when one has no more.
+    since, until = max(min(own) for own in ends.values()), min(max(own) for own in ends.values())
     done = sum(
         f["receipt"]["rows"]
         for f in footers
