@@ -114,15 +114,17 @@ class Classifier:
     def __init__(self, task: Classify, network: Network, runtime: Runtime) -> None:
         import torch
 
+        from cnnbatch.models.fusion import fuse
         from cnnbatch.models.network import Penultimate, check
         from cnnbatch.models.preprocessing import Normalize
 
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[runtime.precision]
         self._task, self._schema = task, task.columns()
         self._how = network.preprocessing
-        self._module = network.module.to(runtime.device, dtype).to(memory_format=torch.channels_last)
+        self._penultimate = Penultimate(network.module) if task.embedding else None
+        fused = fuse(network.module, runtime.device, self._how.crop)
+        self._module = fused.to(runtime.device, dtype).to(memory_format=torch.channels_last)
         self._normalize = Normalize(self._how, runtime.device, dtype)
-        self._penultimate = Penultimate(self._module) if task.embedding else None
         self._names = pa.array(network.classes, pa.string())
         self._numbers = {name: number for number, name in enumerate(network.classes)}
         self._may_overflow = runtime.precision == "fp16"
