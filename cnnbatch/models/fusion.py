@@ -44,7 +44,7 @@ def fuse(module: nn.Module, device: str, picture: tuple[int, int]) -> nn.Module:
     fused = fx.GraphModule(module, graph)
     for node in list(graph.nodes):
         _fold_norm(fused, node)
-    if device == "cpu" and torch.backends.mkldnn.is_available() and platform.machine() == "x86_64":
+    if device == "cpu" and torch._C._has_mkldnn and platform.machine() == "x86_64":
         for node in list(graph.nodes):
             _fold_activation(fused, node)
     fused.delete_all_unused_submodules()
