@@ -30,7 +30,7 @@ SETS = ("pets", "camvid", "blood-cells", "imagenet-sample", "coco-sample", "racc
 MODEL = "mobilenet_v2"
 COUNT = 4000
 BATCH = 16
-SHARD = 100
+SHARD, SMALL_SHARD = 250, 100
 CORES = os.cpu_count() or 1
 
 
@@ -55,14 +55,14 @@ def weights() -> str:
     return str(real) if real.exists() else "random"
 
 
-def job(photos: str, out: str) -> Any:
-    """Return the job that is measured."""
+def job(photos: str, out: str, shard: int = SHARD) -> Any:
+    """Return the job that is measured, with ``shard`` images in a part."""
     from cnnbatch.job import MapJob
 
     return MapJob.model_validate(
         {
             "task": {"name": "classify", "model": MODEL, "weights": weights()},
-            "input": {"url": photos, "shard_size": SHARD},
+            "input": {"url": photos, "shard_size": shard},
             "output": out,
             "compute": {"pool": "ray", "workers": CORES, "batch": BATCH},
         }
@@ -89,7 +89,8 @@ def stages(photos: str) -> dict[str, float]:
     spec = job(photos, "unused")
     settings = choose(spec.compute, 1000, False, None)
     model = spec.task.load(settings.runtime())
-    paths = sorted(Path(photos).iterdir())[:320]
+    every = sorted(Path(photos).iterdir())
+    paths = every[:: max(1, len(every) // 320)]  # From all over: the sets differ in size.
     seconds: dict[str, float] = {}
 
     def timed(stage: str, work: Callable[[], list[Any]]) -> list[Any]:
@@ -134,7 +135,7 @@ def stages(photos: str) -> dict[str, float]:
     return {**seconds, "precision": settings.precision}  # type: ignore[dict-item]
 
 
-def cnnbatch(photos: str, out: str) -> dict[str, float]:
+def cnnbatch(photos: str, out: str, shard: int = SHARD) -> dict[str, float]:
     """Run the job; return its steady rate: that of the time in which all workers are at work."""
     from datetime import datetime
 
@@ -142,7 +143,7 @@ def cnnbatch(photos: str, out: str) -> dict[str, float]:
     from cnnbatch.run import RunOptions, run
     from cnnbatch.storage import Storage
 
-    summary = run(job(photos, out), RunOptions(quiet=True))
+    summary = run(job(photos, out, shard), RunOptions(quiet=True))
     output = Output(out, Storage())
     footers = [output.footer(index) for index in sorted(output.finished())]
     ends: dict[int, list[float]] = {}
@@ -156,6 +157,11 @@ def cnnbatch(photos: str, out: str) -> dict[str, float]:
         if since < datetime.fromisoformat(f["finished"]).timestamp() <= until
     )
     return {"images": summary.images, "steady": done / (until - since)}
+
+
+def small_shards(photos: str, out: str) -> dict[str, float]:
+    """Run the job with more boundaries between shards, which shows what one of them costs."""
+    return cnnbatch(photos, out, SMALL_SHARD)
 
 
 def dataloader(photos: str, out: str) -> dict[str, float]:
@@ -234,6 +240,7 @@ def main(count: int) -> None:
         with ThreadPoolExecutor(CORES) as threads:
             every = list(threads.map(lambda _: measured("stages", str(photos), ""), range(CORES)))
         ours = measured("cnnbatch", str(photos), f"{folder}/cnnbatch")
+        small = measured("small_shards", str(photos), f"{folder}/small")
         rivals = {
             name: measured(name, str(photos), f"{folder}/{name}") for name in ("dataloader", "ray_data")
         }
@@ -248,6 +255,11 @@ def main(count: int) -> None:
     console.print(table)
     console.print(f"ceiling: {ceiling:.1f} images/s ({CORES} cores over the sum of the stages)")
     console.print(f"steady:  {ours['steady']:.1f} images/s = {ours['steady'] / ceiling:.0%} of the ceiling")
+    boundary_s = CORES * (1 / small["steady"] - 1 / ours["steady"]) / (1 / SMALL_SHARD - 1 / SHARD)
+    console.print(
+        f"boundary: {small['steady']:.1f} images/s with {SMALL_SHARD} images a shard instead of {SHARD}: "
+        f"the end of a shard costs a worker {1000 * boundary_s:.0f} ms"
+    )
     rate = ours["images"] / ours["seconds"]
     console.print(f"whole:   {rate:.1f} images/s, start-up included")
     for name, rival in rivals.items():
@@ -258,7 +270,12 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
-    contenders = {"cnnbatch": cnnbatch, "dataloader": dataloader, "ray_data": ray_data}
+    contenders = {
+        "cnnbatch": cnnbatch,
+        "small_shards": small_shards,
+        "dataloader": dataloader,
+        "ray_data": ray_data,
+    }
     if len(sys.argv) > 2:
         name, photos, out = sys.argv[1:]
         print(json.dumps(stages(photos) if name == "stages" else contenders[name](photos, out)))
