@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +146,16 @@ def cnnbatch(photos: str, out: str, shard: int = SHARD) -> dict[str, float]:
     summary = run(job(photos, out, shard), RunOptions(quiet=True))
     output = Output(out, Storage())
     footers = [output.footer(index) for index in sorted(output.finished())]
-    ends: dict[int, list[float]] = {}
+    ends: dict[int, list[tuple[float, int]]] = {}
     for footer in footers:
-        ends.setdefault(footer["worker"], []).append(datetime.fromisoformat(footer["finished"]).timestamp())
+        ended = datetime.fromisoformat(footer["finished"]).timestamp()
+        ends.setdefault(footer["worker"], []).append((ended, footer["receipt"]["rows"]))
     # From when every worker has finished its first shard (it warmed up in it) to when one has no more.
-    since, until = max(min(own) for own in ends.values()), min(max(own) for own in ends.values())
-    done = sum(
-        f["receipt"]["rows"]
-        for f in footers
-        if since < datetime.fromisoformat(f["finished"]).timestamp() <= until
-    )
+    since, until = max(min(own)[0] for own in ends.values()), min(max(own)[0] for own in ends.values())
+    done = 0.0
+    for own in ends.values():  # A worker predicts its shards one after the other.
+        for (start, _), (end, rows) in pairwise(sorted(own)):
+            done += rows * max(0.0, min(end, until) - max(start, since)) / (end - start)
     return {"images": summary.images, "steady": done / (until - since)}
 
 
