@@ -70,7 +70,7 @@ class Output:
         return value
 
     def undecide(self, *names: str) -> None:
-        """Forget ``_job/NAME.json``: what was decided for an output of which no part was finished."""
+        """Forget ``_job/NAME.json``, whether it is there or not."""
         for name in names:
             self.storage.delete(self.path("_job", f"{name}.json"))
 

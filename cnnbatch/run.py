@@ -73,7 +73,9 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
             output.storage.put(
                 output.path("_job", "runs", f"{name}.json"), json.dumps(asdict(summary)).encode()
             )
+        if output.decided("unreported") is not None:  # By this run, or by one that ended before its report.
             write_report(output.uri, output.storage)
+            output.undecide("unreported")
     tell(summary, output, screen)
     return summary
 
@@ -117,6 +119,7 @@ def _predict(
     first = next((work for work in works if work is not None), None)
     if first is None:
         return
+    output.decide("unreported", {})
     works = chain([first], works)
     planner.wait_for(MANY_IMAGES)
     settle = partial(_settle, job, output)

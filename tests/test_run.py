@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import cnnbatch
 from cnnbatch.errors import EnvironmentFault, OutputHeld, UserError
 from cnnbatch.job import MapJob
 from cnnbatch.run import RunOptions, Summary, run
+from cnnbatch.storage import Storage
 
 QUIET = RunOptions(quiet=True)
 
@@ -160,6 +163,58 @@ def test_a_broken_device_writes_no_row_and_the_same_run_goes_on(
     flag.unlink()
     assert run(spec, QUIET).images == 12
     assert all(row["error"] is None for row in table(out).to_pylist())
+
+
+def test_a_report_that_was_not_written_is_written_by_the_same_run_again(
+    photos: Callable[[int], Path], tmp_path: Path
+) -> None:
+    folder, out = photos(5), tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["cnnbatch.run"], "write_report", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(job(folder, out), QUIET)
+    assert not (out / "report.html").exists()
+    assert run(job(folder, out), QUIET).images == 0
+    report = (out / "report.html").read_bytes()
+    (out / "report.html").write_bytes(b"as it was")
+    run(job(folder, out), QUIET)
+    assert (out / "report.html").read_bytes() == b"as it was"
+    assert b"00001.jpg" in report
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def refuse_output(monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    """Have the disk be full, or the credentials run out, from the second part on."""
+    create = Storage.create
+
+    def fail(self: Storage, uri: str, data: Any) -> None:
+        if uri.endswith("part-00000001.parquet"):
+            if full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            raise EnvironmentFault("the credentials are refused", "renew them")
+        create(self, uri, data)
+
+    monkeypatch.setattr(Storage, "create", fail)
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["full disk", "refused credentials"])
+def test_an_output_that_can_not_be_written_costs_no_row_and_the_same_run_goes_on(
+    photos: Callable[[int], Path], tmp_path: Path, full: bool
+) -> None:
+    folder, out = photos(30), tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_output(patch, full)
+        with pytest.raises(EnvironmentFault) as fault:
+            run(job(folder, out), QUIET)
+    assert fault.value.mend
+    kept = parts(out)
+    assert list(kept) == ["part-00000000.parquet"]
+    assert run(job(folder, out), QUIET).images == 20
+    assert {name: parts(out)[name] for name in kept} == kept
+    assert [row["error"] for row in table(out).to_pylist()] == [None] * 30
 
 
 def test_a_changed_task_on_an_old_output_is_refused(photos: Callable[[int], Path], tmp_path: Path) -> None:
