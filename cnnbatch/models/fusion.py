@@ -39,8 +39,8 @@ def fuse(module: nn.Module, device: str, picture: tuple[int, int]) -> nn.Module:
     """
     try:
         graph = fx.Tracer().trace(module)
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
-        return module  # It branches on its input, say: it runs as it was written.
+    except Exception:  # Tracing runs the model's own code on stand-ins for tensors, where anything may fail.
+        return module
     fused = fx.GraphModule(module, graph)
     for node in list(graph.nodes):
         _fold_norm(fused, node)
@@ -132,7 +132,7 @@ def _agree(module: nn.Module, fused: nn.Module, picture: tuple[int, int]) -> boo
         with torch.inference_mode():
             expected: Any = module(noise)
             found: Any = fused(noise.contiguous(memory_format=torch.channels_last))
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError):
+    except Exception:  # The model's own, whose words `network.check` tells.
         return False
     if not isinstance(expected, Tensor) or not isinstance(found, Tensor) or expected.shape != found.shape:
         return False
