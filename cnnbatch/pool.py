@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cnnbatch.attempts import Attempts, Probe, Question
@@ -236,7 +236,7 @@ class Pool:
                 continue
             try:
                 answer = ray.get(call)
-            except RayActorError as death:
+            except (RayActorError, ActorUnschedulableError) as death:
                 self._bury(actor, str(death))
                 continue
             kind, about = actor.calls.pop(call)
@@ -260,7 +260,11 @@ class Pool:
             return
         actor.ready = ready
         if not actor.node:
-            actor.node = ray.get(actor.handle.__ray_call__.remote(_node_of))
+            try:
+                actor.node = ray.get(actor.handle.__ray_call__.remote(_node_of))
+            except RayActorError as death:
+                self._bury(actor, str(death))
+                return
         if all(other is actor or not other.ready for other in self._actors if other.node == actor.node):
             self._bound_by_memory(actor, ready)
 
@@ -308,12 +312,15 @@ class Pool:
         """Take the death of an actor: its journal says which images it was at."""
         self._actors.remove(actor)
         self._looked = 0.0
-        found, hung = self._last_words(actor)
-        if not found and any(kind == "run" for kind, _ in actor.calls.values()):
+        lost = bool(actor.node) and not _is_alive(actor.node)  # With its node, which is nobody's fault.
+        found, hung = (None, False) if lost else self._last_words(actor)
+        if not found and not lost and any(kind == "run" for kind, _ in actor.calls.values()):
             self._struck(
                 actor.node, EnvironmentFault("a worker ended between its images", "look at its memory")
             )
         for kind, about in actor.calls.values():
+            if kind == "load" and lost:
+                continue
             if kind == "load":
                 what = f"a worker ended while it loaded the model: {words.partition(chr(10))[0]}"
                 self._struck(
@@ -339,8 +346,8 @@ class Pool:
         self._attempts.ask(question.suspect if isinstance(question, Probe) else question)
 
     def _last_words(self, actor: Actor) -> tuple[dict[int, list[int]] | None, bool]:
-        """Return what an ended actor was at and whether it hung; None where its node is gone too."""
-        if actor.ready is None or actor.node not in {node.id for node in alive_nodes(_reported_nodes())}:
+        """Return what an ended actor was at and whether it hung; None where that can't be read."""
+        if actor.ready is None:
             return None, False
         read = ray.remote(take_journal).options(
             num_cpus=0, max_retries=0, scheduling_strategy=_at(actor.node)
@@ -394,7 +401,11 @@ class Pool:
             for node in self._nodes
         }
         for host, call in asked.items():
-            if missing := ray.get(call):
+            try:
+                missing = ray.get(call)
+            except RayError:
+                continue  # That node was lost meanwhile, and will be given no shard.
+            if missing:
                 raise UserError(
                     f"node {host} does not see {missing[0]}: on several nodes a local path must be shared\n"
                     "  what to do: mount it on every node, or use an object store (s3://, gs://, az://)"
@@ -417,6 +428,10 @@ def _at(node: str) -> NodeAffinitySchedulingStrategy:
 def _reported_nodes() -> list[dict[str, Any]]:
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own lack
     return nodes
+
+
+def _is_alive(node: str) -> bool:
+    return any(alive.id == node for alive in alive_nodes(_reported_nodes()))
 
 
 def _missing(paths: list[str]) -> list[str]:

@@ -7,8 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,11 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cnnbatch import lock
-from cnnbatch.errors import OutputHeld
+from cnnbatch.errors import OutputHeld, UserError
 from cnnbatch.job import to_yaml
+from cnnbatch.output import Output
 from cnnbatch.run import run
+from cnnbatch.storage import Storage
 from tests.test_run import QUIET, job, parts, table
 
 pytestmark = pytest.mark.slow
@@ -109,52 +114,81 @@ def test_a_hang_in_one_process_ends_it(photos: Callable[[int], Path], tmp_path: 
     assert list((tmp_path / "out" / "_job" / "suspects").iterdir())
 
 
-@pytest.fixture
-def two_nodes() -> Any:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Return a Ray of one node; `second_node` gives it another."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    second = cluster.add_node(num_cpus=2, env_vars={"TOY_NODE": "second"})
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    yield cluster, second
+    yield cluster
     ray.shutdown()
     cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
-def test_a_lost_node_and_a_node_that_fails_everything(
-    two_nodes: Any, photos: Callable[[int], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    import threading
+@contextmanager
+def second_node(cluster: Cluster) -> Iterator[Any]:
+    node = cluster.add_node(num_cpus=2, env_vars={"TOY_NODE": "second"})
+    cluster.wait_for_nodes()
+    yield node
+    if node in cluster.worker_nodes:
+        cluster.remove_node(node, allow_graceful=False)
 
-    cluster, second = two_nodes
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a path that one process sees and others do not")
+def test_a_path_that_a_node_does_not_see_is_refused_before_the_first_shard(
+    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path
+) -> None:
+    mine = os.open(tmp_path, os.O_RDONLY)
+    spec = job(photos(20), f"/proc/self/fd/{mine}", compute={"pool": "ray"})
+    with second_node(cluster), pytest.raises(UserError, match="must be shared"):
+        run(spec, QUIET)
+    os.close(mine)
+    assert not (tmp_path / "predictions").exists()
+
+
+def test_a_node_that_joins_is_used(cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path) -> None:
+    folder, out = photos(400), tmp_path / "out"
+    with ThreadPoolExecutor(1) as thread:  # A node can be added by the main thread only.
+        running = thread.submit(run, job(folder, out, {"fault": "slow"}, compute={"pool": "ray"}), QUIET)
+        wait_for_part(out)
+        with second_node(cluster):
+            running.result(timeout=120)
+    require_every_key_once(out, 400)
+    output = Output(str(out), Storage())
+    assert len({output.footer(index)["worker"] for index in output.finished()}) == 4
+
+
+def test_a_lost_node_and_a_node_that_fails_everything(
+    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder, flags = photos(240), tmp_path / "flags"
     flags.mkdir()
     (flags / "second").touch()
-    out = tmp_path / "left-out"
     task = {"fault": "node", "flag": str(flags)}
-    run(job(folder, out, task, compute={"pool": "ray"}))
-    assert "is left out: it fails what others do" in capfd.readouterr().err
-    require_every_key_once(out, 240)
+    with second_node(cluster) as second:
+        out = tmp_path / "left-out"
+        run(job(folder, out, task, compute={"pool": "ray"}))
+        assert "is left out: it fails what others do" in capfd.readouterr().err
+        require_every_key_once(out, 240)
 
-    out = tmp_path / "lost"
+        out = tmp_path / "lost"
 
-    def lose_node() -> None:
-        wait_for_part(out)
-        cluster.remove_node(second, allow_graceful=False)
+        def lose_node() -> None:
+            wait_for_part(out)
+            cluster.remove_node(second, allow_graceful=False)
 
-    losing = threading.Thread(target=lose_node)
-    losing.start()
-    run(job(folder, out, {"fault": "slow"}, compute={"pool": "ray"}), QUIET)
-    losing.join()
-    require_every_key_once(out, 240)
+        losing = threading.Thread(target=lose_node)
+        losing.start()
+        run(job(folder, out, {"fault": "slow"}, compute={"pool": "ray"}), QUIET)
+        losing.join()
+        require_every_key_once(out, 240)
 
 
 def test_a_zombie_that_writes_late_overwrites_nothing(photos: Callable[[int], Path], tmp_path: Path) -> None:
     from cnnbatch.listing import Planner
-    from cnnbatch.output import Output
     from cnnbatch.process import Order, WorkerProcess
     from cnnbatch.records import Receipt, Work
     from cnnbatch.sources import open_source
-    from cnnbatch.storage import Storage
 
     folder, out = photos(20), tmp_path / "out"
     spec = job(folder, out)
@@ -172,7 +206,6 @@ def test_a_zombie_that_writes_late_overwrites_nothing(photos: Callable[[int], Pa
 
 
 def test_a_lock_of_a_killed_process_is_taken_at_once(tmp_path: Path) -> None:
-    from cnnbatch.storage import Storage
 
     uri = str(tmp_path / "lock")
     script = (
@@ -192,8 +225,6 @@ def test_a_lock_of_a_killed_process_is_taken_at_once(tmp_path: Path) -> None:
 
 
 def test_every_footer_tells_what_made_the_part(photos: Callable[[int], Path], tmp_path: Path) -> None:
-    from cnnbatch.output import Output
-    from cnnbatch.storage import Storage
 
     out = tmp_path / "out"
     run(job(photos(20), out), QUIET)
