@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the exact versions that made a part."""
     return {name: version(name) for name in ("cnnbatch", "torch", "torchvision", "pillow", "simplejpeg")}

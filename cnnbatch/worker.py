@@ -12,7 +12,6 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -64,7 +63,8 @@ class Worker:
         self._settings = settings
         self.journal = journal
         self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
-        self._ahead = ReadAhead(source, self.model, journal, max(1, settings.threads), settings.window)
+        beside = settings.device != "cpu"
+        self._ahead = ReadAhead(source, self.model, journal, settings.threads, settings.window, beside)
         self._rows_thread = ThreadPoolExecutor(1, "rows")
         self._device = threading.Lock()
 
@@ -121,8 +121,10 @@ class Worker:
         """Yield a window's rows each, one window behind the one that is predicted."""
         reading = Reading(work.shard, positions, work.condemned, None if truth is None else truth.to_pylist())
         pending: Future[pa.RecordBatch] | None = None
-        with closing(self._ahead.items(reading)) as items, _Turn(self._device) as device:
-            for window in _batched(items, self._settings.window):
+        with self._ahead.windows(reading) as windows, _Turn(self._device) as device:
+            if not self._ahead.beside:  # Decoding takes the device's own time.
+                device.take()
+            for window in windows:
                 device.take()
                 outputs = self._predict(work.shard, window, tally)
                 if pending is not None:

@@ -130,3 +130,14 @@ class Deceived(Hooked):
 def test_a_network_that_can_not_be_traced_stays_as_it_is(kind: type[Hooked]) -> None:
     plain = settled(kind())
     assert fuse(plain, "cpu", (8, 8)) is plain
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_compute_on_every_processor(dtype: torch.dtype) -> None:
+    plain = settled(models.mobilenet_v2())
+    pictures = torch.rand((1, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        expected = plain(pictures)
+        fused = fuse(plain, "cpu", (SIDE, SIDE), dtype).to(dtype)
+        found = fused(pictures.to(dtype).contiguous(memory_format=torch.channels_last)).float()
+    assert (found - expected).abs().max() <= 0.1 * expected.abs().max()

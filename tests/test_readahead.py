@@ -6,6 +6,7 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from cnnbatch.journal import Journal
 from cnnbatch.readahead import Item, ReadAhead, Reading
 from cnnbatch.records import Failure, Image, ImageRef, Prepared, Shard
 
-AHEAD = 8
-COUNT = 500
+WINDOW = 8
+COUNT = 60
 
 
 def png() -> bytes:
@@ -61,12 +62,15 @@ class Patient:
         return [Prepared(image.pixels, image.size)]
 
 
-@pytest.fixture
-def ahead(tmp_path: Path) -> Iterator[Callable[[Counted, Patient], ReadAhead]]:
+@pytest.fixture(params=[(1, False), (2, False), (2, True)], ids=["turns-1", "turns-2", "beside"])
+def ahead(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[[Counted, Patient], ReadAhead]]:
     made: list[ReadAhead] = []
 
     def make(source: Any, model: Any) -> ReadAhead:
-        made.append(ReadAhead(source, model, Journal(tmp_path / f"journal-{len(made)}"), 2, AHEAD))
+        journal = Journal(tmp_path / f"journal-{len(made)}")
+        made.append(ReadAhead(source, model, journal, request.param[0], WINDOW, request.param[1]))
         return made[-1]
 
     yield make
@@ -83,7 +87,7 @@ def settled(number: Callable[[], int]) -> int:
     """Return ``number`` once it has not changed for a while."""
     while True:
         before = number()
-        time.sleep(0.2)
+        time.sleep(0.1)
         if number() == before:
             return before
 
@@ -96,53 +100,88 @@ def opened() -> Patient:
 
 def test_no_more_images_are_read_than_the_window_holds(ahead: Any) -> None:
     source = Counted()
-    most = 0
     taken: list[int] = []
-    for item in ahead(source, opened()).items(reading()):
-        most = max(most, source.asked - len(taken))
-        taken.append(item.position)
+    with ahead(source, opened()).windows(reading()) as windows:
+        for window in windows:
+            taken += [item.position for item in window]
+            assert len(window) == min(WINDOW, COUNT - len(taken) + len(window))
+            assert settled(lambda: source.asked) <= len(taken) + WINDOW
     assert taken == list(range(COUNT))
-    assert most <= AHEAD + 1  # The one that is just being taken has not made room yet.
 
 
 def test_two_shards_in_flight_have_a_window_each(ahead: Any) -> None:
-    source, one = Counted(), ahead
-    shared = one(source, opened())
-    first, second = shared.items(reading()), shared.items(reading())
-    got: list[Item] = [next(first)]
-    waiting = threading.Thread(target=lambda: got.append(next(second)), daemon=True)
-    waiting.start()
-    assert settled(lambda: source.asked) <= AHEAD + 1  # The second is fed once the first is all under way.
-    first.close()
+    source = Counted()
+    shared = ahead(source, opened())
+    got: list[list[Item]] = []
+
+    def second() -> None:
+        with shared.windows(reading()) as windows:
+            got.append(next(windows))
+            done.wait(60)
+
+    done = threading.Event()
+    waiting = threading.Thread(target=second, daemon=True)
+    with shared.windows(reading()) as windows:
+        next(windows)
+        waiting.start()
+        assert (
+            settled(lambda: source.asked) <= 2 * WINDOW
+        )  # The second is fed once the first is all under way.
+        assert not got
+    assert settled(lambda: len(got)) == 1
+    assert source.asked <= 4 * WINDOW
+    done.set()
     waiting.join(60)
-    assert settled(lambda: source.asked) <= 2 * (AHEAD + 1)
-    second.close()
+
+
+def test_two_shards_that_wait_for_one_device_both_end(ahead: Any) -> None:
+    shared, device = ahead(Counted(), opened()), threading.Lock()
+
+    def run() -> int:
+        with shared.windows(reading()) as windows, device:
+            return sum(len(window) for window in windows)
+
+    with ThreadPoolExecutor(2) as threads:
+        assert [one.result(60) for one in [threads.submit(run) for _ in range(20)]] == [COUNT] * 20
 
 
 def test_undecoded_bytes_are_bounded(ahead: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     source, model = Counted(), Patient()
     monkeypatch.setattr(readahead, "ENCODED_LIMIT_BYTES", 3 * len(source.data))
     monkeypatch.setattr(readahead, "UNREAD_LIMIT", 1)
-    items = ahead(source, model).items(reading())
-    taking = threading.Thread(target=lambda: next(items), daemon=True)
+    shared, taken = ahead(source, model), []
+
+    def take() -> None:
+        with shared.windows(reading()) as windows:
+            taken.append(next(windows))
+
+    taking = threading.Thread(target=take, daemon=True)
     taking.start()
     # Three lie undecoded, and one more is read by the thread that had found room for it.
     assert settled(lambda: source.asked) <= 4
     model.open.set()
     taking.join(60)
-    items.close()
+    assert len(taken[0]) == WINDOW  # More bytes than may lie undecoded at once.
 
 
 def test_who_stops_early_reads_no_further(ahead: Any) -> None:
     source = Counted()
-    items = ahead(source, opened()).items(reading())
-    next(items)
-    items.close()
-    assert settled(lambda: source.asked) <= AHEAD + 1
+    with ahead(source, opened()).windows(reading()) as windows:
+        next(windows)
+    assert settled(lambda: source.asked) <= 2 * WINDOW
+
+
+def test_who_stops_early_leaves_no_bytes_behind(ahead: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Counted()
+    monkeypatch.setattr(readahead, "ENCODED_LIMIT_BYTES", 3 * len(source.data))
+    shared = ahead(source, opened())
+    for _ in range(5):
+        with shared.windows(reading()) as windows:
+            assert len(next(windows)) == WINDOW
 
 
 def test_a_fault_of_the_storage_comes_in_its_place(ahead: Any) -> None:
-    items = ahead(Counted(fails_at=20), opened()).items(reading())
-    assert [next(items).position for _ in range(20)] == list(range(20))
-    with pytest.raises(EnvironmentFault, match="storage is down"):
-        next(items)
+    with ahead(Counted(fails_at=20), opened()).windows(reading()) as windows:
+        assert [item.position for _ in range(2) for item in next(windows)] == list(range(16))
+        with pytest.raises(EnvironmentFault, match="storage is down"):
+            next(windows)

@@ -27,11 +27,13 @@ _ACTIVATIONS: dict[type[nn.Module], Attribute] = {
 }
 
 
-def fuse(module: nn.Module, device: str, picture: tuple[int, int]) -> nn.Module:
+def fuse(
+    module: nn.Module, device: str, picture: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """Return what computes the same as ``module`` in evaluation mode, with fewer passes over memory.
 
     ``module`` is float32 on the CPU and takes (N, 3, H, W); ``picture`` is an input's (height,
-    width), ``device`` where it will run. Only plain convolutions without hooks change. A module
+    width), ``device`` where it will run, in ``dtype``. Only plain convolutions without hooks change. A module
     that can't be traced, that refuses such an input, or that computes another thing when traced, is
     returned as it is.
 
@@ -44,13 +46,22 @@ def fuse(module: nn.Module, device: str, picture: tuple[int, int]) -> nn.Module:
     fused = fx.GraphModule(module, graph)
     for node in list(graph.nodes):
         _fold_norm(fused, node)
-    if device == "cpu" and torch._C._has_mkldnn and platform.machine() == "x86_64":
+    if device == "cpu" and _has_fused_convolution(dtype):
         for node in list(graph.nodes):
             _fold_activation(fused, node)
     fused.delete_all_unused_submodules()
     graph.lint()
     fused.recompile()
     return fused if _agree(module, fused, picture) else module
+
+
+def _has_fused_convolution(dtype: torch.dtype) -> bool:
+    """Say whether oneDNN has the one call on this processor; where the type is emulated it refuses."""
+    if not torch._C._has_mkldnn or platform.machine() != "x86_64":
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype != torch.float16 or bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 class FusedConvolution(nn.Module):

@@ -122,7 +122,7 @@ class Classifier:
         self._task, self._schema = task, task.columns()
         self._how = network.preprocessing
         self._penultimate = Penultimate(network.module) if task.embedding else None
-        fused = fuse(network.module, runtime.device, self._how.crop)
+        fused = fuse(network.module, runtime.device, self._how.crop, dtype)
         self._module = fused.to(runtime.device, dtype).to(memory_format=torch.channels_last)
         self._normalize = Normalize(self._how, runtime.device, dtype)
         self._names = pa.array(network.classes, pa.string())
