@@ -6,7 +6,6 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from cnnbatch.readahead import Item, ReadAhead, Reading
 from cnnbatch.records import Failure, Image, ImageRef, Prepared, Shard
 
 WINDOW = 8
-COUNT = 60
+COUNT = 500
 
 
 def png() -> bytes:
@@ -49,16 +48,18 @@ class Counted:
 
 
 class Patient:
-    """A model that prepares nothing before ``open``."""
+    """A model that prepares nothing before ``open``, and counts what it prepared."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
+        self.prepared = 0
 
     def decode_size(self, size: tuple[int, int]) -> None:
         return None
 
     def prepare(self, image: Image) -> Sequence[Prepared]:
         assert self.open.wait(60)
+        self.prepared += 1
         return [Prepared(image.pixels, image.size)]
 
 
@@ -87,7 +88,7 @@ def settled(number: Callable[[], int]) -> int:
     """Return ``number`` once it has not changed for a while."""
     while True:
         before = number()
-        time.sleep(0.1)
+        time.sleep(0.2)
         if number() == before:
             return before
 
@@ -105,44 +106,44 @@ def test_no_more_images_are_read_than_the_window_holds(ahead: Any) -> None:
         for window in windows:
             taken += [item.position for item in window]
             assert len(window) == min(WINDOW, COUNT - len(taken) + len(window))
-            assert settled(lambda: source.asked) <= len(taken) + WINDOW
+            asked = settled(lambda: source.asked) if len(taken) <= 3 * WINDOW else source.asked
+            assert asked <= len(taken) + WINDOW
     assert taken == list(range(COUNT))
+
+
+def test_decoding_goes_on_beside_the_taker_or_in_turns_with_it(ahead: Any) -> None:
+    model = opened()
+    shared = ahead(Counted(), model)
+    with shared.windows(reading()) as windows:
+        for taken in (WINDOW, 2 * WINDOW):
+            next(windows)
+            assert settled(lambda: model.prepared) == (taken + WINDOW if shared.beside else taken)
 
 
 def test_two_shards_in_flight_have_a_window_each(ahead: Any) -> None:
     source = Counted()
     shared = ahead(source, opened())
+    entered, done = threading.Event(), threading.Event()
     got: list[list[Item]] = []
 
     def second() -> None:
         with shared.windows(reading()) as windows:
+            entered.set()
             got.append(next(windows))
             done.wait(60)
 
-    done = threading.Event()
     waiting = threading.Thread(target=second, daemon=True)
     with shared.windows(reading()) as windows:
         next(windows)
         waiting.start()
-        assert (
-            settled(lambda: source.asked) <= 2 * WINDOW
-        )  # The second is fed once the first is all under way.
-        assert not got
+        # The second is fed once the first is all under way. It is not even let in before: there it
+        # might take the device that the first needs to make room.
+        assert settled(lambda: source.asked) <= 2 * WINDOW
+        assert not entered.is_set()
     assert settled(lambda: len(got)) == 1
     assert source.asked <= 4 * WINDOW
     done.set()
     waiting.join(60)
-
-
-def test_two_shards_that_wait_for_one_device_both_end(ahead: Any) -> None:
-    shared, device = ahead(Counted(), opened()), threading.Lock()
-
-    def run() -> int:
-        with shared.windows(reading()) as windows, device:
-            return sum(len(window) for window in windows)
-
-    with ThreadPoolExecutor(2) as threads:
-        assert [one.result(60) for one in [threads.submit(run) for _ in range(20)]] == [COUNT] * 20
 
 
 def test_undecoded_bytes_are_bounded(ahead: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +175,12 @@ def test_who_stops_early_reads_no_further(ahead: Any) -> None:
 def test_who_stops_early_leaves_no_bytes_behind(ahead: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Counted()
     monkeypatch.setattr(readahead, "ENCODED_LIMIT_BYTES", 3 * len(source.data))
+    monkeypatch.setattr(readahead, "UNREAD_LIMIT", 1)
     shared = ahead(source, opened())
-    for _ in range(5):
+    for _ in range(3):
         with shared.windows(reading()) as windows:
             assert len(next(windows)) == WINDOW
+            settled(lambda: source.asked)  # Now the feeding thread waits for those bytes to be decoded.
 
 
 def test_a_fault_of_the_storage_comes_in_its_place(ahead: Any) -> None:

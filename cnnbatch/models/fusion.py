@@ -33,9 +33,9 @@ def fuse(
     """Return what computes the same as ``module`` in evaluation mode, with fewer passes over memory.
 
     ``module`` is float32 on the CPU and takes (N, 3, H, W); ``picture`` is an input's (height,
-    width), ``device`` where it will run, in ``dtype``. Only plain convolutions without hooks change. A module
-    that can't be traced, that refuses such an input, or that computes another thing when traced, is
-    returned as it is.
+    width), ``device`` where it will run, in ``dtype``. Only plain convolutions without hooks change.
+    A module that can't be traced, that refuses such an input, or that computes another thing when
+    traced, is returned as it is.
 
     Source: the folding is Jacob et al. 2018 (arXiv 1712.05877), equation 14.
     """

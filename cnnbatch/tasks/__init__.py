@@ -44,7 +44,7 @@ class Model(Protocol):
         """Return the least (height, width) that `prepare` needs of a picture of ``size``; None: all."""
 
     def prepare(self, image: Image) -> Sequence[Prepared]:
-        """Turn one image into network inputs; runs in decode threads, where the pixels lie."""
+        """Turn one image into network inputs; runs in the thread that decoded it, where the pixels lie."""
 
     def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> Any:
         """Run the network on ``batch`` (N, 3, H, W) with picture ``sizes`` (N, 2) as (height, width).
