@@ -34,6 +34,9 @@ Texts = Annotated[tuple[Text, ...], Field(strict=False)]  # YAML has lists, not 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+FormatName = Literal["auto", "files", "folders", "list", "coco", "voc", "imagenet_det"]
+"""The names of `cnnbatch.sources.formats.FORMATS`, for the schema."""
+
 SHORT = {"input": "url", "output": "url"}
 """Sections that may be given as one value, and the field that it stands for."""
 
@@ -62,14 +65,18 @@ class Input(Place):
     """Which images to read, and what to keep of each."""
 
     url: Text | Annotated[Texts, Field(min_length=1)] = Field(
-        description="A folder, a glob, a list (text, CSV or Parquet), or the addresses themselves."
+        description="A folder, a glob, a list (text, CSV or Parquet), a data set, or addresses."
     )
-    format: Literal["auto", "files", "list"] = Field("auto", description="auto decides by the name.")
+    format: FormatName = Field("auto", description="auto decides by the name, and by what a folder holds.")
     key: Text | None = Field(
         None, description="Column of a list that names each image; else its address does."
     )
-    label: Text | None = Field(None, description="Column of a list that holds the true class.")
+    label: Text | None = Field(
+        None,
+        description="Column that holds the true class; of files a regular expression for their keys.",
+    )
     truth: Text | None = Field(None, description="Where the truth lies, if not in the input itself.")
+    split: Text | None = Field(None, description="Which part of a data set that comes in several.")
     keep: Texts = Field((), description="Columns of a list to repeat in every row.")
     limit: Count | None = Field(None, description="Take only so many images.")
     sample: float = Field(
@@ -211,7 +218,7 @@ def to_yaml(job: MapJob) -> str:
 def fingerprint_fields(job: MapJob) -> dict[str, Any]:
     """Return the job's own part of what can change a row; versions, weights and precision come on top."""
     data = _dump(job)
-    of_input = ("url", "format", "key", "label", "truth", "keep")
+    of_input = ("url", "format", "key", "label", "truth", "split", "keep")
     return {"task": data["task"], "input": {name: data["input"][name] for name in of_input}}
 
 

@@ -28,7 +28,7 @@ import torch
 from cnnbatch.decode import DecodeError, decode
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.journal import Journal
-from cnnbatch.records import Failure, Image, Prepared, Shard
+from cnnbatch.records import Content, Failure, Image, Prepared, Shard
 from cnnbatch.sink import Outcome
 from cnnbatch.sources import Source
 from cnnbatch.tasks import Model
@@ -144,34 +144,39 @@ class ReadAhead:
             finish = partial(self._decode, read, item, reading, feed.encoded)
             feed.put(self._decodes.submit(finish).result if self.beside else finish)
 
-    def _read(self, reader: Callable[[], bytes | Failure], item: Item, encoded: _Budget) -> bytes | Failure:
+    def _read(
+        self, reader: Callable[[], Content | Failure], item: Item, encoded: _Budget
+    ) -> Content | Failure:
         started = time.perf_counter()
         try:
             data = reader()
         finally:
             self._unread.release()
             item.seconds["read"] = time.perf_counter() - started
-        if isinstance(data, bytes):
-            encoded.add(len(data))
+        if not isinstance(data, Failure):
+            encoded.add(_size_bytes(data))
         return data
 
-    def _decode(self, read: Future[bytes | Failure], item: Item, reading: Reading, encoded: _Budget) -> Item:
+    def _decode(
+        self, read: Future[Content | Failure], item: Item, reading: Reading, encoded: _Budget
+    ) -> Item:
         data = read.result()
         if isinstance(data, Failure):
             item.outcome.failure = data
             return item
-        item.outcome.bytes = len(data)
+        item.outcome.bytes = _size_bytes(data)
         try:
             with self._journal.decoding(reading.shard.index, item.position):
                 self._prepare(data, item, reading)
         finally:
-            encoded.add(-len(data))
+            encoded.add(-item.outcome.bytes)
         return item
 
-    def _prepare(self, data: bytes, item: Item, reading: Reading) -> None:
+    def _prepare(self, data: Content, item: Item, reading: Reading) -> None:
         started = time.thread_time()
         try:
-            pixels, item.outcome.size = decode(data, self._model.decode_size)
+            least = self._model.decode_size
+            pixels, item.outcome.size = decode(data, least) if isinstance(data, bytes) else data.decode(least)
         except DecodeError as error:
             item.outcome.failure = Failure("decode", error.code, str(error))
             return
@@ -188,6 +193,10 @@ class ReadAhead:
         item.image = Image(image.ref, _NO_PIXELS, image.size, truth)
         item.seconds["decode"] = decoded - started
         item.seconds["prepare"] = time.thread_time() - decoded
+
+
+def _size_bytes(data: Content) -> int:
+    return len(data) if isinstance(data, bytes) else data.size_bytes
 
 
 def _settled(item: Item) -> Item:

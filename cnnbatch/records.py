@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 Stage = Literal["read", "decode", "prepare", "predict"]
@@ -73,6 +75,23 @@ class Failure:
     stage: Stage
     code: Code
     message: str
+
+
+class Picture(Protocol):
+    """What a source reads where that is no image file: raw pixels, or a part of another picture."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes that were read for it."""
+
+    def decode(
+        self, least: Callable[[tuple[int, int]], tuple[int, int] | None]
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Return what `cnnbatch.decode.decode` returns for a file, and raise as it does."""
+
+
+Content = bytes | Picture
+"""What a reader gives of one image: a whole image file, or a picture that decodes itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from cnnbatch.sink import PartSpool, part_rows, part_schema, sweep
 from cnnbatch.sources import Source
 from cnnbatch.speed import Settings
 from cnnbatch.storage import AlreadyExists, Changed
+from cnnbatch.truth import check_sizes
 
 PROBE_SIZE = (480, 640)
 T = TypeVar("T")
@@ -77,9 +78,10 @@ class Worker:
         old, etag = self._failed_part(shard) if work.retry else (None, "")
         positions = range(len(shard.refs)) if old is None else _failed_positions(old)
         truth = self._source.truth(shard)
-        tally = Tally()
+        tally, sizes = Tally(), list[tuple[int, int] | None]()
         with PartSpool(self._schema) as spool:
             for rows in self._rows(work, positions, truth, tally):
+                sizes += _sizes(rows)
                 if old is not None:
                     old = _replace_rows(old, pa.Table.from_batches([rows]))
                 else:
@@ -89,7 +91,8 @@ class Worker:
                 spool.write(batch)
             receipt = tally.receipt(shard, old)
             file = spool.finish(self._footer(shard, receipt, started))
-            self._put_truth(shard, truth)
+            if truth is not None and old is None:
+                self._put_truth(shard, check_sizes(truth, sizes))
             self._put_part(shard, file, etag if work.retry else None)
         return receipt
 
@@ -199,9 +202,7 @@ class Worker:
             "licence": getattr(self.model, "licence", None),
         }
 
-    def _put_truth(self, shard: Shard, truth: pa.Table | None) -> None:
-        if truth is None:
-            return
+    def _put_truth(self, shard: Shard, truth: pa.Table) -> None:
         sink = pa.BufferOutputStream()
         pq.write_table(truth, sink)
         try:
@@ -308,6 +309,12 @@ def _split(outputs: Any) -> list[Any]:
 
 def _host(value: Any) -> Sequence[Any]:
     return value.cpu().unbind(0) if isinstance(value, torch.Tensor) else list(value)
+
+
+def _sizes(rows: pa.RecordBatch) -> list[tuple[int, int] | None]:
+    """Return the (width, height) of each row's image, None where it could not be read."""
+    pairs = zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True)
+    return [None if width is None or height is None else (width, height) for width, height in pairs]
 
 
 def _failed_positions(part: pa.Table) -> list[int]:

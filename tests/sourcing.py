@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnbatch.job import Input
-from cnnbatch.records import Failure, ImageRef, Shard
+from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.sources import Source, open_source
 from cnnbatch.storage import Storage, StorageOptions
 
@@ -31,12 +31,12 @@ def fill(folder: Path, names: Sequence[str]) -> Path:
     return folder
 
 
-def read(found: Source, refs: Sequence[ImageRef] | None = None) -> list[bytes | Failure]:
+def read(found: Source, refs: Sequence[ImageRef] | None = None) -> list[Content | Failure]:
     shard = Shard(0, tuple(found.refs()) if refs is None else tuple(refs))
     return [reader() for reader in found.read(shard)]
 
 
-def failure(result: bytes | Failure) -> tuple[str, str]:
+def failure(result: Content | Failure) -> tuple[str, str]:
     assert isinstance(result, Failure)
     return result.stage, result.code
 

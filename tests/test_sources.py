@@ -168,11 +168,10 @@ def test_nothing_to_read_is_told(tmp_path: Path, bucket: Bucket) -> None:
         keys(str(tmp_path / "photo/**"))
     with pytest.raises(UserError, match="there is no file or folder"):
         keys(f"{bucket.url}/none", Storage(bucket.options))
-    for field in ({"label": "x"}, {"key": "x"}, {"keep": ("x",)}):
-        with pytest.raises(UserError, match="names a column"):
-            source(str(tmp_path), **field)
-    with pytest.raises(UserError, match="truth"):
-        source(str(tmp_path), truth="truth.csv")
+    fill(tmp_path, ["photos/a.jpg"])
+    for field in ({"key": "x"}, {"keep": ("x",)}, {"truth": "truth"}, {"split": "x"}):
+        with pytest.raises(UserError, match="is read as files, which has no use for it"):
+            source(str(tmp_path / "photos"), **field)
 
 
 name = st.text("ab.-0", min_size=1, max_size=3).filter(lambda text: not text.startswith("."))

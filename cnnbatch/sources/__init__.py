@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from cnnbatch.errors import UserError
-from cnnbatch.storage import redact
-
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from cnnbatch.job import Input
-    from cnnbatch.records import Failure, ImageRef, Shard
+    from cnnbatch.records import Content, Failure, ImageRef, Shard
     from cnnbatch.storage import Storage
-
-LISTS = (".txt", ".csv", ".tsv", ".parquet")
-"""Suffixes that ``format: auto`` takes for a list of addresses."""
 
 
 class Source(Protocol):
@@ -24,19 +18,20 @@ class Source(Protocol):
 
     @property
     def columns(self) -> pa.Schema:
-        """Types of `ImageRef.columns`: the kept columns, and ``label`` where the truth is named."""
+        """Types of `ImageRef.columns`: the kept columns, and the truth where the listing knows it."""
 
     @property
     def truth_schema(self) -> pa.Schema | None:
-        """Columns of `truth`; None where the source has no truth."""
+        """Columns of `truth`, its classes in the metadata where they are known; None: no truth."""
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the images in an order that is the same in every listing, beginning behind ``after``."""
 
-    def read(self, shard: Shard) -> Iterator[Callable[[], bytes | Failure]]:
+    def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
         """Give one reader an image, in order, to be called in any thread.
 
-        A reader returns the bytes or the image's own failure; it raises `EnvironmentFault` only.
+        A reader returns the image, as a whole file's bytes or as a picture that decodes itself, or
+        the image's own failure; it raises `EnvironmentFault` only.
         """
 
     def truth(self, shard: Shard) -> pa.Table | None:
@@ -45,30 +40,6 @@ class Source(Protocol):
 
 def open_source(input: Input, storage: Storage) -> Source:
     """Return the source that a job's ``input`` section describes; a mistake in it is a `UserError`."""
-    if input.truth is not None:
-        raise UserError(
-            f"input.truth: got {input.truth!r}, but files and lists take their truth from a column only\n"
-            "  what to do: give a list, and name its column in input.label"
-        )
-    urls = (input.url,) if isinstance(input.url, str) else tuple(input.url)
-    if input.format == "list" or (input.format == "auto" and len(urls) == 1 and _is_list(urls[0])):
-        from cnnbatch.sources.lists import open_list
+    from cnnbatch.sources.formats import open_format
 
-        return open_list(input, storage)
-    return _open_files(urls, input, storage)
-
-
-def _is_list(url: str) -> bool:
-    return redact(url).split("?")[0].lower().endswith(LISTS)
-
-
-def _open_files(urls: tuple[str, ...], input: Input, storage: Storage) -> Source:
-    from cnnbatch.sources.files import Files
-
-    for field in ("key", "label", "keep"):
-        if getattr(input, field):
-            raise UserError(
-                f"input.{field} names a column, but {redact(urls[0])} is taken for images, which have none\n"
-                f"  what to do: give a list ({', '.join(LISTS)}), or input.format: list"
-            )
-    return Files(storage, urls)
+    return open_format(input, storage)

@@ -1,0 +1,241 @@
+"""COCO's JSON: either the collection itself, or the truth of a folder (``input.truth``).
+
+What the file says of an image travels with its ref, as JSON, so that it is parsed once for the whole
+job; the price is that a plan page holds it, too.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from cnnbatch import truth
+from cnnbatch.errors import UserError
+from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.sources.files import Files
+from cnnbatch.sources.lists import opened
+from cnnbatch.sources.reading import readers
+from cnnbatch.storage import (
+    Forbidden,
+    NotFound,
+    Storage,
+    Unreadable,
+    is_local,
+    join,
+    normalize,
+    parent,
+    redact,
+)
+
+if TYPE_CHECKING:
+    from cnnbatch.job import Input
+    from cnnbatch.sources.coco_index import CocoIndex
+
+TRUTH = "truth"
+"""The column of a ref that holds what the file says of its image."""
+
+_TRIED = 8  # images that are looked for in each likely folder
+_UNKNOWN = (
+    1000  # images of a folder without truth, from the first on, before the two are thought not to belong
+)
+
+
+@dataclass
+class Coco:
+    """The images of a COCO file in its order, or those of ``folder`` with their truth in it.
+
+    Keys are the file names below the images' folder. An image that only the truth names comes last
+    and has a row of its own, ``not_found``.
+    """
+
+    storage: Storage
+    url: str
+    folder: str | None = None
+    columns: pa.Schema = field(default_factory=lambda: pa.schema([(TRUTH, pa.string())]))
+
+    @cached_property
+    def classes(self) -> tuple[truth.Class, ...]:
+        """The categories, in the file's order, with COCO's ids."""
+        return self._index.classes
+
+    @property
+    def truth_schema(self) -> pa.Schema:
+        """The columns of objects, and the classes."""
+        return truth.with_classes(truth.OBJECTS_SCHEMA, self.classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the index behind, which only the listing needs; the classes travel."""
+        return {name: value for name, value in vars(self).items() if name != "_index"} | {
+            "classes": self.classes
+        }
+
+    def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
+        """Stream the images."""
+        if self.folder is not None:
+            yield from self._of_folder(self.folder, after)
+            return
+        first = 0 if after is None else self._place_behind(after)
+        root = self._root()
+        for place in range(first, self._index.images):
+            yield self._ref(root, place)
+
+    def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
+        """Give one reader an image."""
+        root = None
+        if shard.refs and is_local(shard.refs[0].uri):
+            root = shard.refs[0].uri.removesuffix(shard.refs[0].key)
+        return readers(self.storage, shard, root)
+
+    def truth(self, shard: Shard) -> pa.Table:
+        """Return the objects of each image; null where the file doesn't know it."""
+        return truth.table([_row(ref.columns[TRUTH]) for ref in shard.refs], self.truth_schema)
+
+    @cached_property
+    def _index(self) -> CocoIndex:
+        from cnnbatch.sources.coco_index import CocoIndex
+
+        with opened(self.storage, self.url):
+            pass  # that it can't be read is said before anything else
+        return CocoIndex(lambda: self.storage.open(self.url), redact(self.url))
+
+    def _ref(self, root: str, place: int) -> ImageRef:
+        key = self._index.name(place)
+        uri = join(root, key)
+        return ImageRef(key, uri, etag=self._etag(uri), columns={TRUTH: self._index.entry(place)})
+
+    def _etag(self, uri: str) -> str | None:
+        """Return the etag of a local file, which costs no request."""
+        if not is_local(uri):
+            return None
+        try:
+            return self.storage.head(uri).etag
+        except (NotFound, Forbidden, Unreadable):
+            return None
+
+    def _place_behind(self, after: ImageRef) -> int:
+        place = self._index.place(after.key)
+        if place is None:
+            raise UserError(
+                f"{redact(self.url)} no longer holds {after.key!r}, behind which the listing goes on\n"
+                "  what to do: give the file as it was, or a new output"
+            )
+        return place + 1
+
+    def _of_folder(self, folder: str, after: ImageRef | None) -> Iterator[ImageRef]:
+        seen = bytearray(self._index.images)
+        behind = after is None
+        for number, ref in enumerate(Files(self.storage, (folder,)).refs(), 1):
+            place = self._index.place(ref.key)
+            if place is not None:
+                seen[place] = 1
+            elif number >= _UNKNOWN and not any(seen):
+                raise self._strangers(number, ref.key)
+            if behind:
+                entry = None if place is None else self._index.entry(place)
+                yield ImageRef(ref.key, ref.uri, etag=ref.etag, columns={TRUTH: entry})
+            behind = behind or (after is not None and ref.key == after.key)
+        if not any(seen):
+            raise self._strangers(number, ref.key)
+        first = 0 if behind or after is None else self._place_behind(after)
+        for place in range(first, len(seen)):
+            if not seen[place]:
+                yield self._ref(normalize(folder), place)
+
+    def _strangers(self, count: int, key: str) -> UserError:
+        return UserError(
+            f"input.truth: none of the first {count:,} images below {redact(self.folder or '')} is in "
+            f"{redact(self.url)}: an image is {key!r} here, {self._index.name(0)!r} there\n"
+            "  what to do: give as input.url the folder that those names are relative to"
+        )
+
+    def _root(self) -> str:
+        """Return the folder that the file names are relative to: the first likely one that has an image."""
+        folders = [normalize(folder) for folder in self._likely_folders()]
+        names = [self._index.name(place) for place in range(min(_TRIED, self._index.images))]
+        for folder in dict.fromkeys(folders):
+            if any(self._is_there(join(folder, name)) for name in names):
+                return folder
+        raise UserError(
+            f"{redact(self.url)}: no image such as {names[0]!r} was found in "
+            f"{', '.join(redact(folder) for folder in dict.fromkeys(folders))}\n"
+            "  what to do: give the images' folder as input.url, and this file as input.truth"
+        )
+
+    def _likely_folders(self) -> Iterator[str]:
+        here = parent(self.url)
+        above = parent(here)
+        split = posixpath.splitext(posixpath.basename(self.url))[0].rpartition("_")[2]
+        yield from (here, join(here, "images"), join(above, split), join(above, "images"))
+        yield from (join(above, "images", split), above, join(here, split))
+
+    def _is_there(self, uri: str) -> bool:
+        try:
+            self.storage.head(uri)
+        except (NotFound, Forbidden, Unreadable):
+            return False
+        return True
+
+
+def open_coco(input: Input, storage: Storage) -> Coco:
+    """Return the source of a COCO file, or of a folder with one as its truth."""
+    url, file = input.url, input.truth
+    if not isinstance(url, str):
+        raise UserError(
+            f"input.url: with COCO's truth one address was expected, got {len(url)}\n"
+            "  what to do: give the folder of the images, and the file as input.truth"
+        )
+    return Coco(storage, normalize(url)) if file is None else Coco(storage, normalize(file), url)
+
+
+def _row(entry: str | None) -> dict[str, Any]:
+    if entry is None:
+        return {}
+    image = json.loads(entry)
+    size = image["height"], image["width"]
+    objects = [_object(one, size) for one in image["objects"]]
+    return {"image_id": str(image["id"]), "width": size[1], "height": size[0], "objects": objects}
+
+
+def _object(one: dict[str, Any], size: tuple[int | None, int | None]) -> dict[str, Any]:
+    x, y, width, height = one["bbox"]
+    return {
+        "label": one["label"],
+        "box": {"x1": x, "y1": y, "x2": x + width, "y2": y + height},
+        "mask": _mask(one.get("segmentation"), size),
+        "keypoints": _keypoints(one.get("keypoints")),
+        "crowd": bool(one.get("iscrowd", 0)),
+        "area": float(one.get("area", width * height)),
+        "ignore": bool(one.get("ignore", 0)),
+    }
+
+
+def _mask(segmentation: Any, size: tuple[int | None, int | None]) -> dict[str, Any] | None:
+    """Return a mask as compressed run lengths, as pycocotools makes them of polygons and of plain counts."""
+    if not segmentation or None in size:
+        return None
+    from pycocotools import mask as coco
+
+    if isinstance(segmentation, list):
+        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+        if not polygons:
+            return None
+        found = coco.merge(coco.frPyObjects(polygons, *size))
+    elif isinstance(segmentation["counts"], list):
+        found = coco.frPyObjects(segmentation, *segmentation["size"])
+    else:
+        return {"size": segmentation["size"], "counts": segmentation["counts"]}
+    return {"size": list(found["size"]), "counts": found["counts"].decode()}
+
+
+def _keypoints(flat: list[float] | None) -> list[dict[str, float]] | None:
+    if not flat:
+        return None
+    points = zip(*(islice(flat, start, None, 3) for start in range(3)), strict=True)
+    return [{"x": x, "y": y, "visibility": visibility} for x, y, visibility in points]

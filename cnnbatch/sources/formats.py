@@ -1,0 +1,125 @@
+"""From a job's ``input`` to its source: the format is named, or recognised where nothing else fits."""
+
+from __future__ import annotations
+
+import importlib
+import posixpath
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.sources import globs
+from cnnbatch.sources.labelled import FOLDER, Labelled, labelled_by_pattern
+from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, join, normalize, redact
+
+if TYPE_CHECKING:
+    from cnnbatch.job import Input
+    from cnnbatch.sources import Source
+
+LISTS = (".txt", ".csv", ".tsv", ".parquet")
+"""Suffixes that ``format: auto`` takes for a list of addresses."""
+
+TARS = (".tar", ".tar.gz", ".tgz")
+_PEEKED = 50  # entries of a folder that are looked at to recognise it
+_PART = re.compile(r"(?P<whole>.+)#(?P<part>objects|patches=(?P<side>\d+))$")
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """Where a format's source is made, and which fields of ``input`` mean something to it."""
+
+    opener: str
+    fields: frozenset[str] = frozenset()
+    labelled: bool = True
+
+    def open(self, input: Input, storage: Storage) -> Source:
+        """Return the source; imports what it needs."""
+        module, _, name = self.opener.partition(":")
+        make: Callable[[Any, Storage], Source] = getattr(
+            importlib.import_module(f"cnnbatch.sources.{module}"), name
+        )
+        source = make(input, storage)
+        return labelled_by_pattern(source, input.label) if self.labelled and input.label else source
+
+
+FORMATS = {
+    "files": Format("formats:open_files"),
+    "folders": Format("formats:open_folders", labelled=False),
+    "list": Format("lists:open_list", frozenset({"key", "label", "keep"}), labelled=False),
+    "coco": Format("coco:open_coco", frozenset({"truth"}), labelled=False),
+    "voc": Format("voc:open_voc", frozenset({"split"}), labelled=False),
+    "imagenet_det": Format("voc:open_imagenet_det", frozenset({"split"}), labelled=False),
+}
+
+
+def open_format(input: Input, storage: Storage) -> Source:
+    """Return the source of ``input``; a mistake in it is a `UserError`."""
+    name = recognise(input, storage) if input.format == "auto" else input.format
+    chosen = FORMATS[name]
+    allowed = chosen.fields | ({"label"} if chosen.labelled else set())
+    for field in ("key", "label", "keep", "truth", "split"):
+        if getattr(input, field) and field not in allowed:
+            raise _means_nothing(field, name, input)
+    return chosen.open(input, storage)
+
+
+def recognise(input: Input, storage: Storage) -> str:
+    """Return the format of an input by its addresses, and where it is a folder by what lies first in it."""
+    urls = [input.url] if isinstance(input.url, str) else list(input.url)
+    if len(urls) > 1:
+        return "files"
+    path = redact(urls[0]).split("?")[0].lower()
+    if path.endswith(".json") or (input.truth or "").lower().endswith(".json"):
+        return "coco"
+    if path.endswith(LISTS):
+        return "list"
+    if posixpath.splitext(path)[1] or globs.has_wildcard(path) or path.startswith(("http:", "https:")):
+        return "files"
+    return _recognise_folder(normalize(urls[0]), storage)
+
+
+def _recognise_folder(root: str, storage: Storage) -> str:
+    names = _first_names(root, storage)
+    if names and names[0].startswith("Annotations/DET/"):
+        return "imagenet_det"
+    if names and re.match(r"Annotations/[^/]+\.xml$", names[0]):
+        return "voc" if _first_names(join(root, "JPEGImages"), storage) else "files"
+    return "files"
+
+
+def _first_names(root: str, storage: Storage) -> list[str]:
+    """Return the first few paths below a folder; none where there is none, which its source will say."""
+    try:
+        return [entry.uri[len(root) :].lstrip("/") for entry in islice(storage.list(root), _PEEKED)]
+    except (NotFound, Forbidden, Unreadable, UserError, EnvironmentFault):
+        return []
+
+
+def open_files(input: Input, storage: Storage) -> Source:
+    """Return the images of folders, globs and single files."""
+    from cnnbatch.sources.files import Files
+
+    return Files(storage, (input.url,) if isinstance(input.url, str) else tuple(input.url))
+
+
+def open_folders(input: Input, storage: Storage) -> Source:
+    """Return the images of one folder whose own folders are the classes."""
+    if not isinstance(input.url, str):
+        raise UserError(
+            f"input.format: folders named by class lie below one address, got {len(input.url)}\n"
+            "  what to do: give the folder that holds them"
+        )
+    return Labelled(open_files(input, storage), FOLDER, "input.format=folders")
+
+
+def _means_nothing(field: str, name: str, input: Input) -> UserError:
+    url = input.url if isinstance(input.url, str) else input.url[0]
+    reading = [known for known, entry in FORMATS.items() if field in entry.fields]
+    return UserError(
+        f"input.{field}: {redact(url)} is read as {name}, which has no use for it\n"
+        f"  what to do: leave it out, or name the format in input.format; input.{field} is for "
+        f"{', '.join(reading)}"
+    )
