@@ -113,6 +113,57 @@ def _report(output: Annotated[str, typer.Argument(metavar="OUT", help="The outpu
     _exit_with(action)
 
 
+@app.command("describe", no_args_is_help=True)
+def _describe(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Where the images lie, as in a job's input.url.")
+    ],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Fields of a job's input, as in truth=instances.json."),
+    ] = None,
+    page: Annotated[
+        str | None, typer.Option("--page", metavar="FILE", help="Write a page with pictures, too.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take only so many images.")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Read headers only: damage is not found.")] = False,
+) -> None:
+    """Say what a collection is: sizes, formats, damage, copies, and the classes and objects of its truth."""
+
+    def action() -> int:
+        from cnnbatch.describe import read_input
+        from cnnbatch.report.collection import describe_input
+
+        describe_input(read_input(source, fields or [], limit), page, fast)
+        return 0
+
+    _exit_with(action)
+
+
+@app.command("models")
+def _models(
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="[PATTERN]", help="A name, 'resnet*', or 'timm/*' for timm's.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Only models for this task.")] = None,
+    family: Annotated[str | None, typer.Option("--family", help="Only models of this family.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the models by task, with their publishers' numbers, and whether their weights are at hand."""
+
+    def action() -> int:
+        from cnnbatch.models import published
+
+        rows = published.listing(pattern, task, family)
+        if as_json:
+            typer.echo(published.to_json(rows))
+        else:
+            published.show(rows, timm_apart=pattern is None and family is None)
+        return 0
+
+    _exit_with(action)
+
+
 def _exit_with(action: Callable[[], int], stopped: str = "Stopped.") -> None:
     """Leave with the status of ``action``: a person's mistake, a fault and a stop in plain words."""
     try:

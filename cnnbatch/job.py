@@ -34,7 +34,9 @@ Texts = Annotated[tuple[Text, ...], Field(strict=False)]  # YAML has lists, not 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-FormatName = Literal["auto", "files", "folders", "list", "coco", "voc", "imagenet_det"]
+FormatName = Literal[
+    "auto", "files", "folders", "list", "parquet", "tar", "coco", "voc", "imagenet_det", "cifar10"
+]
 """The names of `cnnbatch.sources.formats.FORMATS`, for the schema."""
 
 SHORT = {"input": "url", "output": "url"}

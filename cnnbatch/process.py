@@ -101,15 +101,19 @@ class WorkerProcess:
         self.close()
         if not order.inline:  # In the caller's own process the allocator is the caller's.
             speed.keep_freed_memory()
-        settings = speed.choose(order.job.compute, order.images_at_least, order.inline, order.kept)
+        settings = speed.choose(order.job, order.images_at_least, order.inline, order.kept)
         journal = Journal(Path(tempfile.gettempdir()) / f"cnnbatch-journal-{os.getpid()}-{uuid4().hex}")
         self._worker = Worker(order.job, order.source, order.output, journal, settings)
         words = HANG_WORDS if order.inline else ""
         self._watchdog = Watchdog(journal, order.job.compute.batch_timeout_s, _hang_file(journal.path), words)
-        identity = self._worker.identity
-        left = memory_left_bytes()
         return Ready(
-            settings.to_json(), identity, socket.gethostname(), str(journal.path), peak_rss_bytes(), left
+            settings=settings.to_json(),
+            identity=self._worker.identity,
+            host=socket.gethostname(),
+            journal=str(journal.path),
+            rss_bytes=peak_rss_bytes(),
+            left_bytes=memory_left_bytes(),
+            classes=self._worker.classes(),
         )
 
     def _answer(self, ask: Callable[[], Answer]) -> Answer | Fault:

@@ -157,6 +157,7 @@ class Ready:
     """What a worker process says once its model is loaded.
 
     ``settings`` are `speed.Settings` as JSON values; ``identity`` is what can change a row;
+    ``classes`` are the model's, a `truth.ModelClasses` as JSON values, where it has any;
     ``rss_bytes`` is what the process took, ``left_bytes`` what its host or cgroup still has.
     """
 
@@ -166,6 +167,7 @@ class Ready:
     journal: str
     rss_bytes: int
     left_bytes: int
+    classes: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

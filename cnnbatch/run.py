@@ -85,7 +85,7 @@ def _require_same_job(job: MapJob, output: Output, finished: Collection[int]) ->
     if finished:
         output.require_identity(identity.of_job(job))
     else:
-        output.undecide("settings", "identity")
+        output.undecide("settings", "identity", "classes")
 
 
 def _works(
@@ -160,6 +160,8 @@ def _settle(job: MapJob, output: Output, ready: Ready) -> Mapping[str, Any]:
     if settings["precision"] == kept["precision"] or job.compute.precision != "auto":
         output.require_identity(ready.identity)
         output.decide("identity", ready.identity)
+        if ready.classes is not None:
+            output.decide("classes", ready.classes)
         output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
     return kept
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from cnnbatch.errors import UserError
-from cnnbatch.job import Compute
+from cnnbatch.job import MapJob
 from cnnbatch.tasks import Precision, Runtime
 
 Device = Literal["cuda", "mps", "cpu"]
@@ -96,21 +96,20 @@ def keep_freed_memory() -> None:
             allocator(option, value)
 
 
-def choose(compute: Compute, images_at_least: int, inline: bool, kept: Mapping[str, Any] | None) -> Settings:
-    """Settle how this process runs the model.
+def choose(job: MapJob, images_at_least: int, inline: bool, kept: Mapping[str, Any] | None) -> Settings:
+    """Settle how this process runs the job's model.
 
     What the job names wins; then what ``kept`` (the output's settings by kind of device, and its
     one precision) says; then fp32 below `FEW_IMAGES` images and bf16 where the processor has it.
     """
+    compute = job.compute
     device = find_device(compute.device)
     kind = device_kind(device)
     known = dict((kept or {}).get(kind, {}))
     many = images_at_least >= FEW_IMAGES
     best: Precision = "bf16" if many and has_bf16(device) else "fp32"
     precision = compute.precision if compute.precision != "auto" else (kept or {}).get("precision", best)
-    batch = (
-        compute.batch if compute.batch != "auto" else known.get("batch") or (64 if device == "cuda" else 16)
-    )
+    batch = compute.batch if compute.batch != "auto" else known.get("batch") or job.task.batch[device]
     threads = known.get("threads") or ((os.cpu_count() or 1) if inline else 1)
     if compute.cpus_per_worker != "auto":
         threads = compute.cpus_per_worker

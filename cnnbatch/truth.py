@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+
+from cnnbatch.errors import UserError
+from cnnbatch.mistakes import nearest
 
 BOX = pa.struct([(side, pa.float64()) for side in ("x1", "y1", "x2", "y2")])
 """Pixels of the upright original; x2 - x1 is the width. 64 bits: COCO's sums must not round."""
@@ -76,6 +79,14 @@ def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist([dict(row) for row in rows], schema)
 
 
+def object_labels(truth: pa.Table) -> list[str]:
+    """Return the labels of all objects of a truth, each once; none where it has no objects."""
+    if "objects" not in truth.schema.names:
+        return []
+    objects = truth["objects"].combine_chunks().flatten()
+    return [label for label in objects.field("label").unique().to_pylist() if label is not None]
+
+
 def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.Table:
     """Leave out the objects of images whose truth was made for another size, and say so in ``problem``.
 
@@ -97,3 +108,62 @@ def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.
         for row, problem in zip(truth.to_pylist(), problems, strict=True)
     ]
     return table(rows, truth.schema)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelClasses:
+    """A model's classes: ``names`` and, of its data set, ``ids`` in the same order; an empty name is none.
+
+    ``aliases`` lead from its names to those of that data set, where they differ.
+    """
+
+    names: Sequence[str]
+    ids: Sequence[int] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def by_name(self) -> dict[str, str]:
+        """Return the model's name of every name that it or its data set has for a class."""
+        own = {name: name for name in self.names if name}
+        return {**{theirs: ours for ours, theirs in self.aliases.items()}, **own}
+
+    def by_id(self, truth: Sequence[Class]) -> dict[int | str, str]:
+        """Return the model's name by id; nothing where ``truth`` plainly numbers its classes otherwise."""
+        known = self.by_name()
+        ours: dict[int | str, str] = {
+            number: name for number, name in zip(self.ids, self.names, strict=False) if name
+        }
+        same = sum(one.id in ours and known.get(one.name) == ours[one.id] for one in truth)
+        return ours if 2 * same >= len(truth) else {}
+
+
+def match_classes(
+    model: ModelClasses, truth: Sequence[Class], given: Mapping[str, str | None]
+) -> dict[str, str | None]:
+    """Return for each class of the truth the model's name of it; None where the job leaves it out.
+
+    ``given`` leads from the truth's names to the model's and wins; then the name counts, then the id
+    where the two number at least half of the classes alike.
+
+    Raises:
+        UserError: a class of the truth is none of the model's; it names the nearest.
+    """
+    by_name, by_id = model.by_name(), model.by_id(truth)
+    wanted = {one.name: given.get(one.name, one.name) for one in truth}
+    ids = {one.name: by_id.get(one.id) for one in truth if one.name not in given}
+    found = {
+        name: None if want is None else by_name.get(want, ids.get(name)) for name, want in wanted.items()
+    }
+    if lacking := [want for name, want in wanted.items() if want is not None and found[name] is None]:
+        raise _unknown(lacking, by_name)
+    return found
+
+
+def _unknown(lacking: Sequence[str], known: Mapping[str, str]) -> UserError:
+    near = {name: nearest(name, known) for name in lacking}
+    shown = [f"{name!r} (the nearest: {one!r})" if one else repr(name) for name, one in near.items()]
+    return UserError(
+        f"the truth has classes that the model does not know: {', '.join(shown)}\n"
+        f"  the model's: {', '.join(dict.fromkeys(known.values()))}\n"
+        "  what to do: say in task.aliases what each is called there, or null to leave it out, as in "
+        f"'task.aliases={{{lacking[0]}: null}}'"
+    )

@@ -33,7 +33,7 @@ from cnnbatch.sink import PartSpool, part_rows, part_schema, sweep
 from cnnbatch.sources import Source
 from cnnbatch.speed import Settings
 from cnnbatch.storage import AlreadyExists, Changed
-from cnnbatch.truth import check_sizes
+from cnnbatch.truth import Class, ModelClasses, check_sizes, classes_of, object_labels
 
 PROBE_SIZE = (480, 640)
 T = TypeVar("T")
@@ -64,6 +64,9 @@ class Worker:
         self._settings = settings
         self.journal = journal
         self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
+        self._match = getattr(self.model, "match", None)
+        if self._match and source.truth_schema is not None:
+            self._match(classes_of(source.truth_schema))
         beside = settings.device != "cpu"
         self._ahead = ReadAhead(source, self.model, journal, settings.threads, settings.window, beside)
         self._rows_thread = ThreadPoolExecutor(1, "rows")
@@ -77,7 +80,7 @@ class Worker:
         shard, started = work.shard, _now()
         old, etag = self._failed_part(shard) if work.retry else (None, "")
         positions = range(len(shard.refs)) if old is None else _failed_positions(old)
-        truth = self._source.truth(shard)
+        truth = self._truth(shard)
         tally, sizes = Tally(), list[tuple[int, int] | None]()
         with PartSpool(self._schema) as spool:
             for rows in self._rows(work, positions, truth, tally):
@@ -101,7 +104,7 @@ class Worker:
 
         Raises PredictFault where the model raised.
         """
-        truth, tally = self._source.truth(shard), Tally()
+        truth, tally = self._truth(shard), Tally()
         rows = pa.Table.from_batches(self._rows(Work(shard), [position], truth, tally), schema=self._schema)
         error = rows.column("error")[0].as_py()
         return Failure(**error) if error else None
@@ -112,6 +115,11 @@ class Worker:
         pixels = torch.randint(0, 256, (3, *PROBE_SIZE), dtype=torch.uint8, generator=generator)
         prepared = self.model.prepare(Image(ImageRef("probe", "probe"), pixels, PROBE_SIZE))
         self._forward(0, [0] * len(prepared), prepared)
+
+    def classes(self) -> dict[str, Any] | None:
+        """Return the model's classes as JSON values; None where it has none."""
+        found = getattr(self.model, "classes", None)
+        return asdict(found) if isinstance(found, ModelClasses) else None
 
     def close(self) -> None:
         """End the threads."""
@@ -135,6 +143,13 @@ class Worker:
                 pending = self._rows_thread.submit(self._window_rows, work.shard, window, outputs, tally)
         if pending is not None:
             yield pending.result()
+
+    def _truth(self, shard: Shard) -> pa.Table | None:
+        """Return the shard's truth; classes that its source did not tell before are matched now."""
+        truth = self._source.truth(shard)
+        if truth is not None and self._match and not classes_of(truth.schema):
+            self._match([Class(name, name) for name in object_labels(truth)])
+        return truth
 
     def _predict(self, shard: Shard, window: Sequence[Item], tally: Tally) -> list[list[Any]]:
         """Return the outputs of a window's inputs: one inner list an image that has not failed."""

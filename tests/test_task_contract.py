@@ -28,6 +28,13 @@ TINY: dict[str, dict[str, Any]] = {
         "probabilities": True,
         "embedding": True,
     },
+    "detect": {
+        "model": "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "weights": "random",
+        "score_threshold": 0.0,
+        "size": [64, 96],
+    },
+    "keypoints": {"weights": "random", "score_threshold": 0.0, "size": [64, 96], "max_objects": 3},
 }
 """The fields that make a task small: random weights, small inputs. A new task adds its own here."""
 

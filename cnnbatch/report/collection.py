@@ -1,0 +1,368 @@
+"""A collection's description as a person reads it: on the terminal, and as one self-contained page.
+
+Both say the same facts; pictures and histograms are the page's alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from cnnbatch import plan
+from cnnbatch.console import columns, plain_console
+from cnnbatch.decode import DecodeError
+from cnnbatch.describe import Candidate, Description, Named, Spread, Truths, describe
+from cnnbatch.records import Content, Failure, Shard
+from cnnbatch.report import plots
+from cnnbatch.report.facts import Fact
+from cnnbatch.report.marked import marked, small
+from cnnbatch.report.page import Bar, Chart, _template
+from cnnbatch.report.pictures import Guess, NotShown, Picture, Seen, percent
+from cnnbatch.report.words import decimal, meaning, number
+from cnnbatch.sources import open_source
+from cnnbatch.sources.unique import Copies
+from cnnbatch.storage import Storage, normalize, redact
+
+if TYPE_CHECKING:
+    from cnnbatch.job import Input
+    from cnnbatch.sources import Source
+
+PICTURE_SIDE = 400
+MOST_CLASSES = 20
+BINS = 24
+MOST_STEPS = 40
+
+
+class DataSet(NamedTuple):
+    """A data set as its publishers count it; None is what they do not say."""
+
+    name: str
+    images: int | None
+    classes: int | None
+    objects: int | None
+    an_image: float | None
+
+
+PUBLISHED = (
+    DataSet("ImageNet-DET", None, 200, None, 1.1),
+    DataSet("PASCAL VOC", None, 20, None, 2.4),
+    DataSet("COCO", 120_000, 80, 900_000, 7.5),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Images with one trouble: how many, and (key, message) of a few."""
+
+    name: str
+    meaning: str
+    count: int
+    share: float
+    examples: Sequence[tuple[str, str]]
+
+
+def describe_input(input: Input, page: str | None = None, fast: bool = False) -> None:
+    """Print what the collection of a job's ``input`` is, and write it to the address ``page``.
+
+    Raises:
+        UserError, EnvironmentFault: as the source and the storage do.
+    """
+    storage = Storage(input.storage)
+    source = open_source(input, storage)
+    with Console(stderr=True).status("Reading the collection") as status:
+        found = describe(
+            source,
+            plan.select(source.refs(), input.sample, input.limit),
+            fast,
+            lambda images: status.update(f"{number(images)} images"),
+        )
+    url = title(input)
+    print_collection(url, found, plain_console())
+    if page is not None:
+        storage.put(normalize(page), page_html(url, found, pictures(source, found)).encode())
+
+
+def title(input: Input) -> str:
+    """Return the address of an input, without what is secret in it."""
+    if isinstance(input.url, str):
+        return redact(input.url)
+    return redact(input.url[0]) + (f" and {len(input.url) - 1} more" if len(input.url) > 1 else "")
+
+
+# ---- the facts ----------------------------------------------------------------------------------
+
+
+def facts(found: Description) -> list[Fact]:
+    """Return what is known of the images themselves."""
+    shapes = ", ".join(
+        f"{number(found.shapes[shape])} {shape}"
+        for shape in ("wide", "tall", "square")
+        if found.shapes[shape]
+    )
+    turned = f"{number(found.turned)} JPEG turned by EXIF"
+    return [
+        Fact("Images", number(found.images), byte_size(int(found.file_bytes.total))),
+        Fact("Formats", _ranked(found.formats.items())),
+        Fact("Unreadable", _unreadable(found), "headers only were read" if found.fast else ""),
+        Fact("Copies", _copies(found.copies), _groups(found.copies)),
+        Fact("Width", _range(found.widths), "pixels"),
+        Fact("Height", _range(found.heights), "pixels"),
+        Fact("Shape", shapes or "unknown", turned if found.turned else ""),
+        Fact("File", _range(found.file_bytes, byte_size)),
+    ]
+
+
+def truth_facts(truths: Truths) -> list[Fact]:
+    """Return what is known of the truth; without objects, what labels tell."""
+    known = f"{number(len(truths.known))} named in the truth" if truths.known else ""
+    rows = [
+        Fact("Classes", number(len(truths.classes)), known),
+        Fact("Without truth", _images(truths.absent)),
+    ]
+    if not truths.an_image.count and not truths.misfits.count:
+        return rows
+    marks = [f"{mark} {number(count)}" for mark, count in sorted(truths.marks.items())]
+    return [
+        *rows,
+        Fact("Without objects", _images(truths.empty)),
+        Fact("Wrong size", _images(truths.misfits), "left out below" if truths.misfits.count else ""),
+        Fact("Objects", number(truths.objects), ", ".join(marks)),
+        Fact("An image", _range(truths.an_image), f"mean {decimal(truths.an_image.mean)}"),
+        Fact("Object size", _scales(truths), "by area: below 32², below 96², above"),
+    ]
+
+
+def comparison(found: Description) -> list[DataSet]:
+    """Return the set beside published ones; images without truth, or of another size, don't count."""
+    truths = found.truths
+    if truths is None:
+        return []
+    objects = truths.objects if truths.an_image.count else None
+    mean = truths.an_image.mean if truths.an_image.count else None
+    return [DataSet("this set", found.images, len(truths.classes), objects, mean), *PUBLISHED]
+
+
+def troubles(found: Description) -> list[Examples]:
+    """Return what is wrong with some images, each trouble with a few of them."""
+    rows = [_examples(code, meaning(code), named, found) for code, named in sorted(found.failed.items())]
+    if found.truths:
+        wrong = found.truths.misfits, found.truths.absent
+        rows += [
+            _examples("wrong size", "Their truth was made for other sizes of them.", wrong[0], found),
+            _examples("without truth", "The truth does not know them.", wrong[1], found),
+        ]
+    copies = found.copies
+    groups = [(same[0], f"again as {', '.join(same[1:])}") for same in copies.examples]
+    words = "Images that repeat another byte for byte."
+    rows.append(_examples("copies", words, Named(copies.images, groups), found))
+    return [row for row in rows if row.count]
+
+
+def _examples(name: str, words: str, named: Named, found: Description) -> Examples:
+    return Examples(name, words, named.count, named.count / max(found.images, 1), named.examples)
+
+
+def byte_size(count: float) -> str:
+    """Return a number of bytes as people read it: ``512 B``, ``1.5 kB``, ``3.2 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{decimal(count)} {unit}"
+        count /= 1000
+    return f"{decimal(count)} TB"
+
+
+def _unreadable(found: Description) -> str:
+    codes = ((code, named.count) for code, named in found.failed.items())
+    return f"{number(found.unreadable)}: {_ranked(codes)}" if found.unreadable else "none"
+
+
+def _copies(copies: Copies) -> str:
+    return f"{_images(Named(copies.images))}{' repeating another byte for byte' if copies.images else ''}"
+
+
+def _groups(copies: Copies) -> str:
+    return f"in {number(copies.groups)} group{'s' if copies.groups > 1 else ''}" if copies.groups else ""
+
+
+def _images(named: Named) -> str:
+    return f"{number(named.count)} image{'s' if named.count > 1 else ''}" if named.count else "none"
+
+
+def _ranked(counts: Iterable[tuple[str, int]]) -> str:
+    ranked = sorted(counts, key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {number(count)}" for name, count in ranked) or "none"
+
+
+def _plain_number(value: float) -> str:
+    return f"{value:,g}" if value < 1e6 else f"{value:,.0f}"
+
+
+def _range(spread: Spread, say: Callable[[float], str] = _plain_number) -> str:
+    if not spread.count:
+        return "unknown"
+    if spread.least == spread.most:
+        return f"{say(spread.least)} throughout"
+    rounded = "" if spread.exact else ", to three digits"
+    return f"{say(spread.least)} to {say(spread.most)}, median {say(spread.median)}{rounded}"
+
+
+def _scales(truths: Truths) -> str:
+    total = truths.scales.total()
+    shares = ((name, truths.scales[name]) for name in ("small", "medium", "large"))
+    if not total:
+        return "unknown"
+    return ", ".join(f"{name} {number(count)} ({percent(count / total)})" for name, count in shares)
+
+
+# ---- text ---------------------------------------------------------------------------------------
+
+
+def print_collection(url: str, found: Description, console: Console) -> None:
+    """Print the facts, the classes, the set beside published ones, and what is wrong."""
+    console.print(url, soft_wrap=True)
+    _print_facts(facts(found), console)
+    if found.truths:
+        _print_facts(truth_facts(found.truths), console)
+        console.print("", _class_table(found.truths), "", _comparison_table(comparison(found)), sep="\n")
+    for trouble in troubles(found):
+        console.print(f"\n{trouble.name}: {number(trouble.count)}. {trouble.meaning}", soft_wrap=True)
+        for key, words in trouble.examples:
+            console.print(f"  {key}{': ' if words else ''}{words}", soft_wrap=True)
+
+
+def _print_facts(rows: Iterable[Fact], console: Console) -> None:
+    console.print()
+    for fact in rows:
+        note = f" · {fact.note}" if fact.note else ""
+        console.print(f"{fact.name:<17}{fact.value}{note}", soft_wrap=True)
+
+
+def _class_table(truths: Truths) -> Table:
+    ranked = _by_frequency(truths)
+    more = f", the {MOST_CLASSES} most frequent" if len(ranked) > MOST_CLASSES else ""
+    table = columns(f"Class{more}", "Images", *(("Objects",) if truths.objects else ()))
+    for name, images, objects in ranked[:MOST_CLASSES]:
+        table.add_row(name, number(images), *((number(objects),) if truths.objects else ()))
+    return table
+
+
+def _comparison_table(rows: Iterable[DataSet]) -> Table:
+    table = columns("Beside published sets", "Images", "Classes", "Objects", "Objects an image")
+    for row in rows:
+        counts = (row.images, row.classes, row.objects)
+        cells = ["" if count is None else number(count) for count in counts]
+        table.add_row(row.name, *cells, "" if row.an_image is None else f"{row.an_image:.1f}")
+    return table
+
+
+def _by_frequency(truths: Truths) -> list[tuple[str, int, int]]:
+    """Return (class, images, objects), the most frequent first."""
+    counted = [(name, count.images, count.objects) for name, count in truths.classes.items()]
+    return sorted(counted, key=lambda row: (-row[2], -row[1], row[0]))
+
+
+# ---- the page -----------------------------------------------------------------------------------
+
+
+def page_html(url: str, found: Description, shown: Sequence[Picture]) -> str:
+    """Return the page."""
+    truths = found.truths
+    classes = _by_frequency(truths) if truths else []
+    return _template("collection.html.j2").render(
+        url=url,
+        images=found.images,
+        headline=_headline(found),
+        pictures=shown,
+        facts=facts(found),
+        truth_facts=truth_facts(truths) if truths else [],
+        classes=[_bar(row, classes[0]) for row in classes[:MOST_CLASSES]],
+        class_count=len(classes),
+        class_rows=classes[:1000] if len(classes) > MOST_CLASSES else [],
+        comparison=comparison(found),
+        charts=list(_charts(found)),
+        troubles=troubles(found),
+    )
+
+
+def _headline(found: Description) -> list[Fact]:
+    rows = [
+        Fact("Images", number(found.images)),
+        Fact("Unreadable", number(found.unreadable), link="troubles" if found.unreadable else ""),
+        Fact("Copies", number(found.copies.images)),
+        Fact("Bytes", byte_size(found.file_bytes.total)),
+    ]
+    truths = found.truths
+    if truths:
+        rows.append(Fact("Classes", number(len(truths.classes))))
+    if truths and truths.an_image.count:
+        rows += [
+            Fact("Objects", number(truths.objects)),
+            Fact("Objects an image", decimal(truths.an_image.mean)),
+        ]
+    return rows
+
+
+def _bar(row: tuple[str, int, int], first: tuple[str, int, int]) -> Bar:
+    amount, most = (row[2], first[2]) if first[2] else (row[1], first[1])
+    return Bar(row[0], amount, amount / most)
+
+
+def _charts(found: Description) -> Iterator[tuple[str, Chart]]:
+    """Yield histograms with their titles; numbers that are all alike have none."""
+    spreads = {"Width, in pixels": found.widths, "Height, in pixels": found.heights}
+    if found.truths:
+        spreads["Side of objects (the root of their area), in pixels"] = found.truths.sides
+    for name, spread in spreads.items():
+        if spread.most > max(spread.least, 1.0):
+            yield name, _log_chart(spread)
+    if found.truths and found.truths.an_image.most > 0:
+        yield "Objects an image", _step_chart(found.truths.an_image)
+
+
+def _log_chart(spread: Spread) -> Chart:
+    counts, edges = spread.histogram(BINS), spread.edges(4)
+    return Chart(
+        plot=plots.columns(counts),
+        up=["0", number(max(counts))],
+        across=[_plain_number(round(edge)) for edge in edges],
+        summary=f"{_range(spread)}; bins in equal ratios",
+    )
+
+
+def _step_chart(spread: Spread) -> Chart:
+    step = -(-int(spread.most + 1) // MOST_STEPS)
+    counts = [0] * -(-int(spread.most + 1) // step)
+    for value, count in spread.counts.items():
+        counts[min(int(value) // step, len(counts) - 1)] += count
+    return Chart(
+        plot=plots.columns(counts),
+        up=["0", number(max(counts))],
+        across=["0", number(int(spread.most))],
+        summary=f"{_range(spread)}, mean {decimal(spread.mean)}",
+    )
+
+
+# ---- pictures -----------------------------------------------------------------------------------
+
+
+def pictures(source: Source, found: Description) -> list[Picture]:
+    """Return the chosen images, small, with the boxes of their truth; reads each of them again."""
+    chosen = found.sample.chosen()
+    readers = source.read(Shard(0, tuple(candidate.ref for candidate in chosen)))
+    return [_picture(one, reader()) for one, reader in zip(chosen, readers, strict=True)]
+
+
+def _picture(candidate: Candidate, content: Content | Failure) -> Picture:
+    labels = dict.fromkeys(str(one["label"]) for one in candidate.objects)
+    words = [candidate.label] if candidate.label else labels
+    width, height = candidate.size
+    guesses = tuple(Guess(word, None) for word in words)
+    seen = Seen(candidate.ref.key, redact(candidate.ref.uri), (height, width), guesses)
+    try:
+        return Picture(seen, marked(small(content, PICTURE_SIDE), candidate.size, candidate.objects))
+    except (NotShown, DecodeError) as reason:
+        return Picture(seen, None, str(reason))

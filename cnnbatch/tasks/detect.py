@@ -1,0 +1,221 @@
+"""Finds the objects in a picture: a box, a class and a score for each.
+
+A box does not depend on the pictures beside it: each picture's padded shape follows from its own
+size, and a batch is of one shape. The price: smaller batches where the pictures' shapes vary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from cnnbatch.tasks import Runtime, Task
+from cnnbatch.tasks.classify import Names, Size, read_names
+from cnnbatch.truth import BOX, KEYPOINT, ModelClasses, match_classes
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from cnnbatch.models import Detector
+    from cnnbatch.records import Image, Prepared
+    from cnnbatch.truth import Class
+
+_OBJECT: list[pa.Field[Any]] = [
+    pa.field("label", pa.string()),
+    pa.field("score", pa.float32()),
+    pa.field("box", BOX),
+]
+_POINTS: pa.Field[Any] = pa.field("keypoints", pa.list_(KEYPOINT))
+
+
+class Detect(Task):
+    """Detection; see `cnnbatch.models.Choice` for the model and its weights."""
+
+    shard_size: ClassVar[int] = 250
+    batch: ClassVar[Mapping[str, int]] = {"cuda": 8, "mps": 2, "cpu": 2}
+    keypoints: ClassVar[bool] = False
+
+    name: str = "detect"
+    model: str
+    """A detector of torchvision, ``yolov3_tiny``, or ``mypackage.module:build``."""
+    weights: str = "DEFAULT"
+    """``DEFAULT`` or another published name, a path, a URL, ``package:NAME/PATH``, ``random[:SEED]``."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    """What the weights' file has to be."""
+    classes: Names | str | None = None
+    """The names of the classes in the network's order, without a background, or a file with one a line."""
+    key_map: str | None = None
+    """A JSON file from the names in the weights' file to the network's."""
+    score_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The least score of an object; without it, the model's own."""
+    max_objects: Annotated[int, Field(ge=1)] | None = None
+    """How many objects of a picture are kept, the best; without it, the model's own number."""
+    size: Size | None = None
+    """The input's size where not the model's own: (shorter side, longest side) or (height, width)."""
+    aliases: dict[str, str | None] = {}
+    """Of the truth's classes, the model's name where it differs, or null where the model has none."""
+
+    def columns(self) -> pa.Schema:
+        """Return ``objects``: ``label``, ``score`` and ``box`` of each, the best first."""
+        fields = [*_OBJECT, _POINTS] if self.keypoints else _OBJECT
+        return pa.schema([pa.field("objects", pa.list_(pa.struct(fields)))])
+
+    def load(self, runtime: Runtime) -> ObjectDetector:
+        """Build the network with its weights on ``runtime.device``."""
+        from cnnbatch.models import Choice
+        from cnnbatch.models.detectors import build_detector
+
+        chosen = Choice(
+            model=self.model,
+            weights=self.weights,
+            sha256=self.sha256,
+            classes=read_names(self.classes) if isinstance(self.classes, str) else self.classes,
+            key_map=self.key_map,
+            preprocessing={"size": self.size} if self.size else {},
+        )
+        return ObjectDetector(self, build_detector(chosen, self.keypoints), runtime)
+
+
+class ObjectDetector:
+    """A detection network on one device; see `cnnbatch.tasks.Model` for its steps."""
+
+    def __init__(self, task: Detect, detector: Detector, runtime: Runtime) -> None:
+        import torch
+
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[runtime.precision]
+        self._task, self._schema = task, task.columns()
+        self._detector, self._device = detector, runtime.device
+        self._module = detector.module.to(runtime.device).to(memory_format=torch.channels_last)
+        self._autocast = torch.autocast(runtime.device, dtype, enabled=dtype is not torch.float32)
+        for name, value in (("score_threshold", task.score_threshold), ("max_objects", task.max_objects)):
+            if value is not None and hasattr(self._module, name):
+                setattr(self._module, name, value)
+        self._names = pa.array(detector.classes, pa.string())
+        self.licence = detector.licence
+        self.classes = ModelClasses(detector.classes, detector.ids, detector.aliases)
+        self.identity: Mapping[str, str] = {
+            "weights": detector.weights,
+            "preprocessing": detector.resizing.describe(),
+            "library": detector.library,
+            "classes": hashlib.sha256("\n".join(detector.classes).encode()).hexdigest(),
+        }
+
+    def match(self, truth: Sequence[Class]) -> None:
+        """Insist that every class of the truth is one of the model's; raises UserError."""
+        match_classes(self.classes, truth, self._task.aliases)
+
+    def decode_size(self, size: tuple[int, int]) -> None:
+        """Ask for the whole picture: the reference resizes it from there."""
+
+    def prepare(self, image: Image) -> Sequence[Prepared]:
+        """Resize, normalise and pad to one input, float32 (3, H, W)."""
+        from cnnbatch.models.resizing import prepare
+
+        return [prepare(image.pixels, self._detector.resizing)]
+
+    def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> dict[str, list[Any]]:
+        """Return lists of N: ``boxes`` [K, 4] in pixels of the input, ``scores`` [K], ``labels`` [K].
+
+        ``batch`` is float32 (N, 3, H, W), normalised. Raises FloatingPointError where float16 was too
+        narrow.
+        """
+        import torch
+
+        pixels = batch.to(self._device, memory_format=torch.channels_last, non_blocking=True)
+        with torch.inference_mode(), self._autocast:
+            found = self._module(pixels, sizes)
+        kept = [self._kept(one) for one in found]
+        return {name: [one[name].float().cpu() for one in kept] for name in self._outputs(kept)}
+
+    def _kept(self, found: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Return the best detections at or above the job's threshold; a module may have done so itself."""
+        scores = found["scores"]
+        if not bool(scores.isfinite().all()):
+            raise FloatingPointError("scores that are no numbers; use compute.precision=bf16 or fp32")
+        kept = (scores >= (self._task.score_threshold or 0)).nonzero()[: self._task.max_objects, 0]
+        return {name: value[kept] for name, value in found.items()}
+
+    def _outputs(self, found: Sequence[Mapping[str, torch.Tensor]]) -> list[str]:
+        return ["boxes", "scores", "labels", *(["keypoints"] if self._task.keypoints and found else [])]
+
+    def rows(
+        self,
+        images: Sequence[Image],
+        prepared: Sequence[Sequence[Prepared]],
+        outputs: Sequence[Sequence[Any]],
+    ) -> pa.RecordBatch:
+        """Build the rows, with boxes in pixels of the upright original, clipped to it."""
+        import numpy as np
+
+        found = [inner[0] for inner in outputs]
+        frames = [_Frame(image, inputs[0]) for image, inputs in zip(images, prepared, strict=True)]
+        boxes = np.concatenate(
+            [frame.boxes(one["boxes"].numpy()) for frame, one in zip(frames, found, strict=True)]
+        )
+        labels = np.concatenate([one["labels"].numpy().astype(np.int64) for one in found])
+        arrays: list[pa.Array[Any]] = [
+            self._names.take(pa.array(labels)),
+            pa.array(np.concatenate([one["scores"].numpy() for one in found])),
+            pa.StructArray.from_arrays([pa.array(side) for side in boxes.T.copy()], fields=list(BOX)),
+        ]
+        if self._task.keypoints:
+            points = [
+                frame.points(one["keypoints"].numpy()) for frame, one in zip(frames, found, strict=True)
+            ]
+            arrays.append(_points(points))
+        ends = np.cumsum([0, *(len(one["scores"]) for one in found)], dtype=np.int32)
+        objects = pa.StructArray.from_arrays(
+            arrays, fields=list(self._schema.field("objects").type.value_type)
+        )
+        return pa.RecordBatch.from_arrays(
+            [pa.ListArray.from_arrays(pa.array(ends), objects)], schema=self._schema
+        )
+
+
+class _Frame:
+    """Leads from an input's pixels back to the original's, by torchvision's arithmetic in float32."""
+
+    def __init__(self, image: Image, prepared: Prepared) -> None:
+        import numpy as np
+
+        height, width = image.size
+        top, left = prepared.offset
+        ratios = [
+            np.float32(size) / np.float32(resized)
+            for size, resized in zip((width, height), prepared.size[::-1], strict=True)
+        ]
+        self._ratio = np.array(ratios, np.float32)
+        self._offset = np.array([left, top], np.float32)
+        self._limit = np.array([width, height], np.float32)
+
+    def boxes(self, boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return boxes (K, 4) of the input as boxes of the original."""
+        corners = (boxes.reshape(-1, 2, 2) - self._offset) * self._ratio
+        return corners.clip(0, self._limit).reshape(-1, 4).astype(float)
+
+    def points(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return points (K, P, 3) of the input as points of the original; the third value stays."""
+        import numpy as np
+
+        return np.concatenate([(points[..., :2] - self._offset) * self._ratio, points[..., 2:]], axis=-1)
+
+
+def _points(points: Sequence[NDArray[np.float32]]) -> pa.ListArray[Any]:
+    """Return the points (K, P, 3) of several pictures as K lists of P."""
+    import numpy as np
+
+    ends = np.cumsum([0, *(count for one in points for count in [one.shape[1]] * len(one))])
+    flat = np.concatenate([one.reshape(-1, 3) for one in points])
+    columns: list[pa.Array[Any]] = [
+        pa.array(flat[:, 0].astype(float)),
+        pa.array(flat[:, 1].astype(float)),
+        pa.array(flat[:, 2].astype(np.float32)),
+    ]
+    structs = pa.StructArray.from_arrays(columns, fields=list(KEYPOINT))
+    return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), structs)
