@@ -17,20 +17,28 @@ __all__ = ["__version__", "open", "run"]
 __version__ = "0.1.0"
 
 
-def run(job: str | Path, *, retry_failed: bool = False, quiet: bool = False, **overrides: Any) -> Summary:
+def run(
+    job: str | Path,
+    *,
+    retry_failed: bool = False,
+    new: bool = False,
+    prune: bool = False,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Summary:
     """Run ``job``, a YAML file or the name of one in ``jobs/``; the same as ``cnnbatch run``.
 
     ``overrides`` change its fields: ``input="photos"``, ``input__limit=100`` or
-    ``input={"url": "photos", "limit": 100}``. Raises UserError for a mistake in the job and
+    ``input={"url": "photos", "limit": 100}``. ``retry_failed``, ``new`` and ``prune`` are the options of
+    these names. Raises UserError for a mistake in the job and
     EnvironmentFault for what the machine or the storage refuses.
     """
     from cnnbatch.job import load_job
     from cnnbatch.run import RunOptions
     from cnnbatch.run import run as run_job
 
-    return run_job(
-        load_job(str(job), dict(_paths(overrides))), RunOptions(retry_failed=retry_failed, quiet=quiet)
-    )
+    options = RunOptions(retry_failed=retry_failed, new=new, prune=prune, quiet=quiet)
+    return run_job(load_job(str(job), dict(_paths(overrides))), options)
 
 
 def open(uri: str | Path, storage: Storage | Mapping[str, Any] | None = None) -> Result:

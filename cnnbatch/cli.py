@@ -55,6 +55,12 @@ def _run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Predict only failed images again.")
     ] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="Predict what is new or changed in the input, and keep the rest.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="As --new; also mark the rows of images that are gone.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no summary.")] = False,
 ) -> None:
     """Run a job, or go on with it where it was interrupted."""
@@ -64,7 +70,8 @@ def _run(
         from cnnbatch.run import RunOptions, run
 
         loaded = load_job(job, overrides or [])
-        return run(loaded, RunOptions(retry_failed=retry_failed, quiet=quiet)).exit_status
+        options = RunOptions(retry_failed=retry_failed, new=new, prune=prune, quiet=quiet)
+        return run(loaded, options).exit_status
 
     again = shlex.join(["cnnbatch", *sys.argv[1:]])
     _exit_with(action, f"Stopped. Finished parts are kept; the same command continues: {again}")

@@ -1,45 +1,90 @@
 """Lists the input into plan pages in a thread of its own, while other shards are already predicted.
 
 The pages on storage are the queue between listing and prediction, so neither waits for the other
-and the driver holds one page whatever the size of the collection.
+and the driver holds one page whatever the size of the collection. A later listing adds what is new
+as further shards, and notes of the planned images which have changed and which are gone.
 """
 
 from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnbatch import plan
+from cnnbatch.changes import Changes
 from cnnbatch.job import Input
-from cnnbatch.output import Listing
-from cnnbatch.records import Shard
+from cnnbatch.output import Listing, Output
+from cnnbatch.planned import Planned
+from cnnbatch.records import ImageRef, Shard
 from cnnbatch.sources import Source
 
 WAIT_S = 0.2
 
 
-class Planner:
-    """Makes or continues one listing's plan; `shards` reads it as it grows.
+@dataclass(frozen=True, slots=True)
+class Looking:
+    """What a run looks for in an input that is planned: ``new`` and changed images, ``prune``: gone ones."""
 
-    ``images`` counts what is planned so far; ``complete`` says that this is all.
+    new: bool = False
+    prune: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    listing: Listing
+    number: int
+    images: int
+    first: int
+    last: int
+
+
+class Planner:
+    """Makes or continues the plan; `shards` reads it as it grows.
+
+    ``images`` counts what is planned so far; ``complete`` says that this is all; ``found`` are the
+    counts of what this run's listing found.
     """
 
-    def __init__(self, listing: Listing, source: Source, chosen: Input, first_shard: int) -> None:
-        self._listing = listing
+    def __init__(
+        self, output: Output, source: Source, chosen: Input, first_shard: int, looking: Looking | None = None
+    ) -> None:
         self._source = source
         self._chosen = chosen
         self._first = first_shard if chosen.shard_size == "auto" else chosen.shard_size
+        self._looking = looking or Looking()
         self._changed = threading.Condition()
         self._stopped = False
         self._fault: Exception | None = None
-        self._pages = listing.count_pages()
-        self.images = sum(listing.count_images(page) for page in range(self._pages))
-        self.complete = listing.complete() is not None
+        listings = output.listings()
+        self._listing = self._choose(output, listings)
+        self._done = [
+            listing for listing in listings if self._listing is None or listing.name != self._listing.name
+        ]
+        self._pages = [page for listing in listings for page in _pages(listing)]
+        self.images = sum(page.images for page in self._pages)
+        self.complete = self._listing is None
+        self.found: dict[str, Any] = {}
+        self.skipped = 0
         self._thread = threading.Thread(target=self._run, name="listing", daemon=True)
+
+    def _choose(self, output: Output, listings: list[Listing]) -> Listing | None:
+        """Return the listing that is to be made or gone on with; None where the plan is all there is."""
+        if not listings:
+            return Listing(output, "00000")
+        counts = listings[-1].complete()
+        if counts is None:
+            return listings[-1]
+        if self._looking.new or _is_larger(self._chosen, counts):
+            return Listing(output, f"{len(listings):05}")
+        return None
 
     def start(self) -> None:
         """Go on listing behind the last planned image, unless the plan is complete."""
@@ -61,20 +106,22 @@ class Planner:
 
     def count_shards(self) -> int | None:
         """Return how many shards the plan has; None while it grows."""
-        return self._listing.last_ref()[0] + 1 if self.complete else None
+        return self._last_shard() + 1 if self.complete else None
 
-    def shards(self) -> Iterator[Shard | None]:
-        """Yield the planned shards in order, and None whenever the listing has to be waited for.
+    def shards(self, finished: Collection[int] = ()) -> Iterator[Shard | None]:
+        """Yield the planned shards in order but for the finished ones, whose images are ``skipped``.
 
-        Raises what ended the listing, once the shards before it were given.
+        None is yielded whenever the listing has to be waited for. Raises what ended the listing,
+        once the shards before it were given.
         """
+        changes = Changes(self._done)
         page = 0
         while True:
             with self._changed:
                 self._changed.wait_for(partial(self._has, page), WAIT_S)
-                known, ended = self._pages, self.complete or self._fault is not None
+                known, ended = len(self._pages), self.complete or self._fault is not None
             if page < known:
-                yield from self._listing.read(page)
+                yield from self._unfinished(self._pages[page], finished, changes)
                 page += 1
             elif ended:
                 self._raise_fault()
@@ -82,40 +129,148 @@ class Planner:
             else:
                 yield None
 
+    def changes(self) -> Changes:
+        """Return what all listings together say of images planned before; asked once the plan is complete."""
+        return Changes(self._done)
+
+    def some(self, indices: Collection[int], changes: Changes) -> Iterator[Shard]:
+        """Yield the shards of these numbers as they are after ``changes``, in order."""
+        wanted = set(indices)
+        for page in self._pages:
+            here = {index for index in wanted if page.first <= index <= page.last}
+            if here:
+                others = set(range(page.first, page.last + 1)) - here
+                yield from map(changes.apply, page.listing.read(page.number, others))
+
+    def _unfinished(self, page: _Page, finished: Collection[int], changes: Changes) -> Iterator[Shard]:
+        done = [index for index in range(page.first, page.last + 1) if index in finished]
+        if len(done) == page.last - page.first + 1:
+            self.skipped += page.images
+            return
+        shards = page.listing.read(page.number, done)
+        self.skipped += page.images - sum(len(shard.refs) for shard in shards)
+        yield from map(changes.apply, shards)
+
     def _has(self, page: int) -> bool:
-        return page < self._pages or self.complete or self._fault is not None
+        return page < len(self._pages) or self.complete or self._fault is not None
 
     def _raise_fault(self) -> None:
         if self._fault:
             raise self._fault
 
+    def _last_shard(self) -> int:
+        return self._pages[-1].last if self._pages else -1
+
     def _run(self) -> None:
         try:
-            self._list()
+            if self._listing is not None:
+                self._list(self._listing)
         except Exception as fault:  # Handed to the thread that asks for shards, which raises it.
             self._fault = fault
         with self._changed:
             self._changed.notify_all()
 
-    def _list(self) -> None:
-        index, last = self._listing.last_ref()
-        limit = None if self._chosen.limit is None else max(0, self._chosen.limit - self.images)
-        refs = plan.select(self._source.refs(last), self._chosen.sample, limit)
-        shards = plan.cut(refs, lambda number: plan.shard_length(number, self._first), index + 1)
-        for page in plan.pages(shards, self._pages):
-            self._write(page)
-            if self._stopped:
-                return
-        self._listing.finish(
-            {"images": self.images, "limit": self._chosen.limit, "sample": self._chosen.sample}
-        )
+    def _list(self, listing: Listing) -> None:
+        began = self.images
+        whole = self._list_again(listing) if self._done else self._list_first(listing)
+        if not whole:
+            return
+        self.found["new"] = self.images - began
+        chosen = {"limit": self._chosen.limit, "sample": self._chosen.sample}
+        listing.finish({"images": self.images, **chosen, **self.found})
+        self._done.append(listing)
         self.complete = True
 
-    def _write(self, page: list[Shard]) -> None:
-        buffer = io.BytesIO()
-        pq.write_table(plan.page_table(page, self._source.columns), buffer, compression="zstd")
-        self._listing.write(self._pages, buffer.getvalue())
+    def _list_first(self, listing: Listing) -> bool:
+        """Plan what the source has, behind what is planned already; say whether that is all."""
+        last = listing.last_ref()
+        limit = None if self._chosen.limit is None else max(0, self._chosen.limit - self.images)
+        return self._plan(listing, plan.select(self._source.refs(last), self._chosen.sample, limit))
+
+    def _list_again(self, listing: Listing) -> bool:
+        """Plan what the source has and the plan has not, and note what became of the others."""
+        planned = self._planned()
+        refs = _Counted(plan.select(self._source.refs(), self._chosen.sample, self._chosen.limit))
+        if not self._plan(listing, planned.compare(refs, self._looking.new)):
+            return False
+        if self._looking.prune and (self._chosen.limit is None or refs.count < self._chosen.limit):
+            planned.note_vanished()
+        self._write_changes(listing, planned)
+        return True
+
+    def _planned(self) -> Planned:
+        planned = Planned(self._source.columns)
+        for page in self._pages:
+            planned.add(_images(page.listing.table(page.number, ["shard", "key", "etag"])))
+        planned.index()
+        for changes in Changes(self._done).pages():
+            planned.apply(changes)
+        return planned
+
+    def _plan(self, listing: Listing, refs: Iterable[ImageRef]) -> bool:
+        """Add ``refs`` as shards; say whether that was not stopped."""
+        shards = plan.cut(refs, lambda number: plan.shard_length(number, self._first), self._last_shard() + 1)
+        number = sum(page.listing.name == listing.name for page in self._pages)
+        for shards_of_page in plan.pages(shards, number):
+            self._write(listing, number, shards_of_page)
+            number += 1
+            if self._stopped:
+                return False
+        return True
+
+    def _write(self, listing: Listing, number: int, page: list[Shard]) -> None:
+        listing.write(number, _parquet(plan.page_table(page, self._source.columns)))
+        images = sum(len(shard.refs) for shard in page)
         with self._changed:
-            self._pages += 1
-            self.images += sum(len(shard.refs) for shard in page)
+            self._pages.append(_Page(listing, number, images, page[0].index, page[-1].index))
+            self.images += images
             self._changed.notify_all()
+
+    def _write_changes(self, listing: Listing, planned: Planned) -> None:
+        counts = {"changed": 0, "vanished": 0}
+        stream, page = planned.changes(), 0
+        while some := list(islice(stream, plan.REFS_IN_A_PAGE)):
+            listing.write_changes(page, _parquet(plan.change_table(some, self._source.columns)))
+            page += 1
+            gone = sum(one.ref is None for one in some)
+            counts["vanished"] += gone
+            counts["changed"] += len(some) - gone
+        self.found |= {**counts, "change_pages": page}
+
+
+class _Counted:
+    """Counts what passes."""
+
+    def __init__(self, refs: Iterable[ImageRef]) -> None:
+        self._refs = refs
+        self.count = 0
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        for ref in self._refs:
+            self.count += 1
+            yield ref
+
+
+def _pages(listing: Listing) -> Iterator[_Page]:
+    for number in range(listing.count_pages()):
+        yield _Page(listing, number, *listing.summary(number))
+
+
+def _is_larger(chosen: Input, counts: dict[str, Any]) -> bool:
+    """Say whether the job asks for more images than the listing with these ``counts`` took."""
+    before = counts["limit"]
+    more = before is not None and (chosen.limit is None or chosen.limit > before)
+    return more or chosen.sample > counts["sample"]
+
+
+def _images(table: pa.Table) -> Iterator[tuple[str, str | None, int, int]]:
+    """Yield (key, etag, shard, position) of a page's rows."""
+    columns: list[Any] = [table[name].to_pylist() for name in ("key", "etag", "shard")]
+    counts: Any = table["shard"].value_counts().field("counts").to_pylist()
+    return zip(*columns, chain.from_iterable(range(count) for count in counts), strict=True)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -6,20 +6,26 @@ differently; nothing is kept in memory that the folder doesn't say.
 
 from __future__ import annotations
 
-import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnbatch import plan
 from cnnbatch.errors import OutputHeld, UserError
+from cnnbatch.plan import Change
 from cnnbatch.records import ImageRef, Shard
 from cnnbatch.storage import AlreadyExists, NotFound, Storage, join, redact
 
 PART = re.compile(r"part-(\d{8})\.parquet$")
+_PAGE = re.compile(r"\d+\.parquet$")
+_READERS = 16
 FOOTER_KEY = b"cnnbatch"
 
 
@@ -96,10 +102,17 @@ class Output:
                 f" ({redact(self.path('_job', 'job.yaml'))})"
             )
 
-    def listing(self) -> Listing:
-        """Return the listing that this output stands on: the newest one in ``_job/plan``."""
+    def footers(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """Yield the footers of many parts, in order, read side by side."""
+        with ThreadPoolExecutor(_READERS, "footers") as pool:
+            stream = iter(indices)
+            while some := list(islice(stream, 64 * _READERS)):
+                yield from pool.map(self.footer, some)
+
+    def listings(self) -> list[Listing]:
+        """Return the listings that this output stands on, the oldest first."""
         names = {name.split("/")[0] for name in self._list("_job/plan")}
-        return Listing(self, max(names, default="00000"))
+        return [Listing(self, name) for name in sorted(names)]
 
     def suspects(self) -> set[int]:
         """Return the shards that an inline run was at when its process ended."""
@@ -119,10 +132,11 @@ class Output:
 
 
 class Listing:
-    """One listing's plan: pages that are only ever added, then ``complete``."""
+    """One listing's plan: pages that are only ever added, then perhaps changes, then ``complete``."""
 
     def __init__(self, output: Output, name: str) -> None:
         self.output = output
+        self.name = name
         self.folder = ("_job", "plan", name)
 
     def complete(self) -> dict[str, Any] | None:
@@ -135,17 +149,39 @@ class Listing:
 
     def count_pages(self) -> int:
         """Return how many pages there are."""
-        return sum(name.endswith(".parquet") for name in self.output._list("/".join(self.folder)))
+        return sum(bool(_PAGE.match(name)) for name in self.output._list("/".join(self.folder)))
 
-    def read(self, page: int) -> list[Shard]:
-        """Return the shards of page ``page``."""
-        data = self.output.storage.read(self._page(page))
-        return list(plan.page_shards(pq.read_table(io.BytesIO(data))))
+    def read(self, page: int, left_out: Collection[int] = ()) -> list[Shard]:
+        """Return the shards of page ``page``, but for those of some numbers."""
+        table = self.table(page)
+        if left_out:
+            there = np.isin(table["shard"].to_numpy(), np.fromiter(left_out, np.int64))
+            table = table.filter(pa.array(~there))
+        return list(plan.page_shards(table))
 
-    def count_images(self, page: int) -> int:
-        """Return how many images page ``page`` holds, from its footer."""
+    def table(self, page: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return page ``page`` as a table of `plan.PAGE_COLUMNS`, or of some of them."""
         with self.output.storage.open(self._page(page)) as file:
-            return int(pq.read_metadata(file).num_rows)
+            return pq.read_table(file, columns=None if columns is None else list(columns))
+
+    def summary(self, page: int) -> tuple[int, int, int]:
+        """Return of page ``page`` the number of images, its first shard's and its last shard's number."""
+        with self.output.storage.open(self._page(page)) as file:
+            metadata = pq.read_metadata(file)
+        groups = [
+            metadata.row_group(number).column(0).statistics for number in range(metadata.num_row_groups)
+        ]
+        ends: list[Any] = [(group.min, group.max) for group in groups if group is not None]
+        return metadata.num_rows, min(first for first, _ in ends), max(last for _, last in ends)
+
+    def write_changes(self, page: int, data: bytes) -> None:
+        """Add a page of changes; of an interrupted listing the next one writes it anew."""
+        self.output.storage.put(self._changes(page), data)
+
+    def changes(self, page: int) -> list[Change]:
+        """Return a page of changes."""
+        with self.output.storage.open(self._changes(page)) as file:
+            return list(plan.table_changes(pq.read_table(file)))
 
     def write(self, page: int, data: bytes) -> None:
         """Add page ``page``; raises OutputHeld where another run has added it."""
@@ -154,13 +190,13 @@ class Listing:
         except AlreadyExists:
             raise OutputHeld(f"another run is listing the input for {redact(self.output.uri)}") from None
 
-    def last_ref(self) -> tuple[int, ImageRef | None]:
-        """Return the last planned shard's number and its last ref; (-1, None) where nothing is planned."""
+    def last_ref(self) -> ImageRef | None:
+        """Return the last planned image; None where nothing is planned."""
         pages = self.count_pages()
-        if not pages:
-            return -1, None
-        last = self.read(pages - 1)[-1]
-        return last.index, last.refs[-1]
+        return self.read(pages - 1)[-1].refs[-1] if pages else None
 
     def _page(self, page: int) -> str:
         return self.output.path(*self.folder, f"{page:05}.parquet")
+
+    def _changes(self, page: int) -> str:
+        return self.output.path(*self.folder, f"changes-{page:05}.parquet")

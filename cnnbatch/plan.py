@@ -8,7 +8,8 @@ is read back, never made anew.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -80,6 +81,8 @@ def digest(shard: Shard) -> str:
     state = hashlib.sha256()
     for ref in shard.refs:
         state.update(repr((ref.key, ref.uri, ref.at, ref.etag)).encode())
+    if shard.vanished:
+        state.update(repr(sorted(shard.vanished)).encode())
     return state.hexdigest()
 
 
@@ -102,6 +105,43 @@ def page_table(page: list[Shard], columns: pa.Schema) -> pa.Table:
         [{name: ref.columns.get(name) for name in columns.names} for _, ref in refs], pa.struct(columns)
     )
     return table.append_column(pa.field("columns", pa.struct(columns)), kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of a planned image, by its shard and position: it is ``ref`` now, or gone where None."""
+
+    shard: int
+    position: int
+    key: str
+    ref: ImageRef | None
+
+
+def change_table(changes: Sequence[Change], columns: pa.Schema) -> pa.Table:
+    """Return changes as a page with the columns ``position`` and ``gone`` added."""
+    refs = [Shard(one.shard, (one.ref or ImageRef(one.key, ""),)) for one in changes]
+    table = page_table(refs, columns)
+    table = table.append_column("position", pa.array([one.position for one in changes], pa.int32()))
+    return table.append_column("gone", pa.array([one.ref is None for one in changes], pa.bool_()))
+
+
+def table_changes(table: pa.Table) -> Iterator[Change]:
+    """Return the changes of a page, as `change_table` was given them."""
+    for row in table.to_pylist():
+        ref = None if row["gone"] else _ref(row)
+        yield Change(row["shard"], row["position"], row["key"], ref)
+
+
+def changed(shard: Shard, changes: Iterable[Change]) -> Shard:
+    """Return ``shard`` as it is after ``changes`` of it, the oldest first."""
+    refs, vanished = list(shard.refs), set(shard.vanished)
+    for one in changes:
+        if one.ref is None:
+            vanished.add(one.position)
+        else:
+            refs[one.position] = one.ref
+            vanished.discard(one.position)
+    return Shard(shard.index, tuple(refs), frozenset(vanished))
 
 
 def page_shards(table: pa.Table) -> Iterator[Shard]:

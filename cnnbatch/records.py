@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,15 @@ Code = Literal[
     "timeout",  # it hangs the process, twice
     "out_of_memory",  # it does not fit the device even alone
 ]
+
+
+CODES: frozenset[str] = frozenset(get_args(Code))
+"""All codes of failures."""
+
+PASSING: frozenset[str] = frozenset(
+    {"not_found", "forbidden", "unreadable", "timeout", "crash", "out_of_memory"}
+)
+"""Codes of failures that another day may not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +71,14 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The unit of work, of retry and of writing: consecutive refs of the listing."""
+    """The unit of work, of retry and of writing: consecutive refs of the listing.
+
+    ``vanished`` are the positions of images that the source no longer has, where that is to be marked.
+    """
 
     index: int
     refs: tuple[ImageRef, ...]
+    vanished: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +111,13 @@ Content = bytes | Picture
 class Work:
     """A shard to predict; ``condemned`` are the images that failed alone, by position.
 
-    With ``retry`` only the failed rows of the part that is there are predicted again.
+    ``again`` stands for a part that is there: its rows of changed images are predicted again, and those
+    that failed with one of these codes; the others stay.
     """
 
     shard: Shard
     condemned: Mapping[int, Failure] = field(default_factory=dict)
-    retry: bool = False
+    again: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +154,9 @@ class Prepared:
 class Receipt:
     """What one finished shard cost and gave; the part's footer holds it.
 
-    ``rows`` are all of the part, ``predicted`` those made now: fewer where only failed ones were
-    tried again. ``seconds`` by stage: wall time for read, forward and write; processor time of
+    ``rows`` are all of the part, ``predicted`` those made now: fewer where only failed or
+    changed ones were tried again. ``failed`` counts the part's failures, ``failed_now`` those of the
+    rows made now. ``seconds`` by stage: wall time for read, forward and write; processor time of
     their threads for decode, prepare and rows.
     """
 
@@ -150,6 +165,7 @@ class Receipt:
     predicted: int
     failed: Mapping[str, int]
     seconds: Mapping[str, float]
+    failed_now: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

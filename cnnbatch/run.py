@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from typing import Any
 from uuid import uuid4
 
-from cnnbatch import identity, lock
+from cnnbatch import identity, lock, plan
 from cnnbatch.errors import UserError
 from cnnbatch.inline import predict_inline
 from cnnbatch.job import MapJob, to_yaml
-from cnnbatch.listing import Planner
+from cnnbatch.listing import Looking, Planner
 from cnnbatch.output import Output
 from cnnbatch.process import Order
-from cnnbatch.records import Ready, Receipt, Work
+from cnnbatch.records import CODES, PASSING, Ready, Receipt, Work
 from cnnbatch.report import write_report
 from cnnbatch.screen import Screen, seen
 from cnnbatch.sources import Source, open_source
@@ -29,9 +30,15 @@ MANY_IMAGES = 100
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What a call asks for beside the job: ``retry_failed`` predicts only failed rows again."""
+    """What a call asks for beside the job.
+
+    ``retry_failed``: predict failed rows again. ``new``: look at the input anew, predict what is new or
+    has changed, and what failed for a passing reason. ``prune``: mark the rows of images that are gone.
+    """
 
     retry_failed: bool = False
+    new: bool = False
+    prune: bool = False
     quiet: bool = False
 
 
@@ -56,23 +63,23 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
     options = options or RunOptions()
     output = Output(normalize(job.output.url), Storage(job.output.storage))
     source = open_source(job.input, Storage(job.input.storage))
-    name = uuid4().hex
+    name, started = uuid4().hex, datetime.now(UTC)
     with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), name):
         finished = output.finished()
         _require_same_job(job, output, finished)
-        planner = Planner(output.listing(), source, job.input, job.task.shard_size)
+        looking = Looking(options.new or options.prune, options.prune)
+        planner = Planner(output, source, job.input, job.task.shard_size, looking)
         planner.start()
         try:
-            works = _works(output, planner, finished, options.retry_failed, screen)
+            works = _works(output, planner, finished, options, screen)
             for receipt in _predict(job, source, output, planner, works, screen):
                 screen.count(receipt, planner.images if planner.complete else None)
         finally:
             planner.stop()
         summary = _summarize(job, output, planner, screen)
         if screen.done:
-            output.storage.put(
-                output.path("_job", "runs", f"{name}.json"), json.dumps(asdict(summary)).encode()
-            )
+            record = {**asdict(summary), **_record(output, planner, started)}
+            output.storage.put(output.path("_job", "runs", f"{name}.json"), json.dumps(record).encode())
         if output.decided("unreported") is not None:  # By this run, or by one that ended before its report.
             write_report(output.uri, output.storage)
             output.undecide("unreported")
@@ -89,22 +96,35 @@ def _require_same_job(job: MapJob, output: Output, finished: Collection[int]) ->
 
 
 def _works(
-    output: Output, planner: Planner, finished: set[int], retry: bool, screen: Screen
+    output: Output, planner: Planner, finished: set[int], options: RunOptions, screen: Screen
 ) -> Iterator[Work | None]:
-    """Yield the shards without a part, and with ``retry`` those whose part has failed rows.
+    """Yield the shards without a part, then those whose part is to be made again in places.
 
     None is yielded where the listing has to be waited for.
     """
-    for shard in planner.shards():
+    for shard in planner.shards(finished):
+        screen.skipped = planner.skipped
         if shard is None:
             screen.show()
-            yield None
-        elif shard.index not in finished:
-            yield Work(shard)
-        elif retry and output.footer(shard.index)["receipt"]["failed"]:
-            yield Work(shard, retry=True)
-        else:
-            screen.skipped += len(shard.refs)
+        yield None if shard is None else Work(shard)
+    codes = CODES if options.retry_failed else PASSING if options.new else frozenset()
+    yield from _again(output, planner, finished, codes)
+
+
+def _again(output: Output, planner: Planner, finished: set[int], codes: frozenset[str]) -> Iterator[Work]:
+    """Yield the finished shards whose images have changed since, or failed with one of ``codes``."""
+    changes = planner.changes()
+    wanted = finished if codes else finished & changes.shards
+    footers = zip(sorted(wanted), output.footers(sorted(wanted)), strict=True)
+    # Of each part the digest that it was made with; None where it has failures that are tried again.
+    made = {
+        index: None if codes & footer["receipt"]["failed"].keys() else footer["digest"]
+        for index, footer in footers
+        if index in changes.shards or codes & footer["receipt"]["failed"].keys()
+    }
+    for shard in planner.some(made, changes):
+        if made[shard.index] != plan.digest(shard):
+            yield Work(shard, again=codes)
 
 
 def _predict(
@@ -172,6 +192,19 @@ def _summarize(job: MapJob, output: Output, planner: Planner, screen: Screen) ->
     return Summary(
         output.uri, screen.done, planner.images, dict(screen.failed), round(screen.seconds, 3), status
     )
+
+
+def _record(output: Output, planner: Planner, started: datetime) -> dict[str, Any]:
+    """Return what the record of a run holds beside its summary: what was found, by what, when."""
+    made = output.decided("identity") or {}
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "found": {name: count for name, count in planner.found.items() if name != "change_pages"},
+        "model": made.get("task.model", made.get("task.name")),
+        "weights": made.get("weights"),
+        "precision": made.get("precision"),
+        "versions": identity.versions(),
+    }
 
 
 def tell(summary: Summary, output: Output, screen: Screen) -> None:

@@ -62,7 +62,9 @@ class Screen:
         """Take one finished shard; ``total`` is the number of images planned, once it is known."""
         self.total = total
         self.done += receipt.predicted
-        for code, number in receipt.failed.items():
+        if total is not None:  # Rows made again were skipped before.
+            self.skipped = min(self.skipped, total - self.done)
+        for code, number in receipt.failed_now.items():
             self.failed[code] = self.failed.get(code, 0) + number
         self._recent.append((time.monotonic(), self.done))
         self.show()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import nearest
@@ -83,8 +84,9 @@ def object_labels(truth: pa.Table) -> list[str]:
     """Return the labels of all objects of a truth, each once; none where it has no objects."""
     if "objects" not in truth.schema.names:
         return []
-    objects = truth["objects"].combine_chunks().flatten()
-    return [label for label in objects.field("label").unique().to_pylist() if label is not None]
+    objects: Any = pc.list_flatten(truth["objects"])
+    labels = pc.struct_field(objects, "label").unique().to_pylist()
+    return [label for label in labels if label is not None]
 
 
 def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.Table:

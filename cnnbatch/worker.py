@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -19,6 +21,7 @@ from time import perf_counter, thread_time
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -78,8 +81,8 @@ class Worker:
         Raises PredictFault where the model raised, EnvironmentFault where nothing may be written.
         """
         shard, started = work.shard, _now()
-        old, etag = self._failed_part(shard) if work.retry else (None, "")
-        positions = range(len(shard.refs)) if old is None else _failed_positions(old)
+        old, etag = (None, None) if work.again is None else self._part(shard)
+        positions = range(len(shard.refs)) if old is None else _positions_again(old, work)
         truth = self._truth(shard)
         tally, sizes = Tally(), list[tuple[int, int] | None]()
         with PartSpool(self._schema) as spool:
@@ -90,13 +93,13 @@ class Worker:
                 else:
                     with tally.wall("write"):
                         spool.write(rows)
-            for batch in old.to_batches() if old is not None else ():
+            for batch in _marked(old, shard).to_batches() if old is not None else ():
                 spool.write(batch)
             receipt = tally.receipt(shard, old)
             file = spool.finish(self._footer(shard, receipt, started))
-            if truth is not None and old is None:
-                self._put_truth(shard, check_sizes(truth, sizes))
-            self._put_part(shard, file, etag if work.retry else None)
+            if truth is not None:
+                self._put_truth(shard, truth, _sizes(old) if old is not None else sizes, etag)
+            self._put_part(shard, file, etag)
         return receipt
 
     def try_alone(self, shard: Shard, position: int) -> Failure | None:
@@ -196,7 +199,7 @@ class Worker:
         tally.add(window, thread_time() - started)
         return rows
 
-    def _failed_part(self, shard: Shard) -> tuple[pa.Table, str]:
+    def _part(self, shard: Shard) -> tuple[pa.Table, str]:
         etag = self._output.storage.head(self._output.part(shard.index)).etag or ""
         with self._output.storage.open(self._output.part(shard.index)) as file:
             return pq.read_table(file, schema=self._schema), etag
@@ -217,13 +220,15 @@ class Worker:
             "licence": getattr(self.model, "licence", None),
         }
 
-    def _put_truth(self, shard: Shard, truth: pa.Table) -> None:
+    def _put_truth(
+        self, shard: Shard, truth: pa.Table, sizes: Sequence[tuple[int, int] | None], etag: str | None
+    ) -> None:
+        """Write the truth; for a part that is there (``etag``) over what it had."""
         sink = pa.BufferOutputStream()
-        pq.write_table(truth, sink)
-        try:
-            self._output.storage.create(self._output.truth(shard.index), sink.getvalue().to_pybytes())
-        except AlreadyExists:
-            return
+        pq.write_table(check_sizes(truth, sizes), sink)
+        put = self._output.storage.create if etag is None else self._output.storage.put
+        with suppress(AlreadyExists):
+            put(self._output.truth(shard.index), sink.getvalue().to_pybytes())
 
     def _put_part(self, shard: Shard, file: Any, etag: str | None) -> None:
         uri = self._output.part(shard.index)
@@ -260,8 +265,10 @@ class Tally:
 
     def receipt(self, shard: Shard, replaced: pa.Table | None) -> Receipt:
         """Return the shard's receipt; ``replaced`` is the whole part where only some rows were made anew."""
-        rows = self.rows if replaced is None else replaced.num_rows
-        return Receipt(shard.index, rows, self.rows, self.failed, self.seconds)
+        rows, failed = self.rows, self.failed
+        if replaced is not None:
+            rows, failed = replaced.num_rows, _failures(replaced)
+        return Receipt(shard.index, rows, self.rows, failed, self.seconds, self.failed)
 
 
 class _Wall:
@@ -326,14 +333,33 @@ def _host(value: Any) -> Sequence[Any]:
     return value.cpu().unbind(0) if isinstance(value, torch.Tensor) else list(value)
 
 
-def _sizes(rows: pa.RecordBatch) -> list[tuple[int, int] | None]:
+def _sizes(rows: pa.RecordBatch | pa.Table) -> list[tuple[int, int] | None]:
     """Return the (width, height) of each row's image, None where it could not be read."""
     pairs = zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True)
     return [None if width is None or height is None else (width, height) for width, height in pairs]
 
 
-def _failed_positions(part: pa.Table) -> list[int]:
-    return [position for position, error in enumerate(part.column("error").to_pylist()) if error is not None]
+def _positions_again(part: pa.Table, work: Work) -> list[int]:
+    """Return which rows are predicted again: those that failed with such a code, or whose image changed."""
+    codes = pc.struct_field(part["error"], "code").to_pylist()
+    etags = part["etag"].to_pylist()
+    return [
+        position
+        for position, (ref, code, etag) in enumerate(zip(work.shard.refs, codes, etags, strict=True))
+        if position not in work.shard.vanished and (code in (work.again or ()) or ref.etag != etag)
+    ]
+
+
+def _marked(part: pa.Table, shard: Shard) -> pa.Table:
+    """Return ``part`` with its column ``vanished`` as the shard has it."""
+    place = part.schema.get_field_index("vanished")
+    marks = pa.array([position in shard.vanished for position in range(part.num_rows)])
+    return part.set_column(place, part.schema.field(place), marks)
+
+
+def _failures(part: pa.Table) -> dict[str, int]:
+    codes = pc.struct_field(part["error"], "code").to_pylist()
+    return dict(Counter(code for code in codes if code is not None))
 
 
 def _replace_rows(part: pa.Table, rows: pa.Table) -> pa.Table:

@@ -24,6 +24,8 @@ JOB = "task: {name: classify, model: mobilenet_v2}\ninput: photos\noutput: out\n
 @dataclass(frozen=True)
 class Options:
     retry_failed: bool = False
+    new: bool = False
+    prune: bool = False
     quiet: bool = False
 
 
@@ -55,11 +57,12 @@ def test_run_passes_the_job_and_the_options_on(runs: Callable[..., None], job: s
         return 1
 
     runs(engine)
-    result = CliRunner().invoke(app, ["run", job, "input=cats", "input.limit=3", "--retry-failed", "--quiet"])
+    arguments = ["input=cats", "input.limit=3", "--retry-failed", "--prune", "--quiet"]
+    result = CliRunner().invoke(app, ["run", job, *arguments])
     assert (result.exit_code, result.output) == (1, "")
     [(loaded, options)] = calls
     assert (loaded.input.url, loaded.input.limit) == ("cats", 3)
-    assert options == Options(retry_failed=True, quiet=True)
+    assert options == Options(retry_failed=True, prune=True, quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,12 @@ from tests.test_run import QUIET, job, parts, table
 pytestmark = pytest.mark.slow
 
 
-def command(folder: Path, spec: Any) -> subprocess.Popen[str]:
+def command(folder: Path, spec: Any, *options: str) -> subprocess.Popen[str]:
     """Start the command line on a job, in a process of its own."""
     path = folder / "job.yaml"
     path.write_text(to_yaml(spec))
     return subprocess.Popen(
-        [sys.executable, "-m", "cnnbatch.cli", "run", str(path)],
+        [sys.executable, "-m", "cnnbatch.cli", "run", str(path), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -72,6 +72,38 @@ def test_a_killed_driver_costs_no_finished_part(photos: Callable[[int], Path], t
     assert again.returncode == 0, said
     assert {name: parts(out)[name] for name in kept} == kept
     require_every_key_once(out, 80)
+
+
+@pytest.mark.parametrize("option", ["--new", "--retry-failed"])
+def test_a_killed_driver_replaces_no_part_in_half(
+    option: str, photos: Callable[[int], Path], tmp_path: Path
+) -> None:
+    folder, out = photos(60), tmp_path / "out"
+    pictures = sorted(folder.rglob("*.jpg"))
+    whole = pictures[0].read_bytes()
+    changed = pictures[5::10]  # One a shard.
+    for path in changed:
+        path.write_bytes(whole[:100])
+    spec = job(folder, out, {"fault": "slow"}, max_failed=1.0)
+    run(spec, QUIET)
+    before = parts(out)
+    for path in changed:
+        path.write_bytes(whole)
+    spec = job(folder, out, {"fault": "slow"}, max_failed=1.0, compute={"pool": "ray", "workers": 1})
+    driver = command(tmp_path, spec, option)
+    deadline = time.monotonic() + 180
+    while sum(parts(out)[name] != data for name, data in before.items()) < 2:
+        assert time.monotonic() < deadline, "no part was replaced within three minutes"
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate()
+    kept = {name: data for name, data in parts(out).items() if data != before[name]}
+    assert len(kept) < 6
+    again = command(tmp_path, spec, option)
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert {name: parts(out)[name] for name in kept} == kept
+    require_every_key_once(out, 60)
 
 
 def test_of_two_commands_started_together_one_runs_and_the_other_exits_4(
@@ -197,7 +229,7 @@ def test_a_zombie_that_writes_late_overwrites_nothing(photos: Callable[[int], Pa
     zombie.load(Order(spec, source, output, 20, True, None))
     run(spec, QUIET)
     before = parts(out)
-    planner = Planner(output.listing(), source, spec.input, 10)
+    planner = Planner(output, source, spec.input, 10)
     for shard in planner.shards():
         assert shard is not None
         assert isinstance(zombie.run(Work(shard)), Receipt)

@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 from cnnbatch import pool
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.listing import Planner
-from cnnbatch.output import Listing, Output
+from cnnbatch.output import Output
 from cnnbatch.process import Order
 from cnnbatch.records import Work
 from cnnbatch.run import run
@@ -196,7 +196,7 @@ def test_the_first_part_does_not_wait_for_a_listing_that_never_ends(
     spec = job(folder, out, compute=on_ray(workers=1))
     output, source = Output(str(out), Storage()), open_source(spec.input, Storage())
     monkeypatch.setattr(Storage, "list", endless)
-    planner = Planner(Listing(output, "00000"), source, spec.input, 10)
+    planner = Planner(output, source, spec.input, 10)
     planner.start()
     order = Order(spec, source, output, 100, False, None)
     works = (None if shard is None else Work(shard) for shard in planner.shards())

@@ -42,7 +42,7 @@ class ListedBucket(Storage):
 COUNT, url, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 job = MapJob.model_validate({"task": {"name": "tests.toy:Toy"}, "input": url, "output": out})
 storage = ListedBucket() if url.startswith("s3:") else Storage()
-planner = Planner(Output(out, Storage()).listing(), open_source(job.input, storage), job.input, 1000)
+planner = Planner(Output(out, Storage()), open_source(job.input, storage), job.input, 1000)
 planner.start()
 images = sum(len(shard.refs) for shard in planner.shards() if shard is not None)
 print(json.dumps({"images": images, "peak_mb": peak_rss_bytes() / 2**20, "torch": "torch" in sys.modules}))

@@ -169,13 +169,10 @@ class ObjectDetector:
                 frame.points(one["keypoints"].numpy()) for frame, one in zip(frames, found, strict=True)
             ]
             arrays.append(_points(points))
-        ends = np.cumsum([0, *(len(one["scores"]) for one in found)], dtype=np.int32)
-        objects = pa.StructArray.from_arrays(
-            arrays, fields=list(self._schema.field("objects").type.value_type)
-        )
-        return pa.RecordBatch.from_arrays(
-            [pa.ListArray.from_arrays(pa.array(ends), objects)], schema=self._schema
-        )
+        fields = list(self._schema.field("objects").type.value_type)
+        objects = pa.StructArray.from_arrays(arrays, fields=fields)
+        lists = _lists(objects, [len(one["scores"]) for one in found])
+        return pa.RecordBatch.from_arrays([lists], schema=self._schema)
 
 
 class _Frame:
@@ -210,7 +207,6 @@ def _points(points: Sequence[NDArray[np.float32]]) -> pa.ListArray[Any]:
     """Return the points (K, P, 3) of several pictures as K lists of P."""
     import numpy as np
 
-    ends = np.cumsum([0, *(count for one in points for count in [one.shape[1]] * len(one))])
     flat = np.concatenate([one.reshape(-1, 3) for one in points])
     columns: list[pa.Array[Any]] = [
         pa.array(flat[:, 0].astype(float)),
@@ -218,4 +214,13 @@ def _points(points: Sequence[NDArray[np.float32]]) -> pa.ListArray[Any]:
         pa.array(flat[:, 2].astype(np.float32)),
     ]
     structs = pa.StructArray.from_arrays(columns, fields=list(KEYPOINT))
-    return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), structs)
+    return _lists(structs, [count for one in points for count in [one.shape[1]] * len(one)])
+
+
+def _lists(values: pa.Array[Any], counts: Sequence[int]) -> pa.ListArray[Any]:
+    """Cut ``values`` into lists of these lengths."""
+    import numpy as np
+
+    ends: Any = pa.array(np.cumsum([0, *counts]), pa.int32())
+    lists: pa.ListArray[Any] = pa.ListArray.from_arrays(ends, values)
+    return lists
