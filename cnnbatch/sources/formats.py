@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.sources import globs
+from cnnbatch.sources.files import SUFFIXES
 from cnnbatch.sources.labelled import FOLDER, Labelled, labelled_by_pattern
-from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, join, normalize, redact
+from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, join, normalize, parent, redact
 
 if TYPE_CHECKING:
     from cnnbatch.job import Input
     from cnnbatch.sources import Source
+    from cnnbatch.sources.masks import MaskPatches
 
 LISTS = (".txt", ".csv", ".tsv", ".parquet")
-"""Suffixes that ``format: auto`` takes for a list of addresses."""
+"""Suffixes that ``format: auto`` takes for a list of addresses; of Parquet, where it holds no images."""
 
 TARS = (".tar", ".tar.gz", ".tgz")
+"""Suffixes of tar archives."""
+
+_CIFAR10 = {"data_batch_1.bin", "test_batch.bin", "data_batch_1", "test_batch"}
 _PEEKED = 50  # entries of a folder that are looked at to recognise it
 _PART = re.compile(r"(?P<whole>.+)#(?P<part>objects|patches=(?P<side>\d+))$")
 
@@ -51,12 +56,17 @@ FORMATS = {
     "list": Format("lists:open_list", frozenset({"key", "label", "keep"}), labelled=False),
     "coco": Format("coco:open_coco", frozenset({"truth"}), labelled=False),
     "voc": Format("voc:open_voc", frozenset({"split"}), labelled=False),
+    "parquet": Format("parquet:open_parquet", frozenset({"key", "label", "keep"}), labelled=False),
+    "tar": Format("tar:open_tar", frozenset({"keep"})),
+    "cifar10": Format("cifar10:open_cifar10", frozenset({"split"}), labelled=False),
     "imagenet_det": Format("voc:open_imagenet_det", frozenset({"split"}), labelled=False),
 }
 
 
 def open_format(input: Input, storage: Storage) -> Source:
     """Return the source of ``input``; a mistake in it is a `UserError`."""
+    if isinstance(input.url, str) and (part := _PART.match(input.url)):
+        return _open_part(input, part["whole"], part["side"], storage)
     name = recognise(input, storage) if input.format == "auto" else input.format
     chosen = FORMATS[name]
     allowed = chosen.fields | ({"label"} if chosen.labelled else set())
@@ -64,6 +74,53 @@ def open_format(input: Input, storage: Storage) -> Source:
         if getattr(input, field) and field not in allowed:
             raise _means_nothing(field, name, input)
     return chosen.open(input, storage)
+
+
+def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> Source:
+    """Return the objects or patches of the source at ``whole`` as images."""
+    from cnnbatch.sources import earlier, regions
+
+    if strange := [name for name in input.keep if name not in regions.KEPT]:
+        raise UserError(
+            f"input.keep: of a part of a picture {', '.join(regions.KEPT)} can be kept; "
+            f"got {', '.join(strange)}"
+        )
+    inner = input.model_copy(update={"url": whole, "keep": ()})
+    if side is not None:
+        return regions.RegionImages(_open_patches(inner, int(side), storage))
+    if input.format == "auto" and earlier.is_output(whole, storage):
+        return regions.RegionImages(earlier.open_earlier(whole, storage))
+    source = open_format(inner, storage)
+    if source.truth_schema is None or "objects" not in source.truth_schema.names:
+        raise UserError(
+            f"input.url: {redact(whole)} has no boxes that could be images\n"
+            "  what to do: give the output of detect, or a source with box truth (COCO, VOC, tar, Parquet)"
+        )
+    return regions.RegionImages(regions.TruthBoxes(source))
+
+
+def _open_patches(input: Input, side: int, storage: Storage) -> MaskPatches:
+    from cnnbatch.sources.masks import MaskPatches
+
+    if input.truth is None or side < 1:
+        raise UserError(
+            "input.truth: patches need a folder of masks (PNG, a class a pixel), each called as its picture\n"
+            "  what to do: give it, as in input=images#patches=32 input.truth=masks"
+        )
+    masks = normalize(input.truth)
+    pictures = open_files(input.model_copy(update={"truth": None}), storage)
+    return MaskPatches(pictures, storage, masks, side, _class_names(masks, storage))
+
+
+def _class_names(masks: str, storage: Storage) -> tuple[str, ...]:
+    """Return the lines of ``classes.txt`` in a folder or beside it; none where there is no such file."""
+    for file in (join(masks, "classes.txt"), join(parent(masks), "classes.txt")):
+        try:
+            lines = storage.read(file).decode("utf-8", "replace").splitlines()
+        except (NotFound, Forbidden, Unreadable):
+            continue
+        return tuple(line.strip() for line in lines if line.strip())
+    return ()
 
 
 def recognise(input: Input, storage: Storage) -> str:
@@ -74,19 +131,37 @@ def recognise(input: Input, storage: Storage) -> str:
     path = redact(urls[0]).split("?")[0].lower()
     if path.endswith(".json") or (input.truth or "").lower().endswith(".json"):
         return "coco"
+    if path.endswith(".parquet"):
+        return "parquet" if globs.has_wildcard(path) or _holds_images(urls[0], storage) else "list"
     if path.endswith(LISTS):
         return "list"
+    if path.endswith(TARS):
+        return "tar"
     if posixpath.splitext(path)[1] or globs.has_wildcard(path) or path.startswith(("http:", "https:")):
         return "files"
     return _recognise_folder(normalize(urls[0]), storage)
 
 
+def _holds_images(url: str, storage: Storage) -> bool:
+    from cnnbatch.sources.parquet import is_parquet
+
+    return is_parquet(url, storage)
+
+
 def _recognise_folder(root: str, storage: Storage) -> str:
     names = _first_names(root, storage)
+    if not _CIFAR10.isdisjoint(names):
+        return "cifar10"
     if names and names[0].startswith("Annotations/DET/"):
         return "imagenet_det"
     if names and re.match(r"Annotations/[^/]+\.xml$", names[0]):
         return "voc" if _first_names(join(root, "JPEGImages"), storage) else "files"
+    suffixes = {posixpath.splitext(name)[1].lower() for name in names}
+    if suffixes.isdisjoint(SUFFIXES):  # images beside containers are what is meant
+        if ".parquet" in suffixes:
+            return "parquet"
+        if any(name.lower().endswith(TARS) for name in names):
+            return "tar"
     return "files"
 
 

@@ -1,0 +1,87 @@
+"""The objects that an earlier output found, to be images of another job: detect first, then classify."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from cnnbatch.changes import Changes
+from cnnbatch.errors import UserError
+from cnnbatch.output import Listing, Output
+from cnnbatch.records import ImageRef, Shard
+from cnnbatch.sources import Source
+from cnnbatch.sources.regions import Region, regions_of
+from cnnbatch.storage import NotFound, Storage, normalize, redact
+from cnnbatch.truth import Class
+
+if TYPE_CHECKING:
+    from cnnbatch.job import Input
+
+
+@dataclass(frozen=True)
+class FoundBoxes:
+    """The images of a finished output, read as its own job read them, with the objects that it found."""
+
+    output: Output
+    source: Source
+
+    @property
+    def classes(self) -> Sequence[Class]:
+        """The classes of the model that found them."""
+        kept = self.output.decided("classes") or {"names": []}
+        return [Class(name, number) for number, name in enumerate(kept["names"]) if name]
+
+    def pairs(self) -> Iterator[tuple[ImageRef, Sequence[Region]]]:
+        """Stream the images in the order of the plan; those that failed have no objects."""
+        listings = self.output.listings()
+        changes = Changes([one for one in listings if one.complete() is not None])
+        for listing in listings:
+            for shard in _shards(listing):
+                yield from self._of_shard(changes.apply(shard))
+
+    def _of_shard(self, shard: Shard) -> Iterator[tuple[ImageRef, Sequence[Region]]]:
+        try:
+            with self.output.storage.open(self.output.part(shard.index)) as file:
+                rows = pq.read_table(file, columns=["objects"])["objects"].to_pylist()
+        except NotFound:
+            raise UserError(
+                f"{redact(self.output.uri)}: part {shard.index} is not finished yet\n"
+                "  what to do: give the command that makes it again, and let it end"
+            ) from None
+        for ref, objects in zip(shard.refs, rows, strict=True):
+            yield ref, regions_of(objects)
+
+
+def is_output(url: str, storage: Storage) -> bool:
+    """Say whether an address is the output of a job."""
+    return storage.exists(Output(normalize(url), storage).path("_job", "job.yaml"))
+
+
+def open_earlier(url: str, storage: Storage) -> FoundBoxes:
+    """Return the objects of an output; `UserError` where its task writes none."""
+    from cnnbatch.result import Result
+    from cnnbatch.sources.formats import open_format
+
+    result = Result(url, storage)
+    if "objects" not in result.schema.names:
+        raise UserError(
+            f"{redact(url)} has no objects: its columns are {', '.join(result.schema.names)}\n"
+            "  what to do: give the output of a task that finds some, such as detect"
+        )
+    input = _input(result.settings)
+    return FoundBoxes(Output(normalize(url), storage), open_format(input, Storage(input.storage)))
+
+
+def _input(settings: dict[str, Any]) -> Input:
+    from cnnbatch.job import Input
+
+    return Input.model_validate(json.loads(json.dumps(settings["input"])))
+
+
+def _shards(listing: Listing) -> Iterator[Shard]:
+    for page in range(listing.count_pages()):
+        yield from listing.read(page)
