@@ -79,6 +79,9 @@ class Input(Place):
     )
     truth: Text | None = Field(None, description="Where the truth lies, if not in the input itself.")
     split: Text | None = Field(None, description="Which part of a data set that comes in several.")
+    inventory: Text | None = Field(
+        None, description="manifest.json of an S3 Inventory of the bucket, instead of listing it."
+    )
     keep: Texts = Field((), description="Columns of a list to repeat in every row.")
     limit: Count | None = Field(None, description="Take only so many images.")
     sample: float = Field(

@@ -21,15 +21,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from cnnbatch.errors import UserError
-from cnnbatch.output import FOOTER_KEY, Output
-from cnnbatch.records import Receipt
+from cnnbatch.changes import Changes
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.output import FOOTER_KEY, Listing, Output
+from cnnbatch.records import ImageRef, Receipt
 from cnnbatch.storage import NotFound, Storage, StorageOptions, normalize, redact
 
 if TYPE_CHECKING:
     import pandas
 
     from cnnbatch.report.pictures import Picture
+    from cnnbatch.sources import Source
 
 READERS = 16
 ROWS_IN_A_BATCH = 4096
@@ -143,13 +145,18 @@ class Result:
 
     def row(self, key: str) -> dict[str, Any]:
         """Return the row of the image ``key``. Raises UserError where there is none."""
+        part, row = self._place(key)
+        return self.take(part, [row])[0]
+
+    def _place(self, key: str) -> tuple[int, int]:
+        """Return the part and the row of the image ``key``."""
         for index, footer in enumerate(self._footers):
             if footer.keys and not footer.keys[0] <= key <= footer.keys[1]:
                 continue
             start = 0
             for batch in self.batches(["key"], index):
                 if (found := pc.index(batch["key"], key).as_py()) >= 0:
-                    return self.take(index, [start + found])[0]
+                    return index, start + found
                 start += batch.num_rows
         raise UserError(
             f"{redact(self.uri)} has no image with the key {key!r}.\n"
@@ -172,17 +179,54 @@ class Result:
                 start = end
         return [found[row] for row in rows]
 
+    def refs(self, part: int, rows: Sequence[int]) -> list[ImageRef | None]:
+        """Return where the images of single rows of the ``part``-th part lie; None where no plan tells."""
+        index = self._footers[part].receipt.shard
+        for listing, number, first, last in self._plan:
+            if first <= index <= last:
+                others = set(range(first, last + 1)) - {index}
+                shard = self._changes.apply(listing.read(number, others)[0])
+                return [shard.refs[row] for row in rows]
+        return [None] * len(rows)
+
+    def source(self, storage: Storage | None = None) -> Source | None:
+        """Return what the job's images are read with; None where its input can't be opened any more."""
+        from cnnbatch.job import Input
+        from cnnbatch.sources import open_source
+
+        settings = self.settings.get("input")
+        try:
+            chosen = Input.model_validate(json.loads(json.dumps(settings)))
+            return open_source(chosen, storage or self.input_storage())
+        except (UserError, EnvironmentFault, ValueError):
+            return None
+
     def show(self, key: str) -> Picture:
         """Return the image ``key``, small and upright, with what was predicted; a notebook displays it."""
         from cnnbatch.report.pictures import Viewer, seen
 
-        return Viewer(self.input_storage()).picture(seen(self.row(key)), side=768)
+        part, row = self._place(key)
+        (values,), (ref,) = self.take(part, [row]), self.refs(part, [row])
+        return Viewer(self.input_storage(), self.source()).picture(seen(values, ref), side=768)
 
     def input_storage(self) -> Storage:
         """Return the storage that the job's images are read from."""
         settings = self.settings.get("input")
         options = settings.get("storage") if isinstance(settings, dict) else None
         return Storage(StorageOptions(**options)) if options else Storage()
+
+    @cached_property
+    def _plan(self) -> list[tuple[Listing, int, int, int]]:
+        """The pages of the plan: the listing, the number there, the first and the last shard."""
+        return [
+            (listing, number, *listing.summary(number)[1:])
+            for listing in self._output.listings()
+            for number in range(listing.count_pages())
+        ]
+
+    @cached_property
+    def _changes(self) -> Changes:
+        return Changes([one for one in self._output.listings() if one.complete() is not None])
 
     @cached_property
     def _parts(self) -> list[str]:

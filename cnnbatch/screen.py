@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -107,8 +108,17 @@ def seen(output: str, storage: Storage) -> Iterator[str]:
         if row["error"] is not None:
             words = f"failed: {row['error']['code']} ({row['error']['message']})"
         else:
-            words = f"{row['label']} {row['score']:.2f}" if row.get("label") else "done"
+            words = f"{row['label']} {row['score']:.2f}" if row.get("label") else _found(row)
         yield f"  {row['key']}: {words}"
+
+
+def _found(row: Mapping[str, Any]) -> str:
+    """Return what was detected for sure, where that is what a task does."""
+    if row.get("objects") is None:
+        return "done"
+    from cnnbatch.report.pictures import counted, is_sure
+
+    return counted(filter(is_sure, row["objects"]))
 
 
 def _duration(seconds: float) -> str:

@@ -387,10 +387,12 @@ def test_neighbours_do_not_change_a_picture(crowded: Darknet) -> None:
     batch = noise(4)
     dark = torch.cat([batch[:1], torch.zeros_like(batch[1:])])
     with torch.inference_mode():
-        among, alone, dull = crowded(batch)[0], crowded(batch[:1])[0], crowded(dark)[0]
+        among, dull = crowded(batch)[0], crowded(dark)[0]
+        maps, alone = crowded.body(batch), crowded.body(batch[:1])
     for name, value in among.items():
         assert torch.equal(value, dull[name])
-        torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-4)
+    for one, other in zip(maps, alone, strict=True):  # Of near ties rounding may change the order.
+        torch.testing.assert_close(one[:1], other, rtol=1e-5, atol=1e-4)
 
 
 class Maps(nn.Module):

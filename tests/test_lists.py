@@ -95,6 +95,11 @@ def test_a_csv_list(tmp_path: Path, delimiter: str) -> None:
     assert read(found) == [b"a.jpg", b"b.jpg"]
 
 
+def test_a_parquet_list_of_one_row(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"uri": ["a.jpg"]}), tmp_path / "list.parquet")
+    assert keys(str(tmp_path / "list.parquet")) == [f"{tmp_path}/a.jpg"]
+
+
 def test_a_parquet_list(tmp_path: Path) -> None:
     table = pa.table(
         {

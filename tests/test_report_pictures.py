@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.report.pictures import NotShown, Seen, Viewer, seen, thumbnail
+from cnnbatch.report.pictures import NotShown, Seen, Viewer, hurried, seen, thumbnail
 from cnnbatch.storage import Storage, StorageOptions
 from tests.outputs import bad
 
@@ -78,7 +78,7 @@ def test_a_storage_that_is_gone_is_asked_a_few_times_only() -> None:
 
 
 def test_many_pictures_are_read_in_a_hurry() -> None:
-    options = Viewer.in_a_hurry(StorageOptions(region="eu-1"))._storage.options
+    options = hurried(StorageOptions(region="eu-1")).options
     assert (options.region, options.retries, options.timeout_s) == ("eu-1", 1, 10.0)
 
 

@@ -6,21 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cnnbatch.errors import UserError
-from cnnbatch.models import torchvision_detectors
+from cnnbatch.models import darknet_models, torchvision_detectors
 from cnnbatch.models.building import Choice, check_classes, external
 from cnnbatch.models.detector import Detector, check
 from cnnbatch.models.network import seeded
 from cnnbatch.naming import meant
 
-
-def yolov3_tiny(choice: Choice) -> Detector:
-    """YOLOv3-tiny (Redmon and Farhadi 2018) with Darknet's COCO weights, from a package's data."""
-    from cnnbatch.models import darknet_models
-
-    return darknet_models.yolov3_tiny(choice)
-
-
-OWN: dict[str, Callable[[Choice], Detector]] = {"yolov3_tiny": yolov3_tiny}
+OWN: dict[str, Callable[[Choice], Detector]] = {"yolov3_tiny": darknet_models.yolov3_tiny}
 """This package's own detectors."""
 
 

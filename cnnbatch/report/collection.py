@@ -19,9 +19,9 @@ from cnnbatch.describe import Candidate, Description, Named, Spread, Truths, des
 from cnnbatch.records import Content, Failure, Shard
 from cnnbatch.report import plots
 from cnnbatch.report.facts import Fact
-from cnnbatch.report.marked import marked, small
+from cnnbatch.report.marked import marked
 from cnnbatch.report.page import Bar, Chart, _template
-from cnnbatch.report.pictures import Guess, NotShown, Picture, Seen, percent
+from cnnbatch.report.pictures import Guess, NotShown, Picture, Seen, percent, small
 from cnnbatch.report.words import decimal, meaning, number
 from cnnbatch.sources import open_source
 from cnnbatch.sources.unique import Copies

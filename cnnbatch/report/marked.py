@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from cnnbatch.records import Content, Failure
-from cnnbatch.report.pictures import NotShown, thumbnail
-
 LEAST_NAMED_SIDE = 28  # pixels of the small picture; a smaller box has no room for its label
 COLOURS = ("#4269b5", "#0a8f83", "#d9a227", "#d4553b", "#8a5bb5", "#7c8a3a", "#c2477f")
 
@@ -30,22 +27,6 @@ class _Box(NamedTuple):
     @property
     def side(self) -> float:
         return min(self.right - self.left, self.bottom - self.top)
-
-
-def small(content: Content | Failure, side: int) -> Image.Image:
-    """Return what a reader gave as RGB, upright, at most ``side`` pixels wide and high.
-
-    Raises:
-        NotShown, DecodeError: why it can't be shown.
-    """
-    if isinstance(content, Failure):
-        raise NotShown(content.message)
-    if isinstance(content, bytes):
-        return thumbnail(content, side)
-    pixels, _ = content.decode(lambda size: None)
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return image
 
 
 def marked(image: Image.Image, size: tuple[int, int], objects: Iterable[Mapping[str, Any]]) -> Image.Image:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from cnnbatch.report import plots
 from cnnbatch.report.facts import Fact, environment, headline, job_yaml
-from cnnbatch.report.pictures import Picture, Viewer, percent, seen
+from cnnbatch.report.pictures import Picture, Viewer, hurried, percent, seen
 from cnnbatch.report.tally import LEAST_SURE, SAMPLE, SCORE_BINS, Place, Tally, count, fetch
 from cnnbatch.report.words import decimal, duration, meaning, moment, number
 from cnnbatch.storage import redact
@@ -24,7 +24,7 @@ from cnnbatch.storage import redact
 if TYPE_CHECKING:
     from cnnbatch.result import Footer, Result
 
-SHOWN = ("key", "uri", "bytes", "width", "height", "error", "label", "score", "top")
+SHOWN = ("key", "uri", "bytes", "width", "height", "error", "label", "score", "top", "objects")
 PICTURE_SIDE = 400
 NOTEBOOK_PICTURES, NOTEBOOK_SIDE = 6, 240
 MOST_LABELS = 20
@@ -93,9 +93,12 @@ def fragment_html(result: Result) -> str:
     if len(result):
         columns = [name for name in SHOWN if name in result.schema.names]
         rows = (row for batch in result.batches(columns, part=0) for row in batch.to_pylist())
-        good = islice((row for row in rows if not row["error"]), NOTEBOOK_PICTURES)
-        viewer = Viewer.in_a_hurry(result.input_storage().options)
-        pictures = viewer.pictures(map(seen, good), NOTEBOOK_SIDE)
+        good = list(
+            islice(((place, row) for place, row in enumerate(rows) if not row["error"]), NOTEBOOK_PICTURES)
+        )
+        refs = result.refs(0, [place for place, _ in good])
+        many = [seen(row, ref) for (_, row), ref in zip(good, refs, strict=True)]
+        pictures = _viewer(result).pictures(many, NOTEBOOK_SIDE)
     return _template("notebook.html.j2").render(
         title=_title(result.settings),
         output=redact(result.uri),
@@ -130,12 +133,19 @@ def _bounded(percentage: float) -> float:
 
 
 def _looker(result: Result, columns: Sequence[str]) -> Callable[[Sequence[Place]], list[Picture]]:
-    viewer = Viewer.in_a_hurry(result.input_storage().options)
+    viewer = _viewer(result)
 
     def look(places: Sequence[Place]) -> list[Picture]:
-        return viewer.pictures(map(seen, fetch(result, places, columns)), PICTURE_SIDE)
+        rows = fetch(result, places, columns)
+        refs = [result.refs(place.part, [place.row])[0] for place in places]
+        return viewer.pictures(map(seen, rows, refs), PICTURE_SIDE)
 
     return look
+
+
+def _viewer(result: Result) -> Viewer:
+    storage = hurried(result.input_storage().options)
+    return Viewer(storage, result.source(storage))
 
 
 def _title(settings: Mapping[str, Any]) -> Fact:

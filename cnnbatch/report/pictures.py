@@ -10,21 +10,31 @@ import base64
 import io
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnbatch.errors import EnvironmentFault
+from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.report.marked import marked
 from cnnbatch.storage import Forbidden, NotFound, Storage, StorageOptions
+
+if TYPE_CHECKING:
+    from cnnbatch.sources import Source
 
 MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 32 * 10**6
 READERS = 4
 FAULTS_BEFORE_GIVING_UP = 3
+SURE = 0.5
+"""The least score of a detected object that is shown."""
+
+_WORDS = {"not_found": "no longer where it was", "forbidden": "may not be read from here"}
 JPEG_QUALITY = 80
 
 _ORIENTATION_TAG = 0x0112
@@ -54,17 +64,24 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a row says of its image; ``guesses`` are its labels, the best first."""
+    """What a row says of its image; ``size`` is (height, width).
+
+    ``guesses`` are its labels, the best first; ``objects`` what was detected; ``ref`` is where it lies.
+    """
 
     key: str
     uri: str
     size: tuple[int, int] | None = None
     guesses: tuple[Guess, ...] = ()
     problem: str | None = None
+    objects: tuple[Mapping[str, Any], ...] | None = None
+    ref: ImageRef | None = None
 
     @property
     def caption(self) -> str:
-        """The best label with its score, or what went wrong; empty where nothing is known."""
+        """The best label with its score, what was detected, or what went wrong; empty if nothing is."""
+        if self.problem is None and self.objects is not None:
+            return counted(self.objects)
         if self.problem or not self.guesses:
             return self.problem or ""
         best = self.guesses[0]
@@ -85,9 +102,8 @@ class Picture:
     def captioned(self) -> Image.Image:
         """Return the picture, or its placeholder, over a line with its best labels."""
         picture = self.image or _placeholder(self.reason or "")
-        lines = (
-            [self.seen.problem] if self.seen.problem else [_line(guess) for guess in self.seen.guesses[:3]]
-        )
+        guesses = [_line(guess) for guess in self.seen.guesses[:3]]
+        lines = guesses if guesses and not self.seen.problem else [self.seen.caption]
         font = ImageFont.load_default(16)
         whole = Image.new("RGB", (max(picture.width, 240), picture.height + 12 + 22 * len(lines)), "white")
         whole.paste(picture, ((whole.width - picture.width) // 2, 0))
@@ -113,8 +129,8 @@ class Picture:
         return buffer.getvalue()
 
 
-def seen(row: Mapping[str, Any]) -> Seen:
-    """Return what ``row`` says, from whichever of the columns label, score and top it has."""
+def seen(row: Mapping[str, Any], ref: ImageRef | None = None) -> Seen:
+    """Return what ``row`` says, from whichever of the columns label, score, top and objects it has."""
     ranked = row.get("top") or ([row] if row.get("label") is not None else [])
     error = row.get("error")
     height, width = row.get("height"), row.get("width")
@@ -124,47 +140,83 @@ def seen(row: Mapping[str, Any]) -> Seen:
         size=(height, width) if height and width else None,
         guesses=tuple(Guess(str(guess["label"]), guess.get("score")) for guess in ranked),
         problem=f"{error['code']}: {error['message']}" if error else None,
+        objects=None if row.get("objects") is None else tuple(filter(is_sure, row["objects"])),
+        ref=ref,
     )
 
 
+def is_sure(one: Mapping[str, Any]) -> bool:
+    """Say whether a detected object is shown and counted: what has no score is truth."""
+    return one["score"] is None or one["score"] >= SURE
+
+
+def counted(objects: Iterable[Mapping[str, Any]]) -> str:
+    """Return objects as people count them: ``2 person, dog``; the most frequent first."""
+    counts = Counter(str(one["label"]) for one in objects)
+    words = [label if count == 1 else f"{count} {label}" for label, count in counts.most_common()]
+    return ", ".join(words) or "nothing"
+
+
+def hurried(options: StorageOptions) -> Storage:
+    """Return a storage that prefers a placeholder over waiting long."""
+    return Storage(options.model_copy(update={"timeout_s": 10.0, "retries": 1}))
+
+
 class Viewer:
-    """Reads originals through ``storage``, patiently for one picture, briefly for many."""
+    """Reads originals through ``storage``, and those whose ref is known with their ``source``."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, source: Source | None = None) -> None:
         self._storage = storage
+        self._source = source
         self._faults = 0
-
-    @classmethod
-    def in_a_hurry(cls, options: StorageOptions) -> Viewer:
-        """Return a viewer that prefers a placeholder over waiting for a slow storage."""
-        return cls(Storage(options.model_copy(update={"timeout_s": 10.0, "retries": 1})))
 
     def picture(self, seen: Seen, side: int) -> Picture:
         """Return the picture of ``seen``, at most ``side`` pixels wide and high."""
         try:
-            return Picture(seen, thumbnail(self._read(seen.uri), side))
+            image = small(self._read(seen), side)
         except NotShown as reason:
             return Picture(seen, None, str(reason))
+        return Picture(
+            seen, marked(image, seen.size[::-1], seen.objects) if seen.size and seen.objects else image
+        )
 
     def pictures(self, many: Iterable[Seen], side: int) -> list[Picture]:
         """Return the pictures of ``many``, in order."""
         with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
             return list(pool.map(lambda seen: self.picture(seen, side), many))
 
-    def _read(self, uri: str) -> bytes:
+    def _read(self, seen: Seen) -> Content | Failure:
         if self._faults >= FAULTS_BEFORE_GIVING_UP:
             raise NotShown("its storage does not answer")
         try:
-            return self._storage.read(uri, limit=MOST_BYTES)
+            if self._source is None or seen.ref is None:
+                return self._storage.read(seen.uri, limit=MOST_BYTES)
+            (reader,) = self._source.read(Shard(0, (seen.ref,)))
+            return reader()
         except NotFound:
-            raise NotShown("no longer where it was") from None
+            raise NotShown(_WORDS["not_found"]) from None
         except Forbidden:
-            raise NotShown("may not be read from here") from None
+            raise NotShown(_WORDS["forbidden"]) from None
         except EnvironmentFault:
             self._faults += 1
             raise NotShown("its storage does not answer") from None
         except Exception as fault:  # Whatever else one address does is told in its placeholder.
             raise NotShown(f"can't be read ({type(fault).__name__})") from None
+
+
+def small(content: Content | Failure, side: int) -> Image.Image:
+    """Return what a reader gave as RGB, upright, at most ``side`` pixels wide and high. Raises NotShown."""
+    if isinstance(content, Failure):
+        raise NotShown(_WORDS.get(content.code, content.message))
+    if isinstance(content, bytes):
+        return thumbnail(content, side)
+    try:
+        pixels, _ = content.decode(lambda size: None)
+    except Exception as fault:  # Whatever one picture does is told in its placeholder.
+        raise NotShown(f"can't be decoded ({type(fault).__name__})") from None
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image
 
 
 def thumbnail(data: bytes, side: int) -> Image.Image:

@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cnnbatch.report.pictures import is_sure
+
 if TYPE_CHECKING:
     from cnnbatch.result import Result
 
@@ -26,7 +28,7 @@ LEAST_SURE = 12
 EXAMPLES_OF_A_CODE = 5
 SCORE_BINS = 20
 MOST_LABELS = 50_000
-COUNTED = ("key", "error", "vanished", "label", "score")
+COUNTED = ("key", "error", "vanished", "label", "score", "objects")
 
 
 class Place(NamedTuple):
@@ -99,6 +101,8 @@ class Tally:
         self.sample.add_rows(ties[good] / 2**64, ties[good], part, rows[good])
         if "label" in columns:
             self._count_labels(_counts(columns["label"].filter(pa.array(good))))
+        if "objects" in columns:
+            self._count_labels(_sure_labels(columns["objects"].filter(pa.array(good))))
         if "score" in columns:
             self._add_scores(columns["score"], ties, part, rows, good)
 
@@ -169,6 +173,12 @@ def _count_parts(result: Result, parts: Iterable[int], columns: Sequence[str]) -
             tally.add(batch, part, start)
             start += batch.num_rows
     return tally
+
+
+def _sure_labels(objects: pa.Array[Any]) -> Counter[str]:
+    """Count the images by the classes that were detected in them for sure."""
+    sure = [{one["label"] for one in row or () if is_sure(one)} for row in objects.to_pylist()]
+    return Counter(str(label) for labels in sure for label in labels)
 
 
 def _counts(labels: pa.Array[Any]) -> Counter[str]:

@@ -1,4 +1,7 @@
-"""Folders, globs, single files and several addresses in the job; the listing is the storage's, streamed."""
+"""Folders, globs, single files and several addresses in the job; the listing is streamed.
+
+It is the storage's, or an inventory's.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import pyarrow as pa
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.records import Failure, ImageRef, Shard
 from cnnbatch.sources import globs
+from cnnbatch.sources.inventory import INVENTORY, Inventory, require_same
 from cnnbatch.sources.reading import readers
 from cnnbatch.storage import (
     Entry,
@@ -46,17 +50,22 @@ class Files:
     urls: tuple[str, ...]
     columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
     truth_schema: pa.Schema | None = None
+    inventory: Inventory | None = None
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
-        """Stream the images: the job's addresses in turn, each in the order of its UTF-8 bytes."""
+        """Stream the images: the job's addresses in turn, each by its UTF-8 bytes or as in the inventory."""
+        if after is not None:
+            require_same(after.columns, self.inventory)
+        listing = self.inventory or self.storage
+        columns = {INVENTORY: self.inventory.mark} if self.inventory else {}
         places = [self._place(url) for url in self.urls]
         first = 0 if after is None else _place_of(after.uri, places)
         for number in range(first, len(places)):
             place, behind = places[number], after.uri if after and number == first else None
-            for entry in place.entries(self.storage, behind):
+            for entry in place.entries(listing, behind):
                 if not any(earlier.takes(entry.uri) for earlier in places[:number]):
                     key = redact(entry.uri) if len(places) > 1 else place.key(entry.uri)
-                    yield ImageRef(key, entry.uri, etag=entry.etag)
+                    yield ImageRef(key, entry.uri, etag=entry.etag, columns=columns)
 
     def read(self, shard: Shard) -> Iterator[Callable[[], bytes | Failure]]:
         """Give one reader an image."""
@@ -95,7 +104,7 @@ class Folder:
     root: str
     pattern: str | None = None
 
-    def entries(self, storage: Storage, after: str | None) -> Iterator[Entry]:
+    def entries(self, storage: Storage | Inventory, after: str | None) -> Iterator[Entry]:
         """Stream the images; a folder without any is a `UserError` that says what was there."""
         others: Counter[str] = Counter()
         found = after is not None
@@ -153,7 +162,7 @@ class Single:
     uri: str
     required: bool
 
-    def entries(self, storage: Storage, after: str | None) -> Iterator[Entry]:
+    def entries(self, storage: Storage | Inventory, after: str | None) -> Iterator[Entry]:
         """Yield the file, once."""
         if after is not None:
             return

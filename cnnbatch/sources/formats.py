@@ -51,8 +51,8 @@ class Format:
 
 
 FORMATS = {
-    "files": Format("formats:open_files"),
-    "folders": Format("formats:open_folders", labelled=False),
+    "files": Format("formats:open_files", frozenset({"inventory"})),
+    "folders": Format("formats:open_folders", frozenset({"inventory"}), labelled=False),
     "list": Format("lists:open_list", frozenset({"key", "label", "keep"}), labelled=False),
     "coco": Format("coco:open_coco", frozenset({"truth"}), labelled=False),
     "voc": Format("voc:open_voc", frozenset({"split"}), labelled=False),
@@ -70,7 +70,7 @@ def open_format(input: Input, storage: Storage) -> Source:
     name = recognise(input, storage) if input.format == "auto" else input.format
     chosen = FORMATS[name]
     allowed = chosen.fields | ({"label"} if chosen.labelled else set())
-    for field in ("key", "label", "keep", "truth", "split"):
+    for field in ("key", "label", "keep", "truth", "split", "inventory"):
         if getattr(input, field) and field not in allowed:
             raise _means_nothing(field, name, input)
     return chosen.open(input, storage)
@@ -126,7 +126,7 @@ def _class_names(masks: str, storage: Storage) -> tuple[str, ...]:
 def recognise(input: Input, storage: Storage) -> str:
     """Return the format of an input by its addresses, and where it is a folder by what lies first in it."""
     urls = [input.url] if isinstance(input.url, str) else list(input.url)
-    if len(urls) > 1:
+    if len(urls) > 1 or input.inventory:
         return "files"
     path = redact(urls[0]).split("?")[0].lower()
     if path.endswith(".json") or (input.truth or "").lower().endswith(".json"):
@@ -174,10 +174,14 @@ def _first_names(root: str, storage: Storage) -> list[str]:
 
 
 def open_files(input: Input, storage: Storage) -> Source:
-    """Return the images of folders, globs and single files."""
+    """Return the images of folders, globs and single files, listed by the storage or an inventory."""
     from cnnbatch.sources.files import Files
+    from cnnbatch.sources.inventory import COLUMNS, open_inventory
 
-    return Files(storage, (input.url,) if isinstance(input.url, str) else tuple(input.url))
+    urls = (input.url,) if isinstance(input.url, str) else tuple(input.url)
+    if input.inventory is None:
+        return Files(storage, urls)
+    return Files(storage, urls, COLUMNS, inventory=open_inventory(input.inventory, storage, urls))
 
 
 def open_folders(input: Input, storage: Storage) -> Source:

@@ -77,9 +77,10 @@ class Listed:
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the images; a key that comes twice is a `UserError` with both places."""
         behind = after is None
-        place = 0
+        any_row = False
         with unique_keys() as keys:
             for place, cells in self._rows():
+                any_row = True
                 ref = self._ref(place, cells)
                 if pair := keys.add(ref.key, place):
                     raise self._twice(*pair)
@@ -91,7 +92,7 @@ class Listed:
                 raise self._twice(*pair)
         if not behind and after is not None:
             raise self._lost(after)
-        if place == 0 and after is None:
+        if not any_row and after is None:
             raise UserError(f"{redact(self.url)} holds no address\n  what to do: give one address a line")
 
     def read(self, shard: Shard) -> Iterator[Callable[[], bytes | Failure]]:

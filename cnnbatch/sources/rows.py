@@ -63,20 +63,24 @@ class Text:
 
 @dataclass(frozen=True)
 class Csv:
-    """Cells with the columns' names in the first row; the delimiter is the most frequent one there."""
+    """Cells with the columns' ``names`` in the first row, where they are not given.
+
+    The delimiter is the most frequent one in the first row.
+    """
 
     delimiter: str | None = None
+    names: tuple[str, ...] = ()
     place: str = "line"
 
     def header(self, file: BinaryIO, where: str) -> pa.Schema:
         """Return the names; all types are strings."""
-        names = next((cells for _, cells in self._cells(file, where)), [])
+        names = self.names or next((cells for _, cells in self._cells(file, where)), [])
         return pa.schema([(name.strip(), pa.string()) for name in names])
 
     def rows(self, file: BinaryIO, names: Sequence[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Stream the rows behind the first; one with more or fewer cells is a `UserError`."""
+        """Stream the rows behind the names; one with more or fewer cells is a `UserError`."""
         cells_of = self._cells(file, where)
-        header = [name.strip() for name in next(cells_of)[1]]
+        header = [name.strip() for name in self.names or next(cells_of)[1]]
         positions = [(name, header.index(name)) for name in names]
         for line, cells in cells_of:
             if len(cells) != len(header):
