@@ -1,6 +1,8 @@
 """All benchmarks, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import decode, engine
+from tests.bench import decode, detect, engine, new
 
 decode.main()
-engine.main(engine.COUNT)
+engine.main()
+detect.main()
+new.main()
