@@ -41,17 +41,21 @@ def _options(
     """Take what stands before a command."""
 
 
+JobName = Annotated[
+    str, typer.Argument(metavar="JOB", help="The name of a job (see `cnnbatch jobs`) or a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes to the job, as in input=photos compute.workers=4."
+    ),
+]
+
+
 @app.command("run", no_args_is_help=True)
 def _run(
-    job: Annotated[
-        str, typer.Argument(metavar="JOB", help="The name of a job (see `cnnbatch jobs`) or a YAML file.")
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Changes to the job, as in input=photos compute.workers=4."
-        ),
-    ] = None,
+    job: JobName,
+    overrides: Overrides = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Predict only failed images again.")
     ] = False,
@@ -75,6 +79,32 @@ def _run(
 
     again = shlex.join(["cnnbatch", *sys.argv[1:]])
     _exit_with(action, f"Stopped. Finished parts are kept; the same command continues: {again}")
+
+
+@app.command("check", no_args_is_help=True)
+def _check(
+    job: JobName,
+    overrides: Overrides = None,
+    price: Annotated[
+        float | None,
+        typer.Option("--price-per-hour", min=0, help="What an hour of this machine costs, in any currency."),
+    ] = None,
+    images: Annotated[int, typer.Option("--images", min=1, help="How many images to try.")] = 8,
+) -> None:
+    """Try a job on a few images, write nothing, and say what a run of it would cost."""
+
+    def action() -> int:
+        from cnnbatch.job import load_job
+
+        loaded = load_job(job, overrides or [])  # Its mistakes are told before torch is imported.
+        from cnnbatch import checking, speed
+
+        speed.keep_freed_memory()  # This process is the check's own, and measures as a worker does.
+        for line in checking.lines(checking.check(loaded, images), price):
+            typer.echo(line)
+        return 0
+
+    _exit_with(action)
 
 
 @app.command("jobs")

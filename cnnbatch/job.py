@@ -318,6 +318,8 @@ def _dump(job: MapJob) -> dict[str, Any]:
     for section in SHORT:
         url = data[section]["url"]
         data[section]["url"] = normalize(url) if isinstance(url, str) else [normalize(one) for one in url]
+    if data["input"]["inventory"]:
+        data["input"]["inventory"] = normalize(data["input"]["inventory"])
     return data
 
 

@@ -155,17 +155,21 @@ def match_classes(
     found = {
         name: None if want is None else by_name.get(want, ids.get(name)) for name, want in wanted.items()
     }
-    if lacking := [want for name, want in wanted.items() if want is not None and found[name] is None]:
+    if lacking := {name: want for name, want in wanted.items() if want is not None and found[name] is None}:
         raise _unknown(lacking, by_name)
     return found
 
 
-def _unknown(lacking: Sequence[str], known: Mapping[str, str]) -> UserError:
-    near = {name: nearest(name, known) for name in lacking}
-    shown = [f"{name!r} (the nearest: {one!r})" if one else repr(name) for name, one in near.items()]
+def _unknown(lacking: Mapping[str, str], known: Mapping[str, str]) -> UserError:
+    """Name the truth's classes, what the job called them where it did, and what comes nearest."""
+    shown = []
+    for name, want in lacking.items():
+        called = "" if want == name else f", called {want!r} in task.aliases"
+        near = nearest(want, known)
+        shown.append(repr(name) + called + (f" (the nearest: {near!r})" if near else ""))
     return UserError(
         f"the truth has classes that the model does not know: {', '.join(shown)}\n"
         f"  the model's: {', '.join(dict.fromkeys(known.values()))}\n"
         "  what to do: say in task.aliases what each is called there, or null to leave it out, as in "
-        f"'task.aliases={{{lacking[0]}: null}}'"
+        f"'task.aliases={{{next(iter(lacking))}: null}}'"
     )

@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 
 from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.sources.behind import Behind
+from cnnbatch.sources.containers import opened
 from cnnbatch.sources.files import Files
-from cnnbatch.sources.lists import opened
 from cnnbatch.sources.reading import readers
 from cnnbatch.storage import (
     Forbidden,
@@ -42,9 +44,7 @@ TRUTH = "truth"
 """The column of a ref that holds what the file says of its image."""
 
 _TRIED = 8  # images that are looked for in each likely folder
-_UNKNOWN = (
-    1000  # images of a folder without truth, from the first on, before the two are thought not to belong
-)
+_UNKNOWN = 1000  # images of a folder without truth, from the first on, before it is asked whether any has one
 
 
 @dataclass
@@ -52,7 +52,8 @@ class Coco:
     """The images of a COCO file in its order, or those of ``folder`` with their truth in it.
 
     Keys are the file names below the images' folder. An image that only the truth names comes last
-    and has a row of its own, ``not_found``.
+    and has a row of its own, ``not_found``, unless ``folder`` is a pattern. Without a list of
+    ``annotations`` in the file there is no truth: all objects are null.
     """
 
     storage: Storage
@@ -62,8 +63,12 @@ class Coco:
 
     @cached_property
     def classes(self) -> tuple[truth.Class, ...]:
-        """The categories, in the file's order, with COCO's ids."""
-        return self._index.classes
+        """The categories, in the file's order, with COCO's ids; the images are not indexed for them."""
+        if "_index" in vars(self):
+            return self._index.classes
+        from cnnbatch.sources.coco_index import read_classes
+
+        return read_classes(self._open, redact(self.url))
 
     @property
     def truth_schema(self) -> pa.Schema:
@@ -101,9 +106,10 @@ class Coco:
     def _index(self) -> CocoIndex:
         from cnnbatch.sources.coco_index import CocoIndex
 
-        with opened(self.storage, self.url):
-            pass  # that it can't be read is said before anything else
-        return CocoIndex(lambda: self.storage.open(self.url), redact(self.url))
+        return CocoIndex(self._open, redact(self.url))
+
+    def _open(self) -> AbstractContextManager[BinaryIO]:
+        return opened(self.storage, self.url)
 
     def _ref(self, root: str, place: int) -> ImageRef:
         key = self._index.name(place)
@@ -129,24 +135,27 @@ class Coco:
         return place + 1
 
     def _of_folder(self, folder: str, after: ImageRef | None) -> Iterator[ImageRef]:
-        seen = bytearray(self._index.images)
-        behind = after is None
+        seen, behind = bytearray(self._index.images), Behind(after)
         for number, ref in enumerate(Files(self.storage, (folder,)).refs(), 1):
             place = self._index.place(ref.key)
             if place is not None:
                 seen[place] = 1
-            elif number >= _UNKNOWN and not any(seen):
+            elif number == _UNKNOWN and not any(seen) and not self._has_any(normalize(folder)):
                 raise self._strangers(number, ref.key)
-            if behind:
+            if behind.takes(ref):
                 entry = None if place is None else self._index.entry(place)
                 yield ImageRef(ref.key, ref.uri, etag=ref.etag, columns={TRUTH: entry})
-            behind = behind or (after is not None and ref.key == after.key)
         if not any(seen):
             raise self._strangers(number, ref.key)
-        first = 0 if behind or after is None else self._place_behind(after)
+        if ref.uri == join(normalize(folder), ref.key):  # a pattern or a single file means no others
+            absent = behind.absent()
+            yield from self._absent(seen, 0 if absent is None else self._place_behind(absent))
+
+    def _absent(self, seen: bytearray, first: int) -> Iterator[ImageRef]:
+        """Yield the images that are not in the folder."""
         for place in range(first, len(seen)):
             if not seen[place]:
-                yield self._ref(normalize(folder), place)
+                yield self._ref(normalize(self.folder or ""), place)
 
     def _strangers(self, count: int, key: str) -> UserError:
         return UserError(
@@ -157,23 +166,29 @@ class Coco:
 
     def _root(self) -> str:
         """Return the folder that the file names are relative to: the first likely one that has an image."""
-        folders = [normalize(folder) for folder in self._likely_folders()]
-        names = [self._index.name(place) for place in range(min(_TRIED, self._index.images))]
-        for folder in dict.fromkeys(folders):
-            if any(self._is_there(join(folder, name)) for name in names):
+        folders = list(dict.fromkeys(map(normalize, self._likely_folders())))
+        for folder in folders:
+            if self._has_any(folder):
                 return folder
         raise UserError(
-            f"{redact(self.url)}: no image such as {names[0]!r} was found in "
-            f"{', '.join(redact(folder) for folder in dict.fromkeys(folders))}\n"
+            f"{redact(self.url)}: no image such as {self._index.name(0)!r} was found in "
+            f"{', '.join(map(redact, folders))}\n"
             "  what to do: give the images' folder as input.url, and this file as input.truth"
         )
 
     def _likely_folders(self) -> Iterator[str]:
         here = parent(self.url)
+        split = posixpath.splitext(posixpath.basename(self.url.split("?")[0]))[0].rpartition("_")[2]
+        yield from (here, join(here, "images"))
         above = parent(here)
-        split = posixpath.splitext(posixpath.basename(self.url))[0].rpartition("_")[2]
-        yield from (here, join(here, "images"), join(above, split), join(above, "images"))
-        yield from (join(above, "images", split), above, join(here, split))
+        if not above.endswith("://"):  # above a bucket are other people's
+            yield from (join(above, split), join(above, "images"), join(above, "images", split), above)
+        yield join(here, split)
+
+    def _has_any(self, folder: str) -> bool:
+        """Say whether one of the file's first images lies in a folder."""
+        names = (self._index.name(place) for place in range(min(_TRIED, self._index.images)))
+        return any(self._is_there(join(folder, name)) for name in names)
 
     def _is_there(self, uri: str) -> bool:
         try:
@@ -198,8 +213,8 @@ def _row(entry: str | None) -> dict[str, Any]:
     if entry is None:
         return {}
     image = json.loads(entry)
-    size = image["height"], image["width"]
-    objects = [_object(one, size) for one in image["objects"]]
+    size, found = (image["height"], image["width"]), image["objects"]
+    objects = None if found is None else [_object(one, size) for one in found]
     return {"image_id": str(image["id"]), "width": size[1], "height": size[0], "objects": objects}
 
 
@@ -210,21 +225,21 @@ def _object(one: dict[str, Any], size: tuple[int | None, int | None]) -> dict[st
         "box": {"x1": x, "y1": y, "x2": x + width, "y2": y + height},
         "mask": _mask(one.get("segmentation"), size),
         "keypoints": _keypoints(one.get("keypoints")),
-        "crowd": bool(one.get("iscrowd", 0)),
-        "area": float(one.get("area", width * height)),
-        "ignore": bool(one.get("ignore", 0)),
+        "crowd": bool(one.get("iscrowd")),
+        "area": float(width * height if one.get("area") is None else one["area"]),
+        "ignore": bool(one.get("ignore")),
     }
 
 
 def _mask(segmentation: Any, size: tuple[int | None, int | None]) -> dict[str, Any] | None:
     """Return a mask as compressed run lengths, as pycocotools makes them of polygons and of plain counts."""
-    if not segmentation or None in size:
+    if not segmentation:
         return None
     from pycocotools import mask as coco
 
     if isinstance(segmentation, list):
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        if not polygons:
+        if not polygons or None in size:
             return None
         found = coco.merge(coco.frPyObjects(polygons, *size))
     elif isinstance(segmentation["counts"], list):

@@ -3,52 +3,52 @@
 from __future__ import annotations
 
 import json
-import shutil
+import posixpath
 import sqlite3
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, BinaryIO, NoReturn
 
-import ijson
-
-from cnnbatch.errors import UserError
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.sources.coco_checks import is_id, problem, side
+from cnnbatch.sources.json_lists import Element, NotJson, sections
 from cnnbatch.truth import Class
 
-_BUFFER = 1 << 20
-_CACHE_KB = 32 << 10
+OpenFile = Callable[[], AbstractContextManager[BinaryIO]]
+
 _KEPT = ("bbox", "segmentation", "keypoints", "area", "iscrowd", "ignore")
+_SHORT = {*_KEPT, "id", "image_id", "category_id", "num_keypoints"}
+_SIDES = ("width", "height")
 _TABLES = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
-PRAGMA cache_size = -{cache};
-CREATE TABLE image (
-    place INTEGER PRIMARY KEY, id INTEGER UNIQUE, name TEXT UNIQUE, width INTEGER, height INTEGER
-);
-CREATE TABLE object (image INTEGER, label TEXT, body TEXT);
+PRAGMA cache_size = -32768;
+CREATE TABLE image (place INTEGER PRIMARY KEY, id UNIQUE, name TEXT UNIQUE, width, height);
+CREATE TABLE object (place INTEGER PRIMARY KEY, image, category, body TEXT);
 """
+_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 class CocoIndex:
-    """The images of one COCO file in its order, each with its objects; in a temporary folder of its own.
+    """The images of one COCO file in its order, each with its objects, in a file without a name.
 
     Raises UserError where the file is no COCO file, lacks a key, or contradicts itself.
     """
 
-    def __init__(self, open_file: Callable[[], BinaryIO], where: str) -> None:
-        self._open, self._where = open_file, where
-        folder = mkdtemp(prefix="cnnbatch-coco-")
-        self._base = sqlite3.connect(Path(folder) / "index", check_same_thread=False)
-        weakref.finalize(self, _remove, self._base, folder)
-        self._base.executescript(_TABLES.format(cache=_CACHE_KB))
-        self.classes = self._read_categories()
-        self._names = {one.id: one.name for one in self.classes}
-        self.images = self._fill("image", self._images())
-        self._fill("object", self._annotations())
-        self._base.execute("CREATE INDEX of_image ON object (image)")
-        self._base.commit()
-        self._require_known_images()
+    def __init__(self, open_file: OpenFile, where: str) -> None:
+        self._where = where
+        self._base = sqlite3.connect("", check_same_thread=False)  # goes with its handle, also if killed
+        weakref.finalize(self, self._base.close)
+        self.classes = tuple[Class, ...]()
+        with _disk(where):
+            self._base.executescript(_TABLES)
+            self._annotated = self._read(open_file)
+            self._base.execute("CREATE INDEX of_image ON object (image)")
+            self._base.commit()
+            self.images = int(self._base.execute("SELECT COUNT(*) FROM image").fetchone()[0])
+            self._require_all()
+        self._labels = {one.id: _compact(one.name) for one in self.classes}
 
     def place(self, name: str) -> int | None:
         """Return the place of the image with this file name; None where the file doesn't know it."""
@@ -60,140 +60,170 @@ class CocoIndex:
         return str(self._base.execute("SELECT name FROM image WHERE place = ?", (place,)).fetchone()[0])
 
     def entry(self, place: int) -> str:
-        """Return as JSON the ``id``, ``width``, ``height`` and ``objects`` of the image at ``place``."""
+        """Return as JSON the ``id``, ``width``, ``height`` and ``objects`` of the image at ``place``.
+
+        ``objects`` is null where the file has no ``annotations`` at all.
+        """
         number, width, height = self._base.execute(
             "SELECT id, width, height FROM image WHERE place = ?", (place,)
         ).fetchone()
-        rows = self._base.execute("SELECT label, body FROM object WHERE image = ? ORDER BY rowid", (number,))
-        objects = [{"label": label, **json.loads(body)} for label, body in rows]
-        entry = {"id": number, "width": width, "height": height, "objects": objects}
-        return json.dumps(entry, separators=(",", ":"))
+        head = _compact({"id": number, "width": width, "height": height})
+        objects = f"[{','.join(self._objects(number))}]" if self._annotated else "null"
+        return f'{head[:-1]},"objects":{objects}}}'
 
-    def _read_categories(self) -> tuple[Class, ...]:
-        found = [
-            Class(str(self._of(one, "name", "category")), int(self._of(one, "id", "category")))
-            for one in self._items("categories")
-        ]
-        if not found:
-            raise self._wrong("holds no `categories`", "give an instances file of COCO's form")
-        for field in ("id", "name"):
-            values = [getattr(one, field) for one in found]
-            if twice := next((value for value in values if values.count(value) > 1), None):
-                raise self._wrong(f"has two categories with the {field} {twice!r}", "mend the file")
-        return tuple(found)
+    def _objects(self, number: Any) -> Iterator[str]:
+        rows = self._base.execute(
+            "SELECT category, body FROM object WHERE image = ? ORDER BY place", (number,)
+        )
+        for category, body in rows:
+            yield f'{{"label":{self._labels[category]},{body[1:]}'
 
-    def _images(self) -> Iterator[tuple[Any, ...]]:
-        for place, image in enumerate(self._items("images")):
-            name = str(self._of(image, "file_name", "image"))
-            if name.startswith("/") or ".." in name.split("/") or "\0" in name:
-                raise self._wrong(f"names {name!r}, which leaves the folder of its images", "mend the file")
-            yield place, self._of(image, "id", "image"), name, image.get("width"), image.get("height")
+    def _read(self, open_file: OpenFile) -> bool:
+        """Fill the tables; say whether there was a list of annotations."""
+        annotated = False
+        with open_file() as file, _whole(self._where):
+            for name, items in sections(file):
+                if name == "categories":
+                    self.classes = _classes(items, self._where)
+                elif name == "images":
+                    self._add_images(items)
+                elif name == "annotations":
+                    annotated = True
+                    self._add_objects(items)
+        return annotated
 
-    def _annotations(self) -> Iterator[tuple[Any, ...]]:
-        for one in self._items("annotations"):
-            category = self._of(one, "category_id", "annotation")
-            label = self._names.get(category)
-            if label is None:
-                raise self._wrong(
-                    f"gives annotation {one.get('id')} the category_id {category!r}, "
-                    "which is not in `categories`",
-                    "mend the file",
-                )
-            self._check(one)
-            body = {name: one[name] for name in _KEPT if one.get(name) is not None}
-            yield self._of(one, "image_id", "annotation"), label, json.dumps(body, separators=(",", ":"))
-
-    def _check(self, one: Mapping[str, Any]) -> None:
-        """Insist on what an object is made of: so the workers need not."""
-        box, points, mask = one.get("bbox"), one.get("keypoints") or [], one.get("segmentation") or []
-        expected = {
-            "bbox": ("[x, y, width, height] in pixels", _numbers(box, 4)),
-            "keypoints": ("[x, y, visibility, ...]", _numbers(points) and len(points) % 3 == 0),
-            "segmentation": ("polygons [[x, y, ...], ...] or {counts, size}", _is_mask(mask)),
-        }
-        for name, (form, holds) in expected.items():
-            if not holds:
-                raise self._wrong(
-                    f"gives annotation {one.get('id')} the {name} {str(one.get(name))[:100]}, "
-                    f"where {form} was expected",
-                    "mend the file",
-                )
-
-    def _items(self, section: str) -> Iterator[dict[str, Any]]:
-        """Stream the objects of a top-level list."""
-        with self._open() as file:
+    def _add_images(self, items: Iterator[Element]) -> None:
+        for place, (one, _) in enumerate(items):
+            here = f"images[{place}]"
+            name = posixpath.normpath(str(_of(one, "file_name", here, self._where)))
+            if name.startswith(("/", "../")) or name == ".." or not _is_path(name):
+                self._wrong(here, f"the file_name {name!r} leaves the folder of the images")
+            row = place, _id(one, "id", here, self._where), name, *(side(one.get(of)) for of in _SIDES)
             try:
-                for item in ijson.items(file, f"{section}.item", use_float=True, buf_size=_BUFFER):
-                    if not isinstance(item, dict):
-                        raise self._wrong(
-                            f"has {item!r} among its {section}, where an object was expected",
-                            "mend the file",
-                        )
-                    yield item
-            except ijson.JSONError as error:
-                raise self._wrong(f"is not whole JSON: {error}", "fetch the file again") from None
-
-    def _fill(self, table: str, rows: Iterator[tuple[Any, ...]]) -> int:
-        """Insert rows; an image's id or name that comes twice is a `UserError`."""
-        marks = {"image": "?, ?, ?, ?, ?", "object": "?, ?, ?"}[table]
-        count = 0
-        for row in rows:
-            try:
-                self._base.execute(f"INSERT INTO {table} VALUES ({marks})", row)
+                self._base.execute("INSERT INTO image VALUES (?, ?, ?, ?, ?)", row)
             except sqlite3.IntegrityError:
-                raise self._twice(row) from None
-            count += 1
-        if table == "image" and not count:
-            raise self._wrong("holds no `images`", "give an instances file of COCO's form")
-        return count
+                self._twice(row)
 
-    def _twice(self, row: tuple[Any, ...]) -> UserError:
+    def _add_objects(self, items: Iterator[Element]) -> None:
+        for place, (one, text) in enumerate(items):
+            here = f"annotations[{place}]"
+            row = place, *(_id(one, of, here, self._where) for of in ("image_id", "category_id"))
+            _of(one, "bbox", here, self._where)
+            if found := problem(one):
+                self._wrong(here, found)
+            self._base.execute("INSERT INTO object VALUES (?, ?, ?, ?)", (*row, _body(one, text)))
+
+    def _twice(self, row: tuple[Any, ...]) -> NoReturn:
         place, number, name = row[:3]
         first = self._base.execute(
             "SELECT place, id, name FROM image WHERE id = ? OR name = ?", (number, name)
         ).fetchone()
-        return self._wrong(
-            f"has the same image twice: `images` {first[0]:,} (id {first[1]}, {first[2]}) and {place:,} "
-            f"(id {number}, {name})",
-            "remove one of them",
+        self._wrong(
+            f"images[{first[0]}] and images[{place}]",
+            f"are the same image: id {first[1]}, {first[2]} and id {number}, {name}",
         )
 
-    def _require_known_images(self) -> None:
+    def _require_all(self) -> None:
+        """Insist on images and classes, and that every object is of one of each."""
+        if not self.images or not self.classes:
+            raise _lacking(self._where, "categories" if self.images else "images")
+        known = {one.id for one in self.classes}
+        places = dict(self._base.execute("SELECT category, MIN(place) FROM object GROUP BY category"))
+        if strange := {category: place for category, place in places.items() if category not in known}:
+            category = min(strange, key=strange.__getitem__)
+            here = f"annotations[{strange[category]}]"
+            self._wrong(here, f"the category_id {category!r} is not in `categories`")
         stray = self._base.execute(
-            "SELECT image, COUNT(*) FROM object WHERE image NOT IN (SELECT id FROM image)"
-            " GROUP BY image LIMIT 1"
+            "SELECT MIN(place), image, COUNT(*) FROM object WHERE image NOT IN (SELECT id FROM image)"
+            " GROUP BY image ORDER BY 1 LIMIT 1"
         ).fetchone()
         if stray:
-            raise self._wrong(
-                f"has {stray[1]:,} annotations of image {stray[0]!r}, which is not in `images`",
-                "mend the file",
+            self._wrong(
+                f"annotations[{stray[0]}]",
+                f"the image_id {stray[1]!r} is not in `images`, in {stray[2]:,} of the annotations",
             )
 
-    def _of(self, item: Mapping[str, Any], key: str, what: str) -> Any:
-        if item.get(key) is None:
-            raise self._wrong(f"has an {what} without {key!r}: {json.dumps(item)[:200]}", "mend the file")
-        return item[key]
-
-    def _wrong(self, what: str, mend: str) -> UserError:
-        return UserError(f"{self._where} {what}\n  what to do: {mend}")
+    def _wrong(self, here: str, what: str) -> NoReturn:
+        raise _mistake(self._where, here, what)
 
 
-def _remove(base: sqlite3.Connection, folder: str) -> None:
-    base.close()
-    shutil.rmtree(folder, ignore_errors=True)
+def read_classes(open_file: OpenFile, where: str) -> tuple[Class, ...]:
+    """Return the categories of a COCO file alone, in its order."""
+    with open_file() as file, _whole(where):
+        for name, items in sections(file):
+            if name == "categories" and (found := _classes(items, where)):
+                return found
+    raise _lacking(where, "categories")
 
 
-def _numbers(value: Any, count: int | None = None) -> bool:
-    return (
-        isinstance(value, list)
-        and count in (None, len(value))
-        and all(isinstance(one, int | float) for one in value)
+def _classes(items: Iterator[Element], where: str) -> tuple[Class, ...]:
+    found: dict[tuple[str, Any], int] = {}
+    classes = []
+    for place, (one, _) in enumerate(items):
+        here = f"categories[{place}]"
+        made = Class(str(_of(one, "name", here, where)), _id(one, "id", here, where))
+        for of, value in (("name", made.name), ("id", made.id)):
+            first = found.setdefault((of, value), place)
+            if first != place:
+                raise _mistake(where, f"categories[{first}] and {here}", f"have the same {of} {value!r}")
+        classes.append(made)
+    return tuple(classes)
+
+
+def _body(one: dict[str, Any], text: str) -> str:
+    """Return what is kept of an annotation: its own text, which costs nothing, where that is short."""
+    if "\n" not in text and _SHORT.issuperset(one):
+        return text
+    return _compact({name: one[name] for name in _KEPT if one.get(name) is not None})
+
+
+def _of(item: Any, key: str, here: str, where: str) -> Any:
+    if not isinstance(item, dict):
+        raise _mistake(where, here, f"an object {{...}} was expected, got {str(item)[:100]}")
+    if item.get(key) in (None, ""):
+        raise _mistake(where, here, f"there is no {key!r} in {json.dumps(item)[:200]}")
+    return item[key]
+
+
+def _id(item: Any, key: str, here: str, where: str) -> int | str:
+    value = _of(item, key, here, where)
+    if not is_id(value):
+        raise _mistake(where, here, f"the {key} must be a whole number or text, got {str(value)[:100]}")
+    return int(value) if isinstance(value, float) else value
+
+
+def _is_path(name: str) -> bool:
+    return "\0" not in name and not any("\ud800" <= mark <= "\udfff" for mark in name)
+
+
+def _mistake(where: str, here: str, what: str) -> UserError:
+    return UserError(f"{where}, {here}: {what}\n  what to do: mend the file")
+
+
+def _lacking(where: str, section: str) -> UserError:
+    return UserError(
+        f"{where} holds no `{section}`\n"
+        "  what to do: give an instances file of COCO's form, {images, annotations, categories}"
     )
 
 
-def _is_mask(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(_numbers(polygon) and len(polygon) % 2 == 0 for polygon in value)
-    counts = value.get("counts") if isinstance(value, dict) else None
-    size = value.get("size") if isinstance(value, dict) else None
-    return (isinstance(counts, str) or _numbers(counts)) and _numbers(size, 2)
+@contextmanager
+def _whole(where: str) -> Iterator[None]:
+    try:
+        yield
+    except NotJson as error:
+        raise UserError(
+            f"{where} is not a whole JSON object {{...}}: {error}\n  what to do: fetch the file again"
+        ) from None
+
+
+@contextmanager
+def _disk(where: str) -> Iterator[None]:
+    """Tell what the disk refuses as the `EnvironmentFault` that it is."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise EnvironmentFault(
+            f"the index of {where} could not be written: {error}",
+            "free space for temporary files, or set SQLITE_TMPDIR to another disk",
+        ) from None

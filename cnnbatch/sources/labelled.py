@@ -23,7 +23,8 @@ _TRIED = 1000  # images without a label, from the first on, before the pattern i
 class Labelled:
     """A source with labels: the first group of ``pattern`` where it matches the key from its start.
 
-    A pattern without a group gives all that it matches; an image whose key it doesn't match has no label.
+    A pattern without a group gives all that it matches; an image whose key it doesn't match, or with nothing
+    in its group, has no label.
     """
 
     source: Source
@@ -63,7 +64,7 @@ class Labelled:
     def label(self, key: str) -> str | None:
         """Return the class that a key tells."""
         found = re.match(self.pattern, key)
-        return (found[1] if found.re.groups else found[0]) if found else None
+        return (found[1 if found.re.groups else 0] or None) if found else None
 
     def _unlabelled(self, count: int, first: str) -> UserError:
         return UserError(

@@ -74,7 +74,7 @@ class Csv:
 
     def header(self, file: BinaryIO, where: str) -> pa.Schema:
         """Return the names; all types are strings."""
-        names = self.names or next((cells for _, cells in self._cells(file, where)), [])
+        names = list(self.names) or next((cells for _, cells in self._cells(file, where)), [])
         return pa.schema([(name.strip(), pa.string()) for name in names])
 
     def rows(self, file: BinaryIO, names: Sequence[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:

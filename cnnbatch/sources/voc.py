@@ -7,22 +7,39 @@ alone, and its classes are known beforehand for VOC's own twenty only.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator
+import re
+import sqlite3
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any
-from xml.etree.ElementTree import Element, ParseError, fromstring
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 
 from cnnbatch import truth
-from cnnbatch.errors import UserError
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.mistakes import nearest
 from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.sources.behind import Behind
 from cnnbatch.sources.files import SUFFIXES
 from cnnbatch.sources.lists import opened
 from cnnbatch.sources.reading import readers
-from cnnbatch.storage import Entry, NotFound, Storage, is_local, join, normalize, redact
+from cnnbatch.sources.unique import unique_keys
+from cnnbatch.sources.voc_xml import parse
+from cnnbatch.storage import (
+    Entry,
+    Forbidden,
+    NotFound,
+    Storage,
+    TooLarge,
+    Unreadable,
+    is_local,
+    join,
+    normalize,
+    redact,
+)
 
 if TYPE_CHECKING:
     from cnnbatch.job import Input
@@ -51,7 +68,8 @@ VOC_CLASSES = (
 )
 _READERS = 16
 _MOST_BYTES = 4 << 20  # of one XML file
-_NAMED = 5
+_SHOWN = 12
+_MARKED = re.compile(r"(.*\S)\s+(-?\d+)")  # a line of a class's list: -1 where the image has none
 
 
 @dataclass(frozen=True)
@@ -62,10 +80,11 @@ class Layout:
     annotations: str
     sets: str
     name: str
+    suffix: str
 
 
-VOC = Layout("JPEGImages", "Annotations", "ImageSets/Main", "voc")
-IMAGENET_DET = Layout("Data/DET", "Annotations/DET", "ImageSets/DET", "imagenet_det")
+VOC = Layout("JPEGImages", "Annotations", "ImageSets/Main", "voc", ".jpg")
+IMAGENET_DET = Layout("Data/DET", "Annotations/DET", "ImageSets/DET", "imagenet_det", ".JPEG")
 
 
 @dataclass(frozen=True)
@@ -91,13 +110,7 @@ class XmlTree:
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the images."""
-        stream = self._listed() if self.split is None else self._of_split(self.split)
-        behind = after is None
-        for ref in stream:
-            if behind:
-                yield ref
-            elif after is not None and ref.key == after.key:
-                behind = True
+        return self._listed(after) if self.split is None else self._of_split(self.split, after)
 
     def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
         """Give one reader an image."""
@@ -108,72 +121,99 @@ class XmlTree:
         with ThreadPoolExecutor(_READERS, "truth") as pool:
             return truth.table(pool.map(self._row, shard.refs), self.truth_schema)
 
-    def _listed(self) -> Iterator[ImageRef]:
-        """Merge the two folders by name: both are listed in the same order."""
-        annotations = (
-            self._stem(entry.uri, self.layout.annotations)
-            for entry in self._entries(self.layout.annotations)
-            if entry.uri.endswith(".xml")
-        )
-        strays: list[str] = []
-        waiting = next(annotations, None)
-        for entry in self._entries(self.layout.images):
-            if posixpath.splitext(entry.uri)[1].lower() not in SUFFIXES:
-                continue
-            stem = self._stem(entry.uri, self.layout.images)
-            while waiting is not None and waiting + "." < stem + ".":
-                strays.append(waiting)
-                waiting = next(annotations, None)
-            waiting = next(annotations, None) if waiting == stem else waiting
-            yield ImageRef(entry.uri[len(self.root) :].lstrip("/"), entry.uri, etag=entry.etag)
-        for stem in chain(strays, () if waiting is None else (waiting,), annotations):
-            yield self._absent(stem)
+    def _listed(self, after: ImageRef | None) -> Iterator[ImageRef]:
+        """Yield the images, then those that only an XML file names: each folder in its own order."""
+        annotations = self._files(self.layout.annotations, {".xml"})
+        first = next(annotations, None)  # that there are none is said before any image is given
+        behind = Behind(after)
+        with closing(_Pictures()) as pictures:
+            for ref in self._images(pictures):
+                if behind.takes(ref):
+                    yield ref
+            gone = behind.absent()
+            last = "" if gone is None else join(self.root, self._annotation(gone))
+            for entry in chain(() if first is None else (first,), annotations):
+                name = self._name(entry, self.layout.annotations)
+                if entry.uri > last and pictures.find(name) is None:
+                    yield self._absent(name)
 
-    def _of_split(self, split: str) -> Iterator[ImageRef]:
-        """Yield the images that a list names, a name a line (of VOC's class lists only what has a 1)."""
-        file = join(self.root, *self.layout.sets.split("/"), f"{split}.txt")
-        suffixes = self._suffixes()
-        with opened(self.storage, file) as lines:
-            for line in lines:
-                name, *mark = line.decode("utf-8", "replace").split() or [""]
-                if name and mark[:1] != ["-1"]:
-                    yield self._named(name, suffixes)
-
-    def _suffixes(self) -> tuple[str, ...]:
-        """Return the suffixes to try for a name: that of the first image is the first."""
-        first = next((entry.uri for entry in self._entries(self.layout.images)), "")
-        return tuple(dict.fromkeys((posixpath.splitext(first)[1] or ".jpg", ".jpg", ".JPEG", ".png")))
-
-    def _named(self, name: str, suffixes: tuple[str, ...]) -> ImageRef:
-        if name.startswith("/") or ".." in name.split("/"):
+    def _of_split(self, split: str, after: ImageRef | None) -> Iterator[ImageRef]:
+        """Yield the images that a list names, a name a line, but those of a class's list that lack it."""
+        behind = after is None
+        with closing(_Pictures()) as pictures, unique_keys() as keys:
+            for _ in self._images(pictures):
+                pass
+            for line, ref in self._lines(split, pictures):
+                if pair := keys.add(ref.key, line):
+                    raise self._twice(split, *pair)
+                if behind:
+                    yield ref
+                behind = behind or (after is not None and ref.key == after.key)
+            if pair := keys.duplicate():
+                raise self._twice(split, *pair)
+        if not behind and after is not None:
             raise UserError(
-                f"{redact(self.root)}: the split names {name!r}, which leaves the folder of the images"
+                f"input.split: {split!r} no longer names {after.key!r}, behind which the listing goes on\n"
+                "  what to do: give the list as it was, or a new output"
             )
-        if not is_local(self.root):
-            return self._ref(name + suffixes[0])
-        for suffix in suffixes:
-            ref = self._ref(name + suffix)
-            if ref.etag is not None:
-                return ref
-        return self._ref(name + suffixes[0])
 
-    def _ref(self, file: str) -> ImageRef:
-        key = f"{self.layout.images}/{file}"
-        uri = join(self.root, key)
-        etag = None
-        if is_local(uri):
-            try:
-                etag = self.storage.head(uri).etag
-            except NotFound:
-                etag = None
-        return ImageRef(key, uri, etag=etag)
+    def _lines(self, split: str, pictures: _Pictures) -> Iterator[tuple[int, ImageRef]]:
+        """Yield the images of a list's lines, whose names lie below the images or below their ``split``."""
+        part = split.partition("_")[0]
+        with self._open_list(split) as lines:
+            for number, line in enumerate(lines, 1):
+                name, mark = line.decode("utf-8", "replace").strip("\ufeff \t\r\n"), ""
+                if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+                    raise UserError(
+                        f"input.split: {split!r} names {name!r} in line {number:,}, which leaves the folder "
+                        "of the images\n  what to do: mend the list"
+                    )
+                found = pictures.find(name)
+                if found is None and (marked := _MARKED.fullmatch(name)):
+                    name, mark = marked.groups()
+                found = found or pictures.find(name) or pictures.find(f"{part}/{name}")
+                if name and mark != "-1":
+                    yield number, found or self._absent(name)
 
-    def _absent(self, stem: str) -> ImageRef:
-        return self._ref(stem + ".jpg")
+    def _open_list(self, split: str) -> AbstractContextManager[BinaryIO]:
+        folder = join(self.root, self.layout.sets)
+        names = _lists(self.storage, folder)
+        if split not in names:
+            near = nearest(split, names)
+            raise UserError(
+                f"input.split: there is no list {split!r} in {redact(folder)}"
+                f"{f'; did you mean {near!r}?' if near else ''}\n"
+                f"  its lists: {', '.join(names[:_SHOWN]) or 'none'}{', ...' * (len(names) > _SHOWN)}"
+            )
+        return opened(self.storage, join(folder, f"{split}.txt"))
 
-    def _entries(self, folder: str) -> Iterator[Entry]:
+    def _twice(self, split: str, first: int, second: int) -> UserError:
+        return UserError(
+            f"input.split: {split!r} names the same image in lines {first:,} and {second:,}\n"
+            "  what to do: remove one of them"
+        )
+
+    def _images(self, pictures: _Pictures) -> Iterator[ImageRef]:
+        """Yield the images in the order of their names, and note them in ``pictures``."""
+        entry = None
+        for entry in self._files(self.layout.images, SUFFIXES):
+            ref = ImageRef(entry.uri[len(self.root) :].lstrip("/"), entry.uri, etag=entry.etag)
+            pictures.add(self._name(entry, self.layout.images), ref)
+            yield ref
+        if entry is None:
+            raise UserError(
+                f"input.url: expected images in {redact(join(self.root, self.layout.images))}, found none\n"
+                "  what to do: give the folder that holds the whole tree"
+            )
+
+    def _files(self, folder: str, suffixes: Collection[str]) -> Iterator[Entry]:
+        """Yield the files of these suffixes but for hidden ones; an absent folder is a `UserError`."""
+        root = join(self.root, folder)
         try:
-            yield from self.storage.list(join(self.root, *folder.split("/")))
+            for entry in _entries(self.storage, root):
+                hidden = "/." in entry.uri[len(root) :]
+                if not hidden and posixpath.splitext(entry.uri)[1].lower() in suffixes:
+                    yield entry
         except NotFound:
             raise UserError(
                 f"input.url: {redact(self.root)} has no {folder}, where a tree of the format "
@@ -181,90 +221,74 @@ class XmlTree:
                 "  what to do: give the folder that holds it, or another input.format"
             ) from None
 
-    def _stem(self, uri: str, folder: str) -> str:
-        return posixpath.splitext(uri[len(join(self.root, folder)) :].lstrip("/"))[0]
+    def _name(self, entry: Entry, folder: str) -> str:
+        """Return a file's path below ``folder``, without its suffix."""
+        return posixpath.splitext(entry.uri[len(join(self.root, folder)) :].lstrip("/"))[0]
+
+    def _absent(self, name: str) -> ImageRef:
+        key = f"{self.layout.images}/{name}{self.layout.suffix}"
+        return ImageRef(key, join(self.root, key))
+
+    def _annotation(self, ref: ImageRef) -> str:
+        """Return the path of an image's XML file below the root."""
+        name = posixpath.splitext(ref.key[len(self.layout.images) :].lstrip("/"))[0]
+        return f"{self.layout.annotations}/{name}.xml"
 
     def _row(self, ref: ImageRef) -> dict[str, Any]:
-        stem = posixpath.splitext(ref.key[len(self.layout.images) :].lstrip("/"))[0]
-        uri = join(self.root, self.layout.annotations, f"{stem}.xml")
+        path = self._annotation(ref)
+        uri = join(self.root, path)
         try:
             data = self.storage.read(uri, limit=_MOST_BYTES)
         except NotFound:
             return {}
-        return {"image_id": stem, **parse(data, redact(uri))}
+        except (Forbidden, Unreadable, TooLarge) as error:
+            raise UserError(
+                f"{redact(uri)} cannot be read: {error}\n  what to do: mend or remove the file"
+            ) from None
+        name = path[len(self.layout.annotations) + 1 :].removesuffix(".xml")
+        return {"image_id": name, **parse(data, redact(uri))}
 
 
-def parse(data: bytes, where: str) -> dict[str, Any]:
-    """Return ``width``, ``height`` and ``objects`` of one XML file.
+class _Pictures:
+    """The images of a tree by name, in a file that has none itself and goes with its handle."""
 
-    VOC counts pixels from 1 and includes the last: (xmin, ymin, xmax, ymax) is the box
-    (xmin - 1, ymin - 1, xmax, ymax). Raises UserError for what is not such a file.
-    """
-    root = _xml(data, where)
-    size = root.find("size")
-    return {
-        "width": _whole(size, "width"),
-        "height": _whole(size, "height"),
-        "objects": [_object(one, where) for one in root.iter("object")],
-    }
+    def __init__(self) -> None:
+        self._base = sqlite3.connect("", check_same_thread=False)
+        self._base.executescript(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32768;"
+            "CREATE TABLE picture (name TEXT PRIMARY KEY, key, uri, etag) WITHOUT ROWID;"
+        )
 
+    def add(self, name: str, ref: ImageRef) -> None:
+        """Note an image; of two with one name the first counts."""
+        try:
+            self._base.execute(
+                "INSERT OR IGNORE INTO picture VALUES (?, ?, ?, ?)", (name, ref.key, ref.uri, ref.etag)
+            )
+        except sqlite3.OperationalError as error:
+            raise EnvironmentFault(
+                f"the index of the images' names could not be written: {error}",
+                "free space for temporary files, or set SQLITE_TMPDIR to another disk",
+            ) from None
 
-def _xml(data: bytes, where: str) -> Element:
-    """Parse without a document type: so no entity can grow, or name a file."""
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise _wrong(where, "declares a document type, which no annotation needs", "remove it")
-    try:
-        return fromstring(data)
-    except ParseError as error:
-        raise _wrong(where, f"is no whole XML: {error}", "write the file again") from None
+    def find(self, name: str) -> ImageRef | None:
+        """Return the image of a name."""
+        row = self._base.execute("SELECT key, uri, etag FROM picture WHERE name = ?", (name,)).fetchone()
+        return None if row is None else ImageRef(row[0], row[1], etag=row[2])
 
-
-def _object(one: Element, where: str) -> dict[str, Any]:
-    name = (one.findtext("name") or "").strip()
-    if not name:
-        raise _wrong(where, "has an object without a name", "mend the file")
-    left, top, right, bottom = (_corner(one, side, where) for side in ("xmin", "ymin", "xmax", "ymax"))
-    box = {"x1": left - 1, "y1": top - 1, "x2": right, "y2": bottom}
-    return {
-        "label": name,
-        "box": box,
-        "crowd": False,
-        "area": (box["x2"] - box["x1"]) * (box["y2"] - box["y1"]),
-        "difficult": one.findtext("difficult", "0").strip() == "1",
-        "ignore": False,
-    }
-
-
-def _corner(one: Element, side: str, where: str) -> float:
-    text = one.findtext(f"bndbox/{side}", "").strip()
-    try:
-        return float(text)
-    except ValueError:
-        raise _wrong(
-            where, f"has an object whose {side} is {text!r}; expected a number of pixels", "mend the file"
-        ) from None
-
-
-def _whole(size: Element | None, side: str) -> int | None:
-    """Return a side in pixels; None where it is not said, or as 0."""
-    text = "" if size is None else size.findtext(side, "")
-    try:
-        return round(float(text)) or None
-    except ValueError:
-        return None
-
-
-def _wrong(where: str, what: str, mend: str) -> UserError:
-    return UserError(f"{where} {what}\n  what to do: {mend}")
+    def close(self) -> None:
+        """Remove it."""
+        self._base.close()
 
 
 def open_voc(input: Input, storage: Storage) -> XmlTree:
-    """Return the source of a PASCAL VOC tree (``VOC2007``, or one of the same folders)."""
+    """Return the source of a PASCAL VOC tree (``VOC2007``, or one of the same folders).
+
+    The classes are VOC's own where there are lists for all of them.
+    """
     root = _root(input)
-    own = any(
-        posixpath.basename(entry.uri).partition("_")[0] in VOC_CLASSES
-        for entry in _sets(storage, join(root, "ImageSets", "Main"))
-    )
+    listed = {name.partition("_")[0] for name in _lists(storage, join(root, VOC.sets))}
+    own = listed.issuperset(VOC_CLASSES)
     classes = tuple(truth.Class(name, number) for number, name in enumerate(VOC_CLASSES, 1)) if own else ()
     return XmlTree(storage, root, VOC, input.split, classes)
 
@@ -274,11 +298,20 @@ def open_imagenet_det(input: Input, storage: Storage) -> XmlTree:
     return XmlTree(storage, _root(input), IMAGENET_DET, input.split)
 
 
-def _sets(storage: Storage, folder: str) -> Iterator[Entry]:
+def _lists(storage: Storage, folder: str) -> list[str]:
+    """Return the names of the lists in a folder; none where there is no such folder."""
+    try:
+        names = [entry.uri[len(folder) + 1 :] for entry in _entries(storage, folder)]
+    except NotFound:
+        return []
+    return [name.removesuffix(".txt") for name in names if name.endswith(".txt")]
+
+
+def _entries(storage: Storage, folder: str) -> Iterator[Entry]:
     try:
         yield from storage.list(folder)
-    except NotFound:
-        return
+    except Forbidden as error:
+        raise EnvironmentFault(f"the input may not be listed: {error}", "give the right to list it") from None
 
 
 def _root(input: Input) -> str:
