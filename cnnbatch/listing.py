@@ -252,8 +252,8 @@ class _Counted:
 
 
 def _pages(listing: Listing) -> Iterator[_Page]:
-    for number in range(listing.count_pages()):
-        yield _Page(listing, number, *listing.summary(number))
+    for number, summary in enumerate(listing.summaries()):
+        yield _Page(listing, number, *summary)
 
 
 def _is_larger(chosen: Input, counts: dict[str, Any]) -> bool:

@@ -164,8 +164,12 @@ class Listing:
         with self.output.storage.open(self._page(page)) as file:
             return pq.read_table(file, columns=None if columns is None else list(columns))
 
-    def summary(self, page: int) -> tuple[int, int, int]:
-        """Return of page ``page`` the number of images, its first shard's and its last shard's number."""
+    def summaries(self) -> list[tuple[int, int, int]]:
+        """Return of each page the number of images, its first shard's and its last shard's number."""
+        with ThreadPoolExecutor(_READERS, "pages") as pool:
+            return list(pool.map(self._summary, range(self.count_pages())))
+
+    def _summary(self, page: int) -> tuple[int, int, int]:
         with self.output.storage.open(self._page(page)) as file:
             metadata = pq.read_metadata(file)
         groups = [

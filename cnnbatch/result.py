@@ -219,9 +219,9 @@ class Result:
     def _plan(self) -> list[tuple[Listing, int, int, int]]:
         """The pages of the plan: the listing, the number there, the first and the last shard."""
         return [
-            (listing, number, *listing.summary(number)[1:])
+            (listing, number, first, last)
             for listing in self._output.listings()
-            for number in range(listing.count_pages())
+            for number, (_, first, last) in enumerate(listing.summaries())
         ]
 
     @cached_property

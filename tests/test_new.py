@@ -14,10 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import cnnbatch
 from cnnbatch.run import RunOptions, run
 from cnnbatch.sources.files import Files
 from cnnbatch.storage import Entry, Storage
+from tests.servers import Bucket
 from tests.test_run import QUIET, job, parts, table
+
+pytest_plugins = ("tests.s3",)
 
 Photos = Callable[[int], Path]
 running = importlib.import_module("cnnbatch.run")
@@ -268,6 +272,30 @@ def test_any_history_gives_what_a_fresh_run_gives(
     expected = whole(fresh)
     assert {key: found[key] for key in expected} == expected
     assert {key for key, row in found.items() if row["vanished"]} == marked - there
+
+
+def test_a_bucket_is_looked_at_anew(photos: Photos, bucket: Bucket) -> None:
+    pictures = files(photos(12))
+    for number, path in enumerate(pictures):
+        bucket.client.put_object(Bucket=bucket.name, Key=f"photos/{number:02}.jpg", Body=path.read_bytes())
+    options = bucket.options.model_dump()
+    spec = job(
+        Path("unused"),
+        "unused",
+        input={"url": f"{bucket.url}/photos", "storage": options},
+        output={"url": f"{bucket.url}/out", "storage": options},
+    )
+    assert run(spec, QUIET).images == 12
+    bucket.client.put_object(Bucket=bucket.name, Key="photos/03.jpg", Body=pictures[4].read_bytes())
+    bucket.client.put_object(Bucket=bucket.name, Key="photos/99.jpg", Body=pictures[5].read_bytes())
+    bucket.client.delete_object(Bucket=bucket.name, Key="photos/11.jpg")
+    assert run(spec, PRUNE).images == 2
+    found = cnnbatch.open(f"{bucket.url}/out", options).arrow().to_pylist()
+    values = [_rounded(row["values"]) for row in found]
+    assert [row["key"] for row in found] == [f"{number:02}.jpg" for number in (*range(12), 99)]
+    assert (values[3], values[12]) == (values[4], values[5])
+    assert [row["key"] for row in found if row["vanished"]] == ["11.jpg"]
+    assert run(spec, PRUNE).images == 0
 
 
 def test_a_source_without_etags_has_nothing_changed(tmp_path: Path, photos: Photos, monkeypatch: Any) -> None:

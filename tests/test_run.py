@@ -26,7 +26,7 @@ def job(photos: Path, out: Path | str, task: dict[str, Any] | None = None, **sec
     spec: dict[str, Any] = {
         "task": {"name": "tests.toy:Toy", **(task or {})},
         "input": {"url": str(photos), "shard_size": 10, **sections.pop("input", {})},
-        "output": str(out),
+        "output": sections.pop("output", str(out)),
         "compute": {"pool": "inline", "batch": 4, "cpus_per_worker": 1, **sections.pop("compute", {})},
     }
     return MapJob.model_validate({**spec, **sections})
