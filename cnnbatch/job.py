@@ -223,8 +223,9 @@ def to_yaml(job: MapJob) -> str:
 def fingerprint_fields(job: MapJob) -> dict[str, Any]:
     """Return the job's own part of what can change a row; versions, weights and precision come on top."""
     data = _dump(job)
+    task = {name: value for name, value in data["task"].items() if name not in job.task.outside_fingerprint}
     of_input = ("url", "format", "key", "label", "truth", "split", "keep")
-    return {"task": data["task"], "input": {name: data["input"][name] for name in of_input}}
+    return {"task": task, "input": {name: data["input"][name] for name in of_input}}
 
 
 def job_schema() -> dict[str, Any]:

@@ -68,6 +68,8 @@ class Task(BaseModel):
 
     shard_size: ClassVar[int] = 1000
     """Images in one of the first shards; fewer where an image costs more."""
+    outside_fingerprint: ClassVar[frozenset[str]] = frozenset()
+    """Fields that can't change a row."""
     batch: ClassVar[Mapping[str, int]] = {"cuda": 64, "mps": 16, "cpu": 16}
     """Inputs in one forward pass, by device, where the job does not say."""
 

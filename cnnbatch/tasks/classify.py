@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from cnnbatch.errors import UserError
-from cnnbatch.tasks import Runtime, Task
+from cnnbatch.tasks import Runtime
+from cnnbatch.tasks.weighted import Side, Size, WeightedTask
 from cnnbatch.truth import ModelClasses
 
 if TYPE_CHECKING:
@@ -25,11 +25,8 @@ if TYPE_CHECKING:
     from cnnbatch.models import Network
     from cnnbatch.records import Image, Prepared
 
-Side = Annotated[int, Field(ge=1)]
-Size = Annotated[tuple[Side, Side], Field(strict=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(allow_inf_nan=False)]
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 
 _BEST: list[pa.Field[Any]] = [pa.field("label", pa.string()), pa.field("score", pa.float32())]
 _VECTOR = pa.list_(pa.float32())
@@ -61,20 +58,12 @@ class InputChange(BaseModel):
         return found
 
 
-class Classify(Task):
+class Classify(WeightedTask):
     """Classification; see `cnnbatch.models.Choice` for the model and its weights."""
 
     name: str = "classify"
     model: str
     """A classifier of torchvision, ``timm/NAME``, ``efficientnet_lite0``, or ``mypackage.module:build``."""
-    weights: str = "DEFAULT"
-    """``DEFAULT`` or another published name, a path, a URL, ``package:NAME/PATH``, ``random[:SEED]``."""
-    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
-    """What the weights' file has to be."""
-    classes: Names | str | None = None
-    """The names of the classes in the network's order, or a file with one a line."""
-    key_map: str | None = None
-    """A JSON file from the names in the weights' file to the network's, or the name of a known one."""
     preprocessing: InputChange = InputChange()
     """What to do otherwise than the weights ask for."""
     top_k: Annotated[int, Field(ge=1)] = 5
@@ -96,17 +85,9 @@ class Classify(Task):
 
     def load(self, runtime: Runtime) -> Classifier:
         """Build the network with its weights on ``runtime.device``."""
-        from cnnbatch.models import Choice, build_classifier
+        from cnnbatch.models import build_classifier
 
-        chosen = Choice(
-            model=self.model,
-            weights=self.weights,
-            sha256=self.sha256,
-            classes=read_names(self.classes) if isinstance(self.classes, str) else self.classes,
-            key_map=self.key_map,
-            preprocessing=self.preprocessing.fields(),
-        )
-        return Classifier(self, build_classifier(chosen), runtime)
+        return Classifier(self, build_classifier(self.choice(self.preprocessing.fields())), runtime)
 
 
 class Classifier:
@@ -221,17 +202,3 @@ def _lists(values: pa.Array[Any], shape: tuple[int, ...]) -> pa.ListArray[Any]:
 
     offsets = np.arange(shape[0] + 1, dtype=np.int32) * np.int32(shape[1])
     return pa.ListArray.from_arrays(pa.array(offsets), values)
-
-
-def read_names(uri: str) -> tuple[str, ...]:
-    """Read class names from a text file, one a line."""
-    from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, normalize
-
-    try:
-        text = Storage().read(normalize(uri)).decode()
-    except (NotFound, Forbidden, Unreadable, UnicodeDecodeError) as error:
-        raise UserError(
-            f"task.classes: expected a list of names, or a text file with one a line; got {uri!r}, "
-            f"which cannot be read: {error}"
-        ) from error
-    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
-from cnnbatch.tasks import Runtime, Task
-from cnnbatch.tasks.classify import Names, Size, read_names
+from cnnbatch.tasks import Runtime
+from cnnbatch.tasks.weighted import Size, WeightedTask
 from cnnbatch.truth import BOX, KEYPOINT, ModelClasses, match_classes
 
 if TYPE_CHECKING:
@@ -34,9 +34,10 @@ _OBJECT: list[pa.Field[Any]] = [
 _POINTS: pa.Field[Any] = pa.field("keypoints", pa.list_(KEYPOINT))
 
 
-class Detect(Task):
-    """Detection; see `cnnbatch.models.Choice` for the model and its weights."""
+class Detect(WeightedTask):
+    """Detection; ``classes`` are given without a background."""
 
+    outside_fingerprint: ClassVar[frozenset[str]] = frozenset({"aliases"})
     shard_size: ClassVar[int] = 250
     batch: ClassVar[Mapping[str, int]] = {"cuda": 8, "mps": 2, "cpu": 2}
     keypoints: ClassVar[bool] = False
@@ -44,14 +45,6 @@ class Detect(Task):
     name: str = "detect"
     model: str
     """A detector of torchvision, ``yolov3_tiny``, or ``mypackage.module:build``."""
-    weights: str = "DEFAULT"
-    """``DEFAULT`` or another published name, a path, a URL, ``package:NAME/PATH``, ``random[:SEED]``."""
-    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
-    """What the weights' file has to be."""
-    classes: Names | str | None = None
-    """The names of the classes in the network's order, without a background, or a file with one a line."""
-    key_map: str | None = None
-    """A JSON file from the names in the weights' file to the network's."""
     score_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     """The least score of an object; without it, the model's own."""
     max_objects: Annotated[int, Field(ge=1)] | None = None
@@ -68,18 +61,10 @@ class Detect(Task):
 
     def load(self, runtime: Runtime) -> ObjectDetector:
         """Build the network with its weights on ``runtime.device``."""
-        from cnnbatch.models import Choice
         from cnnbatch.models.detectors import build_detector
 
-        chosen = Choice(
-            model=self.model,
-            weights=self.weights,
-            sha256=self.sha256,
-            classes=read_names(self.classes) if isinstance(self.classes, str) else self.classes,
-            key_map=self.key_map,
-            preprocessing={"size": self.size} if self.size else {},
-        )
-        return ObjectDetector(self, build_detector(chosen, self.keypoints), runtime)
+        choice = self.choice({"size": self.size} if self.size else {})
+        return ObjectDetector(self, build_detector(choice, self.keypoints), runtime)
 
 
 class ObjectDetector:

@@ -1,0 +1,65 @@
+"""What tasks with one network share: its name, its weights and its classes, as fields of the job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from cnnbatch.errors import UserError
+from cnnbatch.tasks import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cnnbatch.models import Choice
+
+Side = Annotated[int, Field(ge=1)]
+Size = Annotated[tuple[Side, Side], Field(strict=False)]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
+
+
+class WeightedTask(Task):
+    """A task of one network; see `cnnbatch.models.Choice`."""
+
+    model: str
+    """A model's name (see ``cnnbatch models``), or ``mypackage.module:build``."""
+    weights: str = "DEFAULT"
+    """``DEFAULT`` or another published name, a path, a URL, ``package:NAME/PATH``, ``random[:SEED]``."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    """What the weights' file has to be."""
+    classes: Names | str | None = None
+    """The names of the classes in the network's order, or a file with one a line."""
+    key_map: str | None = None
+    """A JSON file from the names in the weights' file to the network's, or the name of a known one."""
+
+    def choice(self, preprocessing: Mapping[str, Any]) -> Choice:
+        """Return which network the job means; ``preprocessing`` replaces fields of what its weights ask for.
+
+        Raises:
+            UserError: the file of the classes can't be read.
+        """
+        from cnnbatch.models import Choice
+
+        return Choice(
+            model=self.model,
+            weights=self.weights,
+            sha256=self.sha256,
+            classes=_read_names(self.classes) if isinstance(self.classes, str) else self.classes,
+            key_map=self.key_map,
+            preprocessing=preprocessing,
+        )
+
+
+def _read_names(uri: str) -> tuple[str, ...]:
+    """Read class names from a text file, one a line."""
+    from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, normalize
+
+    try:
+        text = Storage().read(normalize(uri)).decode()
+    except (NotFound, Forbidden, Unreadable, UnicodeDecodeError) as error:
+        raise UserError(
+            f"task.classes: expected a list of names, or a text file with one a line; got {uri!r}, "
+            f"which cannot be read: {error}"
+        ) from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
