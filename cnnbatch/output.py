@@ -114,6 +114,11 @@ class Output:
         names = {name.split("/")[0] for name in self._list("_job/plan")}
         return [Listing(self, name) for name in sorted(names)]
 
+    def runs(self) -> list[dict[str, Any]]:
+        """Return the records of all runs, in no order."""
+        names = [name.removesuffix(".json") for name in self._list("_job/runs")]
+        return [record for name in names if (record := self.decided(f"runs/{name}")) and "started" in record]
+
     def suspects(self) -> set[int]:
         """Return the shards that an inline run was at when its process ended."""
         return {int(name.removesuffix(".json")) for name in self._list("_job/suspects")}

@@ -100,6 +100,11 @@ class Result:
         """Return what every finished part says of itself, in order."""
         return list(self._footers)
 
+    def runs(self) -> list[dict[str, Any]]:
+        """Return what every run that predicted something left of itself, the oldest first."""
+        records = self._output.runs()
+        return sorted(records, key=lambda record: str(record["started"]))
+
     def failures(self) -> Counter[str]:
         """Return how many images failed by each code, from the receipts."""
         return sum((Counter(footer.receipt.failed) for footer in self._footers), Counter[str]())

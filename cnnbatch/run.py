@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -44,7 +44,10 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run did: ``images`` were predicted now, ``total`` are planned, ``failed`` counts codes."""
+    """What a run did: ``images`` were predicted now, ``total`` are planned, ``failed`` counts codes.
+
+    ``found`` counts what its listing found: ``new``, ``changed`` and ``vanished`` images.
+    """
 
     output: str
     images: int
@@ -52,6 +55,7 @@ class Summary:
     failed: Mapping[str, int]
     seconds: float
     exit_status: int
+    found: Mapping[str, int] = field(default_factory=dict)
 
 
 def run(job: MapJob, options: RunOptions | None = None) -> Summary:
@@ -77,8 +81,8 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
         finally:
             planner.stop()
         summary = _summarize(job, output, planner, screen)
-        if screen.done:
-            record = {**asdict(summary), **_record(output, planner, started)}
+        if screen.done or any(summary.found.values()):
+            record = {**asdict(summary), **_record(output, started)}
             output.storage.put(output.path("_job", "runs", f"{name}.json"), json.dumps(record).encode())
         if output.decided("unreported") is not None:  # By this run, or by one that ended before its report.
             write_report(output.uri, output.storage)
@@ -189,17 +193,18 @@ def _settle(job: MapJob, output: Output, ready: Ready) -> Mapping[str, Any]:
 def _summarize(job: MapJob, output: Output, planner: Planner, screen: Screen) -> Summary:
     failed = sum(screen.failed.values())
     status = 1 if failed > job.max_failed * screen.done else 0
-    return Summary(
-        output.uri, screen.done, planner.images, dict(screen.failed), round(screen.seconds, 3), status
-    )
+    found: dict[str, int] = {
+        name: planner.found[name] for name in ("new", "changed", "vanished") if name in planner.found
+    }
+    seconds = round(screen.seconds, 3)
+    return Summary(output.uri, screen.done, planner.images, dict(screen.failed), seconds, status, found)
 
 
-def _record(output: Output, planner: Planner, started: datetime) -> dict[str, Any]:
-    """Return what the record of a run holds beside its summary: what was found, by what, when."""
+def _record(output: Output, started: datetime) -> dict[str, Any]:
+    """Return what the record of a run holds beside its summary: when, and by what."""
     made = output.decided("identity") or {}
     return {
         "started": started.isoformat(timespec="seconds"),
-        "found": {name: count for name, count in planner.found.items() if name != "change_pages"},
         "model": made.get("task.model", made.get("task.name")),
         "weights": made.get("weights"),
         "precision": made.get("precision"),
@@ -210,14 +215,19 @@ def _record(output: Output, planner: Planner, started: datetime) -> dict[str, An
 def tell(summary: Summary, output: Output, screen: Screen) -> None:
     """Say what the run did, and for a handful of images what was seen in each."""
     say = screen.say
+    if "changed" in summary.found:  # The input was looked at again.
+        words = [f"{count:,} {name}" for name, count in summary.found.items() if count]
+        say(f"the input has {', '.join(words) or 'nothing new'}")
     if not summary.images:
-        say(f"nothing new: all {summary.total:,} images are in {redact(output.path('predictions'))}")
+        say(f"nothing to do: all {summary.total:,} images are in {redact(output.path('predictions'))}")
         return
     if summary.total <= HANDFUL:
         for line in seen(output.uri, output.storage):
             say(line)
     rate = summary.images / max(summary.seconds, 1e-3)
-    say(f"{summary.images:,} images in {summary.seconds:.1f} s ({rate:,.1f} images/s, start-up included)")
+    whole = f" of {summary.total:,}" if summary.total > summary.images else ""
+    cost = f"{summary.seconds:.1f} s ({rate:,.1f} images/s, start-up included)"
+    say(f"{summary.images:,}{whole} images in {cost}")
     for code, count in sorted(summary.failed.items()):
         say(f"  failed: {count:,} {code}")
     say(f"  rows:   {redact(output.path('predictions'))}")

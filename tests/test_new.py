@@ -210,12 +210,17 @@ def test_images_beyond_the_limit_are_not_thought_vanished(photos: Photos, tmp_pa
     assert not any(mark for (mark,) in rows(out, "vanished"))
 
 
-def test_every_run_leaves_its_record(photos: Photos, tmp_path: Path) -> None:
+def test_every_run_leaves_its_record(photos: Photos, tmp_path: Path, capsys: Any) -> None:
     folder, out = photos(12), tmp_path / "out"
     run(job(folder, out), QUIET)
     files(folder)[0].write_bytes(b"")
     add(folder, "new.jpg", files(folder)[1])
-    run(job(folder, out, max_failed=1.0), NEW)
+    run(job(folder, out, max_failed=1.0), RunOptions(new=True))
+    said = capsys.readouterr().out
+    assert "the input has 1 new, 1 changed\n" in said
+    assert "2 of 13 images in" in said
+    page = (out / "report.html").read_text()
+    assert page.count('<th scope="row">20') == 2
     records = [json.loads(path.read_text()) for path in (out / "_job" / "runs").glob("*.json")]
     first, second = sorted(records, key=lambda record: record["started"])
     assert (first["images"], first["failed"], first["found"]["new"]) == (12, {}, 12)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ SHOWN = ("key", "uri", "bytes", "width", "height", "error", "label", "score", "t
 PICTURE_SIDE = 400
 NOTEBOOK_PICTURES, NOTEBOOK_SIDE = 6, 240
 MOST_LABELS = 20
+MOST_RUNS = 10
 LONGEST_MESSAGE = 300
 
 
@@ -37,6 +39,18 @@ class Bar(NamedTuple):
     name: str
     amount: float
     share: float
+
+
+class Run(NamedTuple):
+    """What one run did; ``new``, ``changed`` and ``vanished`` are what its listing found."""
+
+    started: datetime
+    images: int
+    failed: int
+    new: int
+    changed: int
+    vanished: int
+    seconds: float
 
 
 class Failed(NamedTuple):
@@ -61,7 +75,7 @@ class Chart:
 
 def page_html(result: Result) -> str:
     """Return the whole page of ``result``."""
-    footers, tally = result.receipts(), count(result)
+    footers, tally, runs = result.receipts(), count(result), result.runs()
     timeline = plots.timeline(_spans(footers))
     columns = [name for name in SHOWN if footers and name in result.schema.names]
     look = _looker(result, columns)
@@ -76,6 +90,8 @@ def page_html(result: Result) -> str:
         rows=tally.rows,
         failures=_failures(result, tally),
         failed=tally.failed.total(),
+        runs=list(map(_run, runs[-MOST_RUNS:])),
+        run_count=len(runs),
         labels=_labels(tally),
         label_count=len(tally.labels),
         scores=_scores(tally),
@@ -180,6 +196,19 @@ def _failures(result: Result, tally: Tally) -> list[Failed]:
 def _examples(result: Result, places: Sequence[Place]) -> list[tuple[str, str]]:
     rows = fetch(result, places, ["key", "error"])
     return [(row["key"], (row["error"]["message"] or "")[:LONGEST_MESSAGE]) for row in rows]
+
+
+def _run(record: Mapping[str, Any]) -> Run:
+    found = record["found"]
+    return Run(
+        started=datetime.fromisoformat(record["started"]),
+        images=record["images"],
+        failed=sum(record["failed"].values()),
+        new=found.get("new", 0),
+        changed=found.get("changed", 0),
+        vanished=found.get("vanished", 0),
+        seconds=record["seconds"],
+    )
 
 
 def _labels(tally: Tally) -> list[Bar]:
