@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import gzip
 import tarfile
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import IO, Protocol, cast
+from typing import IO, BinaryIO, Protocol, cast
 
 from cnnbatch.errors import UserError
 from cnnbatch.records import Span
@@ -23,12 +24,10 @@ DAMAGE = (gzip.BadGzipFile, zlib.error, EOFError)
 """What a damaged stream of gzip raises."""
 
 _BLOCK = 512
-_MOST_HEADER = (
-    64 << 10
-)  # bytes of one name or set of attributes; what is quadratic in them stays below seconds
+# Bytes of one name or set of attributes: what is quadratic in them stays below seconds.
+_MOST_HEADER = 64 << 10
 _FIRST_WINDOW = 64 << 10
 _LARGEST_WINDOW = 4 << 20
-_LOCAL_WINDOW = 16 << 10
 _NEAR = 256 << 10  # a jump no longer than this is read over: it costs less than another request
 _BROKEN = (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError, RecursionError, *DAMAGE)
 
@@ -68,10 +67,10 @@ def is_gzip(uri: str) -> bool:
 
 def stream(storage: Storage, entry: Entry) -> Stream:
     """Return the bytes of a tar, those of a compressed one as they were before."""
-    fetch = partial(storage.read, entry.uri)
+    window = _Window(partial(storage.read, entry.uri), entry.size, _LARGEST_WINDOW)
     if is_gzip(entry.uri):
-        return gzip.GzipFile(fileobj=cast(IO[bytes], _Window(fetch, entry.size, _LARGEST_WINDOW)), mode="rb")
-    return _Window(fetch, entry.size, _LOCAL_WINDOW if is_local(entry.uri) else _LARGEST_WINDOW)
+        return gzip.GzipFile(fileobj=cast(IO[bytes], window), mode="rb")
+    return _Opened(storage.open(entry.uri), entry.size) if is_local(entry.uri) else window
 
 
 def members(storage: Storage, entry: Entry, most: Callable[[str], int]) -> Iterator[Member]:
@@ -149,6 +148,18 @@ class _Guarded:
             return self.tell() >= position
         except EOFError:
             return False
+
+
+class _Opened:
+    """A file of this machine, whose end no jump passes: a header costs a read, not another opening."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        weakref.finalize(self, file.close)
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, position: int) -> int:
+        return self._file.seek(min(position, self._size))
 
 
 class _Window:

@@ -1,8 +1,9 @@
 """All benchmarks, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import decode, detect, engine, new
+from tests.bench import decode, detect, engine, new, sources
 
 decode.main()
 engine.main()
 detect.main()
+sources.main()
 new.main()
