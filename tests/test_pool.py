@@ -142,7 +142,7 @@ def test_a_broken_device_everywhere_stops_the_run_and_writes_nothing(
 def test_four_gpus_have_an_actor_each(
     cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path
 ) -> None:
-    folder, out = photos(80), tmp_path / "out"
+    folder, out = photos(240), tmp_path / "out"  # Enough that the last of the actors gets some, too.
     spec = job(folder, out, {"fault": "tell-device"}, compute={"pool": "ray", "workers": 4})
     run(spec, QUIET)
     assert {row["label"] for row in table(out).to_pylist()} == {"0", "1", "2", "3"}

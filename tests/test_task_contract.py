@@ -34,7 +34,12 @@ TINY: dict[str, dict[str, Any]] = {
         "score_threshold": 0.0,
         "size": [64, 96],
     },
-    "keypoints": {"weights": "random", "score_threshold": 0.0, "size": [64, 96], "max_objects": 3},
+    "keypoints": {
+        "model": "tests.toy:poses",
+        "weights": "random",
+        "score_threshold": 0.0,
+        "max_objects": 3,
+    },
 }
 """The fields that make a task small: random weights, small inputs. A new task adds its own here."""
 

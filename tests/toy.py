@@ -16,6 +16,7 @@ from cnnbatch.tasks import Runtime, Task
 if TYPE_CHECKING:
     import torch
 
+    from cnnbatch.models import Detector
     from cnnbatch.records import Image, Prepared
 
 
@@ -130,3 +131,20 @@ class ToyModel:
             pa.array([value.tolist() for value in values], pa.list_(pa.float32())),
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self.task.columns())
+
+
+def poses() -> Detector:
+    """Return torchvision's pose network, with few proposals so that a test of it is quick."""
+    from torchvision.models.detection import keypointrcnn_resnet50_fpn
+
+    from cnnbatch.models import Detector, Resizing
+    from cnnbatch.models.torchvision_detectors import TorchvisionDetector
+
+    module = keypointrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, rpn_post_nms_top_n_test=20, rpn_pre_nms_top_n_test=100
+    )
+    return Detector(
+        TorchvisionDetector(module, keypoints=True),
+        Resizing("sides", (64, 96), divisor=32),
+        ("none", "person"),
+    )
