@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 from cnnbatch import plan
@@ -10,26 +11,34 @@ from cnnbatch.output import Listing
 from cnnbatch.plan import Change
 from cnnbatch.records import Shard
 
+_READERS = 16
+_OPEN = 16  # pages in memory; most nights fill a small part of one
+
 
 class Changes:
-    """The changes of several complete listings, the oldest first; one page of them in memory at a time."""
+    """The changes of several complete listings, the oldest first; a few pages of them in memory.
+
+    ``pending`` are the shards with changes that may not be in their parts yet.
+    """
 
     def __init__(self, listings: Sequence[Listing]) -> None:
-        self._pages = [
-            (listing, number)
-            for listing in listings
-            for number in range((listing.complete() or {}).get("change_pages", 0))
-        ]
-        self._of_page = lru_cache(maxsize=1)(self._read)
+        with ThreadPoolExecutor(_READERS, "changes") as pool:
+            counts = list(pool.map(_change_pages, listings))
+            self._pages = [
+                (listing, number)
+                for listing, count in zip(listings, counts, strict=True)
+                for number in range(count)
+            ]
+            shards = list(pool.map(lambda page: page[0].changed_shards(page[1]), self._pages))
+            applied = list(pool.map(lambda page: page[0].applied(), self._pages))
+        self._of_page = lru_cache(maxsize=_OPEN)(self._read)
         self._of_shard: dict[int, list[int]] = {}
-        for place in range(len(self._pages)):
-            for shard in dict.fromkeys(one.shard for one in self._of_page(place)):
+        for place, of_page in enumerate(shards):
+            for shard in of_page:
                 self._of_shard.setdefault(shard, []).append(place)
-
-    @property
-    def shards(self) -> frozenset[int]:
-        """The numbers of the shards that have changes."""
-        return frozenset(self._of_shard)
+        self.pending = frozenset().union(
+            *(of_page for of_page, done in zip(shards, applied, strict=True) if not done)
+        )
 
     def apply(self, shard: Shard) -> Shard:
         """Return ``shard`` as it is after all changes."""
@@ -45,3 +54,7 @@ class Changes:
     def _read(self, place: int) -> Sequence[Change]:
         listing, number = self._pages[place]
         return listing.changes(number)
+
+
+def _change_pages(listing: Listing) -> int:
+    return int((listing.complete() or {}).get("change_pages", 0))

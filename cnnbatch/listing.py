@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -24,9 +25,11 @@ from cnnbatch.job import Input
 from cnnbatch.output import Listing, Output
 from cnnbatch.planned import Planned
 from cnnbatch.records import ImageRef, Shard
+from cnnbatch.scratch import on_disk
 from cnnbatch.sources import Source
 
 WAIT_S = 0.2
+_READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +68,10 @@ class Planner:
         self._fault: Exception | None = None
         listings = output.listings()
         self._listing = self._choose(output, listings)
-        self._done = [
-            listing for listing in listings if self._listing is None or listing.name != self._listing.name
-        ]
-        self._pages = [page for listing in listings for page in _pages(listing)]
+        self._current = None if self._listing is None else self._listing.name
+        self._done = [listing for listing in listings if listing.name != self._current]
+        self._changes: tuple[int, Changes] | None = None
+        self._pages = _all_pages(listings)
         self.images = sum(page.images for page in self._pages)
         self.complete = self._listing is None
         self.found: dict[str, Any] = {}
@@ -109,47 +112,52 @@ class Planner:
         return self._last_shard() + 1 if self.complete else None
 
     def shards(self, finished: Collection[int] = ()) -> Iterator[Shard | None]:
-        """Yield the planned shards in order but for the finished ones, whose images are ``skipped``.
+        """Yield the planned shards but for the finished ones, whose images are ``skipped``.
 
-        None is yielded whenever the listing has to be waited for. Raises what ended the listing,
-        once the shards before it were given.
+        They come in order; while an input that is planned is looked at anew, what is new comes first, and
+        the others as they are then. None is yielded whenever the listing has to be waited for. Raises
+        what ended the listing, once the shards before it were given.
         """
-        changes = Changes(self._done)
-        page = 0
+        older = 0 if self.complete else sum(page.listing.name != self._current for page in self._pages)
+        page = older
         while True:
             with self._changed:
                 self._changed.wait_for(partial(self._has, page), WAIT_S)
                 known, ended = len(self._pages), self.complete or self._fault is not None
             if page < known:
-                yield from self._unfinished(self._pages[page], finished, changes)
+                yield from self._unfinished(self._pages[page], finished)
                 page += 1
             elif ended:
                 self._raise_fault()
-                return
+                break
             else:
                 yield None
+        for early in self._pages[:older]:
+            yield from self._unfinished(early, finished)
 
     def changes(self) -> Changes:
-        """Return what all listings together say of images planned before; asked once the plan is complete."""
-        return Changes(self._done)
+        """Return what all complete listings together say of images planned before."""
+        if self._changes is None or self._changes[0] != len(self._done):
+            self._changes = len(self._done), Changes(self._done)
+        return self._changes[1]
 
-    def some(self, indices: Collection[int], changes: Changes) -> Iterator[Shard]:
-        """Yield the shards of these numbers as they are after ``changes``, in order."""
-        wanted = set(indices)
+    def some(self, indices: Collection[int]) -> Iterator[Shard]:
+        """Yield the shards of these numbers as they are after all changes, in order."""
         for page in self._pages:
-            here = {index for index in wanted if page.first <= index <= page.last}
-            if here:
-                others = set(range(page.first, page.last + 1)) - here
-                yield from map(changes.apply, page.listing.read(page.number, others))
+            if here := [index for index in range(page.first, page.last + 1) if index in indices]:
+                yield from map(self.changes().apply, page.listing.read(page.number, here))
 
-    def _unfinished(self, page: _Page, finished: Collection[int], changes: Changes) -> Iterator[Shard]:
-        done = [index for index in range(page.first, page.last + 1) if index in finished]
-        if len(done) == page.last - page.first + 1:
-            self.skipped += page.images
-            return
-        shards = page.listing.read(page.number, done)
+    def settle(self) -> None:
+        """Note that the changes of all listings are in the parts: the next run need not look."""
+        for listing in self._done:
+            if (listing.complete() or {}).get("change_pages") and not listing.applied():
+                listing.settle()
+
+    def _unfinished(self, page: _Page, finished: Collection[int]) -> Iterator[Shard]:
+        left = [index for index in range(page.first, page.last + 1) if index not in finished]
+        shards = page.listing.read(page.number, left) if left else []
         self.skipped += page.images - sum(len(shard.refs) for shard in shards)
-        yield from map(changes.apply, shards)
+        yield from map(self.changes().apply, shards)
 
     def _has(self, page: int) -> bool:
         return page < len(self._pages) or self.complete or self._fault is not None
@@ -176,10 +184,16 @@ class Planner:
         if not whole:
             return
         self.found["new"] = self.images - began
-        chosen = {"limit": self._chosen.limit, "sample": self._chosen.sample}
-        listing.finish({"images": self.images, **chosen, **self.found})
-        self._done.append(listing)
+        if any(self.found.values()) or self._says_more(listing):
+            chosen = {"limit": self._chosen.limit, "sample": self._chosen.sample}
+            listing.finish({"images": self.images, **chosen, **self.found})
+            self._done.append(listing)
         self.complete = True
+
+    def _says_more(self, listing: Listing) -> bool:
+        """Say whether a listing that found nothing keeps its record: the first, a begun or a larger one."""
+        begun = any(page.listing.name == listing.name for page in self._pages)
+        return not self._done or begun or _is_larger(self._chosen, self._done[-1].complete() or {})
 
     def _list_first(self, listing: Listing) -> bool:
         """Plan what the source has, behind what is planned already; say whether that is all."""
@@ -189,13 +203,14 @@ class Planner:
 
     def _list_again(self, listing: Listing) -> bool:
         """Plan what the source has and the plan has not, and note what became of the others."""
-        planned = self._planned()
-        refs = _Counted(plan.select(self._source.refs(), self._chosen.sample, self._chosen.limit))
-        if not self._plan(listing, planned.compare(refs, self._looking.new)):
-            return False
-        if self._looking.prune and (self._chosen.limit is None or refs.count < self._chosen.limit):
-            planned.note_vanished()
-        self._write_changes(listing, planned)
+        with on_disk("the table of the planned images"):
+            planned = self._planned()
+            refs = _Counted(plan.select(self._source.refs(), self._chosen.sample, self._chosen.limit))
+            if not self._plan(listing, planned.compare(refs, self._looking.new)):
+                return False
+            if self._looking.prune and (self._chosen.limit is None or refs.count < self._chosen.limit):
+                planned.note_vanished()
+            self._write_changes(listing, planned)
         return True
 
     def _planned(self) -> Planned:
@@ -203,14 +218,14 @@ class Planner:
         for page in self._pages:
             planned.add(_images(page.listing.table(page.number, ["shard", "key", "etag"])))
         planned.index()
-        for changes in Changes(self._done).pages():
+        for changes in self.changes().pages():
             planned.apply(changes)
         return planned
 
     def _plan(self, listing: Listing, refs: Iterable[ImageRef]) -> bool:
         """Add ``refs`` as shards; say whether that was not stopped."""
         shards = plan.cut(refs, lambda number: plan.shard_length(number, self._first), self._last_shard() + 1)
-        number = sum(page.listing.name == listing.name for page in self._pages)
+        number = sum(page.listing.name == self._current for page in self._pages)
         for shards_of_page in plan.pages(shards, number):
             self._write(listing, number, shards_of_page)
             number += 1
@@ -251,9 +266,15 @@ class _Counted:
             yield ref
 
 
-def _pages(listing: Listing) -> Iterator[_Page]:
-    for number, summary in enumerate(listing.summaries()):
-        yield _Page(listing, number, *summary)
+def _all_pages(listings: Sequence[Listing]) -> list[_Page]:
+    """Return the pages of all listings, the oldest first; the listings are read side by side."""
+    with ThreadPoolExecutor(_READERS, "listings") as pool:
+        summaries = list(pool.map(Listing.summaries, listings))
+    return [
+        _Page(listing, number, *summary)
+        for listing, pages in zip(listings, summaries, strict=True)
+        for number, summary in enumerate(pages)
+    ]
 
 
 def _is_larger(chosen: Input, counts: dict[str, Any]) -> bool:

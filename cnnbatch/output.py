@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnbatch import plan
@@ -143,25 +143,34 @@ class Listing:
         self.output = output
         self.name = name
         self.folder = ("_job", "plan", name)
+        self._counts: dict[str, Any] | None = None
 
     def complete(self) -> dict[str, Any] | None:
-        """Return the counts of a finished listing; None while it is under way."""
-        return self.output.decided("/".join((*self.folder[1:], "complete")))
+        """Return the counts of a finished listing, which stay as they are; None while it is under way."""
+        self._counts = self._counts or self.output.decided(f"plan/{self.name}/complete")
+        return self._counts
 
     def finish(self, counts: Mapping[str, Any]) -> None:
         """Say that no page follows."""
-        self.output.decide("/".join((*self.folder[1:], "complete")), counts)
+        self.output.decide(f"plan/{self.name}/complete", counts)
+
+    def applied(self) -> bool:
+        """Say whether a run has seen to it that all its changes are in the parts."""
+        return self.output.decided(f"plan/{self.name}/applied") is not None
+
+    def settle(self) -> None:
+        """Say that all its changes are in the parts."""
+        self.output.decide(f"plan/{self.name}/applied", {})
 
     def count_pages(self) -> int:
         """Return how many pages there are."""
         return sum(bool(_PAGE.match(name)) for name in self.output._list("/".join(self.folder)))
 
-    def read(self, page: int, left_out: Collection[int] = ()) -> list[Shard]:
-        """Return the shards of page ``page``, but for those of some numbers."""
+    def read(self, page: int, wanted: Collection[int] | None = None) -> list[Shard]:
+        """Return the shards of page ``page``, or those of some numbers."""
         table = self.table(page)
-        if left_out:
-            there = np.isin(table["shard"].to_numpy(), np.fromiter(left_out, np.int64))
-            table = table.filter(pa.array(~there))
+        if wanted is not None:
+            table = table.filter(pc.is_in(table["shard"], pa.array(wanted, pa.int32())))
         return list(plan.page_shards(table))
 
     def table(self, page: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -191,6 +200,12 @@ class Listing:
         """Return a page of changes."""
         with self.output.storage.open(self._changes(page)) as file:
             return list(plan.table_changes(pq.read_table(file)))
+
+    def changed_shards(self, page: int) -> set[int]:
+        """Return the numbers of the shards that a page of changes is about."""
+        with self.output.storage.open(self._changes(page)) as file:
+            shards: list[Any] = pq.read_table(file, columns=["shard"])["shard"].unique().to_pylist()
+        return set(shards)
 
     def write(self, page: int, data: bytes) -> None:
         """Add page ``page``; raises OutputHeld where another run has added it."""

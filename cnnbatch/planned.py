@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import sqlite3
-import weakref
-from collections import OrderedDict
+import io
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from tempfile import mkdtemp
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,18 +12,17 @@ import pyarrow.parquet as pq
 from cnnbatch import plan
 from cnnbatch.plan import Change
 from cnnbatch.records import ImageRef, Shard
+from cnnbatch.scratch import scratch
 
 _CACHE_KB = 8 << 10
-_SPOOLED = 4096  # changed images in one file
-_OPEN = 4  # such files in memory
-_TABLES = f"""
-PRAGMA journal_mode = OFF;
-PRAGMA synchronous = OFF;
-PRAGMA cache_size = -{_CACHE_KB};
+_SPOOLED = 4096  # changed images in one page
+_OPEN = 4  # such pages in memory: most inputs change in their own order
+_TABLES = """
 CREATE TABLE planned (
     place INTEGER PRIMARY KEY, key TEXT, etag TEXT, shard INTEGER, position INTEGER, gone INTEGER
 );
 CREATE TABLE change (shard INTEGER, position INTEGER, key TEXT, number INTEGER);
+CREATE TABLE page (number INTEGER PRIMARY KEY, body BLOB);
 """
 
 
@@ -39,14 +34,11 @@ class Planned:
 
     def __init__(self, columns: pa.Schema) -> None:
         self._columns = columns
-        self._folder = Path(mkdtemp(prefix="cnnbatch-planned-"))
-        self._base = sqlite3.connect(self._folder / "planned", check_same_thread=False)
-        weakref.finalize(self, _remove, self._base, self._folder)
-        self._base.executescript(_TABLES)
+        self._base = scratch(self, _TABLES, _CACHE_KB)
         self._seen = bytearray()
         self._changed = 0
         self._unspooled: list[ImageRef] = []
-        self._open: OrderedDict[int, tuple[ImageRef, ...]] = OrderedDict()
+        self._page = lru_cache(maxsize=_OPEN)(self._read_page)
 
     def add(self, images: Iterable[tuple[str, str | None, int, int]]) -> None:
         """Add images as (key, etag, shard, position in it)."""
@@ -94,7 +86,8 @@ class Planned:
         for shard, position, key, number in self._base.execute(
             "SELECT * FROM change ORDER BY shard, position"
         ):
-            yield Change(shard, position, key, None if number is None else self._changed_ref(number))
+            ref = None if number is None else self._page(number // _SPOOLED)[number % _SPOOLED]
+            yield Change(shard, position, key, ref)
 
     def _note(self, shard: int, position: int, key: str, ref: ImageRef | None) -> None:
         number = None if ref is None else self._changed
@@ -107,24 +100,13 @@ class Planned:
 
     def _spool(self) -> None:
         if self._unspooled:
-            table = plan.page_table([Shard(0, tuple(self._unspooled))], self._columns)
-            pq.write_table(table, self._file((self._changed - 1) // _SPOOLED))
+            buffer = io.BytesIO()
+            pq.write_table(plan.page_table([Shard(0, tuple(self._unspooled))], self._columns), buffer)
+            page = (self._changed - 1) // _SPOOLED, buffer.getvalue()
+            self._base.execute("INSERT INTO page VALUES (?, ?)", page)
             self._unspooled = []
 
-    def _changed_ref(self, number: int) -> ImageRef:
-        """Return a changed image; a few files stay in memory, for most listings change in their own order."""
-        file, place = divmod(number, _SPOOLED)
-        if file not in self._open:
-            (shard,) = plan.page_shards(pq.read_table(self._file(file)))
-            self._open[file] = shard.refs
-            if len(self._open) > _OPEN:
-                self._open.popitem(last=False)
-        return self._open[file][place]
-
-    def _file(self, number: int) -> Path:
-        return self._folder / f"{number}.parquet"
-
-
-def _remove(base: sqlite3.Connection, folder: Path) -> None:
-    base.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    def _read_page(self, number: int) -> tuple[ImageRef, ...]:
+        (body,) = self._base.execute("SELECT body FROM page WHERE number = ?", (number,)).fetchone()
+        (shard,) = plan.page_shards(pq.read_table(io.BytesIO(body)))
+        return shard.refs

@@ -189,8 +189,7 @@ class Result:
         index = self._footers[part].receipt.shard
         for listing, number, first, last in self._plan:
             if first <= index <= last:
-                others = set(range(first, last + 1)) - {index}
-                shard = self._changes.apply(listing.read(number, others)[0])
+                shard = self._changes.apply(listing.read(number, [index])[0])
                 return [shard.refs[row] for row in rows]
         return [None] * len(rows)
 

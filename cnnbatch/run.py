@@ -78,6 +78,7 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
             works = _works(output, planner, finished, options, screen)
             for receipt in _predict(job, source, output, planner, works, screen):
                 screen.count(receipt, planner.images if planner.complete else None)
+            planner.settle()
         finally:
             planner.stop()
         summary = _summarize(job, output, planner, screen)
@@ -117,16 +118,16 @@ def _works(
 
 def _again(output: Output, planner: Planner, finished: set[int], codes: frozenset[str]) -> Iterator[Work]:
     """Yield the finished shards whose images have changed since, or failed with one of ``codes``."""
-    changes = planner.changes()
-    wanted = finished if codes else finished & changes.shards
+    pending = planner.changes().pending
+    wanted = finished if codes else finished & pending
     footers = zip(sorted(wanted), output.footers(sorted(wanted)), strict=True)
     # Of each part the digest that it was made with; None where it has failures that are tried again.
     made = {
         index: None if codes & footer["receipt"]["failed"].keys() else footer["digest"]
         for index, footer in footers
-        if index in changes.shards or codes & footer["receipt"]["failed"].keys()
+        if index in pending or codes & footer["receipt"]["failed"].keys()
     }
-    for shard in planner.some(made, changes):
+    for shard in planner.some(made):
         if made[shard.index] != plan.digest(shard):
             yield Work(shard, again=codes)
 

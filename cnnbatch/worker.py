@@ -68,8 +68,9 @@ class Worker:
         self.journal = journal
         self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
         self._match = getattr(self.model, "match", None)
-        if self._match and source.truth_schema is not None:
-            self._match(classes_of(source.truth_schema))
+        truth = source.truth_schema
+        if self._match and truth is not None and "objects" in truth.names:
+            self._match(classes_of(truth))
         beside = settings.device != "cpu"
         self._ahead = ReadAhead(source, self.model, journal, settings.threads, settings.window, beside)
         self._rows_thread = ThreadPoolExecutor(1, "rows")
@@ -87,7 +88,7 @@ class Worker:
         tally, sizes = Tally(), list[tuple[int, int] | None]()
         with PartSpool(self._schema) as spool:
             for rows in self._rows(work, positions, truth, tally):
-                sizes += _sizes(rows)
+                sizes += _sizes(rows) if truth is not None else []
                 if old is not None:
                     old = _replace_rows(old, pa.Table.from_batches([rows]))
                 else:

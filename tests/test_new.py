@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cnnbatch
+from cnnbatch.output import Output
 from cnnbatch.run import RunOptions, run
 from cnnbatch.sources.files import Files
 from cnnbatch.storage import Entry, Storage
@@ -301,6 +303,57 @@ def test_a_bucket_is_looked_at_anew(photos: Photos, bucket: Bucket) -> None:
     assert (values[3], values[12]) == (values[4], values[5])
     assert [row["key"] for row in found if row["vanished"]] == ["11.jpg"]
     assert run(spec, PRUNE).images == 0
+
+
+def test_an_unfinished_part_is_made_of_what_the_input_has_now(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(25), tmp_path / "out"
+    run(job(folder, out), QUIET)
+    (out / "predictions" / "part-00000001.parquet").unlink()
+    change(files(folder)[12], files(folder)[0])
+    assert run(job(folder, out), NEW).images == 10
+    run(job(folder, tmp_path / "fresh"), QUIET)
+    assert whole(tmp_path / "fresh") == whole(out)
+    assert run(job(folder, out), NEW).images == 0
+    assert run(job(folder, out), QUIET).images == 0
+
+
+def test_a_night_without_news_leaves_nothing_behind(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = photos(25), tmp_path / "out"
+    run(job(folder, out), QUIET)
+    change(files(folder)[12], files(folder)[0])
+    run(job(folder, out), NEW)
+    before = sorted(path.name for path in (out / "_job" / "plan").rglob("*"))
+    assert before.count("applied.json") == 1
+    looked: list[int] = []
+    footer = Output.footer
+
+    def looking(self: Output, index: int) -> dict[str, Any]:
+        looked.append(index)
+        return footer(self, index)
+
+    monkeypatch.setattr(Output, "footer", looking)
+    assert run(job(folder, out), QUIET).images == 0
+    assert looked == []  # What is known to be in the parts is not looked for again.
+    assert run(job(folder, out), NEW).images == 0
+    assert sorted(path.name for path in (out / "_job" / "plan").rglob("*")) == before
+
+
+def test_so_many_images_are_taken_from_a_listing_without_an_end(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out = photos(8), tmp_path / "out"
+    listed = Storage.list
+
+    def endless(self: Storage, uri: str, after: str | None = None) -> Iterator[Entry]:
+        yield from listed(self, uri, after)
+        if uri.endswith("photos"):
+            yield from (Entry(f"{uri}/z{number:012}.jpg", 1, None) for number in itertools.count())
+
+    monkeypatch.setattr(Storage, "list", endless)
+    assert run(job(folder, out, input={"limit": 5}), QUIET).images == 5
+    assert run(job(folder, out, input={"limit": 7}), QUIET).images == 2
 
 
 def test_a_source_without_etags_has_nothing_changed(tmp_path: Path, photos: Photos, monkeypatch: Any) -> None:

@@ -381,7 +381,7 @@ from cnnbatch.sources import coco_index
 from cnnbatch.job import Input
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
-coco_index._TABLES = coco_index._TABLES.replace("32768", "512")
+coco_index._CACHE_KB = 512
 found = open_source(Input(url=sys.argv[1]), Storage())
 found._index
 size = sum(os.stat(f"/proc/self/fd/{fd}").st_size for fd in os.listdir("/proc/self/fd")

@@ -173,6 +173,16 @@ def test_an_output_without_objects_says_what_it_has(tmp_path: Path, photos: Call
         source(f"{tmp_path}/out#objects")
 
 
+def test_what_means_nothing_to_an_output_is_refused(
+    tmp_path: Path, photos: Callable[[int], Path], coco: str
+) -> None:
+    run(job(photos(2), tmp_path / "out"), QUIET)
+    with pytest.raises(UserError, match="input.key: .* is read as the output of a job"):
+        source(f"{tmp_path}/out#objects", key="id")
+    with pytest.raises(UserError, match="input.split: .* is read as patches"):
+        source(f"{tmp_path}#patches=8", truth=str(tmp_path), split="val")
+
+
 def test_patches_have_the_class_of_nearly_all_their_pixels(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()

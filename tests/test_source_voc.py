@@ -50,6 +50,14 @@ def tree(root: Path, images: Sequence[str], annotations: Sequence[str]) -> str:
     return str(root)
 
 
+def test_hidden_files_do_not_hide_a_tree(tmp_path: Path) -> None:
+    url = tree(tmp_path, ["a.jpg"], ["a"])
+    put(tmp_path / ".DS_Store", "notes")
+    put(tmp_path / "Annotations" / "._a.xml", "notes")
+    assert isinstance(source(url), XmlTree)
+    assert keys(url) == ["JPEGImages/a.jpg"]
+
+
 def rows_of(found: Source) -> list[dict[str, Any]]:
     """Return the truth as a worker gets it: behind the plan's page, of a source that travelled."""
     (shard,) = page_shards(page_table([Shard(0, tuple(found.refs()))], found.columns))

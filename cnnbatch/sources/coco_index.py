@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import posixpath
 import sqlite3
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, NoReturn
 
-from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.errors import UserError
+from cnnbatch.scratch import on_disk, scratch
 from cnnbatch.sources.coco_checks import is_id, problem, side
 from cnnbatch.sources.json_lists import Element, NotJson, sections
 from cnnbatch.truth import Class
@@ -20,10 +20,8 @@ OpenFile = Callable[[], AbstractContextManager[BinaryIO]]
 _KEPT = ("bbox", "segmentation", "keypoints", "area", "iscrowd", "ignore")
 _SHORT = {*_KEPT, "id", "image_id", "category_id", "num_keypoints"}
 _SIDES = ("width", "height")
+_CACHE_KB = 32 << 10
 _TABLES = """
-PRAGMA journal_mode = OFF;
-PRAGMA synchronous = OFF;
-PRAGMA cache_size = -32768;
 CREATE TABLE image (place INTEGER PRIMARY KEY, id UNIQUE, name TEXT UNIQUE, width, height);
 CREATE TABLE object (place INTEGER PRIMARY KEY, image, category, body TEXT);
 """
@@ -38,11 +36,9 @@ class CocoIndex:
 
     def __init__(self, open_file: OpenFile, where: str) -> None:
         self._where = where
-        self._base = sqlite3.connect("", check_same_thread=False)  # goes with its handle, also if killed
-        weakref.finalize(self, self._base.close)
         self.classes = tuple[Class, ...]()
-        with _disk(where):
-            self._base.executescript(_TABLES)
+        with on_disk(f"the index of {where}"):
+            self._base = scratch(self, _TABLES, _CACHE_KB)
             self._annotated = self._read(open_file)
             self._base.execute("CREATE INDEX of_image ON object (image)")
             self._base.commit()
@@ -214,16 +210,4 @@ def _whole(where: str) -> Iterator[None]:
     except NotJson as error:
         raise UserError(
             f"{where} is not a whole JSON object {{...}}: {error}\n  what to do: fetch the file again"
-        ) from None
-
-
-@contextmanager
-def _disk(where: str) -> Iterator[None]:
-    """Tell what the disk refuses as the `EnvironmentFault` that it is."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise EnvironmentFault(
-            f"the index of {where} could not be written: {error}",
-            "free space for temporary files, or set SQLITE_TMPDIR to another disk",
         ) from None

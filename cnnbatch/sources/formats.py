@@ -29,7 +29,7 @@ TARS = (".tar", ".tar.gz", ".tgz")
 
 _CIFAR10 = {"data_batch_1.bin", "test_batch.bin", "data_batch_1", "test_batch"}
 _PEEKED = 50  # entries of a folder that are looked at to recognise it
-_PART = re.compile(r"(?P<whole>.+)#(?P<part>objects|patches=(?P<side>\d+))$")
+_PART = re.compile(r"(?P<whole>.+)#(?P<part>objects|patches=(?P<side>[1-9]\d*))$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,15 @@ def open_format(input: Input, storage: Storage) -> Source:
         return _open_part(input, part["whole"], part["side"], storage)
     name = recognise(input, storage) if input.format == "auto" else input.format
     chosen = FORMATS[name]
-    allowed = chosen.fields | ({"label"} if chosen.labelled else set())
+    _refuse_others(input, name, chosen.fields | ({"label"} if chosen.labelled else set()))
+    return chosen.open(input, storage)
+
+
+def _refuse_others(input: Input, name: str, allowed: frozenset[str]) -> None:
+    """Refuse what the job says of an input and what means nothing to its format ``name``."""
     for field in ("key", "label", "keep", "truth", "split", "inventory"):
         if getattr(input, field) and field not in allowed:
             raise _means_nothing(field, name, input)
-    return chosen.open(input, storage)
 
 
 def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> Source:
@@ -87,8 +91,10 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
         )
     inner = input.model_copy(update={"url": whole, "keep": ()})
     if side is not None:
+        _refuse_others(inner, "patches", frozenset({"truth"}))
         return regions.RegionImages(_open_patches(inner, int(side), storage))
     if input.format == "auto" and earlier.is_output(whole, storage):
+        _refuse_others(inner, "the output of a job", frozenset())
         return regions.RegionImages(earlier.open_earlier(whole, storage))
     source = open_format(inner, storage)
     if source.truth_schema is None or "objects" not in source.truth_schema.names:
@@ -102,7 +108,7 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
 def _open_patches(input: Input, side: int, storage: Storage) -> MaskPatches:
     from cnnbatch.sources.masks import MaskPatches
 
-    if input.truth is None or side < 1:
+    if input.truth is None:
         raise UserError(
             "input.truth: patches need a folder of masks (PNG, a class a pixel), each called as its picture\n"
             "  what to do: give it, as in input=images#patches=32 input.truth=masks"
@@ -166,9 +172,13 @@ def _recognise_folder(root: str, storage: Storage) -> str:
 
 
 def _first_names(root: str, storage: Storage) -> list[str]:
-    """Return the first few paths below a folder; none where there is none, which its source will say."""
+    """Return the first few paths below a folder; none where there is none, which its source will say.
+
+    What is hidden, such as the notes that some systems leave in each folder, tells nothing.
+    """
     try:
-        return [entry.uri[len(root) :].lstrip("/") for entry in islice(storage.list(root), _PEEKED)]
+        paths = [entry.uri[len(root) :].lstrip("/") for entry in islice(storage.list(root), _PEEKED)]
+        return [path for path in paths if not path.startswith(".") and "/." not in path]
     except (NotFound, Forbidden, Unreadable, UserError, EnvironmentFault):
         return []
 

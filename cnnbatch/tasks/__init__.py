@@ -35,7 +35,11 @@ class Runtime:
 
 
 class Model(Protocol):
-    """A task's network, loaded on one device; the worker calls its steps, each in its own threads."""
+    """A task's network, loaded on one device; the worker calls its steps, each in its own threads.
+
+    It may also have ``classes``, a `truth.ModelClasses`, which the output keeps, and ``match``: called
+    with the classes of a truth that has objects, it raises `UserError` where it can't know one of them.
+    """
 
     identity: Mapping[str, str]
     """What can change a row: ``weights`` (SHA-256), ``preprocessing``, ``library`` (major.minor)."""

@@ -116,7 +116,7 @@ class ObjectDetector:
         with torch.inference_mode(), self._autocast:
             found = self._module(pixels, sizes)
         kept = [self._kept(one) for one in found]
-        return {name: [one[name].float().cpu() for one in kept] for name in self._outputs(kept)}
+        return {name: [_host(one[name]) for one in kept] for name in self._outputs()}
 
     def _kept(self, found: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """Return the best detections at or above the job's threshold; a module may have done so itself."""
@@ -126,8 +126,8 @@ class ObjectDetector:
         kept = (scores >= (self._task.score_threshold or 0)).nonzero()[: self._task.max_objects, 0]
         return {name: value[kept] for name, value in found.items()}
 
-    def _outputs(self, found: Sequence[Mapping[str, torch.Tensor]]) -> list[str]:
-        return ["boxes", "scores", "labels", *(["keypoints"] if self._task.keypoints and found else [])]
+    def _outputs(self) -> list[str]:
+        return ["boxes", "scores", "labels", *(["keypoints"] if self._task.keypoints else [])]
 
     def rows(
         self,
@@ -143,7 +143,7 @@ class ObjectDetector:
         boxes = np.concatenate(
             [frame.boxes(one["boxes"].numpy()) for frame, one in zip(frames, found, strict=True)]
         )
-        labels = np.concatenate([one["labels"].numpy().astype(np.int64) for one in found])
+        labels = np.concatenate([one["labels"].numpy() for one in found])
         arrays: list[pa.Array[Any]] = [
             self._names.take(pa.array(labels)),
             pa.array(np.concatenate([one["scores"].numpy() for one in found])),
@@ -158,6 +158,11 @@ class ObjectDetector:
         objects = pa.StructArray.from_arrays(arrays, fields=fields)
         lists = _lists(objects, [len(one["scores"]) for one in found])
         return pa.RecordBatch.from_arrays([lists], schema=self._schema)
+
+
+def _host(value: torch.Tensor) -> torch.Tensor:
+    """Return an output on the CPU, in float32 where it is no whole number."""
+    return (value.float() if value.is_floating_point() else value).cpu()
 
 
 class _Frame:
