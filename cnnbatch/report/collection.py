@@ -20,8 +20,8 @@ from cnnbatch.records import Content, Failure, Shard
 from cnnbatch.report import plots
 from cnnbatch.report.facts import Fact
 from cnnbatch.report.marked import marked
-from cnnbatch.report.page import Bar, Chart, _template
 from cnnbatch.report.pictures import Guess, NotShown, Picture, Seen, percent, small
+from cnnbatch.report.template import Bar, Chart, template
 from cnnbatch.report.words import decimal, meaning, number
 from cnnbatch.sources import open_source
 from cnnbatch.sources.unique import Copies
@@ -272,7 +272,7 @@ def page_html(url: str, found: Description, shown: Sequence[Picture]) -> str:
     """Return the page."""
     truths = found.truths
     classes = _by_frequency(truths) if truths else []
-    return _template("collection.html.j2").render(
+    return template("collection.html.j2").render(
         url=url,
         images=found.images,
         headline=_headline(found),

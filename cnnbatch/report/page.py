@@ -6,20 +6,17 @@ It asks which columns there are, never which task it was, so that a new task has
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
-from markupsafe import Markup
-
+from cnnbatch.records import ImageRef
 from cnnbatch.report import plots
 from cnnbatch.report.facts import Fact, environment, headline, job_yaml
 from cnnbatch.report.pictures import Picture, Viewer, hurried, percent, seen
 from cnnbatch.report.tally import LEAST_SURE, SAMPLE, SCORE_BINS, Place, Tally, count, fetch
-from cnnbatch.report.words import decimal, duration, meaning, moment, number
+from cnnbatch.report.template import Bar, Chart, template
+from cnnbatch.report.words import decimal, duration, meaning, number
 from cnnbatch.storage import redact
 
 if TYPE_CHECKING:
@@ -31,14 +28,6 @@ NOTEBOOK_PICTURES, NOTEBOOK_SIDE = 6, 240
 MOST_LABELS = 20
 MOST_RUNS = 10
 LONGEST_MESSAGE = 300
-
-
-class Bar(NamedTuple):
-    """A named amount; ``share`` is of the largest or of the whole, 0 to 1."""
-
-    name: str
-    amount: float
-    share: float
 
 
 class Run(NamedTuple):
@@ -63,23 +52,13 @@ class Failed(NamedTuple):
     examples: list[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A plot and the words on its axes, from the lowest and the left on."""
-
-    plot: Markup
-    up: list[str]
-    across: list[str]
-    summary: str
-
-
 def page_html(result: Result) -> str:
     """Return the whole page of ``result``."""
     footers, tally, runs = result.receipts(), count(result), result.runs()
     timeline = plots.timeline(_spans(footers))
     columns = [name for name in SHOWN if footers and name in result.schema.names]
     look = _looker(result, columns)
-    return _template("page.html.j2").render(
+    return template("page.html.j2").render(
         title=_title(result.settings),
         source=_url(result.settings.get("input")),
         output=redact(result.uri),
@@ -115,7 +94,7 @@ def fragment_html(result: Result) -> str:
         refs = result.refs(0, [place for place, _ in good])
         many = [seen(row, ref) for (_, row), ref in zip(good, refs, strict=True)]
         pictures = _viewer(result).pictures(many, NOTEBOOK_SIDE)
-    return _template("notebook.html.j2").render(
+    return template("notebook.html.j2").render(
         title=_title(result.settings),
         output=redact(result.uri),
         rows=len(result),
@@ -125,38 +104,23 @@ def fragment_html(result: Result) -> str:
     )
 
 
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "decimal": decimal,
-        "duration": duration,
-        "percent": percent,
-        "moment": moment,
-        "bounded": _bounded,
-    }
-    return environment.get_template(name)
-
-
-def _bounded(percentage: float) -> float:
-    return min(max(percentage, 0.0), 100.0)
-
-
 def _looker(result: Result, columns: Sequence[str]) -> Callable[[Sequence[Place]], list[Picture]]:
     viewer = _viewer(result)
 
     def look(places: Sequence[Place]) -> list[Picture]:
         rows = fetch(result, places, columns)
-        refs = [result.refs(place.part, [place.row])[0] for place in places]
-        return viewer.pictures(map(seen, rows, refs), PICTURE_SIDE)
+        return viewer.pictures(map(seen, rows, _refs(result, places)), PICTURE_SIDE)
 
     return look
+
+
+def _refs(result: Result, places: Sequence[Place]) -> list[ImageRef | None]:
+    """Return where the images at ``places`` lie; the plan is read once a part."""
+    found: dict[Place, ImageRef | None] = {}
+    for part in sorted({place.part for place in places}):
+        here = [place for place in places if place.part == part]
+        found |= zip(here, result.refs(part, [place.row for place in here]), strict=True)
+    return [found[place] for place in places]
 
 
 def _viewer(result: Result) -> Viewer:

@@ -1,0 +1,55 @@
+"""What the pages share: their templates, and the values that bars and charts are drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from cnnbatch.report.pictures import percent
+from cnnbatch.report.words import decimal, duration, moment, number
+
+
+class Bar(NamedTuple):
+    """A named amount; ``share`` is of the largest or of the whole, 0 to 1."""
+
+    name: str
+    amount: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A plot and the words on its axes, from the lowest and the left on."""
+
+    plot: Markup
+    up: list[str]
+    across: list[str]
+    summary: str
+
+
+def template(name: str) -> jinja2.Template:
+    """Return a template of this folder, with the filters that put numbers into words."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "decimal": decimal,
+        "duration": duration,
+        "percent": percent,
+        "moment": moment,
+        "bounded": _bounded,
+    }
+    return environment.get_template(name)
+
+
+def _bounded(percentage: float) -> float:
+    return min(max(percentage, 0.0), 100.0)
