@@ -133,7 +133,8 @@ class ReadAhead:
             feed.room.acquire()
             if feed.stopped:
                 return
-            item = Item(position, Outcome(reading.shard.refs[position]))
+            vanished = position in reading.shard.vanished
+            item = Item(position, Outcome(reading.shard.refs[position], vanished))
             if failure := reading.condemned.get(position):
                 item.outcome.failure = failure
                 feed.put(partial(_settled, item))

@@ -55,10 +55,11 @@ def part_schema(source: pa.Schema, keep: Sequence[str], task: pa.Schema) -> pa.S
 class Outcome:
     """What is known of one image when its row is written."""
 
-    __slots__ = ("bytes", "failure", "ref", "size")
+    __slots__ = ("bytes", "failure", "ref", "size", "vanished")
 
-    def __init__(self, ref: ImageRef) -> None:
+    def __init__(self, ref: ImageRef, vanished: bool = False) -> None:
         self.ref = ref
+        self.vanished = vanished
         self.bytes: int | None = None
         self.size: tuple[int, int] | None = None
         self.failure: Failure | None = None
@@ -97,7 +98,7 @@ def _engine_arrays(outcomes: Sequence[Outcome]) -> list[pa.Array[Any]]:
         pa.array([width for _, width in sizes], pa.int32()),
         pa.array([height for height, _ in sizes], pa.int32()),
         pa.array(errors, ERROR),
-        pa.array([False] * len(outcomes), pa.bool_()),
+        pa.array([outcome.vanished for outcome in outcomes], pa.bool_()),
     ]
 
 

@@ -317,6 +317,18 @@ def test_an_unfinished_part_is_made_of_what_the_input_has_now(photos: Photos, tm
     assert run(job(folder, out), QUIET).images == 0
 
 
+def test_an_unfinished_part_knows_what_is_gone(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(25), tmp_path / "out"
+    run(job(folder, out), QUIET)
+    (out / "predictions" / "part-00000001.parquet").unlink()
+    files(folder)[12].unlink()
+    run(job(folder, out, max_failed=1.0), PRUNE)
+    found = rows(out, "vanished", "error")
+    assert [place for place, (mark, _) in enumerate(found) if mark] == [12]
+    assert found[12][1]["code"] == "not_found"
+    assert run(job(folder, out), PRUNE).images == 0
+
+
 def test_a_night_without_news_leaves_nothing_behind(
     photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

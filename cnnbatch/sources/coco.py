@@ -23,6 +23,7 @@ from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.sources.behind import Behind
 from cnnbatch.sources.containers import opened
 from cnnbatch.sources.files import Files
+from cnnbatch.sources.objects import TRUTH, of_coco
 from cnnbatch.sources.reading import readers
 from cnnbatch.storage import (
     Forbidden,
@@ -39,9 +40,6 @@ from cnnbatch.storage import (
 if TYPE_CHECKING:
     from cnnbatch.job import Input
     from cnnbatch.sources.coco_index import CocoIndex
-
-TRUTH = "truth"
-"""The column of a ref that holds what the file says of its image."""
 
 _TRIED = 8  # images that are looked for in each likely folder
 _UNKNOWN = 1000  # images of a folder without truth, from the first on, before it is asked whether any has one
@@ -219,15 +217,11 @@ def _row(entry: str | None) -> dict[str, Any]:
 
 
 def _object(one: dict[str, Any], size: tuple[int | None, int | None]) -> dict[str, Any]:
-    x, y, width, height = one["bbox"]
     return {
         "label": one["label"],
-        "box": {"x1": x, "y1": y, "x2": x + width, "y2": y + height},
+        **of_coco(one, one["bbox"]),
         "mask": _mask(one.get("segmentation"), size),
         "keypoints": _keypoints(one.get("keypoints")),
-        "crowd": bool(one.get("iscrowd")),
-        "area": float(width * height if one.get("area") is None else one["area"]),
-        "ignore": bool(one.get("ignore")),
     }
 
 

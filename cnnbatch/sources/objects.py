@@ -73,6 +73,17 @@ def truth_table(refs: Sequence[ImageRef], schema: pa.Schema) -> pa.Table:
     return truth.table([{"image_id": key, **json.loads(text or "{}")} for key, text in texts], schema)
 
 
+def of_coco(one: Mapping[str, Any], bbox: Sequence[float]) -> dict[str, Any]:
+    """Return the fields of an object that a COCO annotation with the box (x, y, width, height) tells."""
+    x, y, width, height = bbox
+    return {
+        "box": {"x1": x, "y1": y, "x2": x + width, "y2": y + height},
+        "crowd": bool(one.get("iscrowd")),
+        "area": width * height if one.get("area") is None else one["area"],
+        "ignore": bool(one.get("ignore")),
+    }
+
+
 def _one_by_one(objects: Any) -> list[Mapping[str, Any]]:
     """Return a list of objects, also of a struct of lists."""
     if isinstance(objects, Mapping):
@@ -91,23 +102,12 @@ def _row(one: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
     if label is None:
         raise ValueError(f"expected a label or category in every object, got {str(dict(one))[:200]}")
     if one.get("bbox") is not None:
-        return {"label": label, **_of_coco(one)}
+        return {"label": label, **of_coco(one, _numbers(one["bbox"], "bbox [x, y, width, height]"))}
     box = one.get("box")
     sides = [box.get(side) for side in ("x1", "y1", "x2", "y2")] if isinstance(box, Mapping) else box
     x1, y1, x2, y2 = _numbers(sides, "box {x1, y1, x2, y2}")
     plain = {name: one[name] for name in _PLAIN if one.get(name) is not None}
     return {"label": label, "box": {"x1": x1, "y1": y1, "x2": x2, "y2": y2}, **plain}
-
-
-def _of_coco(one: Mapping[str, Any]) -> dict[str, Any]:
-    x, y, width, height = _numbers(one["bbox"], "bbox [x, y, width, height]")
-    area = one.get("area")
-    return {
-        "box": {"x1": x, "y1": y, "x2": x + width, "y2": y + height},
-        "crowd": bool(one.get("iscrowd") or False),
-        "area": width * height if area is None else area,
-        "ignore": bool(one.get("ignore") or False),
-    }
 
 
 def _numbers(value: Any, form: str) -> list[float]:
