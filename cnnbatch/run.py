@@ -205,7 +205,7 @@ def _record(output: Output, started: datetime) -> dict[str, Any]:
     """Return what the record of a run holds beside its summary: when, and by what."""
     made = output.decided("identity") or {}
     return {
-        "started": started.isoformat(timespec="seconds"),
+        "started": started.isoformat(timespec="microseconds"),
         "model": made.get("task.model", made.get("task.name")),
         "weights": made.get("weights"),
         "precision": made.get("precision"),
