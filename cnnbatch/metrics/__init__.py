@@ -1,0 +1,35 @@
+"""How good predictions are: one pure file a metric, ``partial(...)``, ``merge(...)``, ``result(...)``.
+
+A partial comes from any piece of the images, merging is associative, and any split gives what one
+piece gives: counts exactly, sums of floats to their rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One number: its 95 % interval from ``low`` to ``high``, and the ``count`` that it stands on.
+
+    ``value`` is None where there is no such number; ``reason`` then says why. ``low`` and ``high`` are
+    None where no interval is known.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    count: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What a metric gives: headline numbers, in the order to show them, and tables by name."""
+
+    metrics: Mapping[str, Value]
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
