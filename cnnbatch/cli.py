@@ -136,6 +136,34 @@ def _schema() -> None:
     _exit_with(action)
 
 
+@app.command("evaluate", no_args_is_help=True)
+def _evaluate(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The output of a job.")],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="truth, format, label, split: another truth than the job's; slices, aliases, workers.",
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no numbers.")] = False,
+) -> None:
+    """Judge an output again, perhaps by another truth, without predicting; also writes its report again."""
+
+    def action() -> int:
+        from cnnbatch.evaluation.again import evaluate_again
+        from cnnbatch.evaluation.summary import lines
+        from cnnbatch.screen import Screen
+
+        with Screen(quiet) as screen:
+            evaluation = evaluate_again(output, fields or [], screen)
+        for line in lines(evaluation):
+            screen.say(line)
+        return 0
+
+    _exit_with(action)
+
+
 @app.command("report", no_args_is_help=True)
 def _report(output: Annotated[str, typer.Argument(metavar="OUT", help="The output of a job.")]) -> None:
     """Write report.html again from what a job has left in OUT."""

@@ -16,13 +16,10 @@ from hashlib import blake2b
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from cnnbatch import plan, spec
-from cnnbatch.errors import UserError
+from cnnbatch import plan
+from cnnbatch.fields import read_fields
 from cnnbatch.job import Input
 from cnnbatch.looking import Look, look_at
-from cnnbatch.mistakes import Sentences
 from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.sources.unique import Copies, contents
 from cnnbatch.truth import check_sizes, classes_of
@@ -309,18 +306,9 @@ def read_input(url: str, fields: Sequence[str], limit: int | None = None) -> Inp
     Raises:
         UserError: every mistake in them, each with the expected, what came, and the nearest known name.
     """
-    changes, wrong = spec.overrides([text.removeprefix("input.") for text in fields], {})
-    data = spec.apply({"url": url}, changes, {}) | ({} if limit is None else {"limit": limit})
-    found = None
-    try:
-        found = Input.model_validate(data)
-    except ValidationError as error:
-        sentences = Sentences(spec.Document("SOURCE", {}, {}), changes, data, Input.model_json_schema())
-        wrong = [*sentences.all(error.errors(include_url=False)), *wrong]
-    if found is None or wrong:
-        count = "one mistake" if len(wrong) == 1 else f"{len(wrong)} mistakes"
-        raise UserError("\n  ".join([f"{count} in the fields of the input; nothing was read", *wrong]))
-    return found
+    given = {"url": url} | ({} if limit is None else {"limit": limit})
+    texts = [text.removeprefix("input.") for text in fields]
+    return read_fields(Input, given, texts, "the fields of the input; nothing was read")
 
 
 def rank(text: str) -> int:

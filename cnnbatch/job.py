@@ -147,6 +147,12 @@ class Output(Place):
     )
 
 
+class Evaluate(Section):
+    """How to judge the predictions, where the input has a truth; none of it can change a row."""
+
+    slices: Texts = Field((), description="Kept columns, by whose values every number is given, too.")
+
+
 def _resolve(value: Any) -> Any:
     """Turn the ``task`` section into the class that its name stands for."""
     if isinstance(value, Task):
@@ -181,7 +187,15 @@ class MapJob(Section):
     input: Input
     compute: Compute = Compute()
     output: Output
+    evaluate: Evaluate = Evaluate()
     max_failed: float = Field(0.01, ge=0, le=1, description="Share of failed images that is still a success.")
+
+    @model_validator(mode="after")
+    def _slices_are_kept(self) -> Self:
+        if lacking := [name for name in self.evaluate.slices if name not in self.input.keep]:
+            names = ", ".join(map(repr, lacking))
+            raise ValueError(f"expected evaluate.slices among input.keep, but {names} is not kept")
+        return self
 
 
 def load_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> MapJob:

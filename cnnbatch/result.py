@@ -116,7 +116,7 @@ class Result:
 
         ``columns`` are read, in this order; None: all. Raises UserError for an unknown one.
         """
-        names = self._names(columns)
+        names = self.names(columns)
         for uri in self._parts if part is None else [self._parts[part]]:
             with self._storage.open(uri) as file:
                 for batch in pq.ParquetFile(file).iter_batches(ROWS_IN_A_BATCH, columns=names):
@@ -139,7 +139,7 @@ class Result:
     def failed(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of the images that failed; only parts that have some are read."""
         parts = [index for index, footer in enumerate(self._footers) if _may_have_failures(footer)]
-        names = self._names(columns)
+        names = self.names(columns)
         wanted = names if "error" in names else [*names, "error"]
         rows = (
             batch.filter(pc.is_valid(batch["error"])).select(names)
@@ -172,7 +172,7 @@ class Result:
         self, part: int, rows: Sequence[int], columns: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
         """Return single rows of the ``part``-th part, in the order asked; reads only their row groups."""
-        names, found = self._names(columns), dict[int, dict[str, Any]]()
+        names, found = self.names(columns), dict[int, dict[str, Any]]()
         with self._storage.open(self._parts[part]) as file:
             parquet = pq.ParquetFile(file)
             start = 0
@@ -264,7 +264,8 @@ class Result:
             info=info,
         )
 
-    def _names(self, columns: Sequence[str] | None) -> list[str]:
+    def names(self, columns: Sequence[str] | None) -> list[str]:
+        """Return these columns, or all of them. Raises UserError for one that the predictions lack."""
         known = self.schema.names
         if columns is None:
             return known
@@ -276,7 +277,7 @@ class Result:
         return list(columns)
 
     def _table(self, batches: Iterator[pa.RecordBatch], columns: Sequence[str] | None) -> pa.Table:
-        schema = pa.schema([self.schema.field(name) for name in self._names(columns)])
+        schema = pa.schema([self.schema.field(name) for name in self.names(columns)])
         return pa.Table.from_batches(batches, schema=schema)
 
 

@@ -13,6 +13,8 @@ from uuid import uuid4
 
 from cnnbatch import identity, lock, plan
 from cnnbatch.errors import UserError
+from cnnbatch.evaluation import evaluate
+from cnnbatch.evaluation.again import chosen_map
 from cnnbatch.inline import predict_inline
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.listing import Looking, Planner
@@ -86,6 +88,7 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
             record = {**asdict(summary), **_record(output, started)}
             output.storage.put(output.path("_job", "runs", f"{name}.json"), json.dumps(record).encode())
         if output.decided("unreported") is not None:  # By this run, or by one that ended before its report.
+            _evaluate(job, output, planner.images, screen)
             write_report(output.uri, output.storage)
             output.undecide("unreported")
     tell(summary, output, screen)
@@ -211,6 +214,12 @@ def _record(output: Output, started: datetime) -> dict[str, Any]:
         "precision": made.get("precision"),
         "versions": identity.versions(),
     }
+
+
+def _evaluate(job: MapJob, output: Output, images: int, screen: Screen) -> None:
+    """Judge all that is finished, where there is a truth."""
+    apply = chosen_map(images, 1 if job.compute.pool == "inline" else "auto", job.compute)
+    evaluate(output.uri, output.storage, apply=apply, advance=screen.stage("evaluate", images))
 
 
 def tell(summary: Summary, output: Output, screen: Screen) -> None:

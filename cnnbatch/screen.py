@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -72,11 +72,27 @@ class Screen:
 
     def show(self) -> None:
         """Show the line as it stands."""
+        self._show(self.line())
+
+    def _show(self, line: str) -> None:
         if self.console.is_terminal:
-            self._live.update(Text(self.line()))
+            self._live.update(Text(line))
         elif time.monotonic() - self._said >= PLAIN_EVERY_S:
             self._said = time.monotonic()
-            self.console.print(Text(self.line()))
+            self.console.print(Text(line))
+
+    def stage(self, name: str, total: int) -> Callable[[int], None]:
+        """Show a stage after predicting; return what it calls with each number of images that are done."""
+        started, done = time.monotonic(), 0
+
+        def advance(images: int) -> None:
+            nonlocal done
+            done += images
+            rate = done / max(time.monotonic() - started, 1e-3)
+            left = _duration(max(total - done, 0) / max(rate, 1e-9))
+            self._show(f"{name} {done:,}/{total:,} images · {rate:,.1f} images/s · {left} left")
+
+        return advance
 
     def line(self) -> str:
         """Return the line: done/total, images a second, time left, failures."""

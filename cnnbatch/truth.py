@@ -7,10 +7,12 @@ nothing in Parquet, and readers need not ask.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -87,6 +89,32 @@ def object_labels(truth: pa.Table) -> list[str]:
     objects: Any = pc.list_flatten(truth["objects"])
     labels = pc.struct_field(objects, "label").unique().to_pylist()
     return [label for label in labels if label is not None]
+
+
+def renamed(
+    objects: pa.ListArray[Any], names: Mapping[str, str | None]
+) -> tuple[pa.ListArray[Any], Counter[str]]:
+    """Return the objects with other names for their labels, and how many were left out, by label.
+
+    ``objects`` is a column of type `OBJECTS`; a label that ``names`` lead to None is left out, one that they
+    lack stays.
+    """
+    flat: Any = pc.list_flatten(objects)
+    coded: Any = pc.struct_field(flat, "label").dictionary_encode()
+    old = coded.dictionary.to_pylist()
+    new: Any = pa.array([names.get(label, label) for label in old], pa.string())
+    gone: Any = pa.array([label is not None and names.get(label, label) is None for label in old], pa.bool_())
+    left_out: Any = pc.fill_null(gone.take(coded.indices), False)
+    labels = new.take(coded.indices)
+    fields = list(flat.type)
+    columns = [labels if one.name == "label" else pc.struct_field(flat, one.name) for one in fields]
+    kept = pc.invert(left_out)
+    structs: Any = pa.StructArray.from_arrays(columns, fields=fields).filter(kept)
+    parents = pc.list_parent_indices(objects).filter(kept).to_numpy(zero_copy_only=False)
+    counts = np.bincount(parents.astype(np.int64), minlength=len(objects))
+    ends: Any = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    lists: Any = pa.ListArray.from_arrays(ends, structs, mask=objects.is_null())
+    return lists, Counter(pc.struct_field(flat, "label").filter(left_out).to_pylist())
 
 
 def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.Table:

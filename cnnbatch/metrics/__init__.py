@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +19,8 @@ class Value:
     """One number: its 95 % interval from ``low`` to ``high``, and the ``count`` that it stands on.
 
     ``value`` is None where there is no such number; ``reason`` then says why. ``low`` and ``high`` are
-    None where no interval is known.
+    None where no interval is known. ``replicates`` are the bootstrap's values, float64 (R,): those of two
+    outputs over the same images are paired, since an image's weights follow from its key.
     """
 
     value: float | None
@@ -25,6 +28,7 @@ class Value:
     high: float | None = None
     count: int = 0
     reason: str | None = None
+    replicates: NDArray[np.float64] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

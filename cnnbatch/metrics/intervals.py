@@ -33,17 +33,26 @@ def wilson(successes: int, count: int) -> tuple[float, float] | tuple[None, None
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def poisson_weights(keys: Iterable[str], replicates: int = REPLICATES) -> NDArray[np.uint8]:
-    """Return how often each key counts in each replicate, uint8 (N, replicates): Poisson of mean 1.
+def key_hashes(keys: Iterable[str]) -> NDArray[np.uint64]:
+    """Return a number that stands for each key: its BLAKE2b hash, uint64 (N,)."""
+    digests = [blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
+def hash_weights(hashes: NDArray[np.uint64], replicates: range) -> NDArray[np.uint8]:
+    """Return how often each key counts in some replicates, uint8 (N, replicates): Poisson of mean 1.
 
     Chamandy, Muralidharan, Najmi, Naidu: Estimating uncertainty for massive data streams (2012); the
-    uniform number behind each is splitmix64 of the key's BLAKE2b hash and the replicate's number.
+    uniform number behind each is splitmix64 of the key's hash and the replicate's number.
     """
-    hashes = [blake2b(key.encode(), digest_size=8).digest() for key in keys]
-    of_keys = np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
-    of_replicates = np.arange(1, replicates + 1, dtype=np.uint64) * _GOLDEN
-    uniform = (_mixed(of_keys[:, None] + of_replicates) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    steps = np.array(replicates, np.uint64) * _GOLDEN
+    uniform = (_mixed(hashes[:, None] + steps) >> np.uint64(11)).astype(np.float64) / 2.0**53
     return np.searchsorted(_SHARES, uniform, side="right").astype(np.uint8)
+
+
+def poisson_weights(keys: Iterable[str], replicates: int = REPLICATES) -> NDArray[np.uint8]:
+    """Return `hash_weights` of the keys themselves, uint8 (N, replicates)."""
+    return hash_weights(key_hashes(keys), range(replicates))
 
 
 def percentiles(replicates: NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:

@@ -1,0 +1,207 @@
+"""Judges an output by its truth, part by part, and writes ``evaluation.json`` and its tables.
+
+It reads Parquet alone: neither a device nor the images are needed, and it may be done again at any time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cnnbatch.errors import UserError
+from cnnbatch.evaluation.judges import JUDGES, judges
+from cnnbatch.evaluation.parts import WHOLE, Judged, Order, Slice, judge_part
+from cnnbatch.evaluation.summary import Evaluation
+from cnnbatch.evaluation.truths import Aligned
+from cnnbatch.metrics import Evaluated, Value
+from cnnbatch.output import Output
+from cnnbatch.parallel import Map, here
+from cnnbatch.result import Result
+from cnnbatch.storage import NotFound, Storage, join
+from cnnbatch.truth import ModelClasses, classes_of, match_classes
+
+MOST_VALUES = 100
+"""Values that a column of slices may have: each of them is judged as a whole collection is."""
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """By what an output is judged; what is None is as in its job.
+
+    ``slices`` are columns of the output, by whose values every number is given, too; ``aliases`` the
+    model's names of the truth's classes; ``only`` tells of each part which of its rows count.
+    """
+
+    slices: Sequence[str] | None = None
+    aliases: Mapping[str, str | None] | None = None
+    truth: Aligned | None = None
+    only: Mapping[int, NDArray[np.bool_]] | None = None
+
+
+def evaluate(
+    uri: str,
+    storage: Storage,
+    terms: Terms = Terms(),
+    apply: Map = here,
+    advance: Advance = lambda images: None,
+) -> Evaluation | None:
+    """Judge the output at ``uri`` and write what comes of it there; None where it has no truth.
+
+    ``apply`` judges parts and ranks classes, perhaps side by side; ``advance`` is told how many images were
+    done. Raises UserError where the truth has a class that the model does not know, or for a column that is
+    not there.
+    """
+    with tempfile.TemporaryDirectory(prefix="cnnbatch-") as folder:
+        evaluation = judge(uri, storage, Path(folder), terms, apply, advance)
+        if evaluation is None:
+            return None
+        for path in sorted(Path(folder).glob("*.parquet")):
+            storage.put(join(uri, "evaluation", path.name), path)
+    storage.put(join(uri, "evaluation.json"), evaluation.to_json().encode())
+    return evaluation
+
+
+def judge(
+    uri: str, storage: Storage, folder: Path, terms: Terms, apply: Map, advance: Advance
+) -> Evaluation | None:
+    """Return what `evaluate` does, and write the tables into the local ``folder`` alone."""
+    output = Output(uri, storage)
+    order = _order(output, Result(uri, storage), terms)
+    if order is None:
+        return None
+    merged = _Merged(order, folder / "images.parquet")
+    for judged in apply(partial(judge_part, order), sorted(output.finished())):
+        merged.add(judged)
+        advance(judged.images)
+    found = merged.close(apply)
+    for name, table in found.tables.items():
+        pq.write_table(table, folder / f"{name}.parquet")
+    return Evaluation(
+        task=order.task,
+        images=merged.images,
+        failed=merged.failed,
+        truth=order.truth,
+        metrics=found.metrics,
+        slices=merged.slices(apply),
+        notes=_notes(merged, terms.truth),
+    )
+
+
+def _notes(merged: _Merged, truth: Aligned | None) -> dict[str, int]:
+    unused = {"truths of images that the output lacks": truth.unused} if truth and truth.unused else {}
+    return {**dict(sorted(merged.notes.items())), **unused}
+
+
+def _order(output: Output, result: Result, terms: Terms) -> Order | None:
+    """Return what is to be done, None where there is nothing to judge by."""
+    settings = result.settings
+    folder = terms.truth.folder if terms.truth else output.path("_job", "truth")
+    schema = _truth_schema(output, folder)
+    if schema is None:
+        return None
+    chosen = tuple(judge.name for judge in judges(result.schema, schema))
+    if not chosen:
+        return None
+    columns = settings.get("evaluate", {}).get("slices", ()) if terms.slices is None else terms.slices
+    result.names(columns)  # Raises for one that is not there.
+    task = settings.get("task") or {}
+    classes = _model_classes(output)
+    aliases = task.get("aliases", {}) if terms.aliases is None else terms.aliases
+    known = classes_of(schema)
+    return Order(
+        uri=output.uri,
+        options=output.storage.options,
+        truth=folder,
+        task=str(task.get("name", "")),
+        judges=chosen,
+        slices=tuple(columns),
+        names=match_classes(classes, known, aliases) if known and classes else {},
+        classes=classes,
+        aliases=aliases,
+        only=terms.only,
+    )
+
+
+def _truth_schema(output: Output, folder: str) -> pa.Schema | None:
+    """Return the columns of the truth, from the first part that has one."""
+    for index in sorted(output.finished()):
+        try:
+            with output.storage.open(f"{folder}/part-{index:08}.parquet") as file:
+                return pq.read_schema(file)
+        except NotFound:
+            return None
+    return None
+
+
+def _model_classes(output: Output) -> ModelClasses | None:
+    kept = output.decided("classes")
+    return ModelClasses(**kept) if kept else None
+
+
+class _Merged:
+    """What all parts have contributed so far; the rows of the images lie on disk."""
+
+    def __init__(self, order: Order, path: Path) -> None:
+        self.images = self.failed = 0
+        self.notes = Counter[str]()
+        self._order, self._path = order, path
+        self._partials: dict[Slice, dict[str, Any]] = {}
+        self._values: dict[str, set[str]] = defaultdict(set)
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, judged: Judged) -> None:
+        """Take one part in."""
+        self.images += judged.images
+        self.failed += judged.failed
+        self.notes += judged.notes
+        for slice_, partials in judged.partials.items():
+            self._check(slice_)
+            merged = self._partials.setdefault(slice_, {name: JUDGES[name].merged() for name in partials})
+            for name, found in partials.items():
+                merged[name].add(found)
+        self._writer = self._writer or pq.ParquetWriter(self._path, judged.rows.schema)
+        self._writer.write_table(judged.rows)
+
+    def close(self, apply: Map) -> Evaluated:
+        """Return the numbers and the tables of all images."""
+        if self._writer is not None:
+            self._writer.close()
+        return self._result(WHOLE, apply)
+
+    def slices(self, apply: Map) -> dict[str, dict[str, Mapping[str, Value]]]:
+        """Return the numbers by column and value."""
+        found: dict[str, dict[str, Mapping[str, Value]]] = {name: {} for name in self._order.slices}
+        for slice_ in self._partials:
+            if slice_ is not None:
+                found[slice_[0]][slice_[1]] = self._result(slice_, apply).metrics
+        return found
+
+    def _result(self, slice_: Slice, apply: Map) -> Evaluated:
+        metrics: dict[str, Value] = {}
+        tables: dict[str, pa.Table] = {}
+        for name, merged in self._partials.get(slice_, {}).items():
+            found = JUDGES[name].result(merged, apply)
+            metrics, tables = {**metrics, **found.metrics}, {**tables, **found.tables}
+        return Evaluated(metrics, tables)
+
+    def _check(self, slice_: Slice) -> None:
+        if slice_ is None:
+            return
+        self._values[slice_[0]].add(slice_[1])
+        if len(self._values[slice_[0]]) > MOST_VALUES:
+            raise UserError(
+                f"slices: expected a column of at most {MOST_VALUES} values, but {slice_[0]!r} has more\n"
+                "  what to do: take a column that tells groups apart, such as a camera or a country"
+            )

@@ -1,0 +1,85 @@
+"""``cnnbatch evaluate``: judges an output again, perhaps by another truth, without predicting."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cnnbatch.errors import UserError
+from cnnbatch.evaluation import Terms, evaluate
+from cnnbatch.evaluation.summary import Evaluation
+from cnnbatch.evaluation.truths import align
+from cnnbatch.fields import read_fields
+from cnnbatch.job import Compute, Count, FormatName, Input, Section, Text, Texts
+from cnnbatch.output import Output
+from cnnbatch.parallel import Map, here, on_ray
+from cnnbatch.report import write_report
+from cnnbatch.result import Result
+from cnnbatch.result import open as open_result
+from cnnbatch.screen import Screen
+from cnnbatch.sources import open_source
+from cnnbatch.storage import Storage, redact
+
+MANY_IMAGES = 50_000
+"""Images from which on it is worth the start of Ray."""
+
+
+class Again(Section):
+    """What may be said when an output is judged again; what is not said is as in its job."""
+
+    truth: Text | None = None
+    format: FormatName | None = None
+    label: Text | None = None
+    split: Text | None = None
+    slices: Texts | None = None
+    aliases: dict[str, str | None] | None = None
+    workers: Literal["auto"] | Count = Field("auto", description="auto: one for few images, else all CPUs.")
+
+    def input_changes(self) -> dict[str, Any]:
+        """Return the fields of the job's input that are other ones now."""
+        fields = self.model_dump(include={"truth", "format", "label", "split"}, exclude_none=True)
+        return {"format": "auto", **fields} if fields else {}
+
+
+def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluation:
+    """Judge the output at ``out`` as ``fields`` say, and write what comes of it and its report there.
+
+    Raises UserError for a mistake in the fields, and where there is no truth to judge by.
+    """
+    wanted = read_fields(Again, {}, fields, "the fields of evaluate; nothing was read")
+    result = open_result(out)
+    output = Output(result.uri, Storage())
+    changes = wanted.input_changes()
+    aligned = align(_source(result, changes), output, result) if changes else None
+    evaluation = evaluate(
+        output.uri,
+        output.storage,
+        Terms(wanted.slices, wanted.aliases, aligned),
+        apply=chosen_map(len(result), wanted.workers),
+        advance=screen.stage("evaluate", len(result)),
+    )
+    if evaluation is None:
+        raise UserError(
+            f"{redact(output.uri)} has no truth that its predictions can be judged by\n"
+            "  what to do: say where it lies, as in truth=instances.json"
+        )
+    write_report(output.uri, output.storage)
+    return evaluation
+
+
+def chosen_map(images: int, workers: Literal["auto"] | int, compute: Compute | None = None) -> Map:
+    """Return what applies a function to many parts: this process for few images, else Ray's workers."""
+    number = workers
+    if number == "auto":
+        number = (os.cpu_count() or 1) if images >= MANY_IMAGES else 1
+    return here if number == 1 else on_ray(compute or Compute(), number)
+
+
+def _source(result: Result, changes: Mapping[str, Any]) -> Any:
+    settings = json.loads(json.dumps(result.settings.get("input") or {}))
+    asked = {**settings, "keep": [], **changes}  # What was kept of each image is in its row.
+    return open_source(Input.model_validate(asked), result.input_storage())

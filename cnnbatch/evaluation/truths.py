@@ -1,0 +1,95 @@
+"""Lays another truth beside an output's rows, by key, so that it is read as the job's own would be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cnnbatch.errors import UserError
+from cnnbatch.output import Output
+from cnnbatch.records import Shard
+from cnnbatch.result import Result
+from cnnbatch.scratch import on_disk, scratch
+from cnnbatch.sources import Source
+from cnnbatch.storage import redact
+from cnnbatch.truth import check_sizes, table
+
+_IMAGES = 1000  # at a time
+_TABLES = "CREATE TABLE truth (key TEXT PRIMARY KEY, row TEXT NOT NULL) WITHOUT ROWID;"
+_CACHE_KB = 64_000
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """Where the parts of a truth lie, beside which no image of it is without a row but ``unused``."""
+
+    folder: str
+    unused: int
+
+
+class Truths:
+    """The truth of a source by key, on disk: it may be larger than memory."""
+
+    def __init__(self, source: Source) -> None:
+        schema = source.truth_schema
+        if schema is None:
+            raise UserError(
+                "expected a truth, but this input has none\n"
+                "  what to do: say where it lies in truth=, and its kind in format= (coco, voc, folders …)"
+            )
+        self.schema = schema
+        self._base = scratch(self, _TABLES, _CACHE_KB)
+        with on_disk("the truth"):
+            for rows in _rows(source):
+                self._base.executemany("INSERT OR REPLACE INTO truth VALUES (?, ?)", rows)
+        self.images: int = self._base.execute("SELECT count(*) FROM truth").fetchone()[0]
+
+    def of(self, keys: Sequence[str]) -> tuple[pa.Table, int]:
+        """Return the rows of some images, null where there is none, and how many there are."""
+        found = [self._base.execute("SELECT row FROM truth WHERE key = ?", [key]).fetchone() for key in keys]
+        rows: list[Mapping[str, Any]] = [json.loads(one[0]) if one else {} for one in found]
+        return table(rows, self.schema), sum(one is not None for one in found)
+
+
+def align(source: Source, output: Output, result: Result) -> Aligned:
+    """Write the truth of ``source`` as parts beside those of ``output``; return where.
+
+    Raises UserError where the source has no truth, or none for any image of the output.
+    """
+    truths, used = Truths(source), 0
+    folder = output.path("evaluation", "truth")
+    for place, index in enumerate(sorted(output.finished())):
+        columns = result.batches(["key", "width", "height"], place)
+        rows = [row for batch in columns for row in batch.to_pylist()]
+        found, count = truths.of([row["key"] for row in rows])
+        sizes = [(row["width"], row["height"]) if row["width"] else None for row in rows]
+        sink = pa.BufferOutputStream()
+        pq.write_table(check_sizes(found, sizes), sink)
+        data = sink.getvalue().to_pybytes()
+        output.storage.put(output.path("evaluation", "truth", f"part-{index:08}.parquet"), data)
+        used += count
+    if not used:
+        raise UserError(
+            f"expected a truth for the images of {redact(output.uri)}, but none of its keys is among them\n"
+            "  what to do: give the truth of the same collection; keys are paths relative to the input's root"
+        )
+    return Aligned(folder, truths.images - used)
+
+
+def _rows(source: Source) -> Iterator[list[tuple[str, str]]]:
+    """Yield keys and rows of the source's truth, some at a time; an image without truth has none."""
+    refs = source.refs()
+    while some := tuple(islice(refs, _IMAGES)):
+        found = source.truth(Shard(0, some))
+        rows = [] if found is None else found.to_pylist()
+        yield [
+            (ref.key, json.dumps(row))
+            for ref, row in zip(some, rows, strict=True)
+            if any(value is not None for value in row.values())
+        ]

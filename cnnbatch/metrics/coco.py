@@ -1,0 +1,190 @@
+"""COCO's numbers for boxes, masks and keypoints, equal to pycocotools' (Lin et al. 2014; COCOeval).
+
+A partial has a row for each detection, since average precision needs every score in one order; a class
+is ranked at a time (`cnnbatch.metrics.ranking`), and rows wait on disk. Memory: the largest class.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial as bound
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cnnbatch.metrics import Evaluated, Value, per_image
+from cnnbatch.metrics.by_class import ROWS_IN_MEMORY, ByClass
+from cnnbatch.metrics.intervals import key_hashes
+from cnnbatch.metrics.kinds import Kind
+from cnnbatch.metrics.matching import Candidates, match
+from cnnbatch.metrics.objects import (
+    Labels,
+    best_first,
+    by_group,
+    comparable,
+    flatten,
+    group_numbers,
+    image_order,
+    pairs,
+)
+from cnnbatch.metrics.ranking import (
+    CURVES,
+    DETECTIONS,
+    TRUTHS,
+    Ranked,
+    Ranking,
+    count_replicates,
+    mean_over_classes,
+    rank,
+)
+
+
+class Map(Protocol):
+    """Applies a function to many values, perhaps side by side, and yields the results in order."""
+
+    def __call__(self, function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterator[Any]:
+        """Yield ``function(value)`` for each value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """What some images contribute; ``detections`` and ``truths`` have one row each, as `ranking` reads them.
+
+    ``images`` has one row an image (`per_image.SCHEMA`); ``excluded`` counts objects by the reason why
+    they are left out.
+    """
+
+    kind: Kind
+    detections: pa.Table
+    truths: pa.Table
+    images: pa.Table
+    excluded: Counter[str]
+
+
+def partial(kind: Kind, predictions: pa.Table, truth: pa.Table, first_place: int = 0) -> Partial:
+    """Match the detections of some images.
+
+    ``predictions`` has ``key`` and ``objects``, ``truth`` ``image_id`` and ``objects``, in the same order
+    and with the same names for a class; images whose truth is null must not be among them.
+    ``first_place`` is the place of the first image among all: it orders equal scores where the truth's
+    image ids are no numbers.
+    """
+    labels, excluded = Labels(), Counter[str]()
+    found, truths = flatten(predictions["objects"], labels), flatten(truth["objects"], labels)
+    found, place = best_first(comparable(found, kind.usable(found), excluded, "detections"))
+    found, place = found.take(place < kind.most[-1]), place[place < kind.most[-1]]
+    truths = by_group(comparable(truths, kind.usable(truths), excluded, "truths"))
+    areas = kind.detection_area(found)
+    ignored = kind.ignored(truths)[:, None] | _outside(kind, truths.area)
+    some = pairs(found, truths)
+    candidates = Candidates(some, kind.overlap(found, truths, some), group_numbers(found)[some.first])
+    matched, to_ignored = match(candidates, len(found), ignored, truths.crowd)
+    to_ignored |= ~matched & _outside(kind, areas)[:, None, :]
+    keys: list[Any] = predictions["key"].to_pylist()
+    order, hashes = image_order(truth["image_id"], first_place), key_hashes(keys)
+    names = pa.array(labels.names, pa.string())
+    detections = pa.table(
+        [
+            names.take(pa.array(found.label, pa.int64())),
+            pa.array(found.score.astype(np.float32)),
+            pa.array(order[found.image]),
+            pa.array(hashes[found.image]),
+            pa.array(place.astype(np.uint8)),
+            pa.array(_bits(matched)),
+            pa.array(_bits(to_ignored)),
+        ],
+        schema=DETECTIONS,
+    )
+    labels_of_truths = names.take(pa.array(truths.label, pa.int64()))
+    counted = [labels_of_truths, pa.array(hashes[truths.image]), pa.array(_bits(~ignored))]
+    hits = (matched & ~to_ignored)[:, :, 0], to_ignored[:, :, 0]
+    images = per_image.table(predictions["key"], found, truths.take(~ignored[:, 0]), *hits)
+    return Partial(kind, detections, pa.table(counted, schema=TRUTHS), images, excluded)
+
+
+class Merged:
+    """Partials put together: rows by class, each table's in memory up to ``rows_in_memory``, else on disk."""
+
+    def __init__(self, kind: Kind, rows_in_memory: int = ROWS_IN_MEMORY) -> None:
+        self.kind = kind
+        self.detections = ByClass(DETECTIONS, rows_in_memory)
+        self.truths = ByClass(TRUTHS, rows_in_memory)
+        self.excluded = Counter[str]()
+
+    def add(self, one: Partial) -> None:
+        """Take one more partial in."""
+        self.detections.add(one.detections)
+        self.truths.add(one.truths)
+        self.excluded += one.excluded
+
+
+def merge(kind: Kind, partials: Iterable[Partial], rows_in_memory: int = ROWS_IN_MEMORY) -> Merged:
+    """Put partials together, in any order."""
+    merged = Merged(kind, rows_in_memory)
+    for one in partials:
+        merged.add(one)
+    return merged
+
+
+def result(merged: Merged, apply: Map = map, intervals: bool = True) -> Evaluated:
+    """Rank class by class, which ``apply`` may do side by side, and average over the classes.
+
+    Values are -1 in pycocotools where no class has a truth; here they are None.
+    """
+    kind = merged.kind
+    replicates = count_replicates(merged.detections.rows) if intervals else 0
+    labels = merged.truths.labels()
+    work = (Ranking(label, merged.detections.read(label), merged.truths.read(label)) for label in labels)
+    ranked: list[Ranked] = list(apply(bound(rank, kind, replicates), work))
+    metrics = {stat.name: _mean(ranked, number) for number, stat in enumerate(kind.stats)}
+    tables = {"classes": _classes(kind, ranked), "pr_curves": _curves(ranked)}
+    return Evaluated(metrics, {kind.prefix + name: table for name, table in tables.items()})
+
+
+def _mean(ranked: list[Ranked], number: int) -> Value:
+    values, replicates = [one.values[number] for one in ranked], [one.replicates[:, number] for one in ranked]
+    count = sum(one.counts[number] for one in ranked)
+    return mean_over_classes(values, replicates, count, "no truth of this size")
+
+
+def _classes(kind: Kind, ranked: list[Ranked]) -> pa.Table:
+    """Return a row a class: its numbers, and the score threshold with the best F1 at IoU 0.5."""
+    rows = [
+        {
+            "label": one.label,
+            "truths": one.counts[0],
+            "detections": one.detections,
+            **{
+                stat.name: None if np.isnan(value) else value
+                for stat, value in zip(kind.stats, one.values, strict=True)
+            },
+            **one.operating,
+        }
+        for one in ranked
+    ]
+    numbers = [*(stat.name for stat in kind.stats), "threshold", "precision", "recall", "f1"]
+    columns: dict[str, pa.DataType] = {"label": pa.string(), "truths": pa.int64(), "detections": pa.int64()}
+    return pa.Table.from_pylist(rows, pa.schema({**columns, **dict.fromkeys(numbers, pa.float64())}))
+
+
+def _curves(ranked: list[Ranked]) -> pa.Table:
+    return pa.concat_tables([CURVES.empty_table(), *(one.curves for one in ranked)])
+
+
+def _outside(kind: Kind, area: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return for each object and range of areas whether it is outside, (n, A)."""
+    low, high = np.array(kind.ranges).T
+    outside: NDArray[np.bool_] = (area[:, None] < low) | (area[:, None] > high)
+    return outside
+
+
+def _bits(flags: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Pack all but the first dimension into one number a row."""
+    cells = int(np.prod(flags.shape[1:]))
+    padded = np.zeros((len(flags), 64), np.bool_)
+    padded[:, :cells] = flags.reshape(len(flags), cells)
+    return np.packbits(padded, axis=1, bitorder="little").view(np.uint64).ravel()

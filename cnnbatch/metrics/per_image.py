@@ -1,0 +1,78 @@
+"""What each image contributes to a detector's numbers: how many objects it has, how many were found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cnnbatch.metrics.objects import Objects, group_numbers, ranks
+
+_COLUMNS: dict[str, pa.DataType] = {
+    "key": pa.string(),
+    "truths": pa.int64(),
+    "detections": pa.int64(),
+    "found": pa.int64(),
+    "AP": pa.float64(),
+    "AP50": pa.float64(),
+}
+SCHEMA = pa.schema(_COLUMNS)
+"""``found`` are truths matched at IoU 0.5; ``AP`` is null for an image without objects."""
+
+
+def table(
+    keys: Any, found: Objects, truths: Objects, right: NDArray[np.bool_], ignored: NDArray[np.bool_]
+) -> pa.Table:
+    """Return a row an image.
+
+    ``found`` and ``truths`` lie by image and class, detections best first; ``right`` and ``ignored`` are
+    (detections, T). ``AP`` is the mean over the image's classes and the thresholds of the precision at
+    each right detection, over the class's truths: average precision in its first form (Salton, McGill
+    1983), without interpolation, since one image has too few recalls for that.
+    """
+    images = len(keys)
+    counts = np.bincount(truths.image, minlength=images)
+    precision = _average_precision(found, truths, right, ignored)
+    columns = [
+        keys.cast(pa.string()),
+        counts,
+        np.bincount(found.image, minlength=images),
+        np.bincount(found.image[right[:, 0]], minlength=images),
+        pa.array(_mean(truths, precision.mean(axis=1), images), from_pandas=True),
+        pa.array(_mean(truths, precision[:, 0], images), from_pandas=True),
+    ]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _average_precision(
+    found: Objects, truths: Objects, right: NDArray[np.bool_], ignored: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return for each truth the average precision of its image and class at each threshold, (G, T)."""
+    groups, wanted = group_numbers(found), group_numbers(truths)
+    hits, counted = _running(groups, right), _running(groups, ~ignored)
+    gains = np.where(right, hits / np.maximum(counted, 1), 0)
+    sums = np.concatenate([np.zeros((1, right.shape[1])), np.cumsum(gains, axis=0)])
+    low, high = np.searchsorted(groups, wanted, "left"), np.searchsorted(groups, wanted, "right")
+    sizes = np.searchsorted(wanted, wanted, "right") - np.searchsorted(wanted, wanted, "left")
+    precision: NDArray[np.float64] = (sums[high] - sums[low]) / sizes[:, None]
+    return precision
+
+
+def _running(groups: NDArray[np.int64], flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return how many flags there are up to and with each row, within its group."""
+    sums = np.cumsum(flags, axis=0)
+    starts = np.arange(len(groups)) - ranks(groups)
+    before = np.concatenate([np.zeros((1, flags.shape[1]), np.int64), sums])
+    running: NDArray[np.int64] = sums - before[starts]
+    return running
+
+
+def _mean(truths: Objects, of_class: NDArray[np.float64], images: int) -> NDArray[np.float64]:
+    """Return each image's mean over its classes of a value that each of its truths has for its class."""
+    first = ranks(group_numbers(truths)) == 0
+    classes = np.bincount(truths.image[first], minlength=images)
+    sums = np.bincount(truths.image[first], of_class[first], minlength=images)
+    mean: NDArray[np.float64] = np.divide(sums, classes, out=np.full(images, np.nan), where=classes > 0)
+    return mean

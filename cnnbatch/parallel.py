@@ -1,0 +1,70 @@
+"""Applies a function to many values: in this process, or as tasks on the Ray cluster, results in order.
+
+For work that starts from files and needs no device; actors with models are `cnnbatch.pool`'s.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+from cnnbatch.job import Compute
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 2
+"""Tasks under way or done, for each worker."""
+
+
+class Map(Protocol):
+    """Applies a function to many values, perhaps side by side, and yields the results in order."""
+
+    def __call__(self, function: Callable[[T], R], values: Iterable[T], /) -> Iterator[R]:
+        """Yield ``function(value)`` for each value."""
+
+
+def here(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
+    """Yield ``function(value)`` for each value, one after the other."""
+    return map(function, values)
+
+
+def on_ray(compute: Compute, workers: int) -> Map:
+    """Return a map over ``workers`` tasks of one CPU each.
+
+    It joins the cluster, or starts one here, once it is called. A task whose node is lost runs again. What
+    a task raises, the map raises.
+    """
+
+    def over(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
+        import ray
+
+        from cnnbatch.pool import connect
+
+        connect(compute)
+        task: Any = ray.remote(num_cpus=1)(_call)
+        shared = ray.put(function)
+        under_way: deque[Any] = deque()
+        for value in values:
+            under_way.append(task.remote(shared, value))
+            if len(under_way) >= AHEAD * workers:
+                yield _result(under_way.popleft())
+        while under_way:
+            yield _result(under_way.popleft())
+
+    return over
+
+
+def _call(function: Callable[[T], R], value: T) -> R:
+    return function(value)
+
+
+def _result(reference: Any) -> Any:
+    """Return what a task gave; its own error comes as it was raised, without Ray's around it."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None

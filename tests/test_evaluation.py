@@ -1,0 +1,146 @@
+"""The evaluation of whole outputs: equal to pycocotools, part by part, here and on Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cnnbatch.errors import UserError
+from cnnbatch.evaluation import Terms, evaluate
+from cnnbatch.evaluation.again import evaluate_again
+from cnnbatch.evaluation.summary import Evaluation, read_evaluation
+from cnnbatch.job import Compute
+from cnnbatch.parallel import on_ray
+from cnnbatch.screen import Screen
+from cnnbatch.storage import Storage
+from tests import judged
+
+IMAGES, CLASSES = 60, 4
+
+
+@pytest.fixture(scope="module")
+def data() -> dict[str, Any]:
+    return judged.dataset(IMAGES, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def found(data: dict[str, Any]) -> list[dict[str, Any]]:
+    return judged.detections(data)
+
+
+def evaluated(folder: Path, terms: Terms = Terms(), **options: Any) -> Evaluation:  # noqa: B008
+    evaluation = evaluate(str(folder), Storage(), terms, **options)
+    assert evaluation is not None
+    return evaluation
+
+
+def test_the_numbers_are_pycocotools(tmp_path: Path, data: Any, found: Any) -> None:
+    stats = judged.reference(data, found).stats
+    folder = judged.write_detected(tmp_path / "out", data, found)
+    evaluation = evaluated(folder)
+    values = [value.value for value in evaluation.metrics.values()]
+    assert values == pytest.approx(stats.tolist(), abs=1e-9)
+    assert " ".join(evaluation.metrics) == "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl"
+    assert evaluation.images == IMAGES
+    written = json.loads((folder / "evaluation.json").read_text())
+    assert written["metrics"]["AP"]["value"] == values[0]
+    assert set(written["metrics"]["AP"]) == {"value", "low", "high", "count"}
+    read = read_evaluation(str(folder), Storage())
+    assert read == evaluation
+
+
+def test_parts_and_workers_change_nothing(tmp_path: Path, data: Any, found: Any) -> None:
+    one = evaluated(judged.write_detected(tmp_path / "one", data, found, parts=1))
+    five = judged.write_detected(tmp_path / "five", data, found, parts=5)
+    alone = evaluated(five)
+    side_by_side = evaluated(five, apply=on_ray(Compute(), 2))
+    assert one.metrics == alone.metrics == side_by_side.metrics
+
+
+def test_a_failed_image_is_a_miss(tmp_path: Path, data: Any, found: Any) -> None:
+    lost = [one["id"] for one in data["images"][:20]]
+    kept = [one for one in found if one["image_id"] not in lost]
+    evaluation = evaluated(judged.write_detected(tmp_path / "out", data, found, failed=lost))
+    assert evaluation.failed == len(lost)
+    assert evaluation.metrics["AP"].value == pytest.approx(judged.reference(data, kept).stats[0], abs=1e-9)
+
+
+def test_slices_are_evaluations_of_their_images(tmp_path: Path, data: Any, found: Any) -> None:
+    folder = judged.write_detected(tmp_path / "out", data, found)
+    evaluation = evaluated(folder, Terms(slices=["camera"]))
+    for camera in ("front", "back"):
+        ids = {one["id"] for one in data["images"] if bool(one["id"] % 3) == (camera == "front")}
+        part = {
+            **data,
+            "images": [one for one in data["images"] if one["id"] in ids],
+            "annotations": [one for one in data["annotations"] if one["image_id"] in ids],
+        }
+        stats = judged.reference(part, [one for one in found if one["image_id"] in ids]).stats
+        values = [value.value for value in evaluation.slices["camera"][camera].values()]
+        assert values == pytest.approx(stats.tolist(), abs=1e-9)
+
+
+def test_a_class_that_is_left_out_is_counted(tmp_path: Path, data: Any, found: Any) -> None:
+    gone = [one for one in data["annotations"] if one["category_id"] == 2]
+    folder = judged.write_detected(tmp_path / "out", data, found, aliases={"class 2": None})
+    evaluation = evaluated(folder)
+    rest = {**data, "annotations": [one for one in data["annotations"] if one["category_id"] != 2]}
+    assert evaluation.metrics["AP"].value == pytest.approx(judged.reference(rest, found).stats[0], abs=1e-9)
+    reason = "truths of the class class 2, which task.aliases leaves out"
+    assert evaluation.notes == {reason: len(gone)}
+
+
+def test_every_image_has_its_row(tmp_path: Path, data: Any, found: Any) -> None:
+    folder = judged.write_detected(tmp_path / "out", data, found)
+    evaluated(folder)
+    rows = pq.read_table(folder / "evaluation" / "images.parquet").to_pylist()
+    assert [row["key"] for row in rows] == [one["file_name"] for one in data["images"]]
+    counts = [
+        sum(one["image_id"] == image["id"] and not one["iscrowd"] for one in data["annotations"])
+        for image in data["images"]
+    ]
+    assert [row["truths"] for row in rows] == counts
+    predictions = pq.read_table(folder / "predictions" / "part-00000001.parquet")
+    assert [row["key"] for row in rows if row["part"] == 1] == predictions["key"].to_pylist()
+
+
+def test_another_truth_is_laid_beside_the_rows_by_key(tmp_path: Path, data: Any, found: Any) -> None:
+    """It has other boxes, lacks some images, and has images that the output lacks."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for image in data["images"]:
+        (photos / image["file_name"]).write_bytes(b"never decoded")
+    other = judged.dataset(IMAGES + 5, CLASSES, seed=7)
+    other["images"] = [one for one in other["images"] if one["id"] > 10]
+    other["annotations"] = [one for one in other["annotations"] if one["image_id"] > 10]
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(other))
+    folder = judged.write_detected(tmp_path / "out", data, found)
+    evaluation = evaluate_again(str(folder), [f"truth={path}"], Screen(quiet=True))
+    ids = range(11, IMAGES + 1)
+    both = {**other, "annotations": [one for one in other["annotations"] if one["image_id"] in ids]}
+    both["images"] = [one for one in other["images"] if one["id"] in ids]
+    stats = judged.reference(both, [one for one in found if one["image_id"] in ids]).stats
+    assert evaluation.metrics["AP"].value == pytest.approx(stats[0], abs=1e-9)
+    assert evaluation.images == len(ids)
+    assert evaluation.notes == {"images without truth": 10, "truths of images that the output lacks": 5}
+    assert "truth" in evaluation.truth
+
+
+def test_mistakes_are_told(tmp_path: Path, data: Any, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    renamed = [{**one, "name": f"klass {one['id']}"} for one in data["categories"]]
+    folder = judged.write_detected(tmp_path / "out", data, found)
+    with pytest.raises(UserError, match="has no column 'kamera'"):
+        evaluated(folder, Terms(slices=["kamera"]))
+    classes = {"names": [one["name"] for one in renamed], "ids": [], "aliases": {}}
+    (folder / "_job" / "classes.json").write_text(json.dumps(classes))
+    with pytest.raises(UserError, match="'class 1' .the nearest: 'klass 1'"):
+        evaluated(folder)
+    monkeypatch.setattr("cnnbatch.evaluation.MOST_VALUES", 2)
+    aliases = {f"class {number}": f"klass {number}" for number in range(1, CLASSES + 1)}
+    with pytest.raises(UserError, match="slices: expected a column of at most 2 values, but 'key' has more"):
+        evaluated(folder, Terms(slices=["key"], aliases=aliases))
