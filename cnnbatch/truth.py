@@ -118,7 +118,7 @@ def renamed(
 
 
 def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.Table:
-    """Leave out the objects of images whose truth was made for another size, and say so in ``problem``.
+    """Leave out the objects of images whose truth or masks are of another size, and say so in ``problem``.
 
     ``sizes`` are the (width, height) found, None where an image could not be read.
     """
@@ -126,10 +126,8 @@ def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.
         return truth
     stated = zip(truth["width"].to_pylist(), truth["height"].to_pylist(), strict=True)
     problems = [
-        f"made for {width} x {height} pixels, the image has {found[0]} x {found[1]}; its objects are left out"
-        if found and width and height and (width, height) != found
-        else None
-        for (width, height), found in zip(stated, sizes, strict=True)
+        _problem("", width, height, found) or (mask and _problem("with a mask ", *mask[::-1], found))
+        for (width, height), found, mask in zip(stated, sizes, _mask_sizes(truth, sizes), strict=True)
     ]
     if not any(problems):
         return truth
@@ -138,6 +136,30 @@ def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.
         for row, problem in zip(truth.to_pylist(), problems, strict=True)
     ]
     return table(rows, truth.schema)
+
+
+def _problem(what: str, width: int | None, height: int | None, found: tuple[int, int] | None) -> str | None:
+    if not found or not width or not height or (width, height) == found:
+        return None
+    return (
+        f"made {what}for {width} x {height} pixels, the image has {found[0]} x {found[1]}; "
+        "its objects are left out"
+    )
+
+
+def _mask_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> list[tuple[int, int] | None]:
+    """Return for each image the (height, width) of a mask that is not the image's, None where all are."""
+    wrong: list[tuple[int, int] | None] = [None] * len(sizes)
+    objects: Any = truth["objects"].combine_chunks()
+    masks: Any = pc.struct_field(pc.list_flatten(objects), "mask")
+    there = masks.is_valid()
+    images = pc.list_parent_indices(objects).filter(there).to_pylist()
+    shapes = pc.struct_field(masks.filter(there), "size").to_pylist()
+    for image, (height, width) in zip(images, shapes, strict=True):
+        found = sizes[image]
+        if found is not None and found != (width, height):
+            wrong[image] = (height, width)
+    return wrong
 
 
 @dataclass(frozen=True, slots=True)

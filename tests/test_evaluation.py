@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.again import evaluate_again
@@ -18,6 +19,7 @@ from cnnbatch.parallel import on_ray
 from cnnbatch.screen import Screen
 from cnnbatch.storage import Storage
 from tests import judged
+from tests.outputs import bad, good, write_output
 
 IMAGES, CLASSES = 60, 4
 
@@ -129,6 +131,54 @@ def test_another_truth_is_laid_beside_the_rows_by_key(tmp_path: Path, data: Any,
     assert evaluation.images == len(ids)
     assert evaluation.notes == {"images without truth": 10, "truths of images that the output lacks": 5}
     assert "truth" in evaluation.truth
+
+
+def test_what_is_odd_in_the_truth_is_counted(tmp_path: Path, data: Any, found: Any) -> None:
+    folder = judged.write_detected(tmp_path / "out", data, found, parts=1)
+    path = folder / "_job" / "truth" / "part-00000000.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    first, second, third, fourth = (
+        {"label": "class 1", "box": {"x1": x1, "y1": 5.0, "x2": x2, "y2": 9.0}}
+        for x1, x2 in [(4.0, 4.0), (-2.0, 7.0), (600.0, 641.0), (float("nan"), 8.0)]
+    )
+    rows[0]["objects"] = [first, second, third, fourth]
+    rows[1] |= {"objects": None, "problem": "made for 3 x 4 pixels, the image has 5 x 6"}
+    rows[2] |= {"objects": None}
+    pq.write_table(truth.table(rows, table.schema), path)
+    assert evaluated(folder).notes == {
+        "images whose truth was made for another size": 1,
+        "images without truth": 1,
+        "truths of no area, which count as missed": 1,
+        "truths that reach beyond their image, which count as they are": 1,
+        "truths with a box or score that is no number": 1,
+    }
+
+
+def test_classes_are_judged(tmp_path: Path) -> None:
+    """Twelve images of three classes, one of which the model does not know; one image failed."""
+    names = ["cat", "dog"]
+    rows = [
+        good(f"{n}.jpg", f"/{n}.jpg", [(names[n % 2], 0.75), (names[1 - n % 2], 0.25)]) for n in range(11)
+    ]
+    write_output(tmp_path, [rows[:7], [*rows[7:], bad("11.jpg", "truncated", "made so")]])
+    labels = ["cat", "dog", "cat", "cat", "dog", "dog", "eel", None, "cat", "dog", "cat", "dog"]
+    (tmp_path / "_job" / "classes.json").write_text(json.dumps({"names": names, "ids": [], "aliases": {}}))
+    (tmp_path / "_job" / "truth").mkdir()
+    for part, some in enumerate((labels[:7], labels[7:])):
+        table = truth.table([{"image_id": None, "label": one} for one in some], truth.LABEL_SCHEMA)
+        pq.write_table(table, tmp_path / "_job" / "truth" / f"part-{part:08}.parquet")
+    evaluation = evaluated(tmp_path)
+    right = [n for n in range(11) if labels[n] == names[n % 2]]
+    assert evaluation.metrics["top1"].value == len(right) / 11
+    assert evaluation.metrics["top5"].value == 9 / 11
+    assert evaluation.metrics["log_loss"].reason
+    assert (evaluation.images, evaluation.failed) == (11, 1)
+    unknown = "images of a class that the model does not know, which count as mistakes"
+    assert evaluation.notes == {"images without truth": 1, unknown: 1}
+    found = pq.read_table(tmp_path / "evaluation" / "images.parquet").to_pylist()
+    assert [int(row["key"][:-4]) for row in found if row["right"]] == right
+    assert [(row["part"], row["row"]) for row in found][-1] == (1, 4)
 
 
 def test_mistakes_are_told(tmp_path: Path, data: Any, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,17 @@ def test_objects_for_another_size_are_left_out(stated: Any, found: Any, kept: bo
         assert after.schema.equals(before.schema, check_metadata=True)
 
 
+def test_a_mask_of_another_size_leaves_the_image_s_objects_out() -> None:
+    mask = {"size": [30, 40], "counts": "\\`01"}
+    row = {"image_id": "1", "objects": [{"label": "cat", "box": BOX, "mask": mask}, *objects("cat")]}
+    before = truth(row, row, {"image_id": "3"})
+    assert check_sizes(before, [(40, 30), None, (1, 1)]) is before
+    after = check_sizes(before, [(30, 40), (40, 30), (1, 1)]).to_pylist()
+    problem = "made with a mask for 40 x 30 pixels, the image has 30 x 40; its objects are left out"
+    assert (after[0]["objects"], after[0]["problem"]) == (None, problem)
+    assert after[1:] == before.to_pylist()[1:]
+
+
 def test_labels_have_no_size() -> None:
     labels = table([{"image_id": "1", "label": "cat"}], LABEL_SCHEMA)
     assert check_sizes(labels, [(1, 1)]) is labels

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch.evaluation.judges import JUDGES, Judge, Piece
+from cnnbatch.evaluation.notes import oddities, without_truth
 from cnnbatch.output import Output
 from cnnbatch.storage import Storage, StorageOptions, join
 from cnnbatch.truth import Class, ModelClasses, match_classes, object_labels, renamed
@@ -65,12 +66,12 @@ def judge_part(order: Order, part: int) -> Judged:
     output = Output(order.uri, Storage(order.options))
     chosen = [JUDGES[name] for name in order.judges]
     predictions, truth = _read(output, order, part, chosen)
-    notes = Counter[str]()
     known = truth[_truth_column(truth)].is_valid().to_numpy()
-    if not known.all():
-        notes["images without truth"] = int((~known).sum())
-    rows = np.flatnonzero(known if order.only is None else known & order.only[part])
+    wanted = np.ones(len(known), np.bool_) if order.only is None else order.only[part]
+    rows = np.flatnonzero(known & wanted)
+    notes = without_truth(truth.filter(pa.array(wanted & ~known)))
     predictions, truth = predictions.take(rows), _named(truth.take(rows), order, notes)
+    notes += oddities(predictions, truth, order.classes)
     partials = dict(_partials(part, order, chosen, predictions, truth))
     for name, found in partials[WHOLE].items():
         notes.update(JUDGES[name].notes(found))
@@ -89,7 +90,14 @@ def _read(output: Output, order: Order, part: int, chosen: Sequence[Judge]) -> t
     with output.storage.open(output.part(part)) as file:
         schema = pq.read_schema(file)
         wanted = dict.fromkeys(
-            ["key", "error", *(name for one in chosen for name in one.columns(schema)), *order.slices]
+            [
+                "key",
+                "error",
+                "width",
+                "height",
+                *(name for one in chosen for name in one.columns(schema)),
+                *order.slices,
+            ]
         )
         predictions = pq.read_table(file, columns=[name for name in wanted if name in schema.names])
     with output.storage.open(join(order.truth, f"part-{part:08}.parquet")) as file:
@@ -103,7 +111,6 @@ def _truth_column(truth: pa.Table) -> str:
 def _named(truth: pa.Table, order: Order, notes: Counter[str]) -> pa.Table:
     """Return the truth with the model's names; objects of classes that the job leaves out are counted."""
     if "objects" not in truth.schema.names:
-        _count_unknown(truth, order, notes)
         return truth
     names = dict(order.names)
     labels = [label for label in object_labels(truth) if label not in names]
@@ -114,15 +121,6 @@ def _named(truth: pa.Table, order: Order, notes: Counter[str]) -> pa.Table:
     for label, count in left_out.items():
         notes[f"truths of the class {label}, which task.aliases leaves out"] += count
     return truth.set_column(truth.schema.get_field_index("objects"), "objects", objects)
-
-
-def _count_unknown(truth: pa.Table, order: Order, notes: Counter[str]) -> None:
-    """Count the images whose class the model does not know: no prediction of theirs can be right."""
-    if order.classes is None:
-        return
-    known: Any = pc.is_in(truth["label"], pa.array(order.classes.names, pa.string()))
-    if unknown := truth.num_rows - int(np.sum(known.to_numpy())):
-        notes["images of a class that the model does not know, which count as mistakes"] += unknown
 
 
 def _partials(
