@@ -229,6 +229,33 @@ def _models(
     _exit_with(action)
 
 
+@app.command("export", no_args_is_help=True)
+def _export(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The output of a job.")],
+    format: Annotated[str, typer.Option("--format", metavar="coco|voc|yolo|csv", help="What to write.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="PATH", help="A free place: a folder, or a .json or .csv.")
+    ],
+    score_threshold: Annotated[
+        float | None, typer.Option("--score-threshold", help="Leave out objects that score less.")
+    ] = None,
+    scores: Annotated[
+        bool,
+        typer.Option("--scores", help="End YOLO's lines with the score; such files are not for training."),
+    ] = False,
+) -> None:
+    """Write the predictions in OUT as other tools read them: as COCO, VOC or YOLO have it, or as CSV."""
+
+    def action() -> int:
+        from cnnbatch.export import Options, export
+
+        for line in export(output, format, to, Options(score_threshold, scores)).lines():
+            typer.echo(line)
+        return 0
+
+    _exit_with(action)
+
+
 def _exit_with(action: Callable[[], int], stopped: str = "Stopped.") -> None:
     """Leave with the status of ``action``: a person's mistake, a fault and a stop in plain words."""
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from cnnbatch.job import Compute
@@ -14,8 +15,8 @@ from cnnbatch.job import Compute
 T = TypeVar("T")
 R = TypeVar("R")
 
-AHEAD = 2
-"""Tasks under way or done, for each worker."""
+AHEAD = 4
+"""Results that may wait for an earlier one, for each worker."""
 
 
 class Map(Protocol):
@@ -31,7 +32,7 @@ def here(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
 
 
 def on_ray(compute: Compute, workers: int) -> Map:
-    """Return a map over ``workers`` tasks of one CPU each.
+    """Return a map over ``workers`` tasks of one CPU each, at a time.
 
     It joins the cluster, or starts one here, once it is called. A task whose node is lost runs again. What
     a task raises, the map raises.
@@ -44,14 +45,19 @@ def on_ray(compute: Compute, workers: int) -> Map:
 
         connect(compute)
         task: Any = ray.remote(num_cpus=1)(_call)
-        shared = ray.put(function)
-        under_way: deque[Any] = deque()
-        for value in values:
-            under_way.append(task.remote(shared, value))
-            if len(under_way) >= AHEAD * workers:
-                yield _result(under_way.popleft())
-        while under_way:
-            yield _result(under_way.popleft())
+        shared, stream = ray.put(function), iter(values)
+        order: deque[Any] = deque()
+        running: set[Any] = set()
+        while True:
+            for value in islice(stream, min(workers - len(running), AHEAD * workers - len(order))):
+                order.append(task.remote(shared, value))
+                running.add(order[-1])
+            if not order:
+                return
+            if running:
+                running = set(ray.wait([*running], fetch_local=False)[1])
+            while order and order[0] not in running:
+                yield _result(order.popleft())
 
     return over
 
