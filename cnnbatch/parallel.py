@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from cnnbatch.job import Compute
+if TYPE_CHECKING:
+    from cnnbatch.job import Compute
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -30,6 +30,7 @@ from cnnbatch.storage import NotFound, Storage, StorageOptions, normalize, redac
 if TYPE_CHECKING:
     import pandas
 
+    from cnnbatch.evaluation.summary import Evaluation
     from cnnbatch.report.pictures import Picture
     from cnnbatch.sources import Source
 
@@ -104,6 +105,12 @@ class Result:
         """Return what every run that predicted something left of itself, the oldest first."""
         records = self._output.runs()
         return sorted(records, key=lambda record: str(record["started"]))
+
+    def evaluation(self) -> Evaluation | None:
+        """Return what the output is worth by its truth; None where it was not judged."""
+        from cnnbatch.evaluation.summary import read_evaluation
+
+        return read_evaluation(self.uri, self._storage)
 
     def failures(self) -> Counter[str]:
         """Return how many images failed by each code, from the receipts."""

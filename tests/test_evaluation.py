@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
+import cnnbatch
 from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.again import evaluate_again
-from cnnbatch.evaluation.summary import Evaluation, read_evaluation
+from cnnbatch.evaluation.summary import Evaluation
 from cnnbatch.job import Compute
-from cnnbatch.parallel import on_ray
+from cnnbatch.parallel import Map, on_ray
 from cnnbatch.screen import Screen
 from cnnbatch.storage import Storage
 from tests import judged
@@ -51,16 +56,31 @@ def test_the_numbers_are_pycocotools(tmp_path: Path, data: Any, found: Any) -> N
     written = json.loads((folder / "evaluation.json").read_text())
     assert written["metrics"]["AP"]["value"] == values[0]
     assert set(written["metrics"]["AP"]) == {"value", "low", "high", "count"}
-    read = read_evaluation(str(folder), Storage())
-    assert read == evaluation
+    assert cnnbatch.open(folder).evaluation() == evaluation
 
 
-def test_parts_and_workers_change_nothing(tmp_path: Path, data: Any, found: Any) -> None:
+@pytest.fixture
+def two_workers() -> Iterator[Map]:
+    yield on_ray(Compute(), 2)
+    ray.shutdown()
+
+
+def test_parts_and_workers_change_nothing(tmp_path: Path, data: Any, found: Any, two_workers: Map) -> None:
     one = evaluated(judged.write_detected(tmp_path / "one", data, found, parts=1))
     five = judged.write_detected(tmp_path / "five", data, found, parts=5)
     alone = evaluated(five)
-    side_by_side = evaluated(five, apply=on_ray(Compute(), 2))
+    side_by_side = evaluated(five, apply=two_workers)
     assert one.metrics == alone.metrics == side_by_side.metrics
+    assert list(two_workers(_after, [0.3, 0.2, 0.1, 0.0] * 3)) == [0.3, 0.2, 0.1, 0.0] * 3
+    with pytest.raises(UserError, match=r"^expected a number that is not negative$"):
+        list(two_workers(_after, [0.0, -1.0, 0.1]))
+
+
+def _after(seconds: float) -> float:
+    if seconds < 0:
+        raise UserError("expected a number that is not negative")
+    time.sleep(seconds)
+    return seconds
 
 
 def test_a_failed_image_is_a_miss(tmp_path: Path, data: Any, found: Any) -> None:
@@ -153,6 +173,28 @@ def test_what_is_odd_in_the_truth_is_counted(tmp_path: Path, data: Any, found: A
         "truths that reach beyond their image, which count as they are": 1,
         "truths with a box or score that is no number": 1,
     }
+
+
+def test_voc_s_numbers_where_the_truth_knows_difficult_objects(tmp_path: Path, data: Any, found: Any) -> None:
+    """Detections that are the truths, of which every image has a difficult one that was not found."""
+    folder = judged.write_detected(tmp_path / "out", {**data, "annotations": []}, [], parts=1)
+    box = {"x1": 5.0, "y1": 5.0, "x2": 50.0, "y2": 50.0}
+    path = folder / "_job" / "truth" / "part-00000000.parquet"
+    table = pq.read_table(path)
+    plain, difficult = ({"label": "class 1", "box": box, "difficult": one} for one in (False, True))
+    objects = [[plain, {**difficult, "box": {**box, "x1": 4.0}}] for _ in range(IMAGES)]
+    rows = [{**row, "objects": some} for row, some in zip(table.to_pylist(), objects, strict=True)]
+    pq.write_table(truth.table(rows, table.schema), path)
+    part = folder / "predictions" / "part-00000000.parquet"
+    predictions = pq.read_table(part)
+    one = {"label": "class 1", "score": 0.5, "box": box}
+    column = pa.array([[one]] * IMAGES, judged.FOUND)
+    pq.write_table(
+        predictions.set_column(predictions.schema.get_field_index("objects"), "objects", column), part
+    )
+    metrics = evaluated(folder).metrics
+    assert metrics["VOC2007_AP50"].value == metrics["VOC2010_AP50"].value == 1
+    assert metrics["AR100"].value == 0.5  # COCO knows no difficult objects.
 
 
 def test_classes_are_judged(tmp_path: Path) -> None:

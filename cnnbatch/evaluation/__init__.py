@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
-from cnnbatch.evaluation.judges import JUDGES, judges
+from cnnbatch.evaluation.judges import JUDGES, Columns, judges
 from cnnbatch.evaluation.parts import WHOLE, Judged, Order, Slice, judge_part
 from cnnbatch.evaluation.summary import Evaluation
 from cnnbatch.evaluation.truths import Aligned
@@ -111,7 +112,8 @@ def _order(output: Output, result: Result, terms: Terms) -> Order | None:
     schema = _truth_schema(output, folder)
     if schema is None:
         return None
-    chosen = tuple(judge.name for judge in judges(result.schema, schema))
+    there = Columns(result.schema, schema, _difficult(output, folder) if "objects" in schema.names else False)
+    chosen = tuple(judge.name for judge in judges(there))
     if not chosen:
         return None
     columns = settings.get("evaluate", {}).get("slices", ()) if terms.slices is None else terms.slices
@@ -138,11 +140,21 @@ def _truth_schema(output: Output, folder: str) -> pa.Schema | None:
     """Return the columns of the truth, from the first part that has one."""
     for index in sorted(output.finished()):
         try:
-            with output.storage.open(f"{folder}/part-{index:08}.parquet") as file:
+            with output.storage.open(join(folder, f"part-{index:08}.parquet")) as file:
                 return pq.read_schema(file)
         except NotFound:
             return None
     return None
+
+
+def _difficult(output: Output, folder: str) -> bool:
+    """Say whether the truth tells difficult objects apart, as its first part with objects shows."""
+    for index in sorted(output.finished()):
+        with output.storage.open(join(folder, f"part-{index:08}.parquet")) as file:
+            objects: Any = pc.list_flatten(pq.read_table(file, columns=["objects"])["objects"])
+        if len(objects):
+            return bool(pc.struct_field(objects, "difficult").null_count < len(objects))
+    return False
 
 
 def _model_classes(output: Output) -> ModelClasses | None:

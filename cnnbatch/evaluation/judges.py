@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from cnnbatch.metrics import Evaluated, classification, coco, localization
+from cnnbatch.metrics import Evaluated, classification, coco, localization, voc
 from cnnbatch.metrics.kinds import KINDS, Kind
 from cnnbatch.parallel import Map
 
@@ -37,15 +37,24 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """What there is to judge: the columns of both, and whether the truth says which objects are difficult."""
+
+    predictions: pa.Schema
+    truth: pa.Schema
+    difficult: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Judge:
     """One metric as the evaluation calls it; its steps are those of `cnnbatch.metrics`.
 
-    ``applies`` and ``columns`` are asked for the schemas of predictions and truth, and of predictions;
-    ``images`` gives of a partial a row an image, where the metric has some, and ``notes`` what it left out.
+    ``columns`` are those that it reads of predictions with some schema; ``images`` gives of a partial a row
+    an image, where the metric has some, and ``notes`` what it left out.
     """
 
     name: str
-    applies: Callable[[pa.Schema, pa.Schema], bool]
+    applies: Callable[[Columns], bool]
     columns: Callable[[pa.Schema], Sequence[str]]
     partial: Callable[[Piece], Any]
     merged: Callable[[], Merged]
@@ -79,8 +88,8 @@ def _object_fields(schema: pa.Schema) -> set[str]:
 
 
 def _coco(kind: Kind, field: str) -> Judge:
-    def applies(predictions: pa.Schema, truth: pa.Schema) -> bool:
-        return field in _object_fields(predictions) & _object_fields(truth)
+    def applies(columns: Columns) -> bool:
+        return field in _object_fields(columns.predictions) & _object_fields(columns.truth)
 
     def images(partial: coco.Partial) -> pa.Table:
         names = partial.images.schema.names
@@ -110,7 +119,7 @@ def _classification() -> Judge:
 
     return Judge(
         name="classes",
-        applies=lambda predictions, truth: "label" in predictions.names and "label" in truth.names,
+        applies=lambda columns: "label" in columns.predictions.names and "label" in columns.truth.names,
         columns=columns,
         partial=known,
         merged=lambda: _Summed(classification.merge),
@@ -123,8 +132,8 @@ def _classification() -> Judge:
 def _localization() -> Judge:
     return Judge(
         name="localization",
-        applies=lambda predictions, truth: (
-            {"label", "box"} <= set(predictions.names) and "objects" in truth.names
+        applies=lambda columns: (
+            {"label", "box"} <= set(columns.predictions.names) and "objects" in columns.truth.names
         ),
         columns=lambda schema: ["label", "box"],
         partial=lambda piece: localization.partial(piece.predictions, piece.truth),
@@ -135,12 +144,26 @@ def _localization() -> Judge:
     )
 
 
+def _voc() -> Judge:
+    return Judge(
+        name="voc",
+        applies=lambda columns: columns.difficult and "box" in _object_fields(columns.predictions),
+        columns=lambda schema: ["objects"],
+        partial=lambda piece: voc.partial(piece.predictions, piece.truth, piece.first_place),
+        merged=voc.Merged,
+        result=voc.result,
+        images=lambda partial: None,
+        notes=lambda partial: {},  # Those of the boxes.
+    )
+
+
 JUDGES = {
     judge.name: judge
     for judge in (
         _classification(),
         _localization(),
         _coco(KINDS["boxes"], "box"),
+        _voc(),
         _coco(KINDS["masks"], "mask"),
         _coco(KINDS["keypoints"], "keypoints"),
     )
@@ -148,6 +171,6 @@ JUDGES = {
 """All judges by name, in the order in which their numbers are shown."""
 
 
-def judges(predictions: pa.Schema, truth: pa.Schema) -> Iterator[Judge]:
+def judges(columns: Columns) -> Iterator[Judge]:
     """Yield the judges of predictions and truth with these columns."""
-    return (judge for judge in JUDGES.values() if judge.applies(predictions, truth))
+    return (judge for judge in JUDGES.values() if judge.applies(columns))

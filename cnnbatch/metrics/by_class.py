@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ class ByClass:
         self._most = rows_in_memory
         self._held: dict[str, list[pa.Table]] = defaultdict(list)
         self._held_rows = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
         self._written: dict[str, list[tuple[Path, int]]] = defaultdict(list)
 
     def add(self, rows: pa.Table) -> None:
@@ -50,8 +52,10 @@ class ByClass:
 
     def _spill(self) -> None:
         """Write what is held as one file, a row group a class."""
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="cnnbatch-")
-        path = Path(self._folder.name, f"{self.rows}.parquet")
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="cnnbatch-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = self._folder / f"{self.rows}.parquet"
         with pq.ParquetWriter(path, self._schema) as writer:
             for group, (label, tables) in enumerate(self._held.items()):
                 rows = pa.concat_tables(tables)

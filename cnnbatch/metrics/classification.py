@@ -349,7 +349,7 @@ def _share(successes: int, count: int) -> Value:
 def _value(numbers: NDArray[np.float64], count: int, unknown: str, most: float = 1.0) -> Value:
     if not count:
         return Value(None, reason=unknown)
-    return Value(float(numbers[0]), *_basic(numbers, most), count)
+    return Value(float(numbers[0]), *_basic(numbers, most), count, replicates=numbers[1:])
 
 
 def _basic(numbers: NDArray[np.float64], most: float) -> tuple[float | None, float | None]:

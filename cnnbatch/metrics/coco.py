@@ -7,10 +7,10 @@ is ranked at a time (`cnnbatch.metrics.ranking`), and rows wait on disk. Memory:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial as bound
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,13 +41,7 @@ from cnnbatch.metrics.ranking import (
     mean_over_classes,
     rank,
 )
-
-
-class Map(Protocol):
-    """Applies a function to many values, perhaps side by side, and yields the results in order."""
-
-    def __call__(self, function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterator[Any]:
-        """Yield ``function(value)`` for each value."""
+from cnnbatch.parallel import Map, here
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +96,7 @@ def partial(kind: Kind, predictions: pa.Table, truth: pa.Table, first_place: int
     labels_of_truths = names.take(pa.array(truths.label, pa.int64()))
     counted = [labels_of_truths, pa.array(hashes[truths.image]), pa.array(_bits(~ignored))]
     hits = (matched & ~to_ignored)[:, :, 0], to_ignored[:, :, 0]
-    images = per_image.table(predictions["key"], found, truths.take(~ignored[:, 0]), *hits)
+    images = per_image.table(predictions["key"], labels.names, found, truths.take(~ignored[:, 0]), *hits)
     return Partial(kind, detections, pa.table(counted, schema=TRUTHS), images, excluded)
 
 
@@ -130,7 +124,7 @@ def merge(kind: Kind, partials: Iterable[Partial], rows_in_memory: int = ROWS_IN
     return merged
 
 
-def result(merged: Merged, apply: Map = map, intervals: bool = True) -> Evaluated:
+def result(merged: Merged, apply: Map = here, intervals: bool = True) -> Evaluated:
     """Rank class by class, which ``apply`` may do side by side, and average over the classes.
 
     Values are -1 in pycocotools where no class has a truth; here they are None.

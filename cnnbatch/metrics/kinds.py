@@ -93,7 +93,10 @@ def _masks(objects: Objects) -> list[dict[str, Any]]:
 
 
 def _mask_area(objects: Objects) -> NDArray[np.float64]:
-    areas: NDArray[np.float64] = np.asarray(rle.area(_masks(objects)), np.float64).reshape(-1)
+    """Ask pycocotools for some at a time: with numpy 2, ``mask.area`` fails for a list of more than 255."""
+    masks = _masks(objects)
+    some = [rle.area(masks[start : start + 255]) for start in range(0, len(masks), 255)]
+    areas: NDArray[np.float64] = np.concatenate([np.zeros(0), *some])
     return areas
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,20 +18,31 @@ _COLUMNS: dict[str, pa.DataType] = {
     "found": pa.int64(),
     "AP": pa.float64(),
     "AP50": pa.float64(),
+    "mistake": pa.string(),
+    "mistake_score": pa.float64(),
 }
 SCHEMA = pa.schema(_COLUMNS)
-"""``found`` are truths matched at IoU 0.5; ``AP`` is null for an image without objects."""
+"""``found`` are truths matched at IoU 0.5; ``AP`` is null for an image without objects.
+
+``mistake`` is the class of the image's most confident false alarm at IoU 0.5, null where it has none.
+"""
 
 
 def table(
-    keys: Any, found: Objects, truths: Objects, right: NDArray[np.bool_], ignored: NDArray[np.bool_]
+    keys: Any,
+    names: Sequence[str],
+    found: Objects,
+    truths: Objects,
+    right: NDArray[np.bool_],
+    ignored: NDArray[np.bool_],
 ) -> pa.Table:
     """Return a row an image.
 
-    ``found`` and ``truths`` lie by image and class, detections best first; ``right`` and ``ignored`` are
-    (detections, T). ``AP`` is the mean over the image's classes and the thresholds of the precision at
-    each right detection, over the class's truths: average precision in its first form (Salton, McGill
-    1983), without interpolation, since one image has too few recalls for that.
+    ``names`` are those of the classes' numbers. ``found`` and ``truths`` lie by image and class,
+    detections best first; ``right`` and ``ignored`` are (detections, T). ``AP`` is the mean over the
+    image's classes and the thresholds of the precision at each right detection, over the class's truths:
+    average precision in its first form (Salton, McGill 1983), without interpolation, since one image has
+    too few recalls for that.
     """
     images = len(keys)
     counts = np.bincount(truths.image, minlength=images)
@@ -42,8 +54,24 @@ def table(
         np.bincount(found.image[right[:, 0]], minlength=images),
         pa.array(_mean(truths, precision.mean(axis=1), images), from_pandas=True),
         pa.array(_mean(truths, precision[:, 0], images), from_pandas=True),
+        *_mistakes(names, found.take(~right[:, 0] & ~ignored[:, 0]), images),
     ]
     return pa.table(columns, schema=SCHEMA)
+
+
+def _mistakes(names: Sequence[str], wrong: Objects, images: int) -> tuple[Any, Any]:
+    """Return the class and the score of each image's most confident detection among ``wrong``.
+
+    Equal scores go by the class's name: its number depends on which images lie together.
+    """
+    by_name = np.argsort(np.argsort(np.array(names, np.str_), kind="stable"))
+    order = np.lexsort((by_name[wrong.label], -wrong.score, wrong.image))
+    image, first = np.unique(wrong.image[order], return_index=True)
+    row = np.full(images, -1)
+    row[image] = order[first]
+    labels = pa.array(names, pa.string()).take(pa.array(wrong.label, pa.int64()))
+    wanted = pa.table({"label": labels, "score": wrong.score}).take(pa.array(row, mask=row < 0))
+    return wanted["label"], wanted["score"]
 
 
 def _average_precision(

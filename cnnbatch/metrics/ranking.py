@@ -143,11 +143,12 @@ def _precisions(
     right = np.arange(1, len(rows) + 1)
     precision = np.maximum.accumulate((right / (counted + np.spacing(1)))[::-1])[::-1]
     at = np.searchsorted(right / truths, RECALLS, side="left")
-    reached = at < len(rows)
+    known = at < len(rows)
     values, scores = np.zeros((2, len(RECALLS)))
-    values[reached] = precision[at[reached]]
-    scores[reached] = scored.score[rows[at[reached]]]
-    scores[:1] = scored.score[:1]  # The recall 0 is reached by the first detection, right or not.
+    values[known] = precision[at[known]]
+    scores[known] = scored.score[rows[at[known]]]
+    if len(scored.score):
+        scores[0] = scored.score[0]  # The first detection reaches the recall 0, right or not.
     return values, scores
 
 
@@ -184,9 +185,12 @@ def _weighted(
     areas = [_precisions_of_area(scored, weights, area, total) for area, total in enumerate(totals)]
     values = []
     for stat in kind.stats:
-        found = _recalls(kind, scored, stat, weights, totals) if stat.recall else areas[stat.area]
-        chosen = found.mean(axis=0) if stat.threshold is None else found[stat.threshold]
-        values.append(np.where(totals[stat.area] > 0, chosen, np.nan))
+        total, found = totals[stat.area], areas[stat.area]
+        if stat.recall:
+            chosen = _recalls(scored, stat, weights, total)
+        else:
+            chosen = found.mean(axis=0) if stat.threshold is None else found[stat.threshold]
+        values.append(np.where(total > 0, chosen, np.nan))
     return np.stack(values, axis=1)
 
 
@@ -245,8 +249,10 @@ def reached(right: NDArray[Any], totals: NDArray[np.int64], recalls: NDArray[np.
     """
     steps = len(recalls) - 1
     late = recalls > np.arange(steps + 1) / steps
-    below, exact = np.divmod(steps * right, np.maximum(totals, 1).astype(right.dtype))
-    passed: NDArray[Any] = below + 1 - ((exact == 0) & late[below])
+    totals = np.maximum(totals, 1).astype(right.dtype)
+    # A product that is a whole number must not be rounded to below it; any other is 1 / totals away from it.
+    below = (right * (steps * (1 + 1e-12) / totals)).astype(right.dtype)
+    passed: NDArray[Any] = below + 1 - ((below * totals == steps * right) & late[below])
     return passed
 
 
@@ -282,13 +288,15 @@ def count_replicates(detections: int) -> int:
 
 
 def _recalls(
-    kind: Kind, scored: _Scored, stat: Stat, weights: NDArray[np.uint8], totals: NDArray[np.int64]
+    scored: _Scored, stat: Stat, weights: NDArray[np.uint8], total: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return the recall at every threshold, (T, r)."""
-    right = scored.right[:, :, stat.area] & (scored.place < kind.most[stat.most])[:, None]
-    rows = np.flatnonzero(right.any(axis=1))
-    sums = right[rows].T.astype(np.float32) @ weights[rows].astype(np.float32)
-    recalls: NDArray[np.float64] = sums / np.maximum(totals[stat.area], 1)
+    """Return the recall at one threshold, or its mean over all, (r,)."""
+    thresholds = slice(None) if stat.threshold is None else [stat.threshold]
+    right = scored.right[:, thresholds, stat.area] & (scored.place < scored.kind.most[stat.most])[:, None]
+    times = right.sum(axis=1)
+    rows = np.flatnonzero(times)
+    sums = np.einsum("i,ij->j", times[rows], weights[rows], dtype=np.int64)
+    recalls: NDArray[np.float64] = sums / np.maximum(total * right.shape[1], 1)
     return recalls
 
 
