@@ -256,6 +256,52 @@ def _export(
     _exit_with(action)
 
 
+@app.command("compare", no_args_is_help=True)
+def _compare(
+    a: Annotated[str, typer.Argument(metavar="OUT_A", help="The output of a job.")],
+    b: Annotated[str, typer.Argument(metavar="OUT_B", help="Another one over the same images.")],
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="FOLDER", help="Write all numbers, a list, and a page with pictures."),
+    ] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fail-under",
+            metavar="METRIC=NUMBER",
+            help="Leave with status 1 where B - A of a metric is below a number, as in AP=-0.01, or the "
+            "agreement is, as in agreement=0.98. It is what was observed, not its interval. May come again.",
+        ),
+    ] = None,
+    iou: Annotated[float, typer.Option("--iou", help="The least IoU at which two boxes are the same.")] = 0.5,
+    score_threshold: Annotated[
+        float, typer.Option("--score-threshold", help="In the agreement, leave out objects that score less.")
+    ] = 0.5,
+) -> None:
+    """Say how two outputs over the same images differ, and by their truth which is better."""
+
+    def action() -> int:
+        from cnnbatch.comparison import Options, compare
+        from cnnbatch.comparison.gates import read_gates
+        from cnnbatch.comparison.summary import show
+        from cnnbatch.console import plain_console
+        from cnnbatch.screen import Screen
+        from cnnbatch.storage import Storage, normalize
+
+        storage, options = Storage(), Options(iou, score_threshold, read_gates(fail_under or []))
+        with Screen(quiet=False) as screen:
+            found = compare(a, b, options, storage, screen)
+        show(found, plain_console())
+        if to is not None:
+            found.save(normalize(to), storage)
+        broken = found.broken()
+        for line in broken:
+            typer.echo(line, err=True)
+        return 1 if broken else 0
+
+    _exit_with(action)
+
+
 def _exit_with(action: Callable[[], int], stopped: str = "Stopped.") -> None:
     """Leave with the status of ``action``: a person's mistake, a fault and a stop in plain words."""
     try:

@@ -89,7 +89,7 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
             output.storage.put(output.path("_job", "runs", f"{name}.json"), json.dumps(record).encode())
         if output.decided("unreported") is not None:  # By this run, or by one that ended before its report.
             _evaluate(job, output, planner.images, screen)
-            write_report(output.uri, output.storage)
+            write_report(output.uri, output.storage, partial(screen.stage, "report", unit="pictures"))
             output.undecide("unreported")
     tell(summary, output, screen)
     return summary

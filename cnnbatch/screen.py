@@ -81,16 +81,19 @@ class Screen:
             self._said = time.monotonic()
             self.console.print(Text(line))
 
-    def stage(self, name: str, total: int) -> Callable[[int], None]:
-        """Show a stage after predicting; return what it calls with each number of images that are done."""
+    def stage(self, name: str, total: int, unit: str = "images") -> Callable[[int], None]:
+        """Show a stage after predicting; return what it calls with each number of images that are done.
+
+        ``unit`` is what is counted where that is not images.
+        """
         started, done = time.monotonic(), 0
 
-        def advance(images: int) -> None:
+        def advance(more: int) -> None:
             nonlocal done
-            done += images
+            done += more
             rate = done / max(time.monotonic() - started, 1e-3)
             left = _duration(max(total - done, 0) / max(rate, 1e-9))
-            self._show(f"{name} {done:,}/{total:,} images · {rate:,.1f} images/s · {left} left")
+            self._show(f"{name} {done:,}/{total:,} {unit} · {rate:,.1f} {unit}/s · {left} left")
 
         return advance
 

@@ -171,7 +171,7 @@ def test_a_hand_computed_example() -> None:
         "box_accuracy": (3 / 6, 6),
         "mean_IoU": (pytest.approx((0.5 + 1 + 0.8 + 1 / 3 + 0) / 5), 5),
     }
-    assert found.tables["images"].to_pylist() == [
+    assert found.tables["outcomes"].to_pylist() == [
         {"outcome": "predicted", "images": 5},
         {"outcome": "failed", "images": 1},
         {"outcome": localization.NO_OBJECT, "images": 2},

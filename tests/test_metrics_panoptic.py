@@ -59,7 +59,7 @@ def numbers(found: Evaluated) -> dict[str, float]:
 
 
 def outcomes(found: Evaluated) -> dict[str, int]:
-    table = found.tables["images"].to_pydict()
+    table = found.tables["outcomes"].to_pydict()
     return dict(zip(table["outcome"], table["images"], strict=True))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field
@@ -67,7 +68,7 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
             f"{redact(output.uri)} has no truth that its predictions can be judged by\n"
             "  what to do: say where it lies, as in truth=instances.json"
         )
-    write_report(output.uri, output.storage)
+    write_report(output.uri, output.storage, partial(screen.stage, "report", unit="pictures"))
     return evaluation
 
 

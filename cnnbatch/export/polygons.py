@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from cnnbatch.masks import pixels
 
 _SIDES = (  # of a pixel at (0, 0): the neighbour (y, x), and the edge (x, y) -> (x, y), pixel on the right
     ((-1, 0), (0, 0), (1, 0)),
@@ -19,25 +20,18 @@ _SIDES = (  # of a pixel at (0, 0): the neighbour (y, x), and the edge (x, y) ->
 def outline(mask: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Return one closed polygon [(x, y)] around all pixels of a mask in COCO's run lengths; [] of none.
 
+    A mask whose runs do not fill its size has none.
+
     Parts and holes are joined to the first loop by lines that go there and back, which enclose nothing:
     by the even-odd rule the polygon holds exactly the mask's pixels.
     """
     joined: list[tuple[int, int]] = []
-    for loop in _loops(np.pad(_decode(mask), 1)):
+    inside = pixels(mask)
+    for loop in _loops(np.pad(inside, 1)) if inside is not None else ():
         corners = _corners(loop)
         joined += [*corners, corners[0], joined[0]] if joined else [*corners, corners[0]]
     # A single loop closes by itself; of several, the last line back to the first does.
     return joined[:-1]
-
-
-def _decode(mask: Mapping[str, Any]) -> np.ndarray:
-    """Return a mask as bool (H, W)."""
-    from pycocotools import mask as coco
-
-    with warnings.catch_warnings():  # pycocotools 2.0.11 makes its arrays as NumPy 2 asks not to
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pixels: np.ndarray = coco.decode({"size": list(mask["size"]), "counts": mask["counts"].encode()})
-    return pixels.astype(bool)
 
 
 def _loops(inside: np.ndarray) -> Iterator[list[tuple[int, int]]]:

@@ -77,7 +77,7 @@ def merge(partials: Iterable[Partial]) -> Partial:
 
 
 def result(merged: Partial) -> Evaluated:
-    """Return the shares of images that are right, the mean IoU, and the table ``images``.
+    """Return the shares of images that are right, the mean IoU, and the table ``outcomes``.
 
     ``localization_accuracy``: the label is that of an object with whose box the IoU is at least 0.5;
     ``top1``: the label is that of an object; ``box_accuracy``: the IoU with any object's box is at least
@@ -90,7 +90,7 @@ def result(merged: Partial) -> Evaluated:
     """
     names = ("localization_accuracy", "top1", "box_accuracy")
     metrics = {name: _share(right, merged.images) for name, right in zip(names, merged.right, strict=True)}
-    return Evaluated({**metrics, "mean_IoU": _mean(merged)}, {"images": _images(merged)})
+    return Evaluated({**metrics, "mean_IoU": _mean(merged)}, {"outcomes": _outcomes(merged)})
 
 
 class _Judged(NamedTuple):
@@ -171,7 +171,7 @@ def _mean(merged: Partial) -> Value:
     return Value(float(means[0]), low, high, count, replicates=means[1:])
 
 
-def _images(merged: Partial) -> pa.Table:
+def _outcomes(merged: Partial) -> pa.Table:
     images, predicted = int(merged.images[0]), int(merged.predicted[0])
     counts = {"predicted": predicted, "failed": images - predicted, **dict(sorted(merged.excluded.items()))}
     return pa.table({"outcome": list(counts), "images": pa.array(counts.values(), pa.int64())})

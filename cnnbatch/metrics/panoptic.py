@@ -91,7 +91,7 @@ def merge(partials: Iterable[Partial]) -> Partial:
 
 
 def result(merged: Partial) -> Evaluated:
-    """Return the qualities of all classes, of things and of stuff, and tables ``classes`` and ``images``.
+    """Return the qualities of all classes, of things and of stuff, and tables ``classes`` and ``outcomes``.
 
     A class's ``PQ`` is the sum of its matched pairs' IoU over TP + FP / 2 + FN / 2 (Kirillov, He, Girshick,
     Rother, Dollár: Panoptic segmentation, 2019, equation 1), the product of the segmentation quality
@@ -106,7 +106,7 @@ def result(merged: Partial) -> Evaluated:
         for suffix, some in (("", things | True), ("_things", things), ("_stuff", ~things))
         for name, each in qualities.items()
     }
-    return Evaluated(metrics, {"classes": _classes(merged, qualities), "images": _images(merged)})
+    return Evaluated(metrics, {"classes": _classes(merged, qualities), "outcomes": _outcomes(merged)})
 
 
 def match(
@@ -268,7 +268,7 @@ def _classes(merged: Partial, qualities: Mapping[str, NDArray[np.float64]]) -> p
     )
 
 
-def _images(merged: Partial) -> pa.Table:
+def _outcomes(merged: Partial) -> pa.Table:
     counts = {"predicted": merged.images - merged.failed, "failed": merged.failed}
     counts |= dict(sorted(merged.excluded.items()))
     return pa.table({"outcome": list(counts), "images": pa.array(counts.values(), pa.int64())})

@@ -80,7 +80,7 @@ def merge(partials: Iterable[Partial]) -> Partial:
 
 
 def result(merged: Partial) -> Evaluated:
-    """Return the numbers of all images, and the tables ``classes``, ``confusion`` and ``images``.
+    """Return the numbers of all images, and the tables ``classes``, ``confusion`` and ``outcomes``.
 
     ``pixel_accuracy``, ``mean_accuracy``, ``mIoU`` and ``frequency_weighted_IoU`` are those of Long,
     Shelhamer, Darrell: Fully convolutional networks for semantic segmentation (2015), section 5, and its
@@ -93,7 +93,7 @@ def result(merged: Partial) -> Evaluated:
     Each stands on the number of images. In ``confusion``, ``predicted`` is null for pixels of no class.
     """
     measures = {**_measures(merged.pixels), "boundary_F1": _ratio(merged.boundary, merged.images)}
-    tables = {"classes": _classes(merged), "confusion": _confusion(merged), "images": _images(merged)}
+    tables = {"classes": _classes(merged), "confusion": _confusion(merged), "outcomes": _outcomes(merged)}
     count = int(merged.images[0])
     return Evaluated({name: _value(each, count) for name, each in measures.items()}, tables)
 
@@ -264,7 +264,7 @@ def _confusion(merged: Partial) -> pa.Table:
     return pa.table({"truth": truth, "predicted": said, "pixels": merged.confusion.ravel()})
 
 
-def _images(merged: Partial) -> pa.Table:
+def _outcomes(merged: Partial) -> pa.Table:
     counts = {"predicted": int(merged.images[0]) - merged.failed, "failed": merged.failed}
     counts |= dict(sorted(merged.excluded.items()))
     return pa.table({"outcome": list(counts), "images": pa.array(counts.values(), pa.int64())})

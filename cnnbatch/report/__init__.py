@@ -1,4 +1,4 @@
-"""The report: one self-contained page that a person looks at, made from predictions and footers alone.
+"""The report: one self-contained page that a person looks at, made from what a job has left in its output.
 
 It asks the network for nothing when opened, so its pictures are small and few.
 """
@@ -8,19 +8,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cnnbatch.report.page import Begin
     from cnnbatch.result import Result
     from cnnbatch.storage import Storage
 
 
-def write_report(output: str, storage: Storage) -> str:
-    """Write ``report.html`` into the output folder ``output``, replacing an older one; return its URI."""
+def write_report(output: str, storage: Storage, begin: Begin = lambda total: lambda pictures: None) -> str:
+    """Write ``report.html`` into the output folder ``output``, replacing an older one; return its URI.
+
+    ``begin`` is told how many pictures there will be, and what it returns how many more were read.
+    """
     from cnnbatch.report.page import page_html
     from cnnbatch.result import Result
     from cnnbatch.storage import join
 
     result = Result(output, storage)
     uri = join(result.uri, "report.html")
-    storage.put(uri, page_html(result).encode())
+    storage.put(uri, page_html(result, storage, begin).encode())
     return uri
 
 

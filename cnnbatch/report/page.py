@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnbatch.records import ImageRef
 from cnnbatch.report import plots
+from cnnbatch.report.beside import Beside
+from cnnbatch.report.classes import MOST_OPEN
+from cnnbatch.report.curves import training_charts
+from cnnbatch.report.embedded import Card, embedded
 from cnnbatch.report.facts import Fact, environment, headline, job_yaml
-from cnnbatch.report.pictures import Picture, Viewer, hurried, percent, seen
+from cnnbatch.report.judged import judged
+from cnnbatch.report.mistakes import Mistakes, find_mistakes
+from cnnbatch.report.pictures import Alarm, Picture, Seen, Viewer, hurried, percent, seen
 from cnnbatch.report.tally import LEAST_SURE, SAMPLE, SCORE_BINS, Place, Tally, count, fetch
 from cnnbatch.report.template import Bar, Chart, template
 from cnnbatch.report.words import decimal, duration, meaning, number
@@ -21,9 +27,17 @@ from cnnbatch.storage import redact
 
 if TYPE_CHECKING:
     from cnnbatch.result import Footer, Result
+    from cnnbatch.storage import Storage
+
+Begin = Callable[[int], Callable[[int], None]]
+Wanted = tuple[Place, Alarm | None]
 
 SHOWN = ("key", "uri", "bytes", "width", "height", "error", "label", "score", "top", "objects")
 PICTURE_SIDE = 400
+SIDE_OF_TWO = 320
+"""Where truth and prediction are two pictures, these are smaller."""
+SAMPLE_OF_JUDGED = 24
+"""Where there are mistakes to show, fewer are drawn by chance."""
 NOTEBOOK_PICTURES, NOTEBOOK_SIDE = 6, 240
 MOST_LABELS = 20
 MOST_RUNS = 10
@@ -52,20 +66,29 @@ class Failed(NamedTuple):
     examples: list[tuple[str, str]]
 
 
-def page_html(result: Result) -> str:
-    """Return the whole page of ``result``."""
+def page_html(result: Result, storage: Storage, begin: Begin) -> str:
+    """Return the whole page of ``result``.
+
+    ``begin`` is told how many pictures there will be, and what it returns how many more were read.
+    """
     footers, tally, runs = result.receipts(), count(result), result.runs()
     timeline = plots.timeline(_spans(footers))
-    columns = [name for name in SHOWN if footers and name in result.schema.names]
-    look = _looker(result, columns)
+    beside = Beside(result, storage)
+    mistakes = find_mistakes(beside)
+    sample, least_sure, wrong = _galleries(result, beside, tally, mistakes, begin)
     return template("page.html.j2").render(
         title=_title(result.settings),
         source=_url(result.settings.get("input")),
         output=redact(result.uri),
         finished=max((footer.finished for footer in footers if footer.finished), default=None),
         headline=headline(footers, tally, timeline),
-        sample=look(sorted(tally.sample.places, key=lambda place: (place.part, place.row))),
-        least_sure=look(tally.least_sure.places) if tally.scored and tally.rows > SAMPLE + LEAST_SURE else [],
+        judged=judged(beside),
+        problem=beside.problem,
+        sample=sample,
+        mistakes=list(zip(mistakes.shown, wrong, strict=True)),
+        wrong_images=mistakes.images,
+        wrong_classes=mistakes.classes,
+        least_sure=least_sure,
         rows=tally.rows,
         failures=_failures(result, tally),
         failed=tally.failed.total(),
@@ -74,6 +97,8 @@ def page_html(result: Result) -> str:
         labels=_labels(tally),
         label_count=len(tally.labels),
         scores=_scores(tally),
+        training=training_charts(beside),
+        open_classes=MOST_OPEN,
         stages=_stages(footers),
         throughput=_throughput(timeline) if len(footers) > 1 else None,
         environment=environment(footers),
@@ -104,14 +129,30 @@ def fragment_html(result: Result) -> str:
     )
 
 
-def _looker(result: Result, columns: Sequence[str]) -> Callable[[Sequence[Place]], list[Picture]]:
-    viewer = _viewer(result)
+def _galleries(
+    result: Result, beside: Beside, tally: Tally, mistakes: Mistakes, begin: Begin
+) -> list[list[Card]]:
+    """Return the pictures drawn by chance, those with the lowest scores, and the mistakes."""
+    two = beside.has_true_objects
+    drawn = tally.sample.places[: SAMPLE_OF_JUDGED if mistakes.shown else SAMPLE]
+    sample = sorted(drawn, key=lambda place: (place.part, place.row))
+    least_sure = tally.least_sure.places if tally.scored and tally.rows > SAMPLE + LEAST_SURE else []
+    wanted: list[list[Wanted]] = [
+        [(place, None) for place in sample],
+        [(place, None) for place in least_sure],
+        [(mistake.place, mistake.alarm) for mistake in mistakes.shown],
+    ]
+    viewer, advance = _viewer(result), begin(sum(map(len, wanted)))
+    side = SIDE_OF_TWO if two else PICTURE_SIDE
+    return embedded([viewer.pictures(_seen(result, beside, some), side, advance) for some in wanted])
 
-    def look(places: Sequence[Place]) -> list[Picture]:
-        rows = fetch(result, places, columns)
-        return viewer.pictures(map(seen, rows, _refs(result, places)), PICTURE_SIDE)
 
-    return look
+def _seen(result: Result, beside: Beside, wanted: Sequence[Wanted]) -> list[Seen]:
+    """Return what predictions and truth say of some images."""
+    places, alarms = [place for place, _ in wanted], [alarm for _, alarm in wanted]
+    columns = [name for name in SHOWN if wanted and name in result.schema.names]
+    rows = fetch(result, places, columns)
+    return list(map(seen, rows, _refs(result, places), beside.truths(places), alarms))
 
 
 def _refs(result: Result, places: Sequence[Place]) -> list[ImageRef | None]:

@@ -11,11 +11,11 @@ import io
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -63,10 +63,28 @@ class Guess:
 
 
 @dataclass(frozen=True, slots=True)
+class Truth:
+    """What is true of an image: its class, or its objects."""
+
+    label: str | None = None
+    objects: tuple[Mapping[str, Any], ...] | None = None
+
+
+class Alarm(NamedTuple):
+    """An image's most confident detection of what is not there; ``found`` of its ``truths`` were found."""
+
+    label: str
+    score: float
+    truths: int
+    found: int
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What a row says of its image; ``size`` is (height, width).
 
     ``guesses`` are its labels, the best first; ``objects`` what was detected; ``ref`` is where it lies.
+    ``truth`` and ``alarm`` are known of images that were judged.
     """
 
     key: str
@@ -76,6 +94,30 @@ class Seen:
     problem: str | None = None
     objects: tuple[Mapping[str, Any], ...] | None = None
     ref: ImageRef | None = None
+    truth: Truth | None = None
+    alarm: Alarm | None = None
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the best label is the true one; None where it is not known."""
+        if self.truth is None or self.truth.label is None or not self.guesses:
+            return None
+        return self.truth.label == self.guesses[0].label
+
+    @property
+    def actual(self) -> str:
+        """What is true, in words; empty where that is not known."""
+        if self.truth is None:
+            return ""
+        return counted(self.truth.objects) if self.truth.objects is not None else self.truth.label or ""
+
+    @property
+    def predicted(self) -> str:
+        """What was predicted, in words, as they stand beside `actual`: ``dog (0.97)``."""
+        if self.objects is not None or not self.guesses:
+            return self.caption
+        best = self.guesses[0]
+        return best.label if best.score is None else f"{best.label} ({best.score:.2f})"
 
     @property
     def caption(self) -> str:
@@ -92,12 +134,14 @@ class Seen:
 class Picture:
     """A small picture with what was predicted; ``image`` is None where ``reason`` says why.
 
-    A notebook displays it; `save` writes it with its caption.
+    ``actual`` is the same picture with its true objects. A notebook displays it; `save` writes it with its
+    caption.
     """
 
     seen: Seen
     image: Image.Image | None = field(repr=False)
     reason: str | None = None
+    actual: Image.Image | None = field(default=None, repr=False)
 
     def captioned(self) -> Image.Image:
         """Return the picture, or its placeholder, over a line with its best labels."""
@@ -117,11 +161,7 @@ class Picture:
 
     def data_uri(self) -> str:
         """Return the picture without caption as a JPEG inside a URI; empty for a placeholder."""
-        if self.image is None:
-            return ""
-        buffer = io.BytesIO()
-        self.image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-        return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return "" if self.image is None else jpeg_uri(self.image, JPEG_QUALITY)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -129,7 +169,19 @@ class Picture:
         return buffer.getvalue()
 
 
-def seen(row: Mapping[str, Any], ref: ImageRef | None = None) -> Seen:
+def jpeg_uri(image: Image.Image, quality: int) -> str:
+    """Return a picture as a JPEG inside a URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def seen(
+    row: Mapping[str, Any],
+    ref: ImageRef | None = None,
+    truth: Truth | None = None,
+    alarm: Alarm | None = None,
+) -> Seen:
     """Return what ``row`` says, from whichever of the columns label, score, top and objects it has."""
     ranked = row.get("top") or ([row] if row.get("label") is not None else [])
     error = row.get("error")
@@ -140,9 +192,20 @@ def seen(row: Mapping[str, Any], ref: ImageRef | None = None) -> Seen:
         size=(height, width) if height and width else None,
         guesses=tuple(Guess(str(guess["label"]), guess.get("score")) for guess in ranked),
         problem=f"{error['code']}: {error['message']}" if error else None,
-        objects=None if row.get("objects") is None else tuple(filter(is_sure, row["objects"])),
+        objects=None if row.get("objects") is None else tuple(_shown(row["objects"], alarm)),
         ref=ref,
+        truth=truth,
+        alarm=alarm,
     )
+
+
+def _shown(objects: Iterable[Mapping[str, Any]], alarm: Alarm | None) -> Iterator[Mapping[str, Any]]:
+    """Yield the objects that are sure, and the false alarm, marked as such."""
+    for one in objects:
+        if alarm and (one["label"], one["score"]) == (alarm.label, alarm.score):
+            yield {**one, "alarm": True}
+        elif is_sure(one):
+            yield one
 
 
 def is_sure(one: Mapping[str, Any]) -> bool:
@@ -176,14 +239,22 @@ class Viewer:
             image = small(self._read(seen), side)
         except NotShown as reason:
             return Picture(seen, None, str(reason))
-        return Picture(
-            seen, marked(image, seen.size[::-1], seen.objects) if seen.size and seen.objects else image
-        )
+        if seen.size is None:
+            return Picture(seen, image)
+        true = seen.truth.objects if seen.truth else None
+        actual = None if true is None else marked(image.copy(), seen.size[::-1], true)
+        return Picture(seen, marked(image, seen.size[::-1], seen.objects or ()), actual=actual)
 
-    def pictures(self, many: Iterable[Seen], side: int) -> list[Picture]:
-        """Return the pictures of ``many``, in order."""
+    def pictures(
+        self, many: Iterable[Seen], side: int, advance: Callable[[int], None] = lambda pictures: None
+    ) -> list[Picture]:
+        """Return the pictures of ``many``, in order; ``advance`` is told of each."""
+        found = []
         with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
-            return list(pool.map(lambda seen: self.picture(seen, side), many))
+            for picture in pool.map(lambda seen: self.picture(seen, side), many):
+                found.append(picture)
+                advance(1)
+        return found
 
     def _read(self, seen: Seen) -> Content | Failure:
         if self._faults >= FAULTS_BEFORE_GIVING_UP:

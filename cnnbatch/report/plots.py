@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 BINS = 120
 WIDTH, HEIGHT = 600, 160
@@ -102,6 +103,43 @@ def columns(counts: Sequence[int]) -> Markup:
     return _svg("".join(bars))
 
 
+class Dot(NamedTuple):
+    """A point from 0 to 1 each way, and what it says when one points at it."""
+
+    x: float
+    y: float
+    title: str
+
+
+def curves(lines: Sequence[Sequence[tuple[float, float]]], dots: Sequence[Dot] = ()) -> Markup:
+    """Draw lines through points from 0 to 1 each way, and dots over them.
+
+    A dot is a line of no length with round ends, which no stretching makes an ellipse.
+    """
+    drawn = [
+        f'<path class="line-{number}" d="M{" L".join(_at(*point) for point in line)}"/>'
+        for number, line in enumerate(lines)
+        if line
+    ]
+    drawn += [
+        f'<path class="dot" d="M{_at(dot.x, dot.y)} h0"><title>{escape(dot.title)}</title></path>'
+        for dot in dots
+    ]
+    return _svg("".join(drawn))
+
+
+def shares(heights: Sequence[float | None], titles: Sequence[str]) -> Markup:
+    """Draw shares from 0 to 1 as columns without gaps, against the diagonal."""
+    step = WIDTH / len(heights)
+    drawn = [
+        f'<rect x="{step * n + 0.5:.1f}" y="{HEIGHT * (1 - height):.1f}" width="{step - 1:.1f}"'
+        f' height="{HEIGHT * height:.1f}"><title>{escape(title)}</title></rect>'
+        for n, (height, title) in enumerate(zip(heights, titles, strict=True))
+        if height is not None
+    ]
+    return _svg("".join([*drawn, f'<path class="level" d="M0 {HEIGHT} L{WIDTH} 0"/>']))
+
+
 def nice_top(value: float) -> float:
     """Return the least of `_STEPS` times a power of ten that is not below ``value``."""
     if value <= 0:
@@ -110,9 +148,13 @@ def nice_top(value: float) -> float:
     return next(step * power for step in _STEPS if step * power >= value * (1 - 1e-9))
 
 
+def _at(x: float, y: float) -> str:
+    return f"{WIDTH * x:.1f} {HEIGHT * (1 - y):.1f}"
+
+
 def _svg(inside: str) -> Markup:
     head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">'
-    return Markup(f"{head}{inside}</svg>")  # noqa: S704 - built from numbers alone
+    return Markup(f"{head}{inside}</svg>")  # noqa: S704 - built from numbers and escaped titles
 
 
 def _stretches(starts: np.ndarray, ends: np.ndarray) -> list[tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from cnnbatch.report.pictures import percent
-from cnnbatch.report.words import decimal, duration, moment, number
+from cnnbatch.report.words import clipped, decimal, duration, moment, number
 
 
 class Bar(NamedTuple):
@@ -23,12 +24,16 @@ class Bar(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A plot and the words on its axes, from the lowest and the left on."""
+    """A plot and the words on its axes, from the lowest and the left on.
+
+    ``legend`` says by the class of a line or dot what it stands for.
+    """
 
     plot: Markup
-    up: list[str]
-    across: list[str]
+    up: Sequence[str]
+    across: Sequence[str]
     summary: str
+    legend: Sequence[tuple[str, str]] = ()
 
 
 def template(name: str) -> jinja2.Template:
@@ -47,6 +52,7 @@ def template(name: str) -> jinja2.Template:
         "percent": percent,
         "moment": moment,
         "bounded": _bounded,
+        "clipped": clipped,
     }
     return environment.get_template(name)
 

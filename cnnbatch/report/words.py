@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
+LONGEST_NAME = 300
+
 MEANINGS = {
     "not_found": "The address names nothing.",
     "forbidden": "This image alone may not be read.",
@@ -29,6 +31,11 @@ def meaning(code: str) -> str:
 def number(value: int) -> str:
     """Return an integer with its thousands apart: ``1,234,567``."""
     return f"{value:,}"
+
+
+def clipped(text: str) -> str:
+    """Return a name that may be of any length so that a page has room for it."""
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
 
 
 def decimal(value: float) -> str:

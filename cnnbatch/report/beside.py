@@ -1,0 +1,158 @@
+"""What lies beside the predictions: the evaluation with its tables, and the truth, row beside row.
+
+A report is made of whatever there is: a file that is missing, damaged or of another version counts as
+none, and only for ``evaluation.json`` the page says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from functools import cached_property
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cnnbatch.errors import UserError
+from cnnbatch.evaluation.summary import Evaluation, read_evaluation
+from cnnbatch.output import Output
+from cnnbatch.report.pictures import Truth
+from cnnbatch.report.tally import Place
+from cnnbatch.result import Result
+from cnnbatch.storage import NotFound, Storage, Unreadable, join
+from cnnbatch.truth import ModelClasses, classes_of, match_classes
+
+ROWS_IN_A_BATCH = 4096
+T = TypeVar("T")
+_NOT_THERE = (NotFound, Unreadable, pa.ArrowException, OSError)
+
+
+class Beside:
+    """The files beside the predictions of ``result``."""
+
+    def __init__(self, result: Result, storage: Storage) -> None:
+        self.shards = [footer.receipt.shard for footer in result.receipts()]
+        self.problem = ""
+        self._output = Output(result.uri, storage)
+        self._settings = result.settings
+        self._hidden = {"mask", "keypoints"} - (_object_fields(result.schema) if self.shards else set())
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """What ``evaluation.json`` says; None where there is none, or none that can be read."""
+        try:
+            return read_evaluation(self._output.uri, self._output.storage)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self.problem = "evaluation.json is of another version, or damaged."
+            return None
+
+    @cached_property
+    def has_true_objects(self) -> bool:
+        """Whether the truth is of objects, as its first part shows."""
+        return any(
+            self._read(self._truth(shard), lambda file: "objects" in file.schema_arrow.names)
+            for shard in self.shards[:1]
+        )
+
+    def table(self, name: str, columns: Sequence[str]) -> pa.Table | None:
+        """Return these columns of a table of the evaluation; None where it does not have them."""
+        wanted = list(columns)
+        return self._read(
+            self._evaluated(name), lambda file: file.read(columns=wanted) if _has(file, wanted) else None
+        )
+
+    def metrics(self) -> pa.Table | None:
+        """Return what a training has measured, ``metrics.parquet``."""
+        return self._read(self._output.path("metrics.parquet"), lambda file: file.read())
+
+    def images(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the evaluation's rows of all images, some at a time; none where it lacks these columns."""
+        try:
+            with self._output.storage.open(self._evaluated("images")) as opened:
+                file = pq.ParquetFile(opened)
+                if _has(file, columns):
+                    yield from file.iter_batches(ROWS_IN_A_BATCH, columns=list(columns))
+        except _NOT_THERE:
+            return
+
+    def truths(self, places: Sequence[Place]) -> list[Truth | None]:
+        """Return the truth of the images at ``places``, in order, with the model's names of the classes.
+
+        Its objects have masks and keypoints only where predictions have them: like is put beside like.
+        """
+        found: dict[Place, Truth | None] = {}
+        for part in sorted({place.part for place in places}):
+            here = [place for place in places if place.part == part]
+            found |= zip(here, self._part(self.shards[part], [place.row for place in here]), strict=True)
+        return [found[place] for place in places]
+
+    def _part(self, shard: int, rows: Sequence[int]) -> list[Truth | None]:
+        def read(file: pq.ParquetFile) -> list[Truth | None]:
+            names = self._names(file.schema_arrow)
+            return [_truth(row, names, self._hidden) for row in take(file, rows)]
+
+        return self._read(self._truth(shard), read) or [None] * len(rows)
+
+    def _read(self, uri: str, read: Callable[[pq.ParquetFile], T]) -> T | None:
+        try:
+            with self._output.storage.open(uri) as file:
+                return read(pq.ParquetFile(file))
+        except _NOT_THERE:
+            return None
+
+    def _truth(self, shard: int) -> str:
+        folder = self.evaluation.truth if self.evaluation else self._output.path("_job", "truth")
+        return join(folder, f"part-{shard:08}.parquet")
+
+    @cached_property
+    def _classes(self) -> ModelClasses | None:
+        kept = self._output.decided("classes")
+        return ModelClasses(**kept) if kept else None
+
+    def _names(self, schema: pa.Schema) -> Mapping[str, str | None]:
+        """Return the model's names of the truth's classes, where the job alone tells them."""
+        known, task = classes_of(schema), self._settings.get("task")
+        aliases = task.get("aliases") if isinstance(task, dict) else None
+        try:
+            return match_classes(self._classes, known, aliases or {}) if self._classes else {}
+        except UserError:
+            return {}  # An evaluation by other aliases than the job's; its truth keeps its own names.
+
+    def _evaluated(self, name: str) -> str:
+        return self._output.path("evaluation", f"{name}.parquet")
+
+
+def _has(file: pq.ParquetFile, columns: Sequence[str]) -> bool:
+    return set(columns) <= set(file.schema_arrow.names)
+
+
+def take(file: pq.ParquetFile, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Return single rows of a file, in the order asked; reads only their row groups."""
+    found: dict[int, dict[str, Any]] = {}
+    start = 0
+    for group in range(file.num_row_groups):
+        end = start + file.metadata.row_group(group).num_rows
+        if inside := [row for row in rows if start <= row < end]:
+            table = file.read_row_group(group).take([row - start for row in inside])
+            found |= zip(inside, table.to_pylist(), strict=True)
+        start = end
+    return [found.get(row, {}) for row in rows]
+
+
+def _object_fields(schema: pa.Schema) -> set[str]:
+    """Return the fields that predicted objects have."""
+    if "objects" not in schema.names:
+        return set()
+    of_one: Any = schema.field("objects").type.value_type
+    return {field.name for field in of_one}
+
+
+def _truth(row: Mapping[str, Any], names: Mapping[str, str | None], hidden: Set[str]) -> Truth | None:
+    """Return what a row of the truth says, without the ``hidden`` fields; None where the image has none."""
+    objects = row.get("objects")
+    if objects is not None:
+        named = [{**one, "label": names.get(one["label"]) or one["label"]} for one in objects]
+        shown = [{name: value for name, value in one.items() if name not in hidden} for one in named]
+        return Truth(objects=tuple(shown))
+    label = row.get("label")
+    return None if label is None else Truth(label=str(label))

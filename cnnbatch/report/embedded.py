@@ -1,0 +1,86 @@
+"""Pictures as they are put into a page: JPEG inside URIs, all together no larger than the page may be.
+
+Pictures that compress badly are made smaller, all alike; what even then has no room is left out, the
+last of all first, and its card says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from PIL import Image
+
+from cnnbatch.report.pictures import Picture, Seen, jpeg_uri
+
+MOST_BYTES = 6_000_000
+"""Of all pictures of a page: two million less than the page may have."""
+LEVELS = ((1.0, 80), (0.75, 70), (0.5, 60))
+"""Of the pictures' sides, and JPEG's quality: what is tried, one after the other."""
+TOO_LARGE = "left out, so that the page stays small"
+
+
+class View(NamedTuple):
+    """A picture of a card; ``name`` says of which two it is, ``uri`` holds it."""
+
+    name: str
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is seen in an image, and its views: none where ``reason`` says why, two where truth is drawn."""
+
+    seen: Seen
+    views: tuple[View, ...]
+    reason: str | None = None
+
+
+def embedded(galleries: Sequence[Sequence[Picture]], most: int = MOST_BYTES) -> list[list[Card]]:
+    """Return the cards of all galleries of a page, whose pictures together have at most ``most`` bytes."""
+    cards: list[list[Card]] = []
+    for share, quality in LEVELS:
+        cards = [[_card(picture, share, quality) for picture in gallery] for gallery in galleries]
+        if sum(_size(card) for gallery in cards for card in gallery) <= most:
+            return cards
+    return _cut(cards, most)
+
+
+def _card(picture: Picture, share: float, quality: int) -> Card:
+    return Card(picture.seen, tuple(_views(picture, share, quality)), picture.reason)
+
+
+def _views(picture: Picture, share: float, quality: int) -> Iterator[View]:
+    if picture.image is None:
+        return
+    two = [("Actual", picture.actual), ("Predicted", picture.image)]
+    for name, image in two if picture.actual else [("", picture.image)]:
+        if image is not None:
+            small = _shrunk(image, share)
+            yield View(name, jpeg_uri(small, quality), small.width, small.height)
+
+
+def _shrunk(image: Image.Image, share: float) -> Image.Image:
+    if share == 1:
+        return image
+    sides = (max(1, round(share * image.width)), max(1, round(share * image.height)))
+    return image.resize(sides, Image.Resampling.LANCZOS)
+
+
+def _size(card: Card) -> int:
+    return sum(len(view.uri) for view in card.views)
+
+
+def _cut(galleries: Sequence[Sequence[Card]], most: int) -> list[list[Card]]:
+    """Take the views from the cards that have no room."""
+    room, kept = most, []
+    for gallery in galleries:
+        cards = []
+        for card in gallery:
+            room -= _size(card)
+            cards.append(card if room >= 0 else Card(card.seen, (), card.reason or TOO_LARGE))
+        kept.append(cards)
+    return kept

@@ -1,0 +1,143 @@
+"""Chooses the mistakes to show, the most confident first, from the evaluation's rows of all images.
+
+Half of them are the most confident of all, the others the most confident of each class in turn, so that
+a filter by class finds something; of each class no more are held than are shown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cnnbatch.metrics.objects import Labels, ranks
+from cnnbatch.report.beside import Beside
+from cnnbatch.report.numbers import kinds
+from cnnbatch.report.pictures import SURE, Alarm
+from cnnbatch.report.tally import Place, key_hashes
+
+MOST = 40
+
+_CANDIDATE = np.dtype(
+    [
+        ("rank", np.float64),
+        ("tie", np.uint64),
+        ("label", np.int64),
+        ("part", np.int64),
+        ("row", np.int64),
+        ("truths", np.int64),  # -1 where labels were judged.
+        ("found", np.int64),
+    ]
+)
+_WHERE = ("key", "part", "row")
+
+
+class Mistake(NamedTuple):
+    """An image that was judged wrong: its place among the predictions, and its class.
+
+    For a label the class is the true one; for objects it is that of the false alarm ``alarm``.
+    """
+
+    place: Place
+    label: str
+    alarm: Alarm | None
+
+
+@dataclass(slots=True)
+class Mistakes:
+    """The mistakes of an output: how many images have one, and those to show."""
+
+    images: int = 0
+    shown: list[Mistake] = field(default_factory=list)
+
+    @property
+    def classes(self) -> list[tuple[str, int]]:
+        """The classes of those shown and how many there are of each, the most frequent first."""
+        counts = Counter(mistake.label for mistake in self.shown)
+        return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def find_mistakes(beside: Beside) -> Mistakes:
+    """Return the mistakes of the images that did not fail; none where nothing tells them."""
+    parts = {shard: part for part, shard in enumerate(beside.shards)}
+    labels, found, held = Labels(), Mistakes(), np.empty(0, _CANDIDATE)
+    for rows in chain(_wrong_labels(beside), _false_alarms(beside)):
+        found.images += rows.num_rows
+        held = _least(np.concatenate([held, _candidates(rows, labels, parts)]))
+    found.shown = [_mistake(held[at], labels.names) for at in _chosen(held)]
+    return found
+
+
+def _wrong_labels(beside: Beside) -> Iterator[pa.Table]:
+    """Yield the rows of images with a wrong label."""
+    for batch in beside.images([*_WHERE, "label", "score", "predicted", "right"]):
+        rows = pa.Table.from_batches([batch])
+        wrong: Any = pc.and_(pc.invert(rows["right"]), rows["predicted"].is_valid())
+        yield rows.filter(wrong)
+
+
+def _false_alarms(beside: Beside) -> Iterator[pa.Table]:
+    """Yield the rows of images with a false alarm that counts, by what objects were judged foremost.
+
+    One counts from the score of its class's best F1 on, and from `SURE` on where that is not known.
+    """
+    prefix = next(iter(kinds(beside.evaluation.metrics) if beside.evaluation else ()), "")
+    own = [prefix + name for name in ("mistake", "mistake_score", "truths", "found")]
+    thresholds = _thresholds(beside, prefix)
+    for batch in beside.images([*_WHERE, *own]):
+        names = [*_WHERE, "label", "score", "truths", "found"]
+        rows = pa.Table.from_batches([batch]).rename_columns(names)
+        labels: list[Any] = rows["label"].to_pylist()
+        least = [thresholds.get(label, SURE) for label in labels]
+        counts: Any = pc.greater_equal(rows["score"], pa.array(least, pa.float64()))
+        yield rows.filter(counts)  # Null, so left out, where an image has none.
+
+
+def _thresholds(beside: Beside, prefix: str) -> dict[str, float]:
+    """Return the score of the best F1 of each class that has one."""
+    known = beside.table(f"{prefix}classes", ["label", "threshold"])
+    rows = [] if known is None else known.to_pylist()
+    return {row["label"]: row["threshold"] for row in rows if row["threshold"] is not None}
+
+
+def _candidates(rows: pa.Table, labels: Labels, parts: dict[int, int]) -> NDArray[Any]:
+    """Return rows as candidates; an image of a part that is gone is none."""
+    made = np.empty(rows.num_rows, _CANDIDATE)
+    made["rank"] = -np.nan_to_num(rows["score"].to_numpy())
+    made["tie"] = key_hashes(rows["key"].combine_chunks())
+    made["label"] = labels.numbers(rows["label"].combine_chunks())
+    made["part"] = [parts.get(shard, -1) for shard in rows["part"].to_numpy().tolist()]
+    made["row"] = rows["row"].to_numpy()
+    for name in ("truths", "found"):
+        made[name] = rows[name].to_numpy() if name in rows.schema.names else -1
+    return made[made["part"] >= 0]
+
+
+def _least(held: NDArray[Any]) -> NDArray[Any]:
+    """Return the `MOST` of least rank of each class, by class."""
+    held = held[np.lexsort((held["tie"], held["rank"], held["label"]))]
+    return held[ranks(held["label"]) < MOST]
+
+
+def _chosen(held: NDArray[Any]) -> list[int]:
+    """Return which of the candidates, which lie by class, are shown, in the order to show them."""
+    order = np.lexsort((held["tie"], held["rank"]))
+    turn = ranks(held["label"])
+    turn[order[: MOST // 2]] = -1
+    first = np.lexsort((held["tie"], held["rank"], turn))[:MOST]
+    wanted = np.isin(order, first)
+    return [int(at) for at in order[wanted]]
+
+
+def _mistake(one: Any, names: Sequence[str]) -> Mistake:
+    label, truths = names[one["label"]], int(one["truths"])
+    place = Place(float(one["rank"]), int(one["tie"]), int(one["part"]), int(one["row"]))
+    alarm = Alarm(label, -place.rank, truths, int(one["found"])) if truths >= 0 else None
+    return Mistake(place, label, alarm)
