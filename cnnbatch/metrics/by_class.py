@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,6 +63,39 @@ class ByClass:
                 self._written[label].append((path, group))
         self._held.clear()
         self._held_rows = 0
+
+
+class Partial(Protocol):
+    """What some images contribute to a detector's numbers, as rows with a ``label``."""
+
+    @property
+    def detections(self) -> pa.Table:
+        """A row a detection."""
+
+    @property
+    def truths(self) -> pa.Table:
+        """A row a truth."""
+
+    @property
+    def excluded(self) -> Counter[str]:
+        """The objects that were left out, by reason."""
+
+
+class MergedRows:
+    """Partials put together: rows by class, each table's in memory up to ``rows_in_memory``, else on disk."""
+
+    def __init__(
+        self, detections: pa.Schema, truths: pa.Schema, rows_in_memory: int = ROWS_IN_MEMORY
+    ) -> None:
+        self.detections = ByClass(detections, rows_in_memory)
+        self.truths = ByClass(truths, rows_in_memory)
+        self.excluded = Counter[str]()
+
+    def add(self, one: Partial) -> None:
+        """Take one more partial in."""
+        self.detections.add(one.detections)
+        self.truths.add(one.truths)
+        self.excluded += one.excluded
 
 
 def _split(rows: pa.Table) -> list[tuple[str, pa.Table]]:

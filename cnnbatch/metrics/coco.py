@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import Evaluated, Value, per_image
-from cnnbatch.metrics.by_class import ROWS_IN_MEMORY, ByClass
+from cnnbatch.metrics.by_class import ROWS_IN_MEMORY, MergedRows
 from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.metrics.kinds import Kind
 from cnnbatch.metrics.matching import Candidates, match
@@ -100,20 +100,12 @@ def partial(kind: Kind, predictions: pa.Table, truth: pa.Table, first_place: int
     return Partial(kind, detections, pa.table(counted, schema=TRUTHS), images, excluded)
 
 
-class Merged:
-    """Partials put together: rows by class, each table's in memory up to ``rows_in_memory``, else on disk."""
+class Merged(MergedRows):
+    """Partials of one kind put together."""
 
     def __init__(self, kind: Kind, rows_in_memory: int = ROWS_IN_MEMORY) -> None:
+        super().__init__(DETECTIONS, TRUTHS, rows_in_memory)
         self.kind = kind
-        self.detections = ByClass(DETECTIONS, rows_in_memory)
-        self.truths = ByClass(TRUTHS, rows_in_memory)
-        self.excluded = Counter[str]()
-
-    def add(self, one: Partial) -> None:
-        """Take one more partial in."""
-        self.detections.add(one.detections)
-        self.truths.add(one.truths)
-        self.excluded += one.excluded
 
 
 def merge(kind: Kind, partials: Iterable[Partial], rows_in_memory: int = ROWS_IN_MEMORY) -> Merged:

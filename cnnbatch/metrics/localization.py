@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cnnbatch.metrics import Evaluated, Value
 from cnnbatch.metrics.intervals import percentiles, poisson_weights, wilson
+from cnnbatch.metrics.objects import iou_xywh
 from cnnbatch.truth import BOX
 
 NO_TRUTH = "there is no truth"
@@ -108,7 +109,7 @@ def _judge(labels: Any, boxes: NDArray[np.float64], lists: Any) -> _Judged:
     of_objects = _boxes(pc.struct_field(objects, "box"))
     alike = pc.equal(labels.take(pa.array(images)), pc.struct_field(objects, "label"))
     same = pc.fill_null(alike, False).to_numpy(zero_copy_only=False)
-    overlap = _iou(boxes[images], of_objects)
+    overlap = iou_xywh(boxes[images], of_objects)
     known, labelled, localized = (
         np.bincount(images[flags], minlength=len(lists)) > 0
         for flags in (~np.isnan(of_objects).any(axis=1), same, same & (overlap >= ENOUGH))
@@ -128,25 +129,11 @@ def _whole(column: pa.ChunkedArray[Any]) -> Any:
 
 
 def _boxes(struct: Any) -> NDArray[np.float64]:
-    """Return boxes as x1, y1, x2, y2, float64 (n, 4); NaN what is null or infinite."""
+    """Return boxes as x1, y1, width, height, float64 (n, 4); NaN what is null or infinite."""
     sides = [pc.struct_field(struct, side.name).cast(pa.float64()) for side in BOX]
-    boxes = np.stack([pc.fill_null(side, np.nan).to_numpy() for side in sides], axis=1)
-    return np.where(np.isfinite(boxes), boxes, np.nan)
-
-
-def _iou(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the IoU of boxes side by side, x1, y1, x2, y2, float64 (n, 4) each; 0 where one is NaN."""
-    shared, *areas = (
-        (ends - starts).clip(min=0).prod(axis=1)
-        for starts, ends in (
-            (np.maximum(first[:, :2], second[:, :2]), np.minimum(first[:, 2:], second[:, 2:])),
-            (first[:, :2], first[:, 2:]),
-            (second[:, :2], second[:, 2:]),
-        )
-    )
-    union = areas[0] + areas[1] - shared
-    overlap: NDArray[np.float64] = np.divide(shared, union, out=np.zeros(len(union)), where=union > 0)
-    return overlap
+    corners = np.stack([pc.fill_null(side, np.nan).to_numpy() for side in sides], axis=1)
+    corners[~np.isfinite(corners)] = np.nan
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
 def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:

@@ -86,14 +86,16 @@ def flatten(column: pa.ChunkedArray[Any], labels: Labels) -> Objects:
     image: Any = pc.list_parent_indices(lists)
     corners = [_floats(pc.struct_field(struct, ["box", corner]), np.nan) for corner in _CORNERS]
     x1, y1, x2, y2 = corners
-    boxes = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
+    with np.errstate(invalid="ignore"):  # Of a box that reaches to infinity; the metrics leave it out.
+        boxes = np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
+        of_boxes = boxes[:, 2] * boxes[:, 3]
     own = _floats(_field(struct, "area"), np.nan)
     return Objects(
         image=image.to_numpy(zero_copy_only=False).astype(np.int64),
         label=labels.numbers(pc.struct_field(struct, "label")),
         score=_floats(_field(struct, "score"), 0.0),
         boxes_xywh=boxes,
-        area=np.where(np.isnan(own), boxes[:, 2] * boxes[:, 3], own),
+        area=np.where(np.isnan(own), of_boxes, own),
         crowd=_flags(_field(struct, "crowd")),
         difficult=_flags(_field(struct, "difficult")),
         struct=struct,

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import Evaluated, Value
-from cnnbatch.metrics.by_class import ROWS_IN_MEMORY, ByClass
+from cnnbatch.metrics.by_class import ROWS_IN_MEMORY, MergedRows
 from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.metrics.kinds import KINDS
 from cnnbatch.metrics.matching import Candidates, match
@@ -112,19 +112,11 @@ def partial(predictions: pa.Table, truth: pa.Table, first_place: int = 0) -> Par
     return Partial(pa.table(detections, schema=DETECTIONS), pa.table(rows, schema=TRUTHS), excluded)
 
 
-class Merged:
-    """Partials put together: rows by class, each table's in memory up to ``rows_in_memory``, else on disk."""
+class Merged(MergedRows):
+    """Partials put together."""
 
     def __init__(self, rows_in_memory: int = ROWS_IN_MEMORY) -> None:
-        self.detections = ByClass(DETECTIONS, rows_in_memory)
-        self.truths = ByClass(TRUTHS, rows_in_memory)
-        self.excluded = Counter[str]()
-
-    def add(self, one: Partial) -> None:
-        """Take one more partial in."""
-        self.detections.add(one.detections)
-        self.truths.add(one.truths)
-        self.excluded += one.excluded
+        super().__init__(DETECTIONS, TRUTHS, rows_in_memory)
 
 
 def merge(partials: Iterable[Partial], rows_in_memory: int = ROWS_IN_MEMORY) -> Merged:
