@@ -28,7 +28,7 @@ from cnnbatch.comparison.largest import Largest
 from cnnbatch.comparison.pairing import Joined
 from cnnbatch.comparison.summary import to_json
 from cnnbatch.errors import UserError
-from cnnbatch.evaluation import evaluate
+from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import poisson_weights, wilson
 from cnnbatch.storage import Storage
@@ -458,6 +458,14 @@ def test_the_truth_of_the_last_evaluation_counts(two: tuple[Path, Path], tmp_pat
 
 
 # ---- notes and mistakes -------------------------------------------------------------------------
+
+
+def test_the_aliases_of_the_last_evaluation_count(two: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = (Path(shutil.copytree(one, tmp_path / one.name)) for one in two)
+    evaluate(str(a), Storage(), Terms(aliases={"class 2": None}))
+    metrics = compared(a, b).metrics
+    assert metrics is not None
+    assert metrics["AP"].a.count < metrics["AP"].b.count
 
 
 def test_another_input_and_changed_pictures_are_noted(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def judge_both(
             place.mkdir()
             truth = Aligned(side.truth, 0) if side.truth else None
             apply = chosen_map(counted.images, "auto")
-            terms = Terms(slices=(), truth=truth, only=rows)
+            terms = Terms(slices=(), aliases=side.aliases, truth=truth, only=rows)
             found.append(judge(side.result.uri, side.storage, place, terms, apply, advance))
         if found[0] is None or found[1] is None:
             return None, None

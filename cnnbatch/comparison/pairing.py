@@ -57,11 +57,16 @@ _CACHE_KB = 64_000
 
 @dataclass(frozen=True)
 class Side:
-    """One of two outputs; ``truth`` is the folder of the truth that it is judged by, None: it has none."""
+    """One of two outputs.
+
+    ``truth`` is the folder of the truth that it is judged by, None where it has none; ``aliases`` are the
+    model's names of the truth's classes, None: the job's.
+    """
 
     result: Result
     storage: Storage
     truth: str | None
+    aliases: Mapping[str, str | None] | None = None
 
     @cached_property
     def parts(self) -> dict[int, Footer]:
@@ -106,16 +111,17 @@ def open_side(uri: str, storage: Storage) -> Side:
     """Open an output. Raises UserError where there is none, or none of its parts is finished."""
     result = open_result(uri, storage)
     result.schema  # noqa: B018 - raises before the first part
-    return Side(result, storage, _truth(Output(result.uri, storage), result))
-
-
-def _truth(output: Output, result: Result) -> str | None:
-    """Return the folder of the truth that an output was last judged by, else its job's, where it is whole."""
+    output = Output(result.uri, storage)
     try:
-        judged = json.loads(output.storage.read(output.path("evaluation.json")))
+        judged = json.loads(storage.read(output.path("evaluation.json")))
     except (NotFound, ValueError):
         judged = {}
     again = str(judged.get("truth")).endswith("/evaluation/truth")  # Its folder may have moved since.
+    return Side(result, storage, _truth(output, result, again), judged.get("aliases"))
+
+
+def _truth(output: Output, result: Result, again: bool) -> str | None:
+    """Return the folder of the truth that an output was last judged by, else its job's, where it is whole."""
     folder = output.path("evaluation" if again else "_job", "truth")
     try:
         there = {found[0] for entry in output.storage.list(folder) if (found := PART.search(entry.uri))}

@@ -94,6 +94,7 @@ def judge(
         images=merged.images,
         failed=merged.failed,
         truth=order.truth,
+        aliases=order.aliases,
         metrics=found.metrics,
         slices=merged.slices(apply),
         notes=_notes(merged, terms.truth),

@@ -19,8 +19,8 @@ class Evaluation:
     """What an output is worth by its truth.
 
     ``images`` are those with a truth, ``failed`` those of them without a prediction. ``truth`` is the folder
-    of the truth's parts. ``slices`` are by column and value. ``notes`` count by reason what was left out,
-    or counts in a way that one may not expect.
+    of the truth's parts, ``aliases`` the model's names of its classes. ``slices`` are by column and value.
+    ``notes`` count by reason what was left out, or counts in a way that one may not expect.
     """
 
     task: str
@@ -30,6 +30,7 @@ class Evaluation:
     metrics: Metrics
     slices: Mapping[str, Mapping[str, Metrics]] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
+    aliases: Mapping[str, str | None] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the text of ``evaluation.json``; a number that is none is null."""
@@ -38,6 +39,7 @@ class Evaluation:
             for column, values in self.slices.items()
         }
         data = {"task": self.task, "images": self.images, "failed": self.failed, "truth": self.truth}
+        data |= {"aliases": dict(self.aliases)} if self.aliases else {}
         data |= {"metrics": _plain(self.metrics), "slices": slices, "notes": dict(self.notes)}
         return json.dumps(data, indent=1, allow_nan=False)
 
