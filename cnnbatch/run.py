@@ -15,6 +15,7 @@ from cnnbatch import identity, lock, plan
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import evaluate
 from cnnbatch.evaluation.again import chosen_map
+from cnnbatch.evaluation.summary import Evaluation, headline
 from cnnbatch.inline import predict_inline
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.listing import Looking, Planner
@@ -87,11 +88,12 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
         if screen.done or any(summary.found.values()):
             record = {**asdict(summary), **_record(output, started)}
             output.storage.put(output.path("_job", "runs", f"{name}.json"), json.dumps(record).encode())
+        evaluation = None
         if output.decided("unreported") is not None:  # By this run, or by one that ended before its report.
-            _evaluate(job, output, planner.images, screen)
+            evaluation = _evaluate(job, output, planner.images, screen)
             write_report(output.uri, output.storage, partial(screen.stage, "report", unit="pictures"))
             output.undecide("unreported")
-    tell(summary, output, screen)
+    tell(summary, evaluation, output, screen)
     return summary
 
 
@@ -216,14 +218,14 @@ def _record(output: Output, started: datetime) -> dict[str, Any]:
     }
 
 
-def _evaluate(job: MapJob, output: Output, images: int, screen: Screen) -> None:
+def _evaluate(job: MapJob, output: Output, images: int, screen: Screen) -> Evaluation | None:
     """Judge all that is finished, where there is a truth."""
     apply = chosen_map(images, 1 if job.compute.pool == "inline" else "auto", job.compute)
-    evaluate(output.uri, output.storage, apply=apply, advance=screen.stage("evaluate", images))
+    return evaluate(output.uri, output.storage, apply=apply, advance=screen.stage("evaluate", images))
 
 
-def tell(summary: Summary, output: Output, screen: Screen) -> None:
-    """Say what the run did, and for a handful of images what was seen in each."""
+def tell(summary: Summary, evaluation: Evaluation | None, output: Output, screen: Screen) -> None:
+    """Say what the run did, how good it is, and for a handful of images what was seen in each."""
     say = screen.say
     if "changed" in summary.found:  # The input was looked at again.
         words = [f"{count:,} {name}" for name, count in summary.found.items() if count]
@@ -240,6 +242,8 @@ def tell(summary: Summary, output: Output, screen: Screen) -> None:
     say(f"{summary.images:,}{whole} images in {cost}")
     for code, count in sorted(summary.failed.items()):
         say(f"  failed: {count:,} {code}")
+    if evaluation is not None:
+        say(f"  {headline(evaluation)}")
     say(f"  rows:   {redact(output.path('predictions'))}")
     say(f"  report: {redact(output.path('report.html'))}")
     if summary.exit_status:

@@ -261,11 +261,17 @@ output: "{out}"
 """
 
 
-def test_a_whole_job_writes_objects_and_their_truth(tmp_path: Path, photos: Callable[[int], Path]) -> None:
+def test_a_whole_job_writes_objects_with_their_truth_and_is_judged(
+    tmp_path: Path, photos: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, job = photos(5), tmp_path / "job.yaml"
     truth = coco(tmp_path, folder, "person")
     job.write_text(JOB.format(photos=folder, truth=truth, out=tmp_path / "out"))
-    cnnbatch.run(job, quiet=True, compute={"pool": "inline"})
+    cnnbatch.run(job, compute={"pool": "inline"})
+    found = cnnbatch.open(tmp_path / "out").evaluation()
+    assert found is not None
+    assert (found.images, found.metrics["AP"].count, found.notes) == (5, 5, {})
+    assert f"\n  AP:     {found.metrics['AP'].value:.4f} (" in capsys.readouterr().out
     rows = cnnbatch.open(tmp_path / "out").arrow()
     assert rows["error"].null_count == 5
     assert all(row for row in rows["objects"].to_pylist())
@@ -285,7 +291,10 @@ def test_truth_that_the_model_cannot_know_stops_before_the_first_shard(
         cnnbatch.run(job, quiet=True, compute={"pool": "inline"})
     assert not list(tmp_path.glob("out/predictions/*"))
     cnnbatch.run(job, quiet=True, compute={"pool": "inline"}, task={"aliases": {"persn": None}})
-    assert len(cnnbatch.open(tmp_path / "out")) == 3
+    found = cnnbatch.open(tmp_path / "out").evaluation()
+    assert found is not None
+    assert found.notes == {"truths of the class persn, which task.aliases leaves out": 3}
+    assert found.metrics["AP"].reason
 
 
 def test_poses_are_written_beside_their_truth(tmp_path: Path, photos: Callable[[int], Path]) -> None:
@@ -308,6 +317,10 @@ def test_poses_are_written_beside_their_truth(tmp_path: Path, photos: Callable[[
     points = table[0]["objects"][0]["keypoints"]
     assert [list(point.values()) for point in points] == [flat[at : at + 3] for at in range(0, 51, 3)]
     assert table[1]["objects"][0]["keypoints"] is None
+    found = cnnbatch.open(tmp_path / "out").evaluation()
+    assert found is not None
+    assert (found.metrics["AP"].count, found.metrics["keypoint_AP"].count) == (2, 1)
+    assert found.notes == {"truths without 17 keypoints": 1}
 
 
 def test_without_the_package_of_the_weights_the_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.again import evaluate_again
+from cnnbatch.evaluation.judges import Columns, judges
 from cnnbatch.evaluation.summary import Evaluation
 from cnnbatch.job import Compute
 from cnnbatch.parallel import Map, on_ray
@@ -221,6 +222,15 @@ def test_classes_are_judged(tmp_path: Path) -> None:
     found = pq.read_table(tmp_path / "evaluation" / "images.parquet").to_pylist()
     assert [int(row["key"][:-4]) for row in found if row["right"]] == right
     assert [(row["part"], row["row"]) for row in found][-1] == (1, 4)
+
+
+def test_columns_that_mean_something_else_are_not_judged() -> None:
+    other = pa.schema([("label", pa.int64()), ("objects", pa.list_(pa.struct([("label", pa.string())])))])
+    assert not list(judges(Columns(other, truth.OBJECTS_SCHEMA, difficult=True)))
+    assert not list(judges(Columns(other, truth.LABEL_SCHEMA, difficult=False)))
+    plain = pa.schema([("label", pa.string()), ("score", pa.string()), ("top", pa.string())])
+    (judge,) = judges(Columns(plain, truth.LABEL_SCHEMA, difficult=False))
+    assert list(judge.columns(plain)) == ["label", "probabilities"]
 
 
 def test_mistakes_are_told(tmp_path: Path, data: Any, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:

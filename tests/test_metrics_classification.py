@@ -71,6 +71,18 @@ def tables(
     return pa.Table.from_pylist(rows, SCHEMA), truth
 
 
+def test_labels_alone_are_enough() -> None:
+    predictions, truth = tables(drawn(np.random.default_rng(3), 50))
+    alone = predictions.select(["key", "error", "label"])
+    known = metric.result(metric.partial(predictions, truth, CLASSES)).metrics
+    found = metric.result(metric.partial(alone, truth, CLASSES)).metrics
+    lacking = {"top5", "log_loss", "ECE"}
+    assert {name: value for name, value in found.items() if name not in lacking} == {
+        name: value for name, value in known.items() if name not in lacking
+    }
+    assert all(found[name].value is None and found[name].reason for name in lacking)
+
+
 def evaluated(images: Iterable[Seen], names: Sequence[str] = CLASSES, best: int = 5) -> Evaluated:
     return metric.result(metric.merge([metric.partial(*tables(images, names, best), names)]))
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from cnnbatch.metrics import Evaluated, classification, coco, localization, voc
 from cnnbatch.metrics.kinds import KINDS, Kind
 from cnnbatch.parallel import Map
+from cnnbatch.truth import BOX
 
 TOGETHER = 8
 
@@ -80,11 +81,23 @@ class _Summed:
 
 
 def _object_fields(schema: pa.Schema) -> set[str]:
-    """Return the fields that a column ``objects`` has for each object."""
-    if "objects" not in schema.names:
+    """Return the fields that a column ``objects`` has for each object; none where it means something else."""
+    kind: Any = schema.field("objects").type if "objects" in schema.names else pa.null()
+    if not pa.types.is_list(kind) or not pa.types.is_struct(kind.value_type):
         return set()
-    of_one: Any = schema.field("objects").type.value_type
-    return {of_one.field(place).name for place in range(of_one.num_fields)}
+    fields = {one.name: one.type for one in kind.value_type}
+    return set(fields) if "label" in fields and fields.get("box") == BOX else set()
+
+
+_SCORED: dict[str, Callable[[pa.DataType], bool]] = {
+    "score": pa.types.is_floating,
+    "top": lambda kind: pa.types.is_list(kind) and pa.types.is_struct(kind.value_type),
+}
+
+
+def _is(schema: pa.Schema, name: str, kind: Callable[[pa.DataType], bool]) -> bool:
+    """Say whether a column is there and of a kind: a task from elsewhere may mean something else by it."""
+    return name in schema.names and kind(schema.field(name).type)
 
 
 def _coco(kind: Kind, field: str) -> Judge:
@@ -112,14 +125,17 @@ def _coco(kind: Kind, field: str) -> Judge:
 def _classification() -> Judge:
     def columns(schema: pa.Schema) -> list[str]:
         """Leave the probabilities where they are, unless nothing else tells the true class's."""
-        return ["label", "score", "top", "true_score" if "true_score" in schema.names else "probabilities"]
+        scored = [name for name in ("score", "top") if _is(schema, name, _SCORED[name])]
+        return ["label", *scored, "true_score" if "true_score" in schema.names else "probabilities"]
 
     def known(piece: Piece) -> Any:
         return classification.partial(piece.predictions, piece.truth, piece.classes)
 
     return Judge(
         name="classes",
-        applies=lambda columns: "label" in columns.predictions.names and "label" in columns.truth.names,
+        applies=lambda columns: (
+            _is(columns.predictions, "label", pa.types.is_string) and "label" in columns.truth.names
+        ),
         columns=columns,
         partial=known,
         merged=lambda: _Summed(classification.merge),

@@ -74,6 +74,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def headline(evaluation: Evaluation) -> str:
+    """Return the first of the numbers that has a value, as a line for people."""
+    known = {name: value for name, value in evaluation.metrics.items() if value.value is not None}
+    name, value = next(iter(known.items()), ("judged", Value(None, reason="no truth to judge by")))
+    return f"{f'{name}:':7} {_words(value)}"
+
+
 def lines(evaluation: Evaluation) -> Iterator[str]:
     """Yield the numbers as lines for people."""
     yield f"{evaluation.images:,} images with truth, {evaluation.failed:,} of them failed"

@@ -41,6 +41,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "right_in_5": pa.bool_(),
     "loss": pa.float64(),
 }
+_TOP = pa.list_(pa.struct([("label", pa.string())]))
 SCHEMA = pa.schema(_COLUMNS)
 """A row an image; ``label`` is the truth. What is not known is null, ``predicted`` where the image failed."""
 
@@ -73,10 +74,11 @@ class Partial:
 def partial(predictions: pa.Table, truth: pa.Table, classes: Sequence[str] | None = None) -> Partial:
     """Count some images.
 
-    ``predictions`` has the columns of `cnnbatch.tasks.classify` with ``key`` and ``error``, where
-    ``true_score`` and ``probabilities`` may be absent; ``truth`` has ``label``, in the same order and of
-    the model's names. ``classes`` are all names of the model, in the order of ``probabilities``: without
-    them these are not read, and a ``top`` of fewer than five can't be all of a small model's classes.
+    ``predictions`` has ``key``, ``error`` and ``label``; ``score``, ``top``, ``true_score`` and
+    ``probabilities``, as in `cnnbatch.tasks.classify`, may be absent. ``truth`` has ``label``, in the same
+    order and of the model's names. ``classes`` are all names of the model, in the order of
+    ``probabilities``: without them these are not read, and a ``top`` of fewer than five can't be all of a
+    small model's classes.
 
     An image failed where it has an ``error`` or no ``label``.
 
@@ -136,9 +138,9 @@ def _images(predictions: pa.Table, truth: pa.Table, classes: Sequence[str] | Non
         "key": predictions["key"],
         "label": labels,
         "predicted": _unless(failed, said),
-        "score": _unless(failed, _column(predictions, "score")),
+        "score": _unless(failed, _optional(predictions, "score", pa.float32())),
         "right": pc.and_not(pc.fill_null(pc.equal(said, labels), False), failed),
-        "right_in_5": _right_in_5(_column(predictions, "top"), labels, failed, classes),
+        "right_in_5": _right_in_5(_optional(predictions, "top", _TOP), labels, failed, classes),
         "loss": _losses(_unless(failed, _true_scores(predictions, labels, classes))),
     }
     return pa.table(columns).cast(SCHEMA)
@@ -158,8 +160,7 @@ def _right_in_5(top: Any, labels: Any, failed: Any, classes: Sequence[str] | Non
 def _true_scores(predictions: pa.Table, labels: Any, classes: Sequence[str] | None) -> Any:
     """Return each image's probability of its true class, null where it was not written."""
     given = predictions.schema.names
-    scores = _column(predictions, "true_score") if "true_score" in given else pa.nulls(len(labels))
-    scores = scores.cast(pa.float32())
+    scores = _optional(predictions, "true_score", pa.float32()).cast(pa.float32())
     if classes is None or "probabilities" not in given:
         return scores
     lists = _column(predictions, "probabilities")
@@ -400,3 +401,8 @@ def _floats(column: Any) -> NDArray[np.float64]:
 def _column(table: pa.Table, name: str) -> Any:
     column: Any = table[name].combine_chunks()
     return column
+
+
+def _optional(table: pa.Table, name: str, kind: Any) -> Any:
+    """Return a column, nulls of this type where it is absent."""
+    return _column(table, name) if name in table.schema.names else pa.nulls(len(table), kind)
