@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,6 +197,17 @@ def test_voc_s_numbers_where_the_truth_knows_difficult_objects(tmp_path: Path, d
     metrics = evaluated(folder).metrics
     assert metrics["VOC2007_AP50"].value == metrics["VOC2010_AP50"].value == 1
     assert metrics["AR100"].value == 0.5  # COCO knows no difficult objects.
+
+
+def test_a_part_without_its_truth_is_told(tmp_path: Path, data: Any, found: Any) -> None:
+    folder = judged.write_detected(tmp_path / "out", data, found)
+    (folder / "_job" / "truth" / "part-00000001.parquet").unlink()
+    evaluation = evaluated(folder)
+    assert (evaluation.images, evaluation.notes) == (IMAGES - 20, {"images without truth": 20})
+    shutil.rmtree(folder / "_job" / "truth")
+    assert evaluate(str(folder), Storage()) is None
+    with pytest.raises(UserError, match="has no truth that its predictions can be judged by"):
+        evaluate_again(str(folder), [], Screen(quiet=True))
 
 
 def test_classes_are_judged(tmp_path: Path) -> None:

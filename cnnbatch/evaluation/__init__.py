@@ -25,7 +25,7 @@ from cnnbatch.evaluation.parts import WHOLE, Judged, Order, Slice, judge_part
 from cnnbatch.evaluation.summary import Evaluation
 from cnnbatch.evaluation.truths import Aligned
 from cnnbatch.metrics import Evaluated, Value
-from cnnbatch.output import Output
+from cnnbatch.output import PART, Output
 from cnnbatch.parallel import Map, here
 from cnnbatch.result import Result
 from cnnbatch.storage import NotFound, Storage, join
@@ -110,10 +110,13 @@ def _order(output: Output, result: Result, terms: Terms) -> Order | None:
     """Return what is to be done, None where there is nothing to judge by."""
     settings = result.settings
     folder = terms.truth.folder if terms.truth else output.path("_job", "truth")
-    schema = _truth_schema(output, folder)
-    if schema is None:
+    parts = _truth_parts(output, folder)
+    if not parts:
         return None
-    there = Columns(result.schema, schema, _difficult(output, folder) if "objects" in schema.names else False)
+    with output.storage.open(parts[0]) as file:
+        schema = pq.read_schema(file)
+    difficult = "objects" in schema.names and _difficult(output, parts)
+    there = Columns(result.schema, schema, difficult)
     chosen = tuple(judge.name for judge in judges(there))
     if not chosen:
         return None
@@ -127,6 +130,7 @@ def _order(output: Output, result: Result, terms: Terms) -> Order | None:
         uri=output.uri,
         options=output.storage.options,
         truth=folder,
+        schema=schema,
         task=str(task.get("name", "")),
         judges=chosen,
         slices=tuple(columns),
@@ -137,21 +141,18 @@ def _order(output: Output, result: Result, terms: Terms) -> Order | None:
     )
 
 
-def _truth_schema(output: Output, folder: str) -> pa.Schema | None:
-    """Return the columns of the truth, from the first part that has one."""
-    for index in sorted(output.finished()):
-        try:
-            with output.storage.open(join(folder, f"part-{index:08}.parquet")) as file:
-                return pq.read_schema(file)
-        except NotFound:
-            return None
-    return None
+def _truth_parts(output: Output, folder: str) -> list[str]:
+    """Return the addresses of the truth's parts, in order; none where there is no truth."""
+    try:
+        return sorted(entry.uri for entry in output.storage.list(folder) if PART.search(entry.uri))
+    except NotFound:
+        return []
 
 
-def _difficult(output: Output, folder: str) -> bool:
+def _difficult(output: Output, parts: Sequence[str]) -> bool:
     """Say whether the truth tells difficult objects apart, as its first part with objects shows."""
-    for index in sorted(output.finished()):
-        with output.storage.open(join(folder, f"part-{index:08}.parquet")) as file:
+    for part in parts:
+        with output.storage.open(part) as file:
             objects: Any = pc.list_flatten(pq.read_table(file, columns=["objects"])["objects"])
         if len(objects):
             return bool(pc.struct_field(objects, "difficult").null_count < len(objects))

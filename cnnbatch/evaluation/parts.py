@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cnnbatch.evaluation.judges import JUDGES, Judge, Piece
 from cnnbatch.evaluation.notes import oddities, without_truth
 from cnnbatch.output import Output
-from cnnbatch.storage import Storage, StorageOptions, join
+from cnnbatch.storage import NotFound, Storage, StorageOptions, join
 from cnnbatch.truth import Class, ModelClasses, match_classes, object_labels, renamed
 
 Slice = tuple[str, str] | None
@@ -29,14 +29,15 @@ WHOLE: Slice = None
 class Order:
     """What all parts of one evaluation share; it travels to the workers.
 
-    ``truth`` is the folder of the truth's parts, ``task`` the job's. ``names`` lead from the truth's classes
-    to the model's, where they are known beforehand; else each part matches its own by ``classes`` and
-    ``aliases``. ``only`` tells of each part which of its rows count; None: all.
+    ``truth`` is the folder of the truth's parts, ``schema`` theirs, ``task`` the job's. ``names`` lead from
+    the truth's classes to the model's, where they are known beforehand; else each part matches its own by
+    ``classes`` and ``aliases``. ``only`` tells of each part which of its rows count; None: all.
     """
 
     uri: str
     options: StorageOptions
     truth: str
+    schema: pa.Schema
     task: str
     judges: tuple[str, ...]
     slices: tuple[str, ...]
@@ -86,7 +87,7 @@ def judge_part(order: Order, part: int) -> Judged:
 
 
 def _read(output: Output, order: Order, part: int, chosen: Sequence[Judge]) -> tuple[pa.Table, pa.Table]:
-    """Return the part's predictions and its truth, row beside row."""
+    """Return the part's predictions and its truth, row beside row; null where the part has no truth."""
     with output.storage.open(output.part(part)) as file:
         schema = pq.read_schema(file)
         wanted = dict.fromkeys(
@@ -100,8 +101,12 @@ def _read(output: Output, order: Order, part: int, chosen: Sequence[Judge]) -> t
             ]
         )
         predictions = pq.read_table(file, columns=[name for name in wanted if name in schema.names])
-    with output.storage.open(join(order.truth, f"part-{part:08}.parquet")) as file:
-        return predictions, pq.read_table(file)
+    try:
+        with output.storage.open(join(order.truth, f"part-{part:08}.parquet")) as file:
+            return predictions, pq.read_table(file)
+    except NotFound:
+        none: list[Any] = [pa.nulls(predictions.num_rows, one.type) for one in order.schema]
+        return predictions, pa.table(none, schema=order.schema)
 
 
 def _truth_column(truth: pa.Table) -> str:
