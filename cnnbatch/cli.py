@@ -269,8 +269,8 @@ def _compare(
         typer.Option(
             "--fail-under",
             metavar="METRIC=NUMBER",
-            help="Leave with status 1 where B - A of a metric is below a number, as in AP=-0.01, or the "
-            "agreement is, as in agreement=0.98. It is what was observed, not its interval. May come again.",
+            help="Leave with status 1 where B - A of a metric (A - B if less is better) is below a number, "
+            "as in AP=-0.01, or the agreement is, as in agreement=0.98. May come again.",
         ),
     ] = None,
     iou: Annotated[float, typer.Option("--iou", help="The least IoU at which two boxes are the same.")] = 0.5,

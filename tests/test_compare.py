@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from cnnbatch import truth
 from cnnbatch.cli import app
 from cnnbatch.comparison import Comparison, Options, boxes, compare
-from cnnbatch.comparison.differences import Outcomes, difference, newcombe, paired
-from cnnbatch.comparison.gates import read_gates
+from cnnbatch.comparison.differences import Difference, Outcomes, difference, newcombe, paired
+from cnnbatch.comparison.gates import broken, read_gates
 from cnnbatch.comparison.largest import Largest
 from cnnbatch.comparison.pairing import Joined
 from cnnbatch.comparison.summary import to_json
@@ -520,6 +520,15 @@ def test_a_gate_of_the_agreement_needs_no_truth(untold: tuple[Path, Path], both:
     result = run(*untold, "--fail-under", "agreement=0.999")
     words = f"failed: agreement is {both.agreement.value:.4f}, below 0.999\n"
     assert (result.exit_code, result.stderr) == (1, words)
+
+
+def test_a_gate_of_what_is_better_when_lower_bounds_its_rise() -> None:
+    worse = {"log_loss": Difference(Value(0.5), Value(0.7), 0.2, None, None)}
+    gates = read_gates(["log_loss=-0.1"])
+    said = "failed: A - B of log_loss is -0.2000, below -0.1"
+    assert list(broken(gates, Value(1.0), worse)) == [said]
+    better = {"log_loss": Difference(Value(0.7), Value(0.5), -0.2, None, None)}
+    assert not list(broken(gates, Value(1.0), better))
 
 
 def test_a_gate_is_not_broken_by_a_rounding(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cnnbatch.comparison.differences import Difference
 from cnnbatch.errors import UserError
-from cnnbatch.metrics import Value
+from cnnbatch.metrics import LESS_IS_BETTER, Value
 from cnnbatch.mistakes import nearest
 
 AGREEMENT = "agreement"
@@ -17,7 +17,10 @@ _ROUNDING = 1e-9  # 0.85 - 0.86 is a little less than -0.01.
 
 
 class Gate(NamedTuple):
-    """The least that ``metric`` may be: of ``agreement`` itself, of any other B's value less A's."""
+    """The least that ``metric`` may be: of ``agreement`` itself, of any other what B gains over A.
+
+    That is B's value less A's, or A's less B's where less is better.
+    """
 
     metric: str
     least: float
@@ -62,12 +65,20 @@ def broken(
             what, value, reasons = AGREEMENT, agreement.value, [agreement.reason]
         else:
             found = _known(gate.metric, metrics or {})
-            what, value, reasons = f"B - A of {gate.metric}", found.value, [found.a.reason, found.b.reason]
+            what, value = _gain(gate.metric, found)
+            reasons = [found.a.reason, found.b.reason]
         if value is None:
             reason = next(filter(None, reasons), "unknown why")
             raise UserError(f"--fail-under {gate.metric}: there is no such number: {reason}")
         if value < gate.least - _ROUNDING:
             yield f"failed: {what} is {value:.4f}, below {gate.least:g}"
+
+
+def _gain(metric: str, found: Difference) -> tuple[str, float | None]:
+    """Return what is compared with the gate, in words and as a number."""
+    if metric.startswith(LESS_IS_BETTER):
+        return f"A - B of {metric}", None if found.value is None else -found.value
+    return f"B - A of {metric}", found.value
 
 
 def _known(name: str, metrics: Mapping[str, Difference]) -> Difference:

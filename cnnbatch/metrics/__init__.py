@@ -13,6 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+LESS_IS_BETTER = ("log_loss", "ECE", "EER", "FNIR@")
+"""How the names of those numbers begin that fall as predictions get better."""
+
 
 @dataclass(frozen=True, slots=True)
 class Value:
