@@ -5,16 +5,20 @@ For work that starts from files and needs no device; actors with models are `cnn
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from cnnbatch.job import Compute
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+MANY_IMAGES = 50_000
+"""Images from which on it is worth the start of Ray."""
 
 AHEAD = 4
 """Results that may wait for an earlier one, for each worker."""
@@ -32,7 +36,15 @@ def here(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
     return map(function, values)
 
 
-def on_ray(compute: Compute, workers: int) -> Map:
+def chosen_map(images: int, workers: Literal["auto"] | int, compute: Compute | None = None) -> Map:
+    """Return what applies a function to many parts: this process for few images, else Ray's workers."""
+    number = workers
+    if number == "auto":
+        number = (os.cpu_count() or 1) if images >= MANY_IMAGES else 1
+    return here if number == 1 else on_ray(compute, number)
+
+
+def on_ray(compute: Compute | None, workers: int) -> Map:
     """Return a map over ``workers`` tasks of one CPU each, at a time.
 
     It joins the cluster, or starts one here, once it is called. A task whose node is lost runs again. What
@@ -42,9 +54,10 @@ def on_ray(compute: Compute, workers: int) -> Map:
     def over(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
         import ray
 
+        from cnnbatch.job import Compute
         from cnnbatch.pool import connect
 
-        connect(compute)
+        connect(compute or Compute())
         task: Any = ray.remote(num_cpus=1)(_call)
         shared, stream = ray.put(function), iter(values)
         order: deque[Any] = deque()

@@ -14,12 +14,12 @@ from uuid import uuid4
 from cnnbatch import identity, lock, plan
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import evaluate
-from cnnbatch.evaluation.again import chosen_map
 from cnnbatch.evaluation.summary import Evaluation, headline
 from cnnbatch.inline import predict_inline
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.listing import Looking, Planner
 from cnnbatch.output import Output
+from cnnbatch.parallel import chosen_map
 from cnnbatch.process import Order
 from cnnbatch.records import CODES, PASSING, Ready, Receipt, Work
 from cnnbatch.report import write_report

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.report import plots
 from cnnbatch.report.pictures import percent
-from cnnbatch.report.tally import LEAST_SURE, SAMPLE, Tally, key_hashes
+from cnnbatch.report.tally import LEAST_SURE, SAMPLE, Tally
 from cnnbatch.report.words import decimal, duration
 from tests.outputs import CLASSIFIED, START, bad, good
 
@@ -47,7 +48,7 @@ def test_counts_and_choice_do_not_depend_on_the_parts(rows: list[Any], cut: int)
         assert [place.rank for place in tally.least_sure.places] == sorted(scores)[:LEAST_SURE]
     assert whole.sample.places == second.sample.places
     assert whole.least_sure.places == second.least_sure.places
-    hashes = key_hashes(batch["key"])
+    hashes = key_hashes(map(str, batch["key"].to_pylist()))
     fine = sorted((hashes[n], n) for n, row in enumerate(rows) if not isinstance(row, str))[:SAMPLE]
     assert [place.row for place in whole.sample.places] == [n for _, n in fine]
 

@@ -30,9 +30,9 @@ from cnnbatch.comparison.gates import Gate, broken, require_truth
 from cnnbatch.comparison.pairing import Joined, Side, open_side
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Advance, Terms, judge
-from cnnbatch.evaluation.again import chosen_map
 from cnnbatch.evaluation.truths import Aligned
 from cnnbatch.metrics import Value
+from cnnbatch.parallel import chosen_map
 from cnnbatch.screen import Screen
 from cnnbatch.storage import Storage, join, redact
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -15,18 +14,15 @@ from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.summary import Evaluation
 from cnnbatch.evaluation.truths import align
 from cnnbatch.fields import read_fields
-from cnnbatch.job import Compute, Count, FormatName, Input, Section, Text, Texts
+from cnnbatch.job import Count, FormatName, Input, Section, Text, Texts
 from cnnbatch.output import Output
-from cnnbatch.parallel import Map, here, on_ray
+from cnnbatch.parallel import chosen_map
 from cnnbatch.report import write_report
 from cnnbatch.result import Result
 from cnnbatch.result import open as open_result
 from cnnbatch.screen import Screen
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage, redact
-
-MANY_IMAGES = 50_000
-"""Images from which on it is worth the start of Ray."""
 
 
 class Again(Section):
@@ -70,14 +66,6 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
         )
     write_report(output.uri, output.storage, partial(screen.stage, "report", unit="pictures"))
     return evaluation
-
-
-def chosen_map(images: int, workers: Literal["auto"] | int, compute: Compute | None = None) -> Map:
-    """Return what applies a function to many parts: this process for few images, else Ray's workers."""
-    number = workers
-    if number == "auto":
-        number = (os.cpu_count() or 1) if images >= MANY_IMAGES else 1
-    return here if number == 1 else on_ray(compute or Compute(), number)
 
 
 def _source(result: Result, changes: Mapping[str, Any]) -> Any:

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.metrics.objects import Labels, ranks
 from cnnbatch.report.beside import Beside
 from cnnbatch.report.numbers import kinds
 from cnnbatch.report.pictures import SURE, Alarm
-from cnnbatch.report.tally import Place, key_hashes
+from cnnbatch.report.tally import Place
 
 MOST = 40
 
@@ -111,7 +112,8 @@ def _candidates(rows: pa.Table, labels: Labels, parts: dict[int, int]) -> NDArra
     """Return rows as candidates; an image of a part that is gone is none."""
     made = np.empty(rows.num_rows, _CANDIDATE)
     made["rank"] = -np.nan_to_num(rows["score"].to_numpy())
-    made["tie"] = key_hashes(rows["key"].combine_chunks())
+    keys: list[Any] = rows["key"].to_pylist()
+    made["tie"] = key_hashes(keys)
     made["label"] = labels.numbers(rows["label"].combine_chunks())
     made["part"] = [parts.get(shard, -1) for shard in rows["part"].to_numpy().tolist()]
     made["row"] = rows["row"].to_numpy()

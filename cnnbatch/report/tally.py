@@ -6,7 +6,6 @@ gives the same page; the price is one hash a row.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.report.pictures import is_sure
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Tally:
         """Count ``batch``, whose first row is row ``start`` of ``part``."""
         self.rows += batch.num_rows
         columns: dict[str, Any] = dict(zip(batch.schema.names, batch.columns, strict=True))
-        ties = key_hashes(columns["key"])
+        ties = key_hashes(columns["key"].to_pylist())
         rows = np.arange(start, start + batch.num_rows)
         good = np.asarray(columns["error"].is_null())
         if "vanished" in columns:
@@ -157,12 +157,6 @@ def fetch(result: Result, places: Sequence[Place], columns: Sequence[str]) -> li
         for row, values in zip(rows, result.take(part, rows, columns), strict=True):
             found[part, row] = values
     return [found[place.part, place.row] for place in places]
-
-
-def key_hashes(keys: pa.Array[Any]) -> np.ndarray:
-    """Return a hash of every key as uint64 [N], the same on every machine."""
-    digests = [hashlib.blake2b(str(key).encode(), digest_size=8).digest() for key in keys.to_pylist()]
-    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
 def _count_parts(result: Result, parts: Iterable[int], columns: Sequence[str]) -> Tally:

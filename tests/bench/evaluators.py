@@ -1,4 +1,4 @@
-"""Two evaluation workers against one, both up: 20,000 images with 36,000 × 4 truths and 100 detections each.
+"""Two evaluation workers against one, both up: 20,000 images, 7 truths and 100 detections each.
 
 Five pairs, taken in turns, and the median of their ratios: the machine's noise meets both alike.
 """
