@@ -29,6 +29,7 @@ from cnnbatch.records import ImageRef, Ready, Receipt, Shard, Span, Work
 from cnnbatch.report.collection import byte_size
 from cnnbatch.report.words import decimal, duration
 from cnnbatch.screen import seen
+from cnnbatch.settling import Settling
 from cnnbatch.sources import Source, open_source
 from cnnbatch.storage import Entry, Forbidden, Storage, is_local, normalize, parent, redact
 
@@ -66,8 +67,8 @@ def check(job: MapJob, images: int = SAMPLE, listing_s: float = LISTING_S) -> Ch
     counted = count(source, job.input, storage, listing_s)
     with TemporaryDirectory(prefix="cnnbatch-check-") as folder:
         trial = _Trial(output if finished else None, Output(folder, Storage()), spread(counted.first, images))
-        measured = trial.run(job, source, counted.images)
-    machine = _machine(job.compute, trial.device)
+        measured = trial.run(job, source)
+    machine = machine_for(job.compute, trial.device)
     size = job.task.shard_size if job.input.shard_size == "auto" else job.input.shard_size
     whole = estimate(counted, measured, machine, size, source.truth_schema is not None)
     return Checked(job, finished, trial.seen, trial.settings, counted, measured, machine, whole)
@@ -171,11 +172,11 @@ class _Trial:
         """The kind of device that the model is on."""
         return str(self.settings["device"]).partition(":")[0]
 
-    def run(self, job: MapJob, source: Source, images_at_least: int) -> Measured:
+    def run(self, job: MapJob, source: Source) -> Measured:
         """Predict the sample as a worker does."""
-        kept = self._made.decided("settings") if self._made else None
-        order = Order(_as_worker(job), source, self._output, images_at_least, True, kept)
-        receipts = list(predict_inline(order, self._works(), self._settle))
+        kept = Settling(job, self._made).kept() if self._made else None
+        order = Order(_as_worker(job), source, self._output, True, kept)
+        receipts = list(predict_inline(order, self._works(), self))
         sizes = [row["bytes"] for row in self._rows if row["bytes"] is not None]
         return Measured(
             images=len(self._sample),
@@ -185,7 +186,11 @@ class _Trial:
             memory_bytes=peak_rss_bytes(),
         )
 
-    def _settle(self, ready: Ready) -> Mapping[str, Any]:
+    def sample(self, ready: Ready, workers: int) -> None:
+        """Measure nothing: a few images are tried as a run would begin."""
+
+    def settle(self, ready: Ready) -> Mapping[str, Any]:
+        """Note how the model runs."""
         if self._made:
             self._made.require_identity(ready.identity)
         self.settings = ready.settings
@@ -221,7 +226,7 @@ def _as_worker(job: MapJob) -> MapJob:
     return job.model_copy(update={"compute": job.compute.model_copy(update={"cpus_per_worker": 1})})
 
 
-def _machine(compute: Compute, device: str) -> Machine:
+def machine_for(compute: Compute, device: str) -> Machine:
     """Return what a run of ``compute`` uses of this machine, where the model is on ``device``."""
     import torch
 
@@ -234,7 +239,8 @@ def _machine(compute: Compute, device: str) -> Machine:
     workers = max(1, min(each.fits(here), cores if most is None else most))
     devices = min(gpus, math.ceil(workers * each.gpus)) if device == "cuda" else int(device != "cpu")
     if compute.pool == "inline":
-        return Machine(cores, 1, min(devices, 1), READ_THREADS)
+        threads = cores if compute.cpus_per_worker == "auto" else min(cores, compute.cpus_per_worker)
+        return Machine(threads, 1, min(devices, 1), READ_THREADS)
     return Machine(min(cores, workers * each.cpus), workers, devices, READ_THREADS * workers)
 
 

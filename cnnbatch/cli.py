@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -65,6 +66,9 @@ def _run(
     prune: Annotated[
         bool, typer.Option("--prune", help="As --new; also mark the rows of images that are gone.")
     ] = False,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Let one output hold parts of several precisions.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no summary.")] = False,
 ) -> None:
     """Run a job, or go on with it where it was interrupted."""
@@ -74,7 +78,7 @@ def _run(
         from cnnbatch.run import RunOptions, run
 
         loaded = load_job(job, overrides or [])
-        options = RunOptions(retry_failed=retry_failed, new=new, prune=prune, quiet=quiet)
+        options = RunOptions(retry_failed, new, prune, allow_mixed, quiet)
         return run(loaded, options).exit_status
 
     again = shlex.join(["cnnbatch", *sys.argv[1:]])
@@ -102,6 +106,38 @@ def _check(
         speed.keep_freed_memory()  # This process is the check's own, and measures as a worker does.
         for line in checking.lines(checking.check(loaded, images), price):
             typer.echo(line)
+        return 0
+
+    _exit_with(action)
+
+
+@app.command("bench", no_args_is_help=True)
+def _bench(
+    job: JobName,
+    overrides: Overrides = None,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            "--images", min=1, help="How many images to run; without it, as many as half a minute takes."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a job's stages and a run of a sample here: how fast, what bounds it, and what would help."""
+
+    def action() -> int:
+        from cnnbatch.job import load_job
+
+        loaded = load_job(job, overrides or [])
+        from cnnbatch.bench import bench
+        from cnnbatch.bench.summary import show, to_json
+        from cnnbatch.console import plain_console
+
+        found = bench(loaded, images, partial(typer.echo, err=True))
+        if as_json:
+            typer.echo(to_json(found))
+        else:
+            show(found, plain_console())
         return 0
 
     _exit_with(action)

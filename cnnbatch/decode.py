@@ -29,7 +29,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL import TiffImagePlugin as _tiff  # noqa: F401
 from PIL import WebPImagePlugin as _webp  # noqa: F401
 
-from cnnbatch.headers import ends_early, jpeg_facts, orientation
+from cnnbatch.headers import JpegFacts, ends_early, jpeg_facts, orientation
 from cnnbatch.records import Code
 
 Size = tuple[int, int]
@@ -105,12 +105,10 @@ def decode(
         DecodeError: the file is empty, over a limit, cut off or not to be decoded. A JPEG whose
             entropy-coded data are damaged is refused where Pillow would go on with garbage.
     """
-    if not data:
-        raise DecodeError("empty", "expected an image file, got zero bytes")
-    if len(data) > limits.max_bytes:
-        raise DecodeError("too_large", f"{len(data)} bytes; the limit is {limits.max_bytes}")
-    picture = _plain_jpeg(data, least, limits) if data.startswith(b"\xff\xd8\xff") else None
-    return _upright(picture or _by_pillow(data, limits))
+    header = read_header(data, limits)
+    picture = _by_turbo(data, header, least) if header else None
+    picture = picture or _by_pillow(data, limits)
+    return upright(torch.from_numpy(picture.pixels).permute(2, 0, 1), picture.size, picture.orientation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +130,11 @@ _FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (1,), 7: (1, 2), 8: (2,)}
 _TURNED = frozenset({5, 6, 7, 8})
 
 
-def _upright(picture: _Picture) -> tuple[torch.Tensor, Size]:
-    pixels, size = torch.from_numpy(picture.pixels).permute(2, 0, 1), picture.size
-    if axes := _FLIPS.get(picture.orientation):
+def upright(pixels: torch.Tensor, size: Size, orientation: int) -> tuple[torch.Tensor, Size]:
+    """Turn pixels (3, H, W) of an original of ``size``, both as stored, by EXIF's ``orientation``."""
+    if axes := _FLIPS.get(orientation):
         pixels = pixels.flip(axes)
-    if picture.orientation in _TURNED:
+    if orientation in _TURNED:
         pixels, size = pixels.transpose(1, 2), size[::-1]
     return pixels, size
 
@@ -147,21 +145,47 @@ def _upright(picture: _Picture) -> tuple[torch.Tensor, Size]:
 _DAMAGE = ("premature end of data segment", "bad Huffman code", "bad arithmetic code", "found marker")
 
 
-def _plain_jpeg(data: bytes, least: Callable[[Size], Size | None], limits: Limits) -> _Picture | None:
-    """Decode by libjpeg-turbo; None where Pillow is to judge: CMYK, rare kinds, harmless oddities."""
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a plain JPEG says of itself; ``colours`` and ``subsampling`` as TurboJPEG names them."""
+
+    size: Size
+    colours: str
+    subsampling: str
+    facts: JpegFacts
+
+
+def read_header(data: bytes, limits: Limits = LIMITS) -> Header | None:
+    """Check what can be checked before decoding; None where Pillow is to judge: no JPEG, CMYK, rare kinds.
+
+    Raises:
+        DecodeError: as `decode`.
+    """
+    if not data:
+        raise DecodeError("empty", "expected an image file, got zero bytes")
+    if len(data) > limits.max_bytes:
+        raise DecodeError("too_large", f"{len(data)} bytes; the limit is {limits.max_bytes}")
+    return _jpeg_header(data, limits) if data.startswith(b"\xff\xd8\xff") else None
+
+
+def _jpeg_header(data: bytes, limits: Limits) -> Header | None:
     facts = jpeg_facts(data, _MOST_SCANS)
     if facts.scans > _MOST_SCANS:
         raise DecodeError("too_large", f"a JPEG of more than {_MOST_SCANS} scans")
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        height, width, colours, subsampling = simplejpeg.decode_jpeg_header(data, strict=False)
     except (ValueError, KeyError):  # KeyError: colours or subsampling that TurboJPEG has no name for
         return None
     size = int(height), int(width)
     _check(size, limits)
     if height * width > facts.most_pixels:
         raise DecodeError("truncated", f"{len(data)} bytes do not hold {width} x {height} pixels")
-    if colours in ("CMYK", "YCCK"):
-        return None
+    return None if colours in ("CMYK", "YCCK") else Header(size, colours, subsampling, facts)
+
+
+def _by_turbo(data: bytes, header: Header, least: Callable[[Size], Size | None]) -> _Picture | None:
+    """Decode by libjpeg-turbo; None where Pillow is to judge: harmless oddities."""
+    size, facts = header.size, header.facts
     turned = facts.orientation in _TURNED
     needed = least(size[::-1] if turned else size)
     floor = _scaled(size, needed[::-1] if needed and turned else needed)
@@ -204,7 +228,7 @@ def _turbo(data: bytes, floor: Size) -> Pixels:
 
 def _by_pillow(data: bytes, limits: Limits) -> _Picture:
     try:
-        with _without_warnings(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with without_warnings(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check((image.height, image.width), limits)
             image.load()
             _check((image.height, image.width), limits)  # an icon's directory may lie about its picture
@@ -259,7 +283,7 @@ def _refusal(error: Exception, data: bytes) -> DecodeError:
     return DecodeError("undecodable", f"{type(error).__name__}: {error}")
 
 
-# ---- Pillow's warnings ----------------------------------------------------------------------
+# ---- libraries' warnings ----------------------------------------------------------------------
 
 
 class _Decoding(threading.local):
@@ -275,20 +299,20 @@ class _InThisThread(type):
         return _decoding.now
 
 
-class _PillowsRemark(Warning, metaclass=_InThisThread):
+class _Remark(Warning, metaclass=_InThisThread):
     """Every category of warning in a thread that is decoding, none in any other."""
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Ignore warnings in this thread alone.
 
     `warnings.catch_warnings` swaps the filters of the whole process, which threads that come and
     go leave in disorder. This is one filter that stays, and holds where `_decoding` says so.
     """
     with _filter_lock:
-        if not warnings.filters or warnings.filters[0][2] is not _PillowsRemark:
-            warnings.simplefilter("ignore", _PillowsRemark)
+        if not warnings.filters or warnings.filters[0][2] is not _Remark:
+            warnings.simplefilter("ignore", _Remark)
     _decoding.now = True
     try:
         yield

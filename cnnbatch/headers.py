@@ -23,6 +23,7 @@ _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
 _WITHOUT_LENGTH = (0x01, 0xD8)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL, _FIRST_ARITHMETIC = (0xC0, 0xC1), 0xC9
+_BETWEEN_SCANS = frozenset({0xC4, _SOS, 0xDD, _EOI})  # tables, the next scan, its restart interval, the end
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -30,12 +31,15 @@ _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 class JpegFacts:
     """What a JPEG's segments say as far as libjpeg does not tell.
 
-    ``orientation`` is EXIF's, 1 to 8. ``one_scan``: the decoder reads the first scan and no other.
+    ``orientation`` is EXIF's, 1 to 8. ``frame`` is the marker of the kind of JPEG, 0xC0 for baseline;
+    ``bits`` are those of a sample. ``one_scan``: the decoder reads the first scan and no other.
     ``most_pixels`` is what so many bytes can hold: a Huffman code spends at least a bit on each of
     a component's blocks, which for the oddest subsampling are half as many as 8 x 8 squares.
     """
 
     orientation: int
+    frame: int
+    bits: int
     one_scan: bool
     scans: int
     most_pixels: float
@@ -43,14 +47,15 @@ class JpegFacts:
 
 def jpeg_facts(data: bytes, most_scans: int) -> JpegFacts:
     """Read what there is before the first scan, and count the scans up to ``most_scans + 1``."""
-    exif, xmp, frame, components, first = b"", b"", 0, b"", b""
+    exif, xmp, frame, bits, components, first = b"", b"", 0, 0, b"", b""
     segments = _segments(data)
     for marker, start, end in segments:
         if marker == _SOS:
             first = data[start : start + 1]
             break
         if marker in _FRAMES:
-            frame, components = marker, data[start + 5 : start + 6]
+            frame, bits = marker, int.from_bytes(data[start : start + 1])
+            components = data[start + 5 : start + 6]
         elif marker == _APP1 and data.startswith(_EXIF, start):
             exif += data[start + len(_EXIF) : end]  # a long one is cut into several segments
         elif marker == _APP1 and data.startswith(_XMP, start):
@@ -59,7 +64,18 @@ def jpeg_facts(data: bytes, most_scans: int) -> JpegFacts:
     further = () if one_scan else (marker for marker, _, _ in segments if marker == _SOS)
     scans = 1 + sum(1 for _ in islice(further, most_scans))
     most_pixels = len(data) * 8 * 128 if frame < _FIRST_ARITHMETIC else math.inf
-    return JpegFacts(orientation(exif, xmp), one_scan, scans, most_pixels)
+    return JpegFacts(orientation(exif, xmp), frame, bits, one_scan, scans, most_pixels)
+
+
+def ends_with_its_picture(data: bytes) -> bool:
+    """Say whether a JPEG's scans reach to its last byte, with nothing among them but what belongs there."""
+    is_scanning, last = False, (0, 0)
+    for marker, _, end in _segments(data):
+        is_scanning |= marker == _SOS
+        if is_scanning and marker not in _BETWEEN_SCANS:
+            return False
+        last = marker, end
+    return last == (_EOI, len(data))
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:

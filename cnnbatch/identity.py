@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 from cnnbatch.job import MapJob, fingerprint_fields
 
 if TYPE_CHECKING:
-    from cnnbatch.tasks import Model, Precision
+    from cnnbatch.tasks import Decoder, Model, Precision
 
 
-def of(job: MapJob, model: Model, precision: Precision) -> dict[str, Any]:
+def of(job: MapJob, model: Model, precision: Precision, decoder: Decoder) -> dict[str, Any]:
     """Return the identity of ``job`` with its loaded ``model``: JSON values by dotted names."""
     from cnnbatch import decode
 
-    return {**of_job(job), **model.identity, "decoder": decode.VERSION, "precision": precision}
+    on_device = f"nvjpeg of torchvision {_minor('torchvision')}, " if decoder == "cuda" else ""
+    decoders = on_device + decode.VERSION
+    return {**of_job(job), **model.identity, "decoder": decoders, "precision": precision}
 
 
 def of_job(job: MapJob) -> dict[str, Any]:

@@ -6,26 +6,25 @@ command then takes Ray, which survives it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from cnnbatch.attempts import Alone, Attempts
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.output import Output
-from cnnbatch.process import Order, WorkerProcess
+from cnnbatch.process import Order, Settling, WorkerProcess
 from cnnbatch.records import Failure, Fault, Ready, Receipt, Work
 
-Settle = Callable[[Ready], Mapping[str, Any]]
 
-
-def predict_inline(order: Order, works: Iterable[Work | None], settle: Settle) -> Iterator[Receipt]:
+def predict_inline(order: Order, works: Iterable[Work | None], settling: Settling) -> Iterator[Receipt]:
     """Run every shard in this process, in order; raises UserError or EnvironmentFault."""
     process = WorkerProcess()
     ready = process.load(order)
+    if isinstance(ready, Ready) and (sample := settling.sample(ready, 1)):
+        ready = process.measure(sample)
     if isinstance(ready, Fault):
         raise as_error(ready)
-    settle(ready)
+    settling.settle(ready)
     attempts = Attempts()
     try:
         for work in works:

@@ -122,8 +122,12 @@ class Compute(Section):
         "auto", description="CPUs, decode threads and torch threads."
     )
     batch: Literal["auto"] | Count = Field("auto", description="Images in one forward pass.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    backend: Literal["auto", "eager"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: the fastest that gives the same results, by measuring."
+    )
+    backend: Literal["auto", "eager", "compile", "openvino"] = Field(
+        "auto", description="auto: the fastest that is there, by measuring."
+    )
     pool: Literal["auto", "ray", "inline"] = Field("auto", description="inline: in this process.")
     start_timeout_s: Seconds = Field(300.0, description="How long to wait for the least number of workers.")
     batch_timeout_s: Seconds = Field(300.0, description="How long one batch may take.")

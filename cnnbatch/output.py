@@ -75,10 +75,17 @@ class Output:
             return None
         return value
 
+    def settings(self) -> dict[str, Any]:
+        """Return how each kind of device runs, by its key."""
+        names = [name.removesuffix(".json") for name in self._list("_job/settings")]
+        return {name: self.decided(f"settings/{name}") for name in names}
+
     def undecide(self, *names: str) -> None:
-        """Forget ``_job/NAME.json``, whether it is there or not."""
+        """Forget ``_job/NAME.json``, whether it is there or not, and what is in the folder of that name."""
         for name in names:
             self.storage.delete(self.path("_job", f"{name}.json"))
+            for inner in [*self._list(f"_job/{name}")]:
+                self.storage.delete(self.path("_job", name, inner))
 
     def require_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse ``identity`` where the folder was made by another one.

@@ -23,9 +23,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cnnbatch.attempts import Attempts, Probe, Question
 from cnnbatch.cluster_nodes import Node, alive_nodes, bounds, describe, placements, require_room, share
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inline import Settle, as_error, failure_of
+from cnnbatch.inline import as_error, failure_of
 from cnnbatch.job import Compute
-from cnnbatch.process import Order, WorkerProcess, take_journal
+from cnnbatch.process import Order, Settling, WorkerProcess, take_journal
 from cnnbatch.records import Fault, Ready, Receipt, Work
 from cnnbatch.storage import is_local, normalize
 from cnnbatch.strikes import Strikes
@@ -44,7 +44,7 @@ KEEP_FREED_MEMORY = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 
-Call = Literal["load", "run", "question"]
+Call = Literal["load", "measure", "run", "question"]
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +55,10 @@ class Actor:
     node: str
     calls: dict[Any, tuple[Call, Any]] = field(default_factory=dict)
     ready: Ready | None = None
+
+    def is_measuring(self) -> bool:
+        """Say whether it looks for the fastest way through the network."""
+        return any(kind == "measure" for kind, _ in self.calls.values())
 
     def is_free(self) -> bool:
         """Say whether another shard may be sent."""
@@ -103,11 +107,14 @@ class Pool:
     """
 
     def __init__(
-        self, order: Order, settle: Settle, note: Callable[[str], None], shards: int | None = None
+        self, order: Order, settling: Settling, note: Callable[[str], None], shards: int | None = None
     ) -> None:
         self._order = order
         self._compute = compute = order.job.compute
-        self._settle = settle
+        self._settling = settling
+        self._measuring: dict[str, Actor] = {}
+        self._waiting: list[tuple[Actor, Ready]] = []
+        self._unmeasurable: set[str] = set()
         self._note = note
         self._class = ray.remote(WorkerProcess)
         self._least, self._most = bounds(compute)
@@ -144,6 +151,7 @@ class Pool:
                 if exhausted and waiting is None and not self._attempts and not self._running():
                     return
                 yield from self._collect()
+                self._wake()
                 self._require_enough()
         finally:
             for actor in list(self._actors):
@@ -242,7 +250,7 @@ class Pool:
             kind, about = actor.calls.pop(call)
             if isinstance(answer, Fault):
                 self._fault(actor, kind, about, answer)
-            elif kind == "load":
+            elif kind in ("load", "measure"):
                 self._welcome(actor, answer)
             elif kind == "run":
                 self._strikes.succeeded(actor.node)
@@ -253,9 +261,13 @@ class Pool:
                 self._attempts.answered(about, answer)
 
     def _welcome(self, actor: Actor, ready: Ready) -> None:
-        kept = self._settle(ready)
+        """Take an actor that has loaded or measured: it measures, waits, loads again, or gets to work."""
+        if ready.open and self._measures_or_waits(actor, ready):
+            return
+        kept = self._settling.settle(ready)
         self._order = replace(self._order, kept=kept)
-        if ready.settings["precision"] != kept["precision"]:
+        known = kept.get(ready.key)
+        if known is None or (ready.open and not ready.settings.items() <= known.items()):
             self._ask(actor, "load", None, "load", self._order)
             return
         actor.ready = ready
@@ -268,16 +280,39 @@ class Pool:
         if all(other is actor or not other.ready for other in self._actors if other.node == actor.node):
             self._bound_by_memory(actor, ready)
 
+    def _measures_or_waits(self, actor: Actor, ready: Ready) -> bool:
+        """Have the first actor of a kind of device measure how to run; the others wait for what it finds."""
+        kind = ready.settings["device"]
+        if (measuring := self._measuring.get(kind)) in self._actors and measuring.is_measuring():
+            self._waiting.append((actor, ready))
+            return True
+        sample = None if kind in self._unmeasurable else self._settling.sample(ready, len(self._actors))
+        if sample is None:
+            return False
+        self._measuring[kind] = actor
+        self._ask(actor, "measure", kind, "measure", sample)
+        return True
+
+    def _wake(self) -> None:
+        """Look again at the actors that wait: what they wait for may be settled, or its actor gone."""
+        waiting, self._waiting = self._waiting, []
+        for actor, ready in waiting:
+            if actor in self._actors:
+                self._welcome(actor, ready)
+
     def _bound_by_memory(self, first: Actor, ready: Ready) -> None:
         """Give up the actors of a node for which its memory does not suffice, by what the first one took."""
         fits = 1 + max(0, ready.left_bytes // max(1, ready.rss_bytes))
+        if ready.settings["device"] == "mps":  # The machine's one GPU, which Ray does not count.
+            fits = 1
         if fits >= self._room.get(first.node, 0):
             return
         self._room[first.node] = fits
         loading = [actor for actor in self._actors if actor.node == first.node and actor is not first]
         for actor in loading[fits - 1 :]:
             self._dismiss(actor)
-        self._note(f"{ready.host}: memory for {fits} workers of {ready.rss_bytes / 2**30:.1f} GB")
+        what = "one GPU" if ready.settings["device"] == "mps" else "memory"
+        self._note(f"{ready.host}: {what} for {fits} workers of {ready.rss_bytes / 2**30:.1f} GB")
 
     def _fault(self, actor: Actor, kind: Call, about: Any, fault: Fault) -> None:
         """Take a fault that an actor reported: it is replaced, and its other shards go elsewhere."""
@@ -289,6 +324,8 @@ class Pool:
             self._attempts.requeue(about)
         elif kind == "question":
             self._ask_elsewhere(about)
+        elif kind == "measure" and fault.kind == "predict":
+            self._unmeasurable.add(about)
         node = actor.node
         self._dismiss(actor)
         if fault.kind == "environment":
@@ -326,6 +363,8 @@ class Pool:
                 self._struck(
                     actor.node, EnvironmentFault(what, "look at that machine's memory and Ray's logs")
                 )
+            elif kind == "measure":
+                self._unmeasurable.add(about)
             elif kind == "run":
                 suspects = (found or {}).get(about.shard.index, [])
                 self._attempts.failed(about, suspects, "the process ended")
@@ -377,7 +416,8 @@ class Pool:
         ray.kill(actor.handle)
 
     def _require_enough(self) -> None:
-        ready = sum(actor.ready is not None for actor in self._actors)
+        ready = sum(actor.ready is not None or actor.is_measuring() for actor in self._actors)
+        ready += len(self._waiting)
         self._started_enough = self._started_enough or ready >= self._least
         waited = time.monotonic() - self._started
         if not self._started_enough and waited > self._compute.start_timeout_s:

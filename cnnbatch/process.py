@@ -12,22 +12,26 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import uuid4
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.job import MapJob
 from cnnbatch.journal import Journal, suspects
 from cnnbatch.output import Output
-from cnnbatch.records import Failure, Fault, Ready, Receipt, Shard, Work
+from cnnbatch.records import Failure, Fault, Ready, Receipt, Sample, Shard, Work
 from cnnbatch.sources import Source
 from cnnbatch.watchdog import Watchdog, has_fired
 
 if TYPE_CHECKING:
+    from cnnbatch.speed import Settings
+    from cnnbatch.tasks import Model
     from cnnbatch.worker import Worker
 
 Answer = TypeVar("Answer")
+ON_CPU_WHAT_MPS_LACKS = ("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 HANG_WORDS = (
     "no progress on an image within compute.batch_timeout_s, so this process ends\n"
     "  what to do: give it again with compute.pool=auto or ray: that finds the image and gives it its row"
@@ -41,9 +45,18 @@ class Order:
     job: MapJob
     source: Source
     output: Output
-    images_at_least: int
     inline: bool
     kept: Mapping[str, Any] | None
+
+
+class Settling(Protocol):
+    """What decides how the workers of a run go through the network; see `cnnbatch.settling`."""
+
+    def sample(self, ready: Ready, workers: int) -> Sample | None:
+        """Return what a worker is to measure on before it predicts, if anything."""
+
+    def settle(self, ready: Ready) -> Mapping[str, Any]:
+        """Keep how a worker runs; return what is kept."""
 
 
 class WorkerProcess:
@@ -55,11 +68,17 @@ class WorkerProcess:
     def __init__(self, import_path: Sequence[str] = ()) -> None:
         sys.path.extend(folder for folder in import_path if folder not in sys.path)
         self._worker: Worker | None = None
+        self._order: Order | None = None
         self._watchdog: Watchdog | None = None
+        self._on_cpu: Sequence[str] = ()
 
     def load(self, order: Order) -> Ready | Fault:
         """Settle how to run, and load the model."""
         return self._answer(lambda: self._load(order))
+
+    def measure(self, sample: Sample) -> Ready | Fault:
+        """Find the fastest way through the network that gives the same results, and go on with it."""
+        return self._answer(lambda: self._measure(sample))
 
     def run(self, work: Work) -> Receipt | Fault:
         """Predict one shard and write its part."""
@@ -95,25 +114,57 @@ class WorkerProcess:
             take_journal(str(self._worker.journal.path))
 
     def _load(self, order: Order) -> Ready:
+        os.environ.setdefault(*ON_CPU_WHAT_MPS_LACKS)  # Read when torch is imported, which is now.
         from cnnbatch import speed
-        from cnnbatch.worker import Worker
+        from cnnbatch.models.backends import Unavailable
 
         self.close()
         if not order.inline:  # In the caller's own process the allocator is the caller's.
             speed.keep_freed_memory()
-        settings = speed.choose(order.job, order.images_at_least, order.inline, order.kept)
+        self._order = order
+        settings, is_open = speed.choose(order.job, order.inline, order.kept)
         journal = Journal(Path(tempfile.gettempdir()) / f"cnnbatch-journal-{os.getpid()}-{uuid4().hex}")
-        self._worker = Worker(order.job, order.source, order.output, journal, settings)
+        try:
+            with speed.operators_on_cpu() as self._on_cpu:
+                self._worker = self._make(journal, settings)
+        except Unavailable as error:
+            raise _unavailable(settings.backend, str(error), order.job) from error
         words = HANG_WORDS if order.inline else ""
         self._watchdog = Watchdog(journal, order.job.compute.batch_timeout_s, _hang_file(journal.path), words)
+        return self._ready(is_open, peak_rss_bytes())
+
+    def _make(self, journal: Journal, settings: Settings, model: Model | None = None) -> Worker:
+        from cnnbatch.worker import Worker
+
+        order = self._order
+        assert order is not None
+        return Worker(order.job, order.source, order.output, journal, settings, model)
+
+    def _measure(self, sample: Sample) -> Ready:
+        from cnnbatch.speed.measuring import measure
+
+        first, order = self._loaded(), self._order
+        assert order is not None
+        taken = peak_rss_bytes()
+        self._worker, trials = measure(order.job, first, sample, partial(self._make, first.journal))
+        # The peak is now that of several networks at once, which no other worker will hold.
+        taken = max(taken, rss_bytes())
+        return self._ready(False, taken, [trial.to_json() for trial in trials])
+
+    def _ready(self, is_open: bool, taken_bytes: int, trials: Sequence[Mapping[str, Any]] = ()) -> Ready:
+        worker = self._loaded()
         return Ready(
-            settings=settings.to_json(),
-            identity=self._worker.identity,
+            settings=worker.settings.to_json(),
+            operators_on_cpu=tuple(self._on_cpu),
+            identity=worker.identity,
             host=socket.gethostname(),
-            journal=str(journal.path),
-            rss_bytes=peak_rss_bytes(),
+            journal=str(worker.journal.path),
+            rss_bytes=taken_bytes,
             left_bytes=memory_left_bytes(),
-            classes=self._worker.classes(),
+            classes=worker.classes(),
+            key=worker.settings.key,
+            open=is_open,
+            trials=trials,
         )
 
     def _answer(self, ask: Callable[[], Answer]) -> Answer | Fault:
@@ -139,6 +190,18 @@ class WorkerProcess:
         return self._worker
 
 
+def _unavailable(backend: str, reason: str, job: MapJob) -> UserError | EnvironmentFault:
+    """Return the error that a backend which can't run is: the person's who named it, else the machine's."""
+    if job.compute.backend != "auto":
+        return UserError(
+            f"compute.backend: {backend} can't be used here: {reason}\n  what to do: leave it at auto"
+        )
+    return EnvironmentFault(
+        f"on {socket.gethostname()} {backend}, by which this output is made, can't be used: {reason}",
+        "make that machine like the one that settled it, or give compute.backend=eager",
+    )
+
+
 def take_journal(path: str) -> tuple[dict[int, list[int]], bool]:
     """Return what an ended process was at, by shard, and whether it hung; then remove its journal."""
     journal = Path(path)
@@ -156,10 +219,24 @@ def _hang_file(journal: Path) -> Path:
 
 def peak_rss_bytes() -> int:
     """Return the most memory that this process has held."""
+    return _status_bytes("VmHWM") or _usage_bytes()
+
+
+def rss_bytes() -> int:
+    """Return the memory that this process holds; where the system does not tell, the most it has held."""
+    return _status_bytes("VmRSS") or _usage_bytes()
+
+
+def _status_bytes(name: str) -> int | None:
     status = Path("/proc/self/status")
-    if status.exists():  # Linux's own ru_maxrss starts at what the process that forked this one held.
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(fields["VmHWM"].split()[0]) * 1024
+    if not status.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(fields[name].split()[0]) * 1024
+
+
+def _usage_bytes() -> int:
+    """Return ru_maxrss, which on Linux starts at what the process that forked this one held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

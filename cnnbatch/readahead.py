@@ -21,17 +21,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from operator import call
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from cnnbatch.decode import DecodeError, decode
+from cnnbatch.decode import DecodeError, Size, decode
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.journal import Journal
 from cnnbatch.records import Content, Failure, Image, Prepared, Shard
 from cnnbatch.sink import Outcome
 from cnnbatch.sources import Source
 from cnnbatch.tasks import Model
+
+if TYPE_CHECKING:
+    from cnnbatch.nvjpeg import OnDevice
 
 READ_THREADS = 16
 UNREAD_LIMIT = 32
@@ -68,16 +72,24 @@ class ReadAhead:
     """The reading and decoding threads of one worker.
 
     ``window`` images are handed over at a time. ``beside``: decode while the model predicts, rather
-    than in turns with it.
+    than in turns with it. ``on_device`` decodes and prepares there what it can, the host the rest.
     """
 
     def __init__(
-        self, source: Source, model: Model, journal: Journal, threads: int, window: int, beside: bool
+        self,
+        source: Source,
+        model: Model,
+        journal: Journal,
+        threads: int,
+        window: int,
+        beside: bool,
+        on_device: OnDevice | None = None,
     ) -> None:
         self._source = source
         self._model = model
         self._journal = journal
         self._window = window
+        self._on_device = on_device
         self.beside = beside
         self._reads = ThreadPoolExecutor(READ_THREADS, "read")
         self._decodes = ThreadPoolExecutor(threads, "decode")
@@ -168,32 +180,41 @@ class ReadAhead:
         item.outcome.bytes = _size_bytes(data)
         try:
             with self._journal.decoding(reading.shard.index, item.position):
-                self._prepare(data, item, reading)
+                self.prepare(data, item, reading)
         finally:
             encoded.add(-item.outcome.bytes)
         return item
 
-    def _prepare(self, data: Content, item: Item, reading: Reading) -> None:
-        started = time.thread_time()
+    def prepare(self, data: Content, item: Item, reading: Reading) -> None:
+        """Decode and prepare one image that was read, in this thread."""
+        truth = None if reading.truth is None else reading.truth[item.position]
+        fill = partial(self._fill, item, truth, time.thread_time())
         try:
+            if self._on_device and isinstance(data, bytes) and self._on_device.handle(data, fill):
+                return
             least = self._model.decode_size
-            pixels, item.outcome.size = decode(data, least) if isinstance(data, bytes) else data.decode(least)
+            decoded = decode(data, least) if isinstance(data, bytes) else data.decode(least)
         except DecodeError as error:
             item.outcome.failure = Failure("decode", error.code, str(error))
             return
-        decoded = time.thread_time()
-        truth = None if reading.truth is None else reading.truth[item.position]
-        image = Image(item.outcome.ref, pixels, item.outcome.size, truth)
         try:
-            item.prepared = self._model.prepare(image)
+            fill(decoded)
         except (EnvironmentFault, MemoryError, OSError):
             raise
         except Exception as error:  # Whatever a model's own preparation says of this image is its row.
             item.outcome.failure = Failure("prepare", "prepare", f"{type(error).__name__}: {error}")
-            return
+
+    def _fill(
+        self, item: Item, truth: Mapping[str, Any] | None, started: float, decoded: tuple[Tensor, Size]
+    ) -> None:
+        """Prepare an image that is decoded, where its pixels lie."""
+        decoded_at = time.thread_time()
+        pixels, item.outcome.size = decoded
+        image = Image(item.outcome.ref, pixels, item.outcome.size, truth)
+        item.prepared = self._model.prepare(image)
         item.image = Image(image.ref, _NO_PIXELS, image.size, truth)
-        item.seconds["decode"] = decoded - started
-        item.seconds["prepare"] = time.thread_time() - decoded
+        item.seconds["decode"] = decoded_at - started
+        item.seconds["prepare"] = time.thread_time() - decoded_at
 
 
 def _size_bytes(data: Content) -> int:

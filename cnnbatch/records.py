@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -169,12 +169,30 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """A few images of a job, on which the first worker of a kind of device measures how to run it.
+
+    ``images`` are how many the job has at least, ``workers`` how many share them: so much may it take.
+    ``precision_open`` where the output has no precision yet, and the job names none; ``decoder_open`` where
+    it has no decoder yet.
+    """
+
+    shard: Shard
+    images: int
+    workers: int
+    precision_open: bool
+    decoder_open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """What a worker process says once its model is loaded.
 
-    ``settings`` are `speed.Settings` as JSON values; ``identity`` is what can change a row;
-    ``classes`` are the model's, a `truth.ModelClasses` as JSON values, where it has any;
-    ``rss_bytes`` is what the process took, ``left_bytes`` what its host or cgroup still has.
+    ``settings`` are `speed.Settings` as JSON values, ``key`` under what the output keeps them; ``open``
+    where measuring may find better ones; ``trials`` what measuring found, as JSON values;
+    ``operators_on_cpu`` what its accelerator lacks; ``identity`` is what can change a row; ``classes``
+    are the model's, a `truth.ModelClasses` as JSON values, where it has any; ``rss_bytes`` is what the
+    process took, ``left_bytes`` what its host or cgroup still has.
     """
 
     settings: Mapping[str, Any]
@@ -184,6 +202,10 @@ class Ready:
     rss_bytes: int
     left_bytes: int
     classes: Mapping[str, Any] | None = None
+    key: str = ""
+    open: bool = False
+    trials: Sequence[Mapping[str, Any]] = ()
+    operators_on_cpu: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,19 +16,20 @@ from cnnbatch.errors import UserError
 from cnnbatch.evaluation import evaluate
 from cnnbatch.evaluation.summary import Evaluation, headline
 from cnnbatch.inline import predict_inline
-from cnnbatch.job import MapJob, to_yaml
+from cnnbatch.job import MapJob
 from cnnbatch.listing import Looking, Planner
 from cnnbatch.output import Output
 from cnnbatch.parallel import chosen_map
 from cnnbatch.process import Order
-from cnnbatch.records import CODES, PASSING, Ready, Receipt, Work
+from cnnbatch.records import CODES, PASSING, Receipt, Work
 from cnnbatch.report import write_report
+from cnnbatch.report.ways import ran_by
 from cnnbatch.screen import Screen, seen
+from cnnbatch.settling import FEW, SAMPLE, Settling
 from cnnbatch.sources import Source, open_source
 from cnnbatch.storage import Storage, normalize, redact
 
 HANDFUL = 20
-MANY_IMAGES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,13 @@ class RunOptions:
 
     ``retry_failed``: predict failed rows again. ``new``: look at the input anew, predict what is new or
     has changed, and what failed for a passing reason. ``prune``: mark the rows of images that are gone.
+    ``allow_mixed``: let parts of another precision lie beside those that are there.
     """
 
     retry_failed: bool = False
     new: bool = False
     prune: bool = False
+    allow_mixed: bool = False
     quiet: bool = False
 
 
@@ -76,10 +79,10 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
         _require_same_job(job, output, finished)
         looking = Looking(options.new or options.prune, options.prune)
         planner = Planner(output, source, job.input, job.task.shard_size, looking)
+        running = _Running(job, source, output, planner, options, screen)
         planner.start()
         try:
-            works = _works(output, planner, finished, options, screen)
-            for receipt in _predict(job, source, output, planner, works, screen):
+            for receipt in _predict(running, _works(running, finished)):
                 screen.count(receipt, planner.images if planner.complete else None)
             planner.settle()
         finally:
@@ -97,6 +100,18 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
     return summary
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What one call of `run` works with."""
+
+    job: MapJob
+    source: Source
+    output: Output
+    planner: Planner
+    options: RunOptions
+    screen: Screen
+
+
 def _require_same_job(job: MapJob, output: Output, finished: Collection[int]) -> None:
     """Refuse a job other than the one that made the finished parts; without parts, any job may."""
     if finished:
@@ -105,20 +120,19 @@ def _require_same_job(job: MapJob, output: Output, finished: Collection[int]) ->
         output.undecide("settings", "identity", "classes")
 
 
-def _works(
-    output: Output, planner: Planner, finished: set[int], options: RunOptions, screen: Screen
-) -> Iterator[Work | None]:
+def _works(running: _Running, finished: set[int]) -> Iterator[Work | None]:
     """Yield the shards without a part, then those whose part is to be made again in places.
 
     None is yielded where the listing has to be waited for.
     """
+    planner, options = running.planner, running.options
     for shard in planner.shards(finished):
-        screen.skipped = planner.skipped
+        running.screen.skipped = planner.skipped
         if shard is None:
-            screen.show()
+            running.screen.show()
         yield None if shard is None else Work(shard)
     codes = CODES if options.retry_failed else PASSING if options.new else frozenset()
-    yield from _again(output, planner, finished, codes)
+    yield from _again(running.output, planner, finished, codes)
 
 
 def _again(output: Output, planner: Planner, finished: set[int], codes: frozenset[str]) -> Iterator[Work]:
@@ -137,34 +151,38 @@ def _again(output: Output, planner: Planner, finished: set[int], codes: frozense
             yield Work(shard, again=codes)
 
 
-def _predict(
-    job: MapJob,
-    source: Source,
-    output: Output,
-    planner: Planner,
-    works: Iterator[Work | None],
-    screen: Screen,
-) -> Iterator[Receipt]:
+def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receipt]:
     """Yield the receipts of ``works`` from the pool that suits them; where there are none, start nothing."""
     first = next((work for work in works if work is not None), None)
     if first is None:
         return
+    job, output, planner = running.job, running.output, running.planner
     output.decide("unreported", {})
-    works = chain([first], works)
-    planner.wait_for(MANY_IMAGES)
-    settle = partial(_settle, job, output)
+    planner.wait_for(FEW)
+    head = _head(first, works)
+    refs = [ref for work in head for ref in work.shard.refs]
+    settling = Settling(job, output, refs, lambda: planner.images, running.options.allow_mixed)
     suspects = output.suspects()
     inline = _runs_inline(job, planner, suspects)
-    order = Order(job, source, output, planner.images, inline, output.decided("settings"))
+    order = Order(job, running.source, output, inline, settling.kept())
     if inline:
-        yield from predict_inline(order, works, settle)
+        yield from predict_inline(order, chain(head, works), settling)
         return
     from cnnbatch.pool import Pool, connect
 
     connect(job.compute)
-    yield from Pool(order, settle, screen.note, planner.count_shards()).predict(works, suspects)
+    pool = Pool(order, settling, running.screen.note, planner.count_shards())
+    yield from pool.predict(chain(head, works), suspects)
     for index in suspects:
         output.storage.delete(output.suspect(index))
+
+
+def _head(first: Work, works: Iterator[Work | None]) -> list[Work]:
+    """Return the first works, as many as hold the images on which a worker measures how to run."""
+    head = [first]
+    while sum(len(work.shard.refs) for work in head) < SAMPLE and (work := next(works, None)) is not None:
+        head.append(work)
+    return head
 
 
 def _runs_inline(job: MapJob, planner: Planner, suspects: Collection[int]) -> bool:
@@ -178,22 +196,6 @@ def _runs_inline(job: MapJob, planner: Planner, suspects: Collection[int]) -> bo
             planner.complete and planner.images <= HANDFUL and job.compute.workers == "auto" and not suspects
         )
     return job.compute.pool == "inline"
-
-
-def _settle(job: MapJob, output: Output, ready: Ready) -> Mapping[str, Any]:
-    """Keep what the first worker settled, once for the output; return what is kept.
-
-    Raises UserError where the output was made by another identity.
-    """
-    settings = ready.settings
-    kept = output.decide("settings", {"precision": settings["precision"], settings["device"]: settings})
-    if settings["precision"] == kept["precision"] or job.compute.precision != "auto":
-        output.require_identity(ready.identity)
-        output.decide("identity", ready.identity)
-        if ready.classes is not None:
-            output.decide("classes", ready.classes)
-        output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
-    return kept
 
 
 def _summarize(job: MapJob, output: Output, planner: Planner, screen: Screen) -> Summary:
@@ -244,6 +246,8 @@ def tell(summary: Summary, evaluation: Evaluation | None, output: Output, screen
         say(f"  failed: {count:,} {code}")
     if evaluation is not None:
         say(f"  {headline(evaluation)}")
+    if ways := ran_by(output):
+        say(f"  ran by: {ways} (see the report)")
     say(f"  rows:   {redact(output.path('predictions'))}")
     say(f"  report: {redact(output.path('report.html'))}")
     if summary.exit_status:

@@ -127,12 +127,14 @@ def seen(output: str, storage: Storage) -> Iterator[str]:
         if row["error"] is not None:
             words = f"failed: {row['error']['code']} ({row['error']['message']})"
         else:
-            words = f"{row['label']} {row['score']:.2f}" if row.get("label") else _found(row)
+            words = _found(row)
         yield f"  {row['key']}: {words}"
 
 
 def _found(row: Mapping[str, Any]) -> str:
-    """Return what was detected for sure, where that is what a task does."""
+    """Return the class, or what was detected for sure, where that is what a task says."""
+    if row.get("label") is not None:
+        return str(row["label"]) if row.get("score") is None else f"{row['label']} {row['score']:.2f}"
     if row.get("objects") is None:
         return "done"
     from cnnbatch.report.pictures import counted, is_sure

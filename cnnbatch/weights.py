@@ -1,7 +1,7 @@
 """From the name of a weights file to a checked state dict.
 
-Only data is read, never code: safetensors, or torch files through ``weights_only``; formats that
-need a pickle are refused, and have to be converted once by whoever trusts them.
+Only data is read, never code: safetensors, torch files through ``weights_only``, or the tensors of an
+ONNX file; formats that need a pickle are refused, and have to be converted once by whoever trusts them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from cnnbatch import onnx_files
 from cnnbatch.errors import EnvironmentFault, UserError
 
 if TYPE_CHECKING:
@@ -48,13 +49,30 @@ def fetch(spec: str, sha256: str | None = None, storage: Storage | None = None) 
     else:
         path = _download(spec, storage)
     if not path.is_file():
-        raise UserError(f"task.weights: expected a .safetensors or torch file, but there is no file {path}")
+        raise UserError(
+            f"task.weights: expected a .safetensors, torch or .onnx file, but there is no file {path}"
+        )
     verify(path, sha256)
     return path
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 of a file, hexadecimal.
+
+    An ONNX file may keep its tensors in other files: then it is that of all their digests, one a line,
+    the file's own first and the others by name.
+    """
+    digests = [_digest_of(part) for part in (path, *_beside(path))]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(f"{one}\n" for one in digests).encode()).hexdigest()
+
+
+def _beside(path: Path) -> list[Path]:
+    return onnx_files.other_files(path) if path.suffix == onnx_files.SUFFIX else []
+
+
+def _digest_of(path: Path) -> str:
     status = path.stat()
     return _digest(path, status.st_mtime_ns, status.st_size)
 
@@ -79,13 +97,15 @@ def verify(path: Path, sha256: str | None) -> None:
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """Read a state dict (name -> tensor, on the CPU) from ``.safetensors`` or a ``weights_only`` torch file.
+    """Read a state dict (name -> tensor, on the CPU) from ``.safetensors``, ``.onnx`` or a torch file.
 
     Raises:
         UserError: the file is damaged, needs a pickle, or holds something other than a state dict.
     """
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
+    if path.suffix == onnx_files.SUFFIX:
+        return onnx_files.initialisers(path)
     import torch
 
     try:
@@ -93,7 +113,7 @@ def load(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch reports damage by many types; all of them mean the same here
         raise UserError(
             f"task.weights: {str(path)!r} is no plain torch state dict ({_first_line(error)}). "
-            "Expected a .safetensors file, or one that torch.load reads with weights_only=True; "
+            "Expected a .safetensors or .onnx file, or one that torch.load reads with weights_only=True; "
             "to convert it, load it where you trust it and save model.state_dict() as safetensors."
         ) from error
     return _state_dict(content, path)

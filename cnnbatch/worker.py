@@ -10,69 +10,70 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from itertools import chain, islice
+from functools import partial
 from time import perf_counter, thread_time
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
 from cnnbatch import identity, plan
-from cnnbatch.errors import EnvironmentFault
 from cnnbatch.job import MapJob
 from cnnbatch.journal import Journal
 from cnnbatch.output import Output
+from cnnbatch.predictor import PredictFault, Predictor
 from cnnbatch.readahead import Item, ReadAhead, Reading
-from cnnbatch.records import Failure, Image, ImageRef, Prepared, Receipt, Shard, Work
+from cnnbatch.records import Failure, Receipt, Shard, Work
 from cnnbatch.sink import PartSpool, part_rows, part_schema, sweep
 from cnnbatch.sources import Source
 from cnnbatch.speed import Settings
 from cnnbatch.storage import AlreadyExists, Changed
+from cnnbatch.tally import Tally
+from cnnbatch.tasks import Model
+from cnnbatch.transfer import Direct, transfer_for
 from cnnbatch.truth import Class, ModelClasses, check_sizes, classes_of, object_labels
 
-PROBE_SIZE = (480, 640)
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from cnnbatch.nvjpeg import OnDevice
 
-
-class PredictFault(Exception):
-    """The model raised on a batch: which images of which shard, and what it said."""
-
-    def __init__(self, shard: int, positions: Sequence[int], message: str) -> None:
-        super().__init__(shard, tuple(positions), message)
-        self.shard = shard
-        self.positions = tuple(positions)
-        self.message = message
+__all__ = ["PredictFault", "Worker"]
 
 
 class Worker:
     """A loaded model with its threads; two shards may run in it at once."""
 
     def __init__(
-        self, job: MapJob, source: Source, output: Output, journal: Journal, settings: Settings
+        self,
+        job: MapJob,
+        source: Source,
+        output: Output,
+        journal: Journal,
+        settings: Settings,
+        model: Model | None = None,
     ) -> None:
         sweep()
-        torch.set_num_threads(settings.threads)
-        self.model = job.task.load(settings.runtime())
-        self.identity = identity.of(job, self.model, settings.precision)
+        settings.apply()
+        self.model = job.task.load(settings.runtime()) if model is None else model
+        self.settings = settings
+        self.identity = identity.of(job, self.model, settings.precision, settings.decoder)
         self._source = source
         self._output = output
-        self._settings = settings
         self.journal = journal
         self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
         self._match = getattr(self.model, "match", None)
         truth = source.truth_schema
         if self._match and truth is not None and "objects" in truth.names:
             self._match(classes_of(truth))
-        beside = settings.device != "cpu"
-        self._ahead = ReadAhead(source, self.model, journal, settings.threads, settings.window, beside)
+        beside = settings.type != "cpu"
+        threads, on_device = settings.decode_threads, _on_device(settings)
+        self._ahead = ReadAhead(source, self.model, journal, threads, settings.window, beside, on_device)
+        self.predictor = Predictor(self.model, transfer_for(settings.device), journal, settings.batch)
         self._rows_thread = ThreadPoolExecutor(1, "rows")
         self._device = threading.Lock()
 
@@ -115,10 +116,7 @@ class Worker:
 
     def probe(self) -> None:
         """Run the network on one picture of random pixels; raises whatever it raises."""
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (3, *PROBE_SIZE), dtype=torch.uint8, generator=generator)
-        prepared = self.model.prepare(Image(ImageRef("probe", "probe"), pixels, PROBE_SIZE))
-        self._forward(0, [0] * len(prepared), prepared)
+        self.predictor.probe()
 
     def classes(self) -> dict[str, Any] | None:
         """Return the model's classes as JSON values; None where it has none."""
@@ -128,6 +126,7 @@ class Worker:
     def close(self) -> None:
         """End the threads."""
         self._ahead.close()
+        self.predictor.close()
         self._rows_thread.shutdown()
 
     def _rows(
@@ -136,17 +135,48 @@ class Worker:
         """Yield a window's rows each, one window behind the one that is predicted."""
         reading = Reading(work.shard, positions, work.condemned, None if truth is None else truth.to_pylist())
         pending: Future[pa.RecordBatch] | None = None
+        for items, outputs in self._predicted(self.predictor, reading, tally):
+            if pending is not None:
+                yield pending.result()
+            pending = self._rows_thread.submit(self._window_rows, work.shard, items, outputs, tally)
+        if pending is not None:
+            yield pending.result()
+
+    def outputs(self, shard: Shard, clock: Callable[[], float]) -> Iterator[Predicted]:
+        """Yield what the network says of the images that can be predicted, in order; nothing is kept.
+
+        ``clock`` tells the seconds of the forward pass, which are shared out evenly in a window. Raises
+        as `run`.
+        """
+        reading = Reading(shard, range(len(shard.refs)), {}, None)
+        tally = Tally(clock)
+        # Nothing overlaps, so that the seconds of the forward pass are all its own.
+        predictor = Predictor(self.model, Direct(), self.journal, self.settings.batch)
+        for items, outputs in self._predicted(predictor, reading, tally):
+            forward_s, tally.seconds["forward"] = tally.seconds["forward"], 0.0
+            good = [item for item in items if item.outcome.failure is None]
+            for item, inner in zip(good, outputs, strict=True):
+                other_s = item.seconds["decode"] + item.seconds["prepare"]
+                yield Predicted(item.position, inner, forward_s / len(good), other_s)
+
+    def ahead_s(self, shard: Shard) -> float:
+        """Return the seconds an image that reading, decoding and preparing take, with all threads at it."""
+        started = perf_counter()
+        with self._ahead.windows(Reading(shard, range(len(shard.refs)), {}, None)) as windows:
+            for _ in windows:
+                pass
+        return (perf_counter() - started) / len(shard.refs)
+
+    def _predicted(
+        self, predictor: Predictor, reading: Reading, tally: Tally
+    ) -> Iterator[tuple[Sequence[Item], list[list[Any]]]]:
+        """Yield each window with the outputs of its images that have not failed."""
+        timed = partial(tally.wall, "forward")
         with self._ahead.windows(reading) as windows, _Turn(self._device) as device:
             if not self._ahead.beside:  # Decoding takes the device's own time.
                 device.take()
-            for window in windows:
-                device.take()
-                outputs = self._predict(work.shard, window, tally)
-                if pending is not None:
-                    yield pending.result()
-                pending = self._rows_thread.submit(self._window_rows, work.shard, window, outputs, tally)
-        if pending is not None:
-            yield pending.result()
+            for window in predictor.predict(reading.shard.index, device.taken_by(windows), timed):
+                yield window.items, window.outputs()
 
     def _truth(self, shard: Shard) -> pa.Table | None:
         """Return the shard's truth; classes that its source did not tell before are matched now."""
@@ -154,36 +184,6 @@ class Worker:
         if truth is not None and self._match and not classes_of(truth.schema):
             self._match([Class(name, name) for name in object_labels(truth)])
         return truth
-
-    def _predict(self, shard: Shard, window: Sequence[Item], tally: Tally) -> list[list[Any]]:
-        """Return the outputs of a window's inputs: one inner list an image that has not failed."""
-        good = [item for item in window if item.outcome.failure is None]
-        inputs = [(place, prepared) for place, item in enumerate(good) for prepared in item.prepared]
-        found: list[Any] = [None] * len(inputs)
-        with tally.wall("forward"):
-            for batch in _batches([prepared for _, prepared in inputs], self._settings.batch):
-                positions = [good[inputs[number][0]].position for number in batch]
-                outputs = self._forward(shard.index, positions, [inputs[number][1] for number in batch])
-                for number, output in zip(batch, outputs, strict=True):
-                    found[number] = output
-        grouped: list[list[Any]] = [[] for _ in good]
-        for (place, _), output in zip(inputs, found, strict=True):
-            grouped[place].append(output)
-        return grouped
-
-    def _forward(self, shard: int, positions: Sequence[int], prepared: Sequence[Prepared]) -> list[Any]:
-        with self.journal.predicting(shard, sorted(set(positions))):
-            try:
-                batch = _stack(prepared)
-                if self._settings.device.startswith("cuda"):
-                    batch = batch.pin_memory()
-                sizes = torch.tensor([one.size for one in prepared])
-                with torch.inference_mode():
-                    return _split(self.model.forward(batch, sizes))
-            except EnvironmentFault:
-                raise
-            except Exception as error:  # Whose fault it is, the images alone in a fresh actor decide.
-                raise PredictFault(shard, positions, f"{type(error).__name__}: {error}") from error
 
     def _window_rows(
         self, shard: Shard, window: Sequence[Item], outputs: list[list[Any]], tally: Tally
@@ -193,7 +193,7 @@ class Worker:
         images = [item.image for item in good if item.image is not None]
         try:
             task_rows = self.model.rows(images, [item.prepared for item in good], outputs) if good else None
-        except Exception as error:  # The same question as in _forward, asked of the task's own code.
+        except Exception as error:  # The same question as in predicting, asked of the task's own code.
             positions = [item.position for item in good]
             raise PredictFault(shard.index, positions, f"{type(error).__name__}: {error}") from error
         rows = part_rows([item.outcome for item in window], task_rows, self._schema)
@@ -211,8 +211,10 @@ class Worker:
             "digest": plan.digest(shard),
             "versions": identity.versions(),
             "weights": self.identity["weights"],
-            "precision": self._settings.precision,
-            "device": self._settings.device,
+            "precision": self.settings.precision,
+            "backend": self.settings.backend,
+            "device": self.settings.device,
+            "decoder": self.settings.decoder,
             "receipt": asdict(receipt),
             "started": started,
             "finished": _now(),
@@ -242,45 +244,22 @@ class Worker:
             return  # Another worker finished this shard first: its part stands.
 
 
-class Tally:
-    """Counts rows, failures and seconds of one shard while its windows pass."""
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """One image's outputs, one an input, with its share of the forward pass and what decoding took."""
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self.failed: dict[str, int] = {}
-        self.seconds = dict.fromkeys(("read", "decode", "prepare", "forward", "rows", "write"), 0.0)
-
-    def wall(self, stage: str) -> _Wall:
-        """Return a block that adds its wall time to ``stage``."""
-        return _Wall(self.seconds, stage)
-
-    def add(self, window: Iterable[Item], rows_s: float) -> None:
-        """Count a window's images, and ``rows_s`` seconds for making their rows."""
-        self.seconds["rows"] += rows_s
-        for item in window:
-            self.rows += 1
-            if item.outcome.failure:
-                self.failed[item.outcome.failure.code] = self.failed.get(item.outcome.failure.code, 0) + 1
-            for stage, seconds in item.seconds.items():
-                self.seconds[stage] += seconds
-
-    def receipt(self, shard: Shard, replaced: pa.Table | None) -> Receipt:
-        """Return the shard's receipt; ``replaced`` is the whole part where only some rows were made anew."""
-        rows, failed = self.rows, self.failed
-        if replaced is not None:
-            rows, failed = replaced.num_rows, _failures(replaced)
-        return Receipt(shard.index, rows, self.rows, failed, self.seconds, self.failed)
+    position: int
+    outputs: Sequence[Any]
+    forward_s: float
+    decode_s: float
 
 
-class _Wall:
-    def __init__(self, seconds: dict[str, float], stage: str) -> None:
-        self._seconds, self._stage = seconds, stage
+def _on_device(settings: Settings) -> OnDevice | None:
+    if settings.decoder == "cpu":
+        return None
+    from cnnbatch.nvjpeg import OnDevice
 
-    def __enter__(self) -> None:
-        self._started = perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._stage] += perf_counter() - self._started
+    return OnDevice()
 
 
 class _Turn:
@@ -294,44 +273,17 @@ class _Turn:
         if not self._held:
             self._held = self._lock.acquire()
 
+    def taken_by(self, windows: Iterable[list[Item]]) -> Iterator[list[Item]]:
+        for window in windows:
+            self.take()
+            yield window
+
     def __enter__(self) -> _Turn:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._held:
             self._lock.release()
-
-
-def _batches(inputs: Sequence[Prepared], size: int) -> Iterator[tuple[int, ...]]:
-    """Yield the numbers of the inputs that go through the network together: one shape, in order."""
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for number, prepared in enumerate(inputs):
-        shapes.setdefault(tuple(prepared.pixels.shape), []).append(number)
-    return chain.from_iterable(_batched(numbers, size) for numbers in shapes.values())
-
-
-def _batched(values: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    stream = iter(values)
-    return iter(lambda: tuple(islice(stream, size)), ())
-
-
-def _stack(prepared: Sequence[Prepared]) -> torch.Tensor:
-    """Return the inputs as one batch (N, 3, H, W), in the memory order that they lie in."""
-    if prepared[0].pixels.stride(0) == 1:  # (H, W, 3) in memory: stacked so, it is channels-last at no cost.
-        return torch.stack([one.pixels.permute(1, 2, 0) for one in prepared]).permute(0, 3, 1, 2)
-    return torch.stack([one.pixels for one in prepared])
-
-
-def _split(outputs: Any) -> list[Any]:
-    """Cut a dict or tuple of tensors (or lists) of first dimension N into N dicts or tuples, on the host."""
-    if isinstance(outputs, dict):
-        columns = [_host(value) for value in outputs.values()]
-        return [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]
-    return list(zip(*(_host(value) for value in outputs), strict=True))
-
-
-def _host(value: Any) -> Sequence[Any]:
-    return value.cpu().unbind(0) if isinstance(value, torch.Tensor) else list(value)
 
 
 def _sizes(rows: pa.RecordBatch | pa.Table) -> list[tuple[int, int] | None]:
@@ -356,11 +308,6 @@ def _marked(part: pa.Table, shard: Shard) -> pa.Table:
     place = part.schema.get_field_index("vanished")
     marks = pa.array([position in shard.vanished for position in range(part.num_rows)])
     return part.set_column(place, part.schema.field(place), marks)
-
-
-def _failures(part: pa.Table) -> dict[str, int]:
-    codes = pc.struct_field(part["error"], "code").to_pylist()
-    return dict(Counter(code for code in codes if code is not None))
 
 
 def _replace_rows(part: pa.Table, rows: pa.Table) -> pa.Table:

@@ -32,13 +32,15 @@ max_failed: 0.01
 
 @dataclass(frozen=True)
 class Part:
-    """Where and when one part of a made output was computed."""
+    """Where, when and how one part of a made output was computed."""
 
     begin_s: float = 0.0
     seconds: float = 1.0
     host: str = "one"
     device: str = "cuda:0"
     worker: int = 1
+    precision: str = "fp32"
+    backend: str = "eager"
 
 
 def good(key: str, uri: str | Path, guesses: Sequence[tuple[str, float]]) -> dict[str, Any]:
@@ -68,7 +70,8 @@ def write_part(
         "digest": "d" * 64,
         "versions": {"cnnbatch": "0.1.0", "torch": "2.12.0", "torchvision": "0.27.0", "pillow": "12.0.0"},
         "weights": "57934424c5a2cd5ae3ac2c5b9bdf1d8ab3ac3b6b7a1f1f1d11d0a4e6ec0fbb6d",
-        "precision": "fp32",
+        "precision": part.precision,
+        "backend": part.backend,
         "device": part.device,
         "receipt": {
             "shard": index,
@@ -94,6 +97,19 @@ def write_job(folder: Path, source: str = "photos", text: str = JOB) -> None:
     path = folder / "_job" / "job.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text % (source, folder))
+
+
+def write_settings(
+    folder: Path, device: str, trials: Sequence[dict[str, Any]], operators_on_cpu: Sequence[str] = ()
+) -> None:
+    """Write what was measured on a kind of device, as `cnnbatch.settling` keeps it."""
+    names = ("precision", "backend", "batch", "tf32")
+    chosen = next((trial for trial in trials if trial["verdict"] == "chosen"), {"precision": "fp32"})
+    settings = {"device": device, "threads": 1, **{name: chosen.get(name) for name in names}}
+    path = folder / "_job" / "settings" / f"{device.replace(':', '-')}-{chosen['precision']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {**settings, "trials": list(trials), "operators_on_cpu": list(operators_on_cpu)}
+    path.write_text(json.dumps(record))
 
 
 def write_output(folder: Path, parts: Iterable[Sequence[dict[str, Any]]]) -> Path:

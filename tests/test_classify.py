@@ -19,7 +19,7 @@ from torchvision.models import MobileNet_V2_Weights
 
 from cnnbatch.decode import decode
 from cnnbatch.errors import UserError
-from cnnbatch.models import Network
+from cnnbatch.models import Network, build_classifier
 from cnnbatch.models.torchvision_models import imagenet_classes
 from cnnbatch.records import Image, ImageRef
 from cnnbatch.storage import Storage
@@ -144,11 +144,13 @@ def test_the_score_of_the_truth_is_null_where_there_is_none() -> None:
 
 
 def test_the_embedding_is_what_the_last_layer_sees() -> None:
-    model = tiny(embedding=True).load(CPU)
-    rows, outputs = predict(model, [image(1)])
-    last = model._module.get_submodule("classifier.3")
+    task = tiny(model="resnet18", embedding=True)
+    plain = build_classifier(task.choice(task.preprocessing.fields())).module
+    last = plain.get_submodule("fc")
     assert isinstance(last, torch.nn.Linear)
+    rows, outputs = predict(task.load(CPU), [image(1)])
     logits = last(torch.tensor(rows["embedding"].to_pylist()))
+    assert logits.std() > 0.1  # Else the features would say nothing.
     torch.testing.assert_close(logits.softmax(1), outputs["probabilities"], atol=1e-6, rtol=1e-5)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from cnnbatch import weights
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models import darknet, darknet_models
+from cnnbatch.models import darknet_models, suppression
 from cnnbatch.models.darknet import Darknet, Head, build, load_weights
 from cnnbatch.models.darknet_cfg import parse_cfg
 
@@ -453,7 +453,7 @@ def test_boxes_without_end_are_none() -> None:
 def test_suppression_of_many_boxes_keeps_the_best(crowded: Darknet, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():
         (before,) = crowded(noise())
-        monkeypatch.setattr(darknet, "_MOST_CANDIDATES", 700)
+        monkeypatch.setattr(suppression, "_MOST_CANDIDATES", 700)
         (after,) = crowded(noise())
     assert len(after["scores"]) == 100
     for name, value in before.items():

@@ -31,6 +31,7 @@ from cnnbatch.tasks.keypoints import Keypoints
 from cnnbatch.truth import Class, ModelClasses, match_classes
 from tests.test_task_contract import predict
 
+CPU = Runtime("cpu")
 SMALL = {"min_size": 96, "max_size": 160}
 SIZES = ((60, 80), (120, 70), (48, 200))
 TORCHVISION = torchvision.models.list_models(module=torchvision.models.detection)
@@ -41,6 +42,7 @@ def reference(name: str) -> Any:
     torch.manual_seed(0)
     small = {} if name.startswith("ssd") else SMALL
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **small).eval()
+    _settle(model)
     head = getattr(model, "roi_heads", model)
     head.score_thresh, head.detections_per_img = 0.0, 10
     if hasattr(model, "rpn"):
@@ -50,14 +52,28 @@ def reference(name: str) -> Any:
     return model
 
 
-def ours(name: str, model: Any) -> ObjectDetector:
+def _settle(model: Any) -> None:
+    """Give the normalisations what they see of noise: with their first values, features fade to nothing."""
+    norms = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    for layer in norms:
+        layer.momentum = None  # Averages all pictures.
+        layer.train()
+    if norms:
+        with torch.no_grad():
+            model([torch.rand((3, 96, 128)) for _ in range(4)])
+    model.eval()
+
+
+def ours(name: str, model: Any, runtime: Runtime = CPU) -> ObjectDetector:
     """Return the same network as the task runs it."""
     resizing = _resizing(model.transform)
     categories = torchvision.models.get_model_weights(name).DEFAULT.meta["categories"]
     poses = name.startswith("keypoint")
-    detector = Detector(TorchvisionDetector(copy.deepcopy(model), poses), resizing, tuple(categories))
+    module = TorchvisionDetector(copy.deepcopy(model), poses)
+    parts, box_parts = module.parts, module.box_parts
+    detector = Detector(module, resizing, tuple(categories), parts=parts, box_parts=box_parts)
     task = Keypoints(model=name) if poses else Detect(model=name)
-    return ObjectDetector(task, detector, Runtime("cpu"))
+    return ObjectDetector(task, detector, runtime)
 
 
 def pictures(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Image]:
@@ -87,7 +103,7 @@ def test_boxes_are_torchvisions_for_each_picture_by_itself(pair: tuple[str, Any,
             expected = model([picture.pixels.float() / 255])[0]
         assert len(row["objects"]) == len(expected["scores"]) > 0
         scores = [one["score"] for one in row["objects"]]
-        assert scores == pytest.approx(expected["scores"].tolist(), abs=2e-4)
+        assert scores == pytest.approx(expected["scores"].tolist(), abs=5e-4)
         clear = _told_apart(expected)
         for place in clear:
             assert row["objects"][place]["label"] == categories[expected["labels"][place]]
@@ -133,6 +149,28 @@ def test_sides_are_resized_and_padded_as_torchvision_does(
     resized, _ = torchvision.models.detection.transform._resize_image_and_masks(picture[:1], *sides)
     assert how.resized(size) == tuple(resized.shape[1:])
     assert how.padded(how.resized(size)) == tuple(transform.batch_images([resized]).shape[2:])
+
+
+@given(size, st.sampled_from([(96, 160), (320, 640), (800, 1333), (800, 800), (640, 512)]))
+@settings(max_examples=200, deadline=None)
+def test_few_shapes_hold_every_picture(size: tuple[int, int], sides: tuple[int, int]) -> None:
+    how = Resizing("sides", sides, divisor=32)
+    few = how.with_few_shapes()
+    resized, padded = how.resized(size), few.padded(few.resized(size))
+    assert few.resized(size) == resized
+    assert padded in few.shapes
+    assert len(few.shapes) <= 7
+    exact = how.padded(resized)
+    assert exact[0] <= padded[0]
+    assert exact[1] <= padded[1]
+    assert few.describe() == how.describe()
+
+
+@pytest.mark.parametrize("size", [(480, 640), (640, 480), (600, 600), (2000, 3000)])
+@pytest.mark.parametrize("sides", [(320, 640), (800, 1333)])
+def test_usual_photographs_need_no_more_padding(size: tuple[int, int], sides: tuple[int, int]) -> None:
+    how = Resizing("sides", sides, divisor=32)
+    assert how.with_few_shapes().padded(how.resized(size)) == how.padded(how.resized(size))
 
 
 def test_an_input_equals_torchvisions_pixel_by_pixel() -> None:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
 
+from cnnbatch.models.backends import noise
 from cnnbatch.models.fusion import FusedConvolution, fuse
 
 SIDE = 64
@@ -42,7 +44,7 @@ def test_every_kind_of_network_computes_the_same(name: str, device: str) -> None
     pictures = torch.rand((2, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         expected = plain(pictures)
-        fused = fuse(plain, device, (SIDE, SIDE))
+        fused = fuse(plain, device, noise((SIDE, SIDE)))
         found = fused(pictures.contiguous(memory_format=torch.channels_last))
     assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
     assert fused is not plain
@@ -55,7 +57,7 @@ def test_every_kind_of_network_computes_the_same(name: str, device: str) -> None
 def test_activations_go_into_the_convolution_where_onednn_is() -> None:
     if not torch._C._has_mkldnn or platform.machine() != "x86_64":
         pytest.skip("oneDNN's fused convolutions are used on x86-64 only")
-    fused = fuse(settled(models.mobilenet_v2()), "cpu", (SIDE, SIDE))
+    fused = fuse(settled(models.mobilenet_v2()), "cpu", noise((SIDE, SIDE)))
     assert kinds(fused, FusedConvolution) == 35
     assert kinds(fused, nn.ReLU6) == 0
 
@@ -78,11 +80,45 @@ def test_a_convolution_with_a_hook_keeps_it() -> None:
     plain, seen = settled(Hooked()), []
     assert isinstance(plain.second, nn.Conv2d)
     plain.second.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0].shape))
-    fused = fuse(plain, "cpu", (8, 8))
+    fused = fuse(plain, "cpu", noise((8, 8)))
     seen.clear()
     fused(torch.rand(2, 3, 8, 8))
     assert seen == [(2, 4, 6, 6)]
     assert kinds(fused, nn.BatchNorm2d) == 0
+
+
+class Towers(nn.Module):
+    """The same layers over several maps, as detectors' heads have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(
+            Conv2dNormActivation(3, 4, norm_layer=FrozenBatchNorm2d),
+            Conv2dNormActivation(4, 5, activation_layer=nn.LeakyReLU),
+        )
+
+    def forward(self, maps: list[Tensor], extra: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+        """Return five maps for each map."""
+        return {"maps": [self.tower(one) for one in maps], "extra": [self.tower(extra["last"])]}
+
+
+def test_lists_of_maps_and_frozen_normalisation_are_folded() -> None:
+    torch.manual_seed(0)
+    plain = Towers()
+    for layer in plain.modules():
+        if isinstance(layer, FrozenBatchNorm2d):
+            for values in layer.buffers():
+                values.copy_(0.8 + 0.4 * torch.rand(len(values)))
+    settled(plain)
+    sides = (8, 4)
+    example = ([torch.randn(2, 3, side, side) for side in sides], {"last": torch.randn(2, 3, 2, 2)})
+    fused = fuse(plain, "cpu", example)
+    assert kinds(fused, nn.BatchNorm2d) == kinds(fused, FrozenBatchNorm2d) == 0
+    maps, extra = [torch.randn(3, 3, side, side + 1) for side in sides], {"last": torch.randn(3, 3, 1, 1)}
+    found, expected = fused(maps, extra), plain(maps, extra)
+    for name, values in expected.items():
+        for one, other in zip(found[name], values, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 class SharedConvolution(Hooked):
@@ -106,7 +142,7 @@ class TwiceUsed(Hooked):
 def test_what_others_need_stays(kind: type[Hooked]) -> None:
     plain = settled(kind())
     pictures = torch.rand(2, 3, 8, 8)
-    torch.testing.assert_close(fuse(plain, "cpu", (8, 8))(pictures), plain(pictures))
+    torch.testing.assert_close(fuse(plain, "cpu", noise((8, 8)))(pictures), plain(pictures))
 
 
 class Branching(Hooked):
@@ -129,7 +165,7 @@ class Deceived(Hooked):
 @pytest.mark.parametrize("kind", [Branching, Deceived])
 def test_a_network_that_can_not_be_traced_stays_as_it_is(kind: type[Hooked]) -> None:
     plain = settled(kind())
-    assert fuse(plain, "cpu", (8, 8)) is plain
+    assert fuse(plain, "cpu", noise((8, 8))) is plain
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -138,6 +174,6 @@ def test_narrow_types_compute_on_every_processor(dtype: torch.dtype) -> None:
     pictures = torch.rand((1, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         expected = plain(pictures)
-        fused = fuse(plain, "cpu", (SIDE, SIDE), dtype).to(dtype)
+        fused = fuse(plain, "cpu", noise((SIDE, SIDE)), dtype).to(dtype)
         found = fused(pictures.to(dtype).contiguous(memory_format=torch.channels_last)).float()
     assert (found - expected).abs().max() <= 0.1 * expected.abs().max()

@@ -226,7 +226,7 @@ def test_a_zombie_that_writes_late_overwrites_nothing(photos: Callable[[int], Pa
     spec = job(folder, out)
     output, source = Output(str(out), Storage()), open_source(spec.input, Storage())
     zombie = WorkerProcess()
-    zombie.load(Order(spec, source, output, 20, True, None))
+    zombie.load(Order(spec, source, output, True, None))
     run(spec, QUIET)
     before = parts(out)
     planner = Planner(output, source, spec.input, 10)

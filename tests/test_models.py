@@ -19,7 +19,7 @@ from torchvision.models.regnet import BlockParams
 from cnnbatch.errors import UserError
 from cnnbatch.models import Choice, Network, Preprocessing, build_classifier
 from cnnbatch.models.building import find
-from cnnbatch.models.network import Penultimate, check, last_layer
+from cnnbatch.models.network import WithPenultimate, check, last_layer
 from cnnbatch.models.torchvision_models import imagenet_classes, names
 
 TIMM = [
@@ -70,9 +70,8 @@ def shapes(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     crop = found.preprocessing("DEFAULT").crop
     with on_meta():
         module = found.make(7, {}, crop).eval()
-        penultimate = Penultimate(module)
-        logits = module(torch.zeros(2, 3, *crop))
-    return tuple(logits.shape), tuple(penultimate.take().shape)
+        logits, features = WithPenultimate(module)(torch.zeros(2, 3, *crop))
+    return tuple(logits.shape), tuple(features.shape)
 
 
 @pytest.mark.parametrize("name", names())
@@ -339,7 +338,7 @@ def test_what_does_not_fit_is_found_before_the_first_image() -> None:
 
 def test_a_module_without_layers_has_no_embedding() -> None:
     with pytest.raises(UserError, match="no linear layer"):
-        Penultimate(Toy())
+        WithPenultimate(Toy())
 
 
 def unsaid() -> Network:

@@ -25,6 +25,7 @@ from cnnbatch.output import Output
 from cnnbatch.process import Order
 from cnnbatch.records import Work
 from cnnbatch.run import run
+from cnnbatch.settling import Settling
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Entry, Storage
 from tests.test_run import QUIET, break_some, job, parts, table
@@ -69,7 +70,10 @@ def test_one_worker_four_workers_and_inline_write_equal_tables(
     assert failed == broken
 
 
-@pytest.mark.parametrize(("fault", "code"), [("raise", "predict"), ("kill", "crash"), ("hang", "timeout")])
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("raise", "predict"), ("kill", "crash"), ("hang", "timeout"), ("memory", "out_of_memory")],
+)
 def test_an_image_that_breaks_its_worker_gets_its_row(
     cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path, fault: str, code: str
 ) -> None:
@@ -198,9 +202,9 @@ def test_the_first_part_does_not_wait_for_a_listing_that_never_ends(
     monkeypatch.setattr(Storage, "list", endless)
     planner = Planner(output, source, spec.input, 10)
     planner.start()
-    order = Order(spec, source, output, 100, False, None)
+    order = Order(spec, source, output, False, None)
     works = (None if shard is None else Work(shard) for shard in planner.shards())
-    receipts: Any = pool.Pool(order, lambda ready: {"precision": "fp32"}, print).predict(works, ())
+    receipts: Any = pool.Pool(order, Settling(spec, output), print).predict(works, ())
     started = time.monotonic()
     assert next(receipts).rows == 10
     assert time.monotonic() - started < 30

@@ -11,7 +11,9 @@ import pytest
 
 from cnnbatch.report import write_report
 from cnnbatch.storage import Storage
+from tests.outputs import write_settings
 from tests.test_report_evaluation import STREET, ZOO, classified, detected
+from tests.test_report_speed import MEASURED
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -55,6 +57,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "objects": detected(folder / "objects", STREET * 4),
         "objects without truth": detected(folder / "plain", STREET, with_truth=False),
     }
+    write_settings(outputs["labels"], "cpu:AVX512 bf16", MEASURED)
     return {name: Path(write_report(str(output), Storage())) for name, output in outputs.items()}
 
 

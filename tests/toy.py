@@ -7,11 +7,11 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from cnnbatch.tasks import Runtime, Task
+from cnnbatch.tasks import Precision, Runtime, Task
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,15 @@ class Toy(Task):
     """Eight numbers a picture. ``fault`` happens at keys that hold ``at``; ``flag`` is a file it looks for.
 
     Faults: ``raise`` and ``kill`` and ``hang`` at the picture; ``device`` on every picture while
-    ``flag`` exists; ``slow`` sleeps in every batch.
+    ``flag`` exists; ``slow`` sleeps in every batch; ``memory`` at the picture, and above ``fits`` inputs.
     """
+
+    precisions: ClassVar[frozenset[Precision]] = frozenset({"fp32", "bf16", "fp16"})
 
     fault: str = ""
     at: str = ""
     flag: str = ""
+    fits: int = 2
     side: int = 16
     seed: int = 0
 
@@ -84,7 +87,10 @@ class ToyModel:
         """Convolve and average, unless a fault is planted."""
         import torch
 
-        self._misbehave(bool((batch[:, :, 0, 0] == 255).all(1).any()))
+        marked = bool((batch[:, :, 0, 0] == 255).all(1).any())
+        if self.task.fault == "memory" and (marked or len(batch) > self.task.fits):
+            raise torch.OutOfMemoryError("CUDA out of memory. planted")
+        self._misbehave(marked)
         features = torch.nn.functional.conv2d(batch.float() / 255, self.weight).mean((2, 3))
         return {"values": features}
 

@@ -19,6 +19,9 @@ from cnnbatch.models.network import Architecture, Network, last_layer, library, 
 from cnnbatch.models.preprocessing import Preprocessing
 from cnnbatch.naming import load_object, meant
 
+ONNX = "onnx"
+"""The model that is an ONNX file."""
+
 _RANDOM = re.compile(r"random(?::(\d+))?")
 
 
@@ -30,7 +33,8 @@ class Choice:
     function that returns a `Network`, ``mypackage.module:build``. ``weights`` is ``DEFAULT`` or
     another published name, a path, a URL, ``package:NAME/PATH``, or ``random[:SEED]``; ``sha256``
     is its file's. ``classes`` sizes the head; ``key_map`` is the name of a map or a JSON file;
-    ``preprocessing`` replaces fields of what the weights ask for.
+    ``preprocessing`` replaces fields of what the weights ask for. The model ``onnx`` runs the ONNX file
+    that the weights are; ``adapter`` says what that file gives.
     """
 
     model: str
@@ -39,6 +43,7 @@ class Choice:
     classes: tuple[str, ...] | None = None
     key_map: str | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
 
     @property
     def seed(self) -> int | None:
@@ -61,11 +66,21 @@ def build_classifier(choice: Choice) -> Network:
     if choice.seed is not None and choice.sha256:
         raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
     with seeded(choice.seed or 0):
-        network = external(choice, Network) if ":" in choice.model else _named(choice, find(choice.model))
+        network = _built(choice)
     if choice.seed is not None:
         network = replace(network, weights=f"random:{choice.seed}")
     module = network.module.eval().requires_grad_(False)
     return replace(network, module=module, preprocessing=choice.adjusted(network.preprocessing))
+
+
+def _built(choice: Choice) -> Network:
+    if ":" in choice.model:
+        return external(choice, Network)
+    if choice.model == ONNX:
+        from cnnbatch.models.onnx import classifier
+
+        return classifier(choice)
+    return _named(choice, find(choice.model))
 
 
 def find(model: str) -> Architecture:
@@ -80,11 +95,11 @@ def find(model: str) -> Architecture:
         return timm_models.architecture(model.removeprefix("timm/"))
     if model in torchvision_models.names():
         return torchvision_models.architecture(model)
-    known = [*catalogue.OWN, *torchvision_models.names(), *timm_models.names()]
+    known = [ONNX, *catalogue.OWN, *torchvision_models.names(), *timm_models.names()]
     raise UserError(
         f"task.model: no classifier is called {model!r}{meant(model, known)}\n"
         "  expected a classifier of torchvision (resnet50), of timm (timm/NAME), one of "
-        f"{', '.join(catalogue.OWN)}, or a function of yours (mypackage.module:build)"
+        f"{', '.join(catalogue.OWN)}, onnx, or a function of yours (mypackage.module:build)"
     )
 
 
@@ -117,7 +132,7 @@ def _from_file(choice: Choice, found: Architecture) -> Network:
     module = _made(choice, found, classes, state)
     name, _ = last_layer(module)
     rows = len(state[f"{name}.weight"]) if f"{name}.weight" in state else len(classes)
-    _require_equal(rows, classes, choice.classes, f"the file {path.name}")
+    require_equal(rows, classes, choice.classes, f"the file {path.name}")
     files.apply(module, state, where=str(path))
     network = _network(choice, found, module, classes)
     return replace(network, weights=files.digest(path), licence=found.licence(choice.weights))
@@ -206,10 +221,11 @@ def check_classes(classes: tuple[str, ...] | None) -> None:
 
 def _check_count(classes: tuple[str, ...] | None, module: nn.Module, what: str) -> None:
     if classes is not None:
-        _require_equal(len(last_layer(module)[1].weight), classes, classes, what)
+        require_equal(len(last_layer(module)[1].weight), classes, classes, what)
 
 
-def _require_equal(outputs: int, classes: tuple[str, ...], given: tuple[str, ...] | None, what: str) -> None:
+def require_equal(outputs: int, classes: tuple[str, ...], given: tuple[str, ...] | None, what: str) -> None:
+    """Insist on as many ``classes`` as ``what`` has outputs; ``given`` are the job's own, if any."""
     if outputs != len(classes):
         whose = "task.classes" if given else "the published list of classes"
         raise UserError(

@@ -17,15 +17,15 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 
 from cnnbatch.errors import UserError
 from cnnbatch.models.darknet_cfg import Section, parse_cfg
+from cnnbatch.models.detector import Detections
+from cnnbatch.models.suppression import detections
 
 _MOST_LAYERS = 1000  # YOLOv4's largest has 334
 _MOST_WEIGHTS = 1 << 29  # floats, 2 GiB; YOLOv4's largest has 287 million
 _LARGEST_MAP = 1 << 27  # floats of one picture in one layer, 512 MiB
-_MOST_CANDIDATES = 30_000  # boxes of one picture that go into suppression
 
 
 # --- What sections become ---
@@ -382,7 +382,7 @@ class Darknet(nn.Module):
         """How many classes there are."""
         return self.heads[0].classes
 
-    def forward(self, batch: Tensor, sizes: Tensor | None = None) -> list[dict[str, Tensor]]:
+    def forward(self, batch: Tensor, sizes: Tensor | None = None) -> list[Detections]:
         """Return what each picture shows, best score first.
 
         Args:
@@ -404,31 +404,10 @@ class Darknet(nn.Module):
         ]
         boxes = torch.cat([each for each, _ in found], dim=1)  # [N, R, 4]
         scores = torch.cat([each for _, each in found], dim=1)  # [N, R, C]
-        return [self._best(*picture) for picture in zip(boxes, scores, strict=True)]
-
-    def _best(self, boxes: Tensor, scores: Tensor) -> dict[str, Tensor]:
-        """Choose among one picture's boxes (R, 4) and scores (R, C)."""
-        # Broken weights can give boxes without end; they are no detections.
-        found = (scores > self.score_threshold) & boxes.isfinite().all(dim=1, keepdim=True)
-        row, label = found.nonzero(as_tuple=True)
-        # A box is only ever removed by a better one, so that the worst can go first: with real weights a
-        # picture has a few thousand, and broken ones must not cost hours.
-        order = scores[row, label].argsort(descending=True, stable=True)[:_MOST_CANDIDATES]
-        row, label = row[order], label[order]
-        kept = _suppressed(boxes[row], scores[row, label], label, self.nms_threshold)
-        row, label = row[kept][: self.max_objects], label[kept][: self.max_objects]
-        return {"boxes": boxes[row], "scores": scores[row, label], "labels": label}
-
-
-def _suppressed(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Return which of the boxes (K, 4), best first, no better one of its label overlaps, in their order."""
-    if not len(boxes_xyxy):
-        return labels
-    # To tell classes apart, batched_nms may move each by more than the largest coordinate: below zero they
-    # would meet nevertheless, and float32 would be too coarse so far out. MPS has nothing finer.
-    exact = boxes_xyxy if boxes_xyxy.device.type == "mps" else boxes_xyxy.double()
-    kept: Tensor = batched_nms(exact - exact.min(), scores.to(exact), labels, threshold)
-    return kept.sort().values  # equal scores stay in order
+        return [
+            detections(*picture, self.score_threshold, self.nms_threshold, self.max_objects)
+            for picture in zip(boxes, scores, strict=True)
+        ]
 
 
 def build(cfg_text: str, where: str) -> Darknet:

@@ -84,6 +84,7 @@ def yolov3_tiny(choice: Choice) -> Detector:
         licence="MIT" if choice.weights == "DEFAULT" else None,
         weights=digest,
         library=library("cnnbatch"),
+        parts=("body",),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,16 @@ from torch import Tensor, nn
 from cnnbatch.errors import UserError
 from cnnbatch.models.resizing import Resizing
 
+if TYPE_CHECKING:
+    from cnnbatch.tasks import Runtime
+
 Detections = Mapping[str, Tensor]
 """Of one picture, the best first: ``boxes`` [K, 4] float32 (x1, y1, x2, y2) in pixels of the input,
 ``scores`` [K] float32, ``labels`` [K] int64; of a pose network also ``keypoints`` [K, P, 3], (x, y,
 visibility)."""
 
-_PROBE = (64, 96)
+PROBE = (64, 96)
+"""The (height, width) of the picture that shows whether a detector runs, where it takes any."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,10 @@ class Detector:
     go there. A label is a place in ``classes``; an empty name is a label that is never given. ``ids``
     are the numbers that the weights' own data set has for the same classes, ``aliases`` lead from
     their names to that data set's where they differ.
+
+    ``parts`` are the names of submodules that any backend can run: tensors of one picture each, in lists
+    and mappings, go in and out, and in between nothing depends on their values. ``box_parts`` are the
+    same with tensors of one box each. Their precision is the job's; all else is in float32.
     """
 
     module: nn.Module
@@ -38,6 +47,21 @@ class Detector:
     licence: str | None = None
     weights: str = ""
     library: str = ""
+    parts: tuple[str, ...] = ()
+    box_parts: tuple[str, ...] = ()
+
+    def resizing_for(self, runtime: Runtime) -> Resizing:
+        """Return how pictures are prepared: in few shapes where a shape costs time or memory.
+
+        Of detectors without ``parts`` nothing is known, so that their inputs stay as they are.
+        """
+        costly = runtime.backend == "compile" or runtime.device != "cpu"
+        return self.resizing.with_few_shapes() if self.parts and costly else self.resizing
+
+
+def probe_size(resizing: Resizing) -> tuple[int, int]:
+    """Return the (height, width) of a small input, where the detector takes several."""
+    return resizing.padded(PROBE if resizing.varies else resizing.size)
 
 
 def check(detector: Detector, model: str) -> None:
@@ -46,9 +70,7 @@ def check(detector: Detector, model: str) -> None:
     Raises:
         UserError: it refuses it, or gives other than `Detections`.
     """
-    height, width = detector.resizing.padded(
-        _PROBE if detector.resizing.fit == "sides" else detector.resizing.size
-    )
+    height, width = probe_size(detector.resizing)
     try:
         with torch.inference_mode():
             found = detector.module(torch.zeros(1, 3, height, width), torch.tensor([[height, width]]))

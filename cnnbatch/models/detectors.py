@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cnnbatch.errors import UserError
-from cnnbatch.models import darknet_models, torchvision_detectors
-from cnnbatch.models.building import Choice, check_classes, external
+from cnnbatch.models import darknet_models, onnx, torchvision_detectors
+from cnnbatch.models.building import ONNX, Choice, check_classes, external
 from cnnbatch.models.detector import Detector, check
 from cnnbatch.models.network import seeded
 from cnnbatch.naming import meant
@@ -41,11 +41,13 @@ def build_detector(choice: Choice, keypoints: bool = False) -> Detector:
 
 
 def _named(choice: Choice, keypoints: bool) -> Detector:
+    if choice.model == ONNX:
+        return onnx.detector(choice)
     if choice.model in OWN:
         return OWN[choice.model](choice)
     if choice.model in torchvision_detectors.names():
         return torchvision_detectors.detector(choice, keypoints)
     raise UserError(
-        f"task.model: no detector is called {choice.model!r}{meant(choice.model, names())}\n"
-        f"  expected one of {', '.join(names())}, or a function of yours (mypackage.module:build)"
+        f"task.model: no detector is called {choice.model!r}{meant(choice.model, [ONNX, *names()])}\n"
+        f"  expected one of {', '.join(names())}, {ONNX}, or a function of yours (mypackage.module:build)"
     )

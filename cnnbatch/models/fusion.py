@@ -6,13 +6,17 @@ the time of a cheap network. The price: sums are rounded in another order (about
 
 from __future__ import annotations
 
+import inspect
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.ops import FrozenBatchNorm2d
+
+from cnnbatch.models.structure import flatten
 
 TOLERANCE = 1e-3
 
@@ -28,19 +32,18 @@ _ACTIVATIONS: dict[type[nn.Module], Attribute] = {
 
 
 def fuse(
-    module: nn.Module, device: str, picture: tuple[int, int], dtype: torch.dtype = torch.float32
+    module: nn.Module, device: str, example: Sequence[Any], dtype: torch.dtype = torch.float32
 ) -> nn.Module:
     """Return what computes the same as ``module`` in evaluation mode, with fewer passes over memory.
 
-    ``module`` is float32 on the CPU and takes (N, 3, H, W); ``picture`` is an input's (height,
-    width), ``device`` where it will run, in ``dtype``. Only plain convolutions without hooks change.
-    A module that can't be traced, that refuses such an input, or that computes another thing when
-    traced, is returned as it is.
+    ``module`` is float32 on the CPU and takes what ``example`` is; ``device`` is where it will run,
+    in ``dtype``. Only plain convolutions without hooks change. A module that can't be traced, that
+    refuses such inputs, or that computes another thing when traced, is returned as it is.
 
     Source: the folding is Jacob et al. 2018 (arXiv 1712.05877), equation 14.
     """
     try:
-        graph = fx.Tracer().trace(module)
+        graph = _Tracer().trace(module, _structures(module, example))
     except Exception:  # Tracing runs the model's own code on stand-ins for tensors, where anything may fail.
         return module
     fused = fx.GraphModule(module, graph)
@@ -52,7 +55,25 @@ def fuse(
     fused.delete_all_unused_submodules()
     graph.lint()
     fused.recompile()
-    return fused if _agree(module, fused, picture) else module
+    return fused if _agree(module, fused, example) else module
+
+
+class _Tracer(fx.Tracer):
+    """Takes frozen batch normalisation for the one step that it is."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, FrozenBatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _structures(module: nn.Module, example: Sequence[Any]) -> dict[str, Any] | None:
+    """Return by parameter what lists and mappings the inputs are, which the tracer can't guess."""
+    if all(isinstance(one, Tensor) for one in example):
+        return None
+    found = {}
+    for name, one in zip(inspect.signature(module.forward).parameters, example, strict=False):
+        tensors, rebuild = flatten(one)
+        found[name] = rebuild([fx.PH] * len(tensors))  # type: ignore[attr-defined]
+    return found
 
 
 def _has_fused_convolution(dtype: torch.dtype) -> bool:
@@ -80,16 +101,19 @@ class FusedConvolution(nn.Module):
 
 
 def _fold_norm(fused: fx.GraphModule, norm: fx.Node) -> None:
-    convolution = _only_convolution_before(fused, norm)
-    layer = _layer(fused, norm)
-    if (
-        convolution is None
-        or type(layer) is not nn.BatchNorm2d
-        or layer.running_mean is None
-        or layer.training
-    ):
+    convolution, layer = _only_convolution_before(fused, norm), _layer(fused, norm)
+    if convolution is None or not _normalises_by_constants(layer):
         return
-    _replace(fused, convolution, norm, fuse_conv_bn_eval(_convolution(fused, convolution), layer))
+    constants: Any = layer
+    _replace(fused, convolution, norm, fuse_conv_bn_eval(_convolution(fused, convolution), constants))
+
+
+def _normalises_by_constants(layer: nn.Module | None) -> bool:
+    if layer is None or layer.training:
+        return False
+    if type(layer) is nn.BatchNorm2d:
+        return layer.running_mean is not None
+    return type(layer) is FrozenBatchNorm2d
 
 
 def _fold_activation(fused: fx.GraphModule, activation: fx.Node) -> None:
@@ -133,19 +157,26 @@ def _attribute(fused: fx.GraphModule, node: fx.Node) -> Attribute | None:
     if node.op == "call_function" and node.target is nn.functional.relu:
         return _ACTIVATIONS[nn.ReLU]
     layer = _layer(fused, node)
+    if type(layer) is nn.LeakyReLU:
+        return "leaky_relu", [layer.negative_slope], ""
     return None if layer is None else _ACTIVATIONS.get(type(layer))
 
 
-def _agree(module: nn.Module, fused: nn.Module, picture: tuple[int, int]) -> bool:
-    """Say whether both give the same for a picture of noise; they don't where one refuses it."""
-    noise = torch.randn((1, 3, *picture), generator=torch.Generator().manual_seed(0))
+def _agree(module: nn.Module, fused: nn.Module, example: Sequence[Any]) -> bool:
+    """Say whether both give the same for the example; they don't where one refuses it."""
+    tensors, rebuild = flatten(tuple(example))
+    channels_last = [
+        one.contiguous(memory_format=torch.channels_last) if one.ndim == 4 else one for one in tensors
+    ]
     try:
         with torch.inference_mode():
-            expected: Any = module(noise)
-            found: Any = fused(noise.contiguous(memory_format=torch.channels_last))
+            expected = flatten(module(*example))[0]
+            found = flatten(fused(*rebuild(channels_last)))[0]
     except Exception:  # The model's own, whose words `network.check` tells.
         return False
-    if not isinstance(expected, Tensor) or not isinstance(found, Tensor) or expected.shape != found.shape:
-        return False
-    scale = max(1e-6, float(expected.abs().max()))
-    return bool(((found - expected).abs() <= TOLERANCE * scale).all())
+    return len(found) == len(expected) and all(map(_near, found, expected))
+
+
+def _near(found: Tensor, expected: Tensor) -> bool:
+    scale = max(1e-6, float(expected.abs().max())) if expected.numel() else 1.0
+    return found.shape == expected.shape and bool(((found - expected).abs() <= TOLERANCE * scale).all())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from cnnbatch.errors import UserError
 from cnnbatch.models.preprocessing import Preprocessing
@@ -86,25 +86,48 @@ def last_layer(module: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
     return next(((name, layer) for name, layer in layers.items() if layer is own), last)
 
 
-class Penultimate:
-    """Keeps what went into the classification layer of the last forward pass."""
+class WithPenultimate(nn.Module):
+    """A classifier that also gives what goes into its classification layer.
+
+    The features are (N, D); maps are averaged over their area, tokens over their number.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        self._kept: Tensor | None = None
-        _, self._layer = last_layer(module)
-        self._layer.register_forward_pre_hook(self._keep)
+        super().__init__()
+        name, layer = last_layer(module)
+        self._last = _Keeping(layer)
+        self.module = module if name else self._last
+        if name:
+            parent, _, own = name.rpartition(".")
+            setattr(module.get_submodule(parent), own, self._last)
 
-    def _keep(self, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._kept = inputs[0]
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits (N, C) and the features (N, D)."""
+        logits: Tensor = self.module(pixels)
+        return logits, _pooled(self._last.kept, isinstance(self._last.layer, nn.Conv2d))
 
-    def take(self) -> Tensor:
-        """Return the features (N, D) of the last pass in float32, maps averaged over their area."""
-        if self._kept is None:
-            raise RuntimeError("no forward pass went through the classification layer")
-        kept, self._kept = self._kept.float(), None
-        if isinstance(self._layer, nn.Conv2d):
-            return kept.mean((2, 3))
-        return kept if kept.ndim == 2 else kept.flatten(1, -2).mean(1)
+
+@fx.wrap
+def _pooled(features: Tensor, is_map: bool) -> Tensor:
+    """Return one vector a picture; one step for tracers, since it asks for the shape."""
+    if is_map:
+        return features.mean((2, 3))
+    return features if features.ndim == 2 else features.flatten(1, -2).mean(1)
+
+
+class _Keeping(nn.Module):
+    """A layer that keeps its input; part of the graph, so that tracers and compilers see it."""
+
+    kept: Tensor
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.kept = features
+        found: Tensor = self.layer(features)
+        return found
 
 
 def check(logits: Callable[[Tensor], Tensor], crop: tuple[int, int], classes: int, model: str) -> None:

@@ -70,7 +70,7 @@ class Preprocessing:
 def prepare(pixels: Tensor, size: Size, how: Preprocessing) -> Prepared:
     """Resize and crop uint8 ``pixels`` (3, H, W) of an original of ``size`` to uint8 (3, *crop).
 
-    The result lies in memory as (H, W, 3), as the channels-last network wants it.
+    The result lies where ``pixels`` do, in memory as (H, W, 3), as the channels-last network wants it.
     """
     target = how.resized(size)
     scale = target[0] / size[0]
@@ -86,9 +86,9 @@ def _centre(resized: Tensor, how: Preprocessing) -> tuple[Tensor, tuple[float, f
     """Cut or border to ``crop`` as torchvision does; the offset is that of the picture's corner (y, x)."""
     top, left = (_start(have, want) for have, want in zip(resized.shape[1:], how.crop, strict=True))
     fill = [round(255 * mean) for mean in how.mean] if how.fit == "contain" else [0, 0, 0]
-    canvas = torch.empty((*how.crop, 3), dtype=torch.uint8)
+    canvas = torch.empty((*how.crop, 3), dtype=torch.uint8, device=resized.device)
     if min(top, left) < 0:
-        canvas[:] = torch.tensor(fill, dtype=torch.uint8)
+        canvas[:] = torch.tensor(fill, dtype=torch.uint8, device=resized.device)
     part = resized[:, max(top, 0) : top + how.crop[0], max(left, 0) : left + how.crop[1]].permute(1, 2, 0)
     y, x = max(-top, 0), max(-left, 0)
     canvas[y : y + part.shape[0], x : x + part.shape[1]] = part

@@ -59,14 +59,17 @@ def detector(choice: Choice, keypoints: bool) -> Detector:
         module = _made(choice, _classes(choice, known))
     names = _classes(choice, known)
     resizing = _resizing(module.transform)
+    whole = TorchvisionDetector(module, keypoints)
     return Detector(
-        module=TorchvisionDetector(module, keypoints),
+        module=whole,
         resizing=resizing,
         classes=names,
         ids=() if choice.classes else tuple(range(len(names))),
         licence=licence,
         weights=digest,
         library=library("torchvision"),
+        parts=whole.parts,
+        box_parts=whole.box_parts,
     )
 
 
@@ -120,6 +123,19 @@ class TorchvisionDetector(nn.Module):
             self._head.mask_roi_pool = None  # Masks are another task's.
             if not keypoints:
                 self._head.keypoint_roi_pool = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """See `Detector`."""
+        return "module.backbone", "module.rpn.head" if hasattr(self.module, "rpn") else "module.head"
+
+    @property
+    def box_parts(self) -> tuple[str, ...]:
+        """See `Detector`; the last layers are left out, which cost little and gain from float32."""
+        if not hasattr(self.module, "roi_heads"):
+            return ()
+        poses = ("module.roi_heads.keypoint_head",) if self._head.has_keypoint() else ()
+        return ("module.roi_heads.box_head", *poses)
 
     @property
     def _head(self) -> Any:

@@ -10,8 +10,9 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cnnbatch.output import Output
 from cnnbatch.records import ImageRef
-from cnnbatch.report import plots
+from cnnbatch.report import plots, ways
 from cnnbatch.report.beside import Beside
 from cnnbatch.report.classes import MOST_OPEN
 from cnnbatch.report.curves import training_charts
@@ -101,6 +102,8 @@ def page_html(result: Result, storage: Storage, begin: Begin) -> str:
         open_classes=MOST_OPEN,
         stages=_stages(footers),
         throughput=_throughput(timeline) if len(footers) > 1 else None,
+        devices=ways.devices(Output(result.uri, storage)),
+        mixed=[*ways.mixed(footers), *ways.on_cpu(Output(result.uri, storage))],
         environment=environment(footers),
         job=job_yaml(result.settings),
     )

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cnnbatch.records import Image, Prepared
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Backend = Literal["eager", "compile", "openvino"]
+Decoder = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +27,15 @@ class Runtime:
     """Where and how a model runs; settled before the first shard.
 
     ``device`` is a torch device string (``cpu``, ``cuda``, ``mps``); ``threads`` is the number
-    of CPU threads that the forward pass may use.
+    of CPU threads that the forward pass may use; ``batch`` the number of inputs that nearly every
+    forward pass has.
     """
 
     device: str
     precision: Precision = "fp32"
-    backend: str = "eager"
+    backend: Backend = "eager"
     threads: int = 1
+    batch: int = 1
 
 
 class Model(Protocol):
@@ -76,6 +80,12 @@ class Task(BaseModel):
     """Fields that can't change a row."""
     batch: ClassVar[Mapping[str, int]] = {"cuda": 64, "mps": 16, "cpu": 16}
     """Inputs in one forward pass, by device, where the job does not say."""
+    backends: ClassVar[frozenset[Backend]] = frozenset({"eager"})
+    """What `load` can run the network by."""
+    precisions: ClassVar[frozenset[Precision]] = frozenset({"fp32"})
+    """What `load` can run the network in."""
+    prepares_on_device: ClassVar[bool] = False
+    """Whether its model's `prepare` leaves pixels on the device on which they lie."""
 
     name: str
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cnnbatch.tasks import Runtime
 from cnnbatch.tasks.weighted import Side, Size, WeightedTask
@@ -61,9 +61,14 @@ class InputChange(BaseModel):
 class Classify(WeightedTask):
     """Classification; see `cnnbatch.models.Choice` for the model and its weights."""
 
+    adapters: ClassVar[tuple[str, ...]] = ("classify",)
+    prepares_on_device: ClassVar[bool] = True
+
     name: str = "classify"
     model: str
-    """A classifier of torchvision, ``timm/NAME``, ``efficientnet_lite0``, or ``mypackage.module:build``."""
+    """A classifier of torchvision, ``timm/NAME``, ``efficientnet_lite0``, ``onnx`` (see ``adapter``), or
+    ``mypackage.module:build``."""
+    adapter: Literal["classify"] | None = None
     preprocessing: InputChange = InputChange()
     """What to do otherwise than the weights ask for."""
     top_k: Annotated[int, Field(ge=1)] = 5
@@ -72,6 +77,12 @@ class Classify(WeightedTask):
     """Write the probabilities of all classes."""
     embedding: bool = False
     """Write what goes into the last layer."""
+
+    @model_validator(mode="after")
+    def _onnx_gives_no_embedding(self) -> Self:
+        if self.embedding and self.model == "onnx":
+            raise ValueError("an ONNX file gives its outputs only; expected embedding to be left out")
+        return self
 
     def columns(self) -> pa.Schema:
         """Return ``label``, ``score``, ``top``, ``true_score``, and what else was asked for."""
@@ -94,19 +105,15 @@ class Classifier:
     """A classification network on one device; see `cnnbatch.tasks.Model` for its steps."""
 
     def __init__(self, task: Classify, network: Network, runtime: Runtime) -> None:
-        import torch
-
-        from cnnbatch.models.fusion import fuse
-        from cnnbatch.models.network import Penultimate, check
+        from cnnbatch.models.backends import executable, noise
+        from cnnbatch.models.network import WithPenultimate, check
         from cnnbatch.models.preprocessing import Normalize
 
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[runtime.precision]
         self._task, self._schema = task, task.columns()
         self._how = network.preprocessing
-        self._penultimate = Penultimate(network.module) if task.embedding else None
-        fused = fuse(network.module, runtime.device, self._how.crop, dtype)
-        self._module = fused.to(runtime.device, dtype).to(memory_format=torch.channels_last)
-        self._normalize = Normalize(self._how, runtime.device, dtype)
+        module = WithPenultimate(network.module) if task.embedding else network.module
+        self._run = executable(module, noise(self._how.crop), runtime)
+        self._normalize = Normalize(self._how, runtime.device, self._run.dtype)
         self._names = pa.array(network.classes, pa.string())
         self._numbers = {name: number for number, name in enumerate(network.classes)}
         self._may_overflow = runtime.precision == "fp16"
@@ -118,7 +125,7 @@ class Classifier:
             "library": network.library,
             "classes": hashlib.sha256("\n".join(network.classes).encode()).hexdigest(),
         }
-        check(self._logits, self._how.crop, len(network.classes), task.model)
+        check(lambda batch: self._outputs(batch)[0], self._how.crop, len(network.classes), task.model)
 
     def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """Return the size that the picture is resized to, where that is smaller."""
@@ -136,20 +143,21 @@ class Classifier:
         ``batch`` is uint8 (N, 3, H, W); results are float32, ``indices`` int64. Raises
         FloatingPointError where float16 was too narrow.
         """
-        logits = self._logits(batch)
+        logits, *features = self._outputs(batch)
         if self._may_overflow and not logits.isfinite().all():  # the others cannot, and the question waits
             raise FloatingPointError("outputs overflow float16; use compute.precision=bf16 or fp32")
         probabilities = logits.softmax(1)
         scores, indices = probabilities.topk(min(self._task.top_k, len(self._names)))
         outputs = {"probabilities": probabilities, "scores": scores, "indices": indices}
-        return {**outputs, "embedding": self._penultimate.take()} if self._penultimate else outputs
+        return {**outputs, "embedding": features[0]} if features else outputs
 
-    def _logits(self, batch: torch.Tensor) -> torch.Tensor:
+    def _outputs(self, batch: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return the logits and, where they are asked for, the features, in float32."""
         import torch
 
         with torch.inference_mode():
-            logits: torch.Tensor = self._module(self._normalize(batch))
-            return logits.float()
+            found = self._run(self._normalize(batch))
+            return [one.float() for one in (found if isinstance(found, tuple) else (found,))]
 
     def rows(
         self,

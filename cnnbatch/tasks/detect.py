@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import pyarrow as pa
 from pydantic import Field
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cnnbatch.records import Image, Prepared
     from cnnbatch.truth import Class
 
+Adapter = Literal["torchvision", "yolo", "detr"]
+
 _OBJECT: list[pa.Field[Any]] = [
     pa.field("label", pa.string()),
     pa.field("score", pa.float32()),
@@ -41,10 +43,13 @@ class Detect(WeightedTask):
     shard_size: ClassVar[int] = 250
     batch: ClassVar[Mapping[str, int]] = {"cuda": 8, "mps": 2, "cpu": 2}
     keypoints: ClassVar[bool] = False
+    adapters: ClassVar[tuple[str, ...]] = get_args(Adapter)
 
     name: str = "detect"
     model: str
-    """A detector of torchvision, ``yolov3_tiny``, or ``mypackage.module:build``."""
+    """A detector of torchvision, ``yolov3_tiny``, ``onnx`` (with ``adapter``), or
+    ``mypackage.module:build``."""
+    adapter: Adapter | None = None
     score_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     """The least score of an object; without it, the model's own."""
     max_objects: Annotated[int, Field(ge=1)] | None = None
@@ -71,16 +76,15 @@ class ObjectDetector:
     """A detection network on one device; see `cnnbatch.tasks.Model` for its steps."""
 
     def __init__(self, task: Detect, detector: Detector, runtime: Runtime) -> None:
-        import torch
+        from cnnbatch.models.parts import runnable
 
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[runtime.precision]
         self._task, self._schema = task, task.columns()
-        self._detector, self._device = detector, runtime.device
-        self._module = detector.module.to(runtime.device).to(memory_format=torch.channels_last)
-        self._autocast = torch.autocast(runtime.device, dtype, enabled=dtype is not torch.float32)
+        self._device = runtime.device
+        self._resizing = detector.resizing_for(runtime)
         for name, value in (("score_threshold", task.score_threshold), ("max_objects", task.max_objects)):
-            if value is not None and hasattr(self._module, name):
-                setattr(self._module, name, value)
+            if value is not None and hasattr(detector.module, name):
+                setattr(detector.module, name, value)
+        self._run = runnable(detector, runtime)
         self._names = pa.array(detector.classes, pa.string())
         self.licence = detector.licence
         self.classes = ModelClasses(detector.classes, detector.ids, detector.aliases)
@@ -102,7 +106,7 @@ class ObjectDetector:
         """Resize, normalise and pad to one input, float32 (3, H, W)."""
         from cnnbatch.models.resizing import prepare
 
-        return [prepare(image.pixels, self._detector.resizing)]
+        return [prepare(image.pixels, self._resizing)]
 
     def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> dict[str, list[Any]]:
         """Return lists of N: ``boxes`` [K, 4] in pixels of the input, ``scores`` [K], ``labels`` [K].
@@ -113,8 +117,8 @@ class ObjectDetector:
         import torch
 
         pixels = batch.to(self._device, memory_format=torch.channels_last, non_blocking=True)
-        with torch.inference_mode(), self._autocast:
-            found = self._module(pixels, sizes)
+        with torch.inference_mode():
+            found = self._run(pixels, sizes)
         kept = [self._kept(one) for one in found]
         return {name: [_host(one[name]) for one in kept] for name in self._outputs()}
 

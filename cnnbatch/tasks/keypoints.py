@@ -11,7 +11,9 @@ class Keypoints(Detect):
     """Poses; every object has ``keypoints`` (x, y, visibility) beside its box, in COCO's order."""
 
     keypoints: ClassVar[bool] = True
+    adapters: ClassVar[tuple[str, ...]] = ()
 
     name: str = "keypoints"
     model: str = "keypointrcnn_resnet50_fpn"
     """A pose network of torchvision, or ``mypackage.module:build``."""
+    adapter: None = None

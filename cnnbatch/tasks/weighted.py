@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cnnbatch.errors import UserError
-from cnnbatch.tasks import Task
+from cnnbatch.tasks import Backend, Precision, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +22,11 @@ Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=
 class WeightedTask(Task):
     """A task of one network; see `cnnbatch.models.Choice`."""
 
+    backends: ClassVar[frozenset[Backend]] = frozenset({"eager", "compile", "openvino"})
+    precisions: ClassVar[frozenset[Precision]] = frozenset({"fp32", "bf16", "fp16"})
+    adapters: ClassVar[tuple[str, ...]] = ()
+    """Conventions of ONNX files that the task reads; where there is one only, it need not be said."""
+
     model: str
     """A model's name (see ``cnnbatch models``), or ``mypackage.module:build``."""
     weights: str = "DEFAULT"
@@ -32,6 +37,23 @@ class WeightedTask(Task):
     """The names of the classes in the network's order, or a file with one a line."""
     key_map: str | None = None
     """A JSON file from the names in the weights' file to the network's, or the name of a known one."""
+    adapter: str | None = None
+    """With the model ``onnx``: by whose convention the ONNX file gives its outputs."""
+
+    @model_validator(mode="after")
+    def _adapter_is_of_onnx(self) -> Self:
+        if self.adapter and self.model != "onnx":
+            raise ValueError(
+                f"adapter says how to read an ONNX file; expected task.model=onnx beside it, got {self.model}"
+            )
+        if self.model == "onnx" and not self.adapters:
+            raise ValueError(f"{self.name} reads no ONNX files; expected another task.model than onnx")
+        if self.model == "onnx" and not self.adapter and len(self.adapters) > 1:
+            raise ValueError(
+                f"expected task.adapter {', '.join(self.adapters[:-1])} or {self.adapters[-1]} beside "
+                "task.model=onnx: by whose convention the file gives its outputs"
+            )
+        return self
 
     def choice(self, preprocessing: Mapping[str, Any]) -> Choice:
         """Return which network the job means; ``preprocessing`` replaces fields of what its weights ask for.
@@ -48,6 +70,7 @@ class WeightedTask(Task):
             classes=_read_names(self.classes) if isinstance(self.classes, str) else self.classes,
             key_map=self.key_map,
             preprocessing=preprocessing,
+            adapter=self.adapter,
         )
 
 

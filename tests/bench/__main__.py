@@ -1,9 +1,10 @@
 """All benchmarks, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import decode, detect, engine, evaluation, evaluators, new, sources
+from tests.bench import decode, detect, engine, evaluation, evaluators, forward, new, sources
 
 decode.main()
-engine.main()
+forward.main(list(forward.MODELS))
+engine.main(engine.COUNTS)
 detect.main()
 sources.main()
 new.main()

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.bench.measuring import CORES, alone, on_every_core, photographs, show_ceiling, stages, steady
+from tests.bench.measuring import CORES, alone, photographs, show_ceiling, stages, steady
 
 MODELS = ("ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn")
 COUNT = 500
@@ -47,17 +47,14 @@ def main(count: int = COUNT) -> None:
         for number, path in enumerate(islice(photographs(("coco-sample",)), count)):
             shutil.copy(path, photos / f"{number:06}.jpg")
         for model in MODELS:
-            every = on_every_core(THIS, "stages", model, str(photos), "unused")
-            ours = alone(THIS, "steady", model, str(photos), f"{folder}/{model}")
-            every += on_every_core(THIS, "stages", model, str(photos), "unused")
-            show_ceiling(console, model, every, ours)
+            ours = alone(THIS, model, str(photos), f"{folder}/{model}")
+            found = stages(job(model, str(photos), "unused"), ours["settings"], SAMPLE)
+            show_ceiling(console, model, [found], ours)
             console.print(f"whole:   {ours['images'] / ours['seconds']:.1f} images/s, start-up included")
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 2:
-        what, model, photos, out = sys.argv[1:]
-        spec = job(model, photos, out)
-        print(json.dumps(stages(spec, photos, SAMPLE) if what == "stages" else steady(spec)))
+        print(json.dumps(steady(job(*sys.argv[1:]))))
     else:
         main(int(sys.argv[1]) if len(sys.argv) > 1 else COUNT)

@@ -3,7 +3,7 @@
 MobileNetV2 is the hard case: so cheap that reading, decoding and writing weigh as much as the
 network. Every figure comes from one run on one machine; compare ratios, not rates.
 
-    python -m tests.bench.engine [IMAGES]
+    python -m tests.bench.engine [MODEL [IMAGES]]
 """
 
 from __future__ import annotations
@@ -13,70 +13,73 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from cnnbatch.job import MapJob
 from tests.bench.measuring import (
     CORES,
     SHARED,
     alone,
-    on_every_core,
     photographs,
     show_ceiling,
     stages,
     steady,
 )
 
-MODEL = "mobilenet_v2"
-COUNT = 4000
+COUNTS: Mapping[str, int] = {"mobilenet_v2": 10_000, "resnet50": 2_000}
+"""How many photographs each model gets: start-up, and finding the fastest way, weigh less in many."""
+SMALL_COUNT = 4000
 SAMPLE = 320  # photographs on which the stages are measured
 BATCH = 16
 SHARD, SMALL_SHARD = 500, 100  # A classifier's own is 1,000; this leaves several a worker.
 THIS = "tests.bench.engine"
 
 
-def weights() -> str:
+def weights(model: str) -> str:
     """Return the model's weights: real ones where they are there; speed does not depend on them."""
-    real = SHARED / "weights" / f"{MODEL}.safetensors"
+    real = SHARED / "weights" / f"{model}.safetensors"
     return str(real) if real.exists() else "random"
 
 
-def job(photos: str, out: str, shard: int = SHARD) -> Any:
-    """Return the job that is measured, with ``shard`` images in a part."""
-    from cnnbatch.job import MapJob
-
+def job(model: str, photos: str, out: str) -> Any:
+    """Return the job that is measured."""
     return MapJob.model_validate(
         {
-            "task": {"name": "classify", "model": MODEL, "weights": weights()},
-            "input": {"url": photos, "shard_size": shard},
+            "task": {"name": "classify", "model": model, "weights": weights(model)},
+            "input": {"url": photos, "shard_size": SHARD},
             "output": out,
             "compute": {"pool": "ray", "workers": CORES, "batch": BATCH},
         }
     )
 
 
-def cnnbatch(photos: str, out: str) -> dict[str, float]:
+def cnnbatch(model: str, photos: str, out: str) -> dict[str, Any]:
     """Run the job."""
-    return steady(job(photos, out))
+    return steady(job(model, photos, out))
 
 
-def small_shards(photos: str, out: str) -> dict[str, float]:
+def small_shards(model: str, photos: str, out: str, precision: str, backend: str) -> dict[str, Any]:
     """Run the job with more boundaries between shards, which shows what one of them costs."""
-    return steady(job(photos, out, SMALL_SHARD))
+    data = job(model, photos, out).model_dump(mode="json")
+    data["input"] |= {"shard_size": SMALL_SHARD, "limit": SMALL_COUNT}
+    data["compute"] |= {"precision": precision, "backend": backend}
+    return steady(MapJob.model_validate(data))
 
 
-def dataloader(photos: str, out: str) -> dict[str, float]:
+def dataloader(model: str, photos: str, out: str) -> dict[str, float]:
     """Run what a user writes first: a DataLoader with two workers, fp32, eager, one Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     import torch
     from PIL import Image
-    from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
+    from torchvision.models import get_model, get_model_weights
 
-    transform = MobileNet_V2_Weights.DEFAULT.transforms()
+    transform = get_model_weights(model).DEFAULT.transforms()
     paths = sorted(Path(photos).iterdir())
 
     class Photos(torch.utils.data.Dataset[tuple[str, torch.Tensor]]):
@@ -86,28 +89,28 @@ def dataloader(photos: str, out: str) -> dict[str, float]:
         def __getitem__(self, index: int) -> tuple[str, torch.Tensor]:
             return paths[index].name, transform(Image.open(paths[index]).convert("RGB"))
 
-    model = mobilenet_v2().eval()
+    network = get_model(model).eval()
     keys, labels = [], []
     with torch.inference_mode():
         for names, batch in torch.utils.data.DataLoader(Photos(), BATCH, num_workers=2):
             keys += names
-            labels += model(batch).softmax(1).argmax(1).tolist()
+            labels += network(batch).softmax(1).argmax(1).tolist()
     pq.write_table(pa.table({"key": keys, "label": labels}), f"{out}.parquet")
     return {"images": len(keys)}
 
 
-def ray_data(photos: str, out: str) -> dict[str, float]:
+def ray_data(model: str, photos: str, out: str) -> dict[str, float]:
     """Run the recipe of Ray Data's guide: read_images, map_batches on actors, write_parquet."""
     import numpy as np
     import ray
     import torch
-    from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
+    from torchvision.models import get_model, get_model_weights
 
     class Classifier:
         def __init__(self) -> None:
             torch.set_num_threads(1)
-            self.model = mobilenet_v2().eval()
-            self.transform = MobileNet_V2_Weights.DEFAULT.transforms()
+            self.model = get_model(model).eval()
+            self.transform = get_model_weights(model).DEFAULT.transforms()
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             pictures = [torch.as_tensor(np.array(image)).permute(2, 0, 1) for image in batch["image"]]
@@ -124,24 +127,27 @@ def ray_data(photos: str, out: str) -> dict[str, float]:
     return {"images": len(os.listdir(photos))}
 
 
-def main(count: int = COUNT) -> None:
-    """Measure everything on ``count`` photographs and print it."""
+def main(models: Mapping[str, int]) -> None:
+    """Measure each model on its number of photographs and print it."""
     console = Console()
-    with tempfile.TemporaryDirectory() as folder:
-        photos = Path(folder) / "photos"
-        photos.mkdir()
-        for number, path in enumerate(islice(photographs(), count)):
-            shutil.copy(path, photos / f"{number:06}.jpg")
-        every = on_every_core(THIS, "stages", str(photos), "")
-        ours = alone(THIS, "cnnbatch", str(photos), f"{folder}/cnnbatch")
-        every += on_every_core(
-            THIS, "stages", str(photos), ""
-        )  # Before and after: the machine's speed drifts.
-        small = alone(THIS, "small_shards", str(photos), f"{folder}/small")
-        rivals = {
-            name: alone(THIS, name, str(photos), f"{folder}/{name}") for name in ("dataloader", "ray_data")
-        }
-    show_ceiling(console, MODEL, every, ours)
+    for model, count in models.items():
+        with tempfile.TemporaryDirectory() as folder:
+            photos = Path(folder) / "photos"
+            photos.mkdir()
+            for number, path in enumerate(islice(photographs(), count)):
+                shutil.copy(path, photos / f"{number:06}.jpg")
+            measure(console, model, str(photos), folder)
+
+
+def measure(console: Console, model: str, photos: str, folder: str) -> None:
+    """Measure one model and print it."""
+    spec = job(model, photos, "unused")
+    ours = alone(THIS, "cnnbatch", model, photos, f"{folder}/cnnbatch")
+    way = ours["settings"]
+    alone_before = stages(spec, way, SAMPLE)
+    small = alone(THIS, "small_shards", model, photos, f"{folder}/small", way["precision"], way["backend"])
+    alone_after = stages(spec, way, SAMPLE)  # Twice: the machine's speed drifts.
+    show_ceiling(console, model, [alone_before, alone_after], ours)
     boundary_s = CORES * (1 / small["steady"] - 1 / ours["steady"]) / (1 / SMALL_SHARD - 1 / SHARD)
     console.print(
         f"boundary: {small['steady']:.1f} images/s with {SMALL_SHARD} images a shard instead of {SHARD}: "
@@ -149,7 +155,8 @@ def main(count: int = COUNT) -> None:
     )
     rate = ours["images"] / ours["seconds"]
     console.print(f"whole:   {rate:.1f} images/s, start-up included")
-    for name, rival in rivals.items():
+    for name in ("dataloader", "ray_data"):
+        rival = alone(THIS, name, model, photos, f"{folder}/{name}")
         theirs = rival["images"] / rival["seconds"]
         console.print(
             f"{name}: {theirs:.1f} images/s, start-up included; cnnbatch is {rate / theirs:.2f} times that"
@@ -157,15 +164,14 @@ def main(count: int = COUNT) -> None:
 
 
 if __name__ == "__main__":
-    contenders = {
-        "stages": lambda photos, out: stages(job(photos, out or "unused"), photos, SAMPLE),
+    contenders: dict[str, Callable[..., Any]] = {
         "cnnbatch": cnnbatch,
         "small_shards": small_shards,
         "dataloader": dataloader,
         "ray_data": ray_data,
     }
-    if len(sys.argv) > 2:
-        name, photos, out = sys.argv[1:]
-        print(json.dumps(contenders[name](photos, out)))
+    given = sys.argv[1:]
+    if given and given[0] in contenders:
+        print(json.dumps(contenders[given[0]](*given[1:])))
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else COUNT)
+        main({given[0]: int(given[1]) if len(given) > 1 else COUNTS[given[0]]} if given else COUNTS)

@@ -1,0 +1,88 @@
+"""Settles once, for an output and each kind of device in it, how its workers run; the driver's side.
+
+What is settled lies in ``_job/``: ``settings.json`` has the one precision and the one decoder,
+``settings/`` a file for each kind of device, with what was measured for it. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cnnbatch.estimate import spread
+from cnnbatch.job import MapJob, to_yaml
+from cnnbatch.output import Output
+from cnnbatch.records import ImageRef, Ready, Sample, Shard
+
+SAMPLE = 104
+FEW = 100
+"""The least number of images on which a way through a network is judged; the sample has a few more,
+since some may be broken."""
+
+
+class Settling:
+    """Keeps what the workers of a run settle, and says what is to be measured first.
+
+    ``refs`` are the first images to predict, ``images`` counts those planned so far. With
+    ``allow_mixed`` an output may hold parts of several precisions.
+    """
+
+    def __init__(
+        self,
+        job: MapJob,
+        output: Output,
+        refs: Sequence[ImageRef] = (),
+        images: Callable[[], int] = lambda: 0,
+        allow_mixed: bool = False,
+    ) -> None:
+        self._job, self._output = job, output
+        self._refs, self._images = refs, images
+        self._allow_mixed = allow_mixed
+
+    def kept(self) -> dict[str, Any]:
+        """Return what is settled: ``precision``, ``decoder``, and the settings by their key."""
+        return {**(self._output.decided("settings") or {}), **self._output.settings()}
+
+    def sample(self, ready: Ready, workers: int) -> Sample | None:
+        """Return what a worker is to measure on; None where nothing is open or too little is there."""
+        kept = self.kept()
+        if not ready.open or self._images() < FEW or len(self._refs) < FEW or _is_settled(ready, kept):
+            return None
+        first = "precision" not in kept
+        precision_open = self._job.compute.precision == "auto" and first
+        return Sample(Shard(0, spread(self._refs, SAMPLE)), self._images(), workers, precision_open, first)
+
+    def settle(self, ready: Ready) -> Mapping[str, Any]:
+        """Keep how a worker runs, unless that is settled for its kind of device; return what is kept.
+
+        A worker whose settings are not those has to load again. Raises UserError where the output was
+        made by another identity.
+        """
+        settings = ready.settings
+        mine = {name: settings[name] for name in ("precision", "decoder")}
+        kept = {"decoder": "cpu", **self._output.decide("settings", mine)}
+        same_precision = settings["precision"] == kept["precision"] or self._job.compute.precision != "auto"
+        if same_precision and settings["decoder"] == kept["decoder"]:
+            self._require_identity(ready)
+            record = {**settings, "trials": list(ready.trials), "operators_on_cpu": ready.operators_on_cpu}
+            self._output.decide(f"settings/{ready.key}", record)
+        return self.kept()
+
+    def _require_identity(self, ready: Ready) -> None:
+        compared = {
+            name: value
+            for name, value in ready.identity.items()
+            if name != "precision" or not self._allow_mixed
+        }
+        self._output.require_identity(compared)
+        self._output.decide("identity", ready.identity)
+        if ready.classes is not None:
+            self._output.decide("classes", ready.classes)
+        self._output.storage.put(self._output.path("_job", "job.yaml"), to_yaml(self._job).encode())
+
+
+def _is_settled(ready: Ready, kept: Mapping[str, Any]) -> bool:
+    """Say whether a worker's kind of device has its settings in the output's precision."""
+    wanted = (ready.settings["device"], kept.get("precision"))
+    records = [value for value in kept.values() if isinstance(value, Mapping)]
+    return any((record["device"], record["precision"]) == wanted for record in records)

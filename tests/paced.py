@@ -1,0 +1,94 @@
+"""A task for tests of choosing: every way through its network has its own pace, and its own opinion."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+
+from cnnbatch.models.backends import Unavailable
+from cnnbatch.speed import candidates
+from cnnbatch.tasks import Backend, Precision, Runtime, Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from cnnbatch.records import Image, Prepared
+
+
+class Paced(Task):
+    """Probabilities of eight classes. ``milliseconds`` an image by backend; ``shift`` of the best class.
+
+    ``share`` stands for the part of the job's time that may be spent on measuring. ``dies`` is a backend
+    that kills its process, ``weights`` are what the model says it has.
+    """
+
+    precisions: ClassVar[frozenset[Precision]] = frozenset({"fp32", "bf16"})
+    backends: ClassVar[frozenset[Backend]] = frozenset({"eager", "compile", "openvino"})
+
+    milliseconds: dict[str, float] = {"eager": 4.0, "openvino": 1.0, "compile": 2.0}
+    shift: dict[str, int] = {}
+    unavailable: tuple[str, ...] = ()
+    dies: str = ""
+    share: float = 100.0
+    weights: str = "0" * 64
+
+    def columns(self) -> pa.Schema:
+        """Return which backend said it."""
+        return pa.schema([pa.field("label", pa.string())])
+
+    def load(self, runtime: Runtime) -> PacedModel:
+        """Make the network."""
+        candidates.SHARE = self.share
+        candidates.LOADING_S = dict.fromkeys(candidates.LOADING_S, 0.1)
+        if runtime.backend in self.unavailable:
+            raise Unavailable(f"planted: no {runtime.backend}")
+        return PacedModel(self, runtime)
+
+
+class PacedModel:
+    """The network, in the shape of `cnnbatch.tasks.Model`."""
+
+    def __init__(self, task: Paced, runtime: Runtime) -> None:
+        self._task, self._runtime = task, runtime
+        self.identity: Mapping[str, str] = {
+            "weights": task.weights,
+            "preprocessing": "8",
+            "library": "paced 1",
+        }
+
+    def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Ask for the whole picture."""
+        return None
+
+    def prepare(self, image: Image) -> Sequence[Prepared]:
+        """Cut out eight pixels."""
+        from cnnbatch.records import Prepared
+
+        return [Prepared(image.pixels[:, :1, :8], (1, 8))]
+
+    def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Take the processor's time, and say a class that the picture decides."""
+        import torch
+
+        backend = self._runtime.backend
+        if backend == self._task.dies:
+            os._exit(1)
+        ends = time.thread_time() + len(batch) * self._task.milliseconds[backend] / 1000
+        while time.thread_time() < ends:
+            pass
+        classes = (batch[:, 0, 0, 0].long() + self._task.shift.get(backend, 0)) % 8
+        return {"probabilities": 0.2 + 0.6 * torch.nn.functional.one_hot(classes, 8).float()}
+
+    def rows(
+        self,
+        images: Sequence[Image],
+        prepared: Sequence[Sequence[Prepared]],
+        outputs: Sequence[Sequence[Any]],
+    ) -> pa.RecordBatch:
+        """Say which backend it was."""
+        labels: list[pa.Array[Any]] = [pa.array([self._runtime.backend] * len(images))]
+        return pa.RecordBatch.from_arrays(labels, schema=self._task.columns())

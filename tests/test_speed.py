@@ -1,0 +1,322 @@
+"""How a network runs is chosen by measuring: the fastest of those that say the same, once for an output."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cnnbatch
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.job import MapJob
+from cnnbatch.output import Output
+from cnnbatch.run import RunOptions, run
+from cnnbatch.speed import Settings, choose, guard, operators_on_cpu
+from cnnbatch.speed import candidates as candidates_module
+from cnnbatch.speed.candidates import MOST_S, Budget, Candidate, Trial, best, candidates, settled_already
+from cnnbatch.storage import Storage
+from cnnbatch.tasks import Backend, Precision
+
+Photos = Callable[[int], Path]
+QUIET = RunOptions(quiet=True)
+ALL: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+BACKENDS: tuple[Backend, ...] = ("eager", "compile", "openvino")
+
+
+@pytest.fixture(autouse=True)
+def _own_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget after each test what its task said of the budget."""
+    monkeypatch.setattr(candidates_module, "SHARE", candidates_module.SHARE)
+    monkeypatch.setattr(candidates_module, "LOADING_S", candidates_module.LOADING_S)
+
+
+def job(photos: Path, out: Path, task: dict[str, Any] | None = None, **compute: Any) -> MapJob:
+    return MapJob.model_validate(
+        {
+            "task": {"name": "tests.paced:Paced", **(task or {})},
+            "input": {"url": str(photos), "shard_size": 30},
+            "output": str(out),
+            "compute": {"pool": "inline", "batch": 4, "cpus_per_worker": 1, **compute},
+        }
+    )
+
+
+def settled(out: Path) -> list[dict[str, Any]]:
+    """Return what is kept for each kind of device."""
+    return [json.loads(path.read_text()) for path in sorted((out / "_job" / "settings").iterdir())]
+
+
+def said_by_parts(out: Path, name: str) -> set[str]:
+    """Return what the footers of the parts say."""
+    output = Output(str(out), Storage())
+    return {output.footer(index)[name] for index in output.finished()}
+
+
+def verdicts(out: Path) -> dict[str, str]:
+    """Return what came of each way in fp32, the batch that the job names."""
+    (kept,) = settled(out)
+    return {one["backend"]: one["verdict"] for one in kept["trials"] if one["precision"] == "fp32"}
+
+
+def labels(out: Path) -> set[str | None]:
+    """Return by which backends the rows were made."""
+    return set(cnnbatch.open(str(out)).arrow(["label"])["label"].to_pylist())
+
+
+def test_the_fastest_is_chosen_and_kept(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(110), tmp_path / "out"
+    run(job(folder, out), QUIET)
+    assert verdicts(out) == {"eager": "slower", "openvino": "chosen", "compile": "slower"}
+    (kept,) = settled(out)
+    rates = {one["backend"]: one["rate"] for one in kept["trials"] if one["precision"] == "fp32"}
+    assert rates["openvino"] > 2 * rates["eager"]
+    agreement = next(one for one in kept["trials"] if one["backend"] == "openvino")["agreement"]
+    assert agreement == {"class agreement": 1.0, "mean |Δ top-1 probability|": 0.0}
+    assert labels(out) == {"openvino"}
+    assert said_by_parts(out, "backend") == {"openvino"}
+
+
+def test_what_says_something_else_is_out(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(110), tmp_path / "out"
+    run(job(folder, out, {"shift": {"openvino": 1}}), QUIET)
+    assert verdicts(out) == {"eager": "slower", "openvino": "other results", "compile": "chosen"}
+    (kept,) = settled(out)
+    reason = next(one for one in kept["trials"] if one["backend"] == "openvino")["reason"]
+    assert reason == "class agreement 0, at least 0.99"
+    assert labels(out) == {"compile"}
+
+
+def test_random_weights_have_nothing_to_guard_and_say_so(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(110), tmp_path / "out"
+    run(job(folder, out, {"shift": {"openvino": 1}, "weights": "random:0"}), QUIET)
+    assert verdicts(out)["openvino"] == "chosen"
+    (kept,) = settled(out)
+    reason = next(one for one in kept["trials"] if one["verdict"] == "chosen")["reason"]
+    assert "random weights" in reason
+
+
+def test_what_is_not_there_is_out_with_its_reason(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(110), tmp_path / "out"
+    run(job(folder, out, {"unavailable": ("openvino", "compile")}), QUIET)
+    assert verdicts(out) == {"eager": "chosen", "openvino": "not available", "compile": "not available"}
+    (kept,) = settled(out)
+    assert [one["reason"] for one in kept["trials"]][1:] == ["planted: no openvino", "planted: no compile"]
+
+
+@pytest.mark.parametrize(("count", "share"), [(99, 100.0), (110, 0.1)], ids=["few images", "a small budget"])
+def test_a_job_that_is_too_small_waits_for_nothing(
+    count: int, share: float, photos: Photos, tmp_path: Path
+) -> None:
+    folder, out = photos(count), tmp_path / "out"
+    run(job(folder, out, {"share": share}), QUIET)
+    assert labels(out) == {"eager"}
+    (kept,) = settled(out)
+    assert [one["verdict"] for one in kept["trials"]] == (["chosen"] if count > 99 else [])
+    if count > 99:
+        assert "10% of what this job takes" in kept["trials"][0]["reason"]
+
+
+def test_broken_pictures_are_no_sample(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(110), tmp_path / "out"
+    for path in sorted(folder.rglob("*.jpg"))[:20]:
+        path.write_bytes(b"no picture")
+    run(job(folder, out), QUIET)
+    (kept,) = settled(out)
+    assert "images of the sample could be predicted" in kept["trials"][0]["reason"]
+    assert labels(out) == {"eager", None}
+
+
+def test_a_second_run_goes_on_as_the_first_has_settled(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(110), tmp_path / "out"
+    run(job(folder, out), QUIET)
+    before = settled(out)
+    (out / "predictions" / "part-00000001.parquet").unlink()
+    run(job(folder, out), QUIET)
+    assert settled(out) == before
+    assert labels(out) == {"openvino"}
+
+
+def test_a_backend_that_is_named_and_not_possible_is_an_error(photos: Photos, tmp_path: Path) -> None:
+    folder = photos(3)
+    with pytest.raises(UserError, match="compute.backend: compile can't be used here: planted: no compile"):
+        run(job(folder, tmp_path / "out", {"unavailable": ("compile",)}, backend="compile"), QUIET)
+    run(job(folder, tmp_path / "named", backend="compile"), QUIET)
+    assert labels(tmp_path / "named") == {"compile"}
+
+
+def test_a_backend_that_the_output_has_and_the_machine_lacks_is_the_machines_fault(
+    photos: Photos, tmp_path: Path
+) -> None:
+    folder, out = photos(110), tmp_path / "out"
+    run(job(folder, out), QUIET)
+    (out / "predictions" / "part-00000001.parquet").unlink()
+    lacking = job(folder, out, {"unavailable": ("openvino",)})
+    (
+        out / "_job" / "identity.json"
+    ).unlink()  # The planted lack is a field of the task, which is another job's.
+    with pytest.raises(EnvironmentFault, match="openvino, by which this output is made"):
+        run(lacking, QUIET)
+
+
+def test_a_task_that_does_not_know_a_backend_refuses_it(photos: Photos, tmp_path: Path) -> None:
+    spec = job(photos(3), tmp_path / "out", backend="openvino")
+    toy = MapJob.model_validate({**spec.model_dump(), "task": {"name": "tests.toy:Toy"}})
+    with pytest.raises(
+        UserError, match=r"compute.backend: expected auto or what the task .* knows \(eager\)"
+    ):
+        run(toy, QUIET)
+
+
+@pytest.mark.slow
+def test_ray_measures_once_and_all_workers_follow(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(200), tmp_path / "out"
+    run(job(folder, out, pool="ray", workers=2), QUIET)
+    (kept,) = settled(out)
+    assert kept["backend"] == "openvino"
+    assert labels(out) == {"openvino"}
+
+
+@pytest.mark.slow
+def test_a_way_that_kills_its_process_costs_no_image(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(120), tmp_path / "out"
+    summary = run(job(folder, out, {"dies": "openvino"}, pool="ray", workers=2), QUIET)
+    assert (summary.images, summary.failed) == (120, {})
+    assert labels(out) == {"eager"}
+
+
+def test_one_output_has_one_precision_unless_mixing_is_allowed(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(60), tmp_path / "out"
+    run(job(folder, out, precision="fp32"), QUIET)
+    (out / "predictions" / "part-00000001.parquet").unlink()
+    narrow = job(folder, out, precision="bf16")
+    with pytest.raises(UserError, match="precision: the output has 'fp32', this job has 'bf16'"):
+        run(narrow, QUIET)
+    run(narrow, RunOptions(quiet=True, allow_mixed=True))
+    assert said_by_parts(out, "precision") == {"fp32", "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("device", "bf16", "expected"),
+    [
+        ("cpu", False, ["fp32 eager", "fp32 openvino", "fp32 compile"]),
+        ("cpu", True, ["bf16 eager", "bf16 openvino", "bf16 compile"]),
+        ("cuda", True, ["bf16 eager", "bf16 compile", "fp16 eager", "fp16 compile"]),
+        ("cuda", False, ["fp16 eager", "fp16 compile", "fp32 eager", "fp32 compile"]),
+        ("mps", False, ["fp16 eager", "fp32 eager"]),
+    ],
+)
+def test_only_what_a_device_is_good_at_is_tried(device: str, bf16: bool, expected: list[str]) -> None:
+    found = candidates(device, bf16, ALL, BACKENDS)
+    assert [f"{one.precision} {one.backend}" for one in found][: len(expected)] == expected
+    assert candidates(device, bf16, {"fp32"}, {"eager"}) == [
+        Candidate("fp32", "eager", tf32=device == "cuda")
+    ]
+
+
+def test_the_budget_is_a_part_of_what_the_job_takes() -> None:
+    budget = Budget(images=4000, workers=2, seconds_each=0.03)
+    assert budget.whole_s == 15
+    assert budget.reason_against(15) == ""
+    budget.spent_s = 10
+    assert budget.reason_against(6) == (
+        "would take about 6 s; 5 s are left of 15 s, 25% of what this job takes"
+    )
+    budget.images = 10**9
+    assert "600 s, the most for any job" in budget.reason_against(700)
+    assert Budget(10**9, 1, 1.0).whole_s == MOST_S
+
+
+def trial(precision: Any, backend: Any, rate: float | None) -> Trial:
+    return Trial(precision, backend, 16, False, "slower", rate=rate)
+
+
+def test_a_plainer_way_that_is_nearly_as_fast_is_chosen() -> None:
+    eager, near, far = (
+        trial("fp32", "eager", 100),
+        trial("fp32", "openvino", 102),
+        trial("fp32", "compile", 104),
+    )
+    assert best([eager, near]) is eager
+    assert best([eager, near, far]) is far
+    assert best([trial("fp32", "eager", None), near]) is near
+
+
+def test_a_wider_precision_is_not_tried_after_a_faster_narrower_one() -> None:
+    narrow = trial("bf16", "eager", 200)
+    wide = Candidate("fp32", "openvino")
+    assert settled_already(wide, [narrow], 100) == "bf16 is faster already"
+    assert settled_already(wide, [trial("bf16", "eager", 90)], 100) == ""
+    assert settled_already(Candidate("bf16", "compile"), [narrow], 100) == ""
+    assert settled_already(Candidate("fp16", "eager"), [narrow], 100) == "bf16 gives the same results already"
+
+
+def probabilities(*rows: list[float]) -> list[dict[str, Tensor]]:
+    return [{"probabilities": torch.tensor(row)} for row in rows]
+
+
+def test_classes_are_compared_where_they_are_clear() -> None:
+    reference = probabilities([0.9, 0.1], [0.52, 0.48], [0.2, 0.8], [0.7, 0.3])
+    found = probabilities([0.8, 0.2], [0.49, 0.51], [0.2, 0.8], [0.3, 0.7])
+    measured = guard.agreement(reference, found)
+    assert measured["class agreement"] == pytest.approx(2 / 3)  # The second is a near tie: it does not count.
+    assert measured["mean |Δ top-1 probability|"] == pytest.approx((0.1 + 0.01 + 0 + 0) / 4)
+    assert guard.beyond(measured) == "class agreement 0.6667, at least 0.99"
+    assert guard.beyond(guard.agreement(reference, reference)) == ""
+
+
+def boxes(*rows: tuple[float, float, float, float, float, int]) -> dict[str, Tensor]:
+    values = torch.tensor(rows).reshape(-1, 6)
+    return {"boxes": values[:, :4], "scores": values[:, 4], "labels": values[:, 5].long()}
+
+
+def test_boxes_are_matched_by_class_and_overlap_from_either_side() -> None:
+    one = boxes((0, 0, 100, 100, 0.9, 1), (50, 50, 90, 90, 0.5, 2), (0, 0, 9, 9, 0.1, 1))
+    moved = boxes((0, 0, 100, 101, 0.2, 1), (50, 50, 90, 90, 0.5, 2))
+    assert guard.agreement([one], [moved])["boxes matched"] == 1  # Below a score of 0.3 it still is there.
+    other = boxes((0, 0, 100, 100, 0.9, 3), (50, 50, 90, 90, 0.5, 2))
+    assert guard.agreement([one], [other])["boxes matched"] == pytest.approx(2 / 4)
+    doubled = boxes((0, 0, 100, 100, 0.9, 1), (0, 0, 100, 100, 0.8, 1), (50, 50, 90, 90, 0.5, 2))
+    assert guard.agreement([one], [doubled])["boxes matched"] == pytest.approx(4 / 5)
+    assert guard.agreement([boxes()], [boxes()])["boxes matched"] == 1
+
+
+def test_embeddings_are_compared_by_the_decisions_on_pairs() -> None:
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(120, 16, generator=generator)
+    reference = [{"embedding": vector} for vector in vectors]
+    near = [{"embedding": vector + 1e-5} for vector in vectors]
+    far = [{"embedding": vector} for vector in torch.randn(120, 16, generator=generator)]
+    assert guard.beyond(guard.agreement(reference, near, threshold=0.3)) == ""
+    similar = torch.nn.functional.cosine_similarity(vectors[:, None], vectors[None], dim=2) >= 0.3
+    others = torch.stack([one["embedding"] for one in far])
+    similar_far = torch.nn.functional.cosine_similarity(others[:, None], others[None], dim=2) >= 0.3
+    off_diagonal = ~torch.eye(120, dtype=torch.bool)
+    expected = float((similar != similar_far)[off_diagonal].float().mean())
+    measured = guard.agreement(reference, far, threshold=0.3)["pairs decided otherwise"]
+    assert measured == pytest.approx(expected, abs=0.02)
+    assert guard.agreement(reference, far)["least cosine of embeddings"] < 0.5
+
+
+def test_what_the_output_keeps_wins_over_the_rule(photos: Photos, tmp_path: Path) -> None:
+    spec = job(photos(3), tmp_path / "out")
+    settings, is_open = choose(spec, False, None)
+    assert (settings.precision, settings.backend, is_open) == ("fp32", "eager", True)
+    kept = Settings(settings.device, "bf16", 4, 32, 3, "compile")
+    found, is_open = choose(spec, False, {"precision": "bf16", kept.key: kept.to_json()})
+    assert (found.precision, found.backend, is_open) == ("bf16", "compile", False)
+
+
+def test_operators_that_an_apple_gpu_lacks_are_named() -> None:
+    lacking = (
+        "The operator 'torchvision::nms' is not currently supported on the MPS backend and will fall back"
+    )
+    with pytest.warns(UserWarning, match="another"), operators_on_cpu() as found:  # noqa: PT031
+        warnings.warn(lacking, UserWarning, stacklevel=1)
+        warnings.warn("another", UserWarning, stacklevel=1)
+    assert found == ["torchvision::nms"]
