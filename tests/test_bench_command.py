@@ -436,7 +436,7 @@ def test_images_that_fail_only_now_are_left_out_of_the_stages_after(
     (folder / "album-0" / "00003.jpg").write_bytes(b"no picture")
     spec = job(folder, tmp_path / "out")
     source = open_source(spec.input, Storage())
-    settings = dict(measured().whole.settings) | {"threads": 1, "batch": 2, "window": 4}
+    settings = dict(measured().whole.settings) | {"threads": 1, "batch": 2, "window": 4, "tf32": False}
     sample = stages.Sample(spec, source, tuple(source.refs()), settings, 4)
     found = stages.measure(sample, 1)
     assert (found.images, found.failed) == (6, 1)

@@ -145,9 +145,7 @@ def test_a_check_sees_measures_and_writes_nothing(photos: Photos, tmp_path: Path
     assert len(found.seen) == 8
     assert all(": class " in line for line in found.seen)
     said = text(found)
-    assert re.search(
-        r"8 of 8 images were predicted on cpu:.+ in fp32, in batches of at most 4", said
-    )
+    assert re.search(r"8 of 8 images were predicted on cpu:.+ in fp32, in batches of at most 4", said)
     assert "by the sizes in the listing" in said
     assert "money" not in said
 

@@ -289,13 +289,13 @@ class _Measuring:
         if reason:
             return [_trial(self._first.settings, "chosen", reason)]
         return [
-            replace(trial, verdict="chosen", reason=trial.reason or self._why(trial))
+            replace(trial, verdict="chosen", reason=trial.reason or self._why())
             if _is_of(trial, self._chosen.settings)
             else trial
             for trial in self._trials
         ]
 
-    def _why(self, chosen: Trial) -> str:
+    def _why(self) -> str:
         if str(self._chosen.identity["weights"]).startswith("random"):
             return "the fastest; random weights say nothing that could be compared"
         return "the fastest of those that give the same results"
