@@ -28,6 +28,7 @@ from cnnbatch.estimate import Machine
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.records import ImageRef, Receipt, Shard
 from cnnbatch.sources import open_source
+from cnnbatch.speed import Settings
 from cnnbatch.storage import Storage
 from tests.conftest import jpeg
 from tests.test_run import break_some, job
@@ -436,7 +437,7 @@ def test_images_that_fail_only_now_are_left_out_of_the_stages_after(
     (folder / "album-0" / "00003.jpg").write_bytes(b"no picture")
     spec = job(folder, tmp_path / "out")
     source = open_source(spec.input, Storage())
-    settings = dict(measured().whole.settings) | {"threads": 1, "batch": 2, "window": 4, "tf32": False}
+    settings = Settings("cpu", "fp32", batch=2, window=4, threads=1).to_json()
     sample = stages.Sample(spec, source, tuple(source.refs()), settings, 4)
     found = stages.measure(sample, 1)
     assert (found.images, found.failed) == (6, 1)
