@@ -127,9 +127,19 @@ def test_shapes_are_free(backend: Backend) -> None:
 def test_a_network_compiled_for_several_shapes_is_compiled_once() -> None:
     torch._dynamo.reset()
     run = executable(pyramid(), (maps(2),), Runtime("cpu", backend="compile", batch=BATCH), varies=True)
-    with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):
+    with torch.compiler.set_stance("fail_on_recompile"):
         for height in (6, 10, 32):
             assert_same(run(maps(BATCH, height=height)), pyramid()(maps(BATCH, height=height)))
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("count", [1, 2, BATCH])
+def test_one_shape_is_compiled_once(
+    run: Executable, inference: bool, order: torch.memory_format, count: int
+) -> None:
+    with torch.inference_mode(inference), torch.compiler.set_stance("fail_on_recompile"):
+        run([one.clone(memory_format=order) for one in maps(count)])
 
 
 @pytest.mark.gpu

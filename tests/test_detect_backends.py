@@ -25,12 +25,15 @@ from cnnbatch.speed import guard
 from cnnbatch.tasks import Backend, Runtime
 from cnnbatch.tasks.detect import Detect, ObjectDetector
 from tests.test_darknet import Files, tiny  # noqa: F401 - a fixture
-from tests.test_detect import TORCHVISION, ours, pictures, reference
+from tests.test_detect import ours, pictures, reference
 from tests.test_yolov3_tiny import photograph
 
-QUICK = {"ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"}
+QUICK = ("ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn")
+OTHER_HEADS = ("fcos_resnet50_fpn", "retinanet_resnet50_fpn_v2", "ssd300_vgg16", "keypointrcnn_resnet50_fpn")
 OPENVINO = Runtime("cpu", backend="openvino")
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "coco-sample"
+
+ROUNDING = 5e-4  # What another order of sums makes of the scores of random weights, which are extreme.
 
 Outputs = Mapping[str, list[Tensor]]
 
@@ -55,15 +58,15 @@ def assert_same(found: Outputs, expected: Outputs) -> None:
     """Insist on the same boxes, but for the order of those whose scores are alike."""
     for place, scores in enumerate(expected["scores"]):
         assert len(scores) == len(found["scores"][place]) > 0
-        assert (scores - found["scores"][place]).abs().max() <= 1e-4
+        assert (scores - found["scores"][place]).abs().max() <= ROUNDING
         overlaps = box_iou(expected["boxes"][place], found["boxes"][place]).nan_to_num(1)  # Of no area.
         same = expected["labels"][place][:, None] == found["labels"][place][None]
-        alike = (scores[:, None] - found["scores"][place][None]).abs() <= 1e-4
+        alike = (scores[:, None] - found["scores"][place][None]).abs() <= ROUNDING
         assert bool((overlaps * same * alike).amax(1).ge(0.9).float().mean() >= 0.9)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in TORCHVISION]
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_HEADS)]
 )
 def test_openvino_finds_the_same(name: str) -> None:
     pytest.importorskip("openvino")

@@ -97,7 +97,7 @@ def _compiled(module: nn.Module, example: Sequence[Any], runtime: Runtime, varie
     on_cuda = runtime.device == "cuda"
     options: dict[str, Any] = {"freezing": True, "triton.cudagraphs": on_cuda}
     compiled = torch.compile(_placed(module, runtime, dtype), dynamic=varies, options=options)
-    run: Callable[..., Any] = partial(_each_size_by_itself, compiled) if varies else compiled
+    run = partial(_run_compiled, compiled, varies)
     found = Executable(Filled(_OneThread(run) if on_cuda else run, runtime.batch), dtype)
     _require_same(found, references, runtime, "torch.compile")
     return found
@@ -186,10 +186,25 @@ class Filled:
         return rebuild([one[:count] for one in results])
 
 
-def _each_size_by_itself(call: Callable[..., Any], *inputs: Any) -> Any:
-    """Call what is compiled for any sizes; two that are equal now would else have to be so for ever."""
-    with fx_config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
-        return call(*inputs)
+def _run_compiled(call: Callable[..., Any], varies: bool, *inputs: Any) -> Any:
+    """Call what is compiled, so that nothing but a new shape has it compiled again.
+
+    Where any sizes may come, two that are equal the first time are not taken to be so for ever.
+    """
+    tensors, rebuild = flatten(inputs)
+    with torch.inference_mode(), fx_config.patch(use_duck_shape=not varies):  # type: ignore[attr-defined]
+        return call(*rebuild([_uniform(one) for one in tensors]))
+
+
+def _uniform(tensor: Tensor) -> Tensor:
+    """Return a tensor of inference mode, in the one memory order; to the compiler others are another input."""
+    if tensor.ndim != 4:
+        return tensor.contiguous() if tensor.is_inference() else tensor.clone()
+    _, channels, height, width = tensor.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    if tensor.is_inference() and tensor.stride() == strides:
+        return tensor
+    return tensor.clone(memory_format=torch.channels_last)
 
 
 class _OneThread:
