@@ -197,7 +197,7 @@ def _run_compiled(call: Callable[..., Any], varies: bool, *inputs: Any) -> Any:
 
 
 def _uniform(tensor: Tensor) -> Tensor:
-    """Return a tensor of inference mode, in the one memory order; to the compiler others are another input."""
+    """Return a tensor of inference mode in the one memory order: for others all is compiled again."""
     if tensor.ndim != 4:
         return tensor.contiguous() if tensor.is_inference() else tensor.clone()
     _, channels, height, width = tensor.shape
