@@ -26,6 +26,7 @@ class Options:
     retry_failed: bool = False
     new: bool = False
     prune: bool = False
+    allow_mixed: bool = False
     quiet: bool = False
 
 
@@ -57,12 +58,12 @@ def test_run_passes_the_job_and_the_options_on(runs: Callable[..., None], job: s
         return 1
 
     runs(engine)
-    arguments = ["input=cats", "input.limit=3", "--retry-failed", "--prune", "--quiet"]
+    arguments = ["input=cats", "input.limit=3", "--retry-failed", "--prune", "--allow-mixed", "--quiet"]
     result = CliRunner().invoke(app, ["run", job, *arguments])
     assert (result.exit_code, result.output) == (1, "")
     [(loaded, options)] = calls
     assert (loaded.input.url, loaded.input.limit) == ("cats", 3)
-    assert options == Options(retry_failed=True, prune=True, quiet=True)
+    assert options == Options(retry_failed=True, prune=True, allow_mixed=True, quiet=True)
 
 
 @pytest.mark.parametrize(
