@@ -29,7 +29,7 @@ from tests.test_detect import ours, pictures, reference
 from tests.test_yolov3_tiny import photograph
 
 QUICK = ("ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn")
-OTHER_HEADS = ("fcos_resnet50_fpn", "retinanet_resnet50_fpn_v2", "ssd300_vgg16", "keypointrcnn_resnet50_fpn")
+OTHER_HEADS = ("fcos_resnet50_fpn", "retinanet_resnet50_fpn_v2")
 OPENVINO = Runtime("cpu", backend="openvino")
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "coco-sample"
 
