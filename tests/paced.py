@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
+from cnnbatch.errors import UserError
 from cnnbatch.models.backends import Unavailable
 from cnnbatch.speed import candidates
 from cnnbatch.tasks import Backend, Precision, Runtime, Task
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 class Paced(Task):
     """Probabilities of eight classes. ``milliseconds`` an image by backend; ``shift`` of the best class.
 
-    ``share`` stands for the part of the job's time that may be spent on measuring. ``dies`` is a backend
-    that kills its process, ``weights`` are what the model says it has.
+    ``share`` stands for the part of the job's time that may be spent on measuring. ``refused`` is a
+    backend in which the network refuses its input, ``dies`` one that kills its process; ``weights`` are
+    what the model says it has.
     """
 
     precisions: ClassVar[frozenset[Precision]] = frozenset({"fp32", "bf16"})
@@ -32,6 +34,7 @@ class Paced(Task):
     milliseconds: dict[str, float] = {"eager": 4.0, "openvino": 1.0, "compile": 2.0}
     shift: dict[str, int] = {}
     unavailable: tuple[str, ...] = ()
+    refused: str = ""
     dies: str = ""
     share: float = 100.0
     weights: str = "0" * 64
@@ -46,6 +49,8 @@ class Paced(Task):
         candidates.LOADING_S = dict.fromkeys(candidates.LOADING_S, 0.1)
         if runtime.backend in self.unavailable:
             raise Unavailable(f"planted: no {runtime.backend}")
+        if runtime.backend == self.refused:  # As `network.check` says of outputs that overflow.
+            raise UserError("task.model: planted: infinite outputs")
         return PacedModel(self, runtime)
 
 

@@ -109,6 +109,14 @@ def test_what_is_not_there_is_out_with_its_reason(photos: Photos, tmp_path: Path
     assert [one["reason"] for one in kept["trials"]][1:] == ["planted: no openvino", "planted: no compile"]
 
 
+def test_a_way_that_the_network_refuses_does_not_end_the_run(photos: Photos, tmp_path: Path) -> None:
+    folder, out = photos(110), tmp_path / "out"
+    run(job(folder, out, {"refused": "openvino"}), QUIET)
+    assert verdicts(out) == {"eager": "slower", "openvino": "not available", "compile": "chosen"}
+    with pytest.raises(UserError, match="infinite outputs"):
+        run(job(folder, tmp_path / "named", {"refused": "openvino"}, backend="openvino"), QUIET)
+
+
 @pytest.mark.parametrize(("count", "share"), [(99, 100.0), (110, 0.1)], ids=["few images", "a small budget"])
 def test_a_job_that_is_too_small_waits_for_nothing(
     count: int, share: float, photos: Photos, tmp_path: Path

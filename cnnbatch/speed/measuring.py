@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
-import torch
-
-from cnnbatch.errors import EnvironmentFault
+from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.estimate import spread
 from cnnbatch.job import MapJob
 from cnnbatch.models.backends import Unavailable
@@ -153,7 +151,7 @@ class _Measuring:
         started = time.monotonic()
         try:
             worker = self._worker(settings)
-        except (Unavailable, torch.OutOfMemoryError) as error:
+        except (Unavailable, UserError, RuntimeError) as error:  # Eager fp32 has loaded: only this way can't.
             return _trial(settings, "not available", str(error))
         loading_s = time.monotonic() - started
         try:
