@@ -59,7 +59,9 @@ def test_a_size_grows_back_once_there_is_room(limit: int, room: int, patience: i
     size = BatchSize(limit, patience)
     Memory(room).batch(size, limit)
     free = Memory(limit)
-    for _ in range(patience * limit.bit_length()):
+    # While there was no room each failure doubled the patience, to at most twice what went through; the
+    # second growth restores it.
+    for _ in range(2 * max(patience, 2 * limit) + patience * limit.bit_length()):
         free.batch(size, limit)
     assert size.size == limit
     assert free.refused == 0

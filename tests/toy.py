@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -60,6 +61,7 @@ class ToyModel:
         self.weight = torch.randn(8, 3, 3, 3, generator=generator)
         self.task = task
         self.marked: set[int] = set()
+        self.passed = 0
         self.identity: Mapping[str, str] = {
             "weights": f"random:{task.seed}",
             "preprocessing": f"{task.side}",
@@ -103,11 +105,20 @@ class ToyModel:
         if fault == "device" and flag.exists():
             raise RuntimeError("planted: the device is broken")
         if fault == "node":
-            if (flag / os.environ.get("TOY_NODE", "none")).exists():
-                raise RuntimeError("planted: this node is broken")
-            time.sleep(0.5)
+            self._misbehave_on_node(flag)
         if marked:
             self._misbehave_on_marked(fault, flag)
+
+    def _misbehave_on_node(self, flag: Path) -> None:
+        """Fail on the marked node; elsewhere leave it work until it has failed as often as a node may."""
+        if (flag / os.environ.get("TOY_NODE", "none")).exists():
+            (flag / f"failed-{uuid.uuid4()}").touch()
+            raise RuntimeError("planted: this node is broken")
+        time.sleep(0.5)
+        self.passed += 1
+        patience = time.monotonic() + 60
+        while self.passed > 4 and len(list(flag.glob("failed-*"))) < 3 and time.monotonic() < patience:
+            time.sleep(0.1)
 
     def _misbehave_on_marked(self, fault: str, flag: Path) -> None:
         if fault == "raise":
