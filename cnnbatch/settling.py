@@ -14,10 +14,13 @@ from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.output import Output
 from cnnbatch.records import ImageRef, Ready, Sample, Shard
 
-SAMPLE = 104
 FEW = 100
-"""The least number of images on which a way through a network is judged; the sample has a few more,
-since some may be broken."""
+"""The least number of images on which a way through a network is judged."""
+SAMPLE = 104
+"""Images of a sample: a few more than that, since some may be broken."""
+LARGE_SAMPLE = 400
+"""Images of a large job's sample: among a hundred one that is on the brink is one of a hundred too many."""
+_SAMPLED = 20  # of so many images that a worker gets, one is in the sample
 
 
 class Settling:
@@ -50,7 +53,9 @@ class Settling:
             return None
         first = "precision" not in kept
         precision_open = self._job.compute.precision == "auto" and first
-        return Sample(Shard(0, spread(self._refs, SAMPLE)), self._images(), workers, precision_open, first)
+        share = self._images() // (_SAMPLED * max(1, workers))
+        refs = spread(self._refs, min(max(SAMPLE, share), LARGE_SAMPLE))
+        return Sample(Shard(0, refs), self._images(), workers, precision_open, first)
 
     def settle(self, ready: Ready) -> Mapping[str, Any]:
         """Keep how a worker runs, unless that is settled for its kind of device; return what is kept.

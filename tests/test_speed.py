@@ -16,7 +16,9 @@ import cnnbatch
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.job import MapJob
 from cnnbatch.output import Output
+from cnnbatch.records import ImageRef, Ready
 from cnnbatch.run import RunOptions, run
+from cnnbatch.settling import Settling
 from cnnbatch.speed import Settings, choose, guard, operators_on_cpu
 from cnnbatch.speed import candidates as candidates_module
 from cnnbatch.speed.candidates import MOST_S, Budget, Candidate, Trial, best, candidates, settled_already
@@ -42,7 +44,13 @@ def job(photos: Path, out: Path, task: dict[str, Any] | None = None, **compute: 
             "task": {"name": "tests.paced:Paced", **(task or {})},
             "input": {"url": str(photos), "shard_size": 30},
             "output": str(out),
-            "compute": {"pool": "inline", "batch": 4, "cpus_per_worker": 1, **compute},
+            "compute": {
+                "pool": "inline",
+                "batch": 4,
+                "cpus_per_worker": 1,
+                "precision": "fp32",  # What auto finds depends on the processor.
+                **compute,
+            },
         }
     )
 
@@ -59,9 +67,9 @@ def said_by_parts(out: Path, name: str) -> set[str]:
 
 
 def verdicts(out: Path) -> dict[str, str]:
-    """Return what came of each way in fp32, the batch that the job names."""
+    """Return what came of each way."""
     (kept,) = settled(out)
-    return {one["backend"]: one["verdict"] for one in kept["trials"] if one["precision"] == "fp32"}
+    return {one["backend"]: one["verdict"] for one in kept["trials"]}
 
 
 def labels(out: Path) -> set[str | None]:
@@ -74,12 +82,31 @@ def test_the_fastest_is_chosen_and_kept(photos: Photos, tmp_path: Path) -> None:
     run(job(folder, out), QUIET)
     assert verdicts(out) == {"eager": "slower", "openvino": "chosen", "compile": "slower"}
     (kept,) = settled(out)
-    rates = {one["backend"]: one["rate"] for one in kept["trials"] if one["precision"] == "fp32"}
+    rates = {one["backend"]: one["rate"] for one in kept["trials"]}
     assert rates["openvino"] > 2 * rates["eager"]
     agreement = next(one for one in kept["trials"] if one["backend"] == "openvino")["agreement"]
     assert agreement == {"class agreement": 1.0, "mean |Δ top-1 probability|": 0.0}
     assert labels(out) == {"openvino"}
     assert said_by_parts(out, "backend") == {"openvino"}
+
+
+def test_a_narrower_precision_is_chosen_where_the_processor_has_it(
+    photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnnbatch.speed.measuring.has_bf16", lambda device: True)
+    folder, out = photos(110), tmp_path / "out"
+    run(job(folder, out, precision="auto"), QUIET)
+    (kept,) = settled(out)
+    tried = {f"{one['precision']} {one['backend']}": one["verdict"] for one in kept["trials"]}
+    assert tried == {
+        "fp32 eager": "slower",
+        "bf16 eager": "slower",
+        "bf16 openvino": "chosen",
+        "bf16 compile": "slower",
+        "fp32 openvino": "not tried",
+        "fp32 compile": "not tried",
+    }
+    assert said_by_parts(out, "precision") == {"bf16"}
 
 
 def test_what_says_something_else_is_out(photos: Photos, tmp_path: Path) -> None:
@@ -256,12 +283,31 @@ def test_a_plainer_way_that_is_nearly_as_fast_is_chosen() -> None:
 
 
 def test_a_wider_precision_is_not_tried_after_a_faster_narrower_one() -> None:
-    narrow = trial("bf16", "eager", 200)
+    narrow = trial("bf16", "openvino", 200)
     wide = Candidate("fp32", "openvino")
     assert settled_already(wide, [narrow], 100) == "bf16 is faster already"
-    assert settled_already(wide, [trial("bf16", "eager", 90)], 100) == ""
+    assert settled_already(wide, [trial("bf16", "openvino", 90)], 100) == ""
     assert settled_already(Candidate("bf16", "compile"), [narrow], 100) == ""
     assert settled_already(Candidate("fp16", "eager"), [narrow], 100) == "bf16 gives the same results already"
+
+
+def test_a_wider_precision_is_tried_where_the_narrower_one_gives_other_results_by_that_backend() -> None:
+    passed_elsewhere = trial("bf16", "compile", 110)
+    assert settled_already(Candidate("fp32", "openvino"), [passed_elsewhere], 100) == ""
+
+
+@pytest.mark.parametrize(
+    ("images", "workers", "sampled"), [(120, 1, 104), (4000, 1, 200), (4000, 2, 104), (10**6, 8, 400)]
+)
+def test_a_large_job_is_sampled_by_more_images(
+    tmp_path: Path, images: int, workers: int, sampled: int
+) -> None:
+    refs = [ImageRef(f"{number:04}", f"{number:04}") for number in range(1000)]
+    settling = Settling(job(tmp_path, tmp_path), Output(str(tmp_path), Storage()), refs, lambda: images)
+    ready = Ready({"device": "cpu:AVX2"}, {}, "host", "journal", 0, 0, open=True)
+    sample = settling.sample(ready, workers)
+    assert sample is not None
+    assert len(sample.shard.refs) == sampled
 
 
 def probabilities(*rows: list[float]) -> list[dict[str, Tensor]]:
@@ -312,7 +358,7 @@ def test_embeddings_are_compared_by_the_decisions_on_pairs() -> None:
 
 
 def test_what_the_output_keeps_wins_over_the_rule(photos: Photos, tmp_path: Path) -> None:
-    spec = job(photos(3), tmp_path / "out")
+    spec = job(photos(3), tmp_path / "out", precision="auto")
     settings, is_open = choose(spec, False, None)
     assert (settings.precision, settings.backend, is_open) == ("fp32", "eager", True)
     kept = Settings(settings.device, "bf16", 4, 32, 3, "compile")

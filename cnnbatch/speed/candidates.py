@@ -118,10 +118,14 @@ def cost_s(candidate: Candidate, seconds_each: float, images: int) -> float:
 
 
 def settled_already(candidate: Candidate, passed: Sequence[Trial], reference_rate: float) -> str:
-    """Say why a wider precision need not be tried: a narrower one has passed and is faster."""
+    """Say why a candidate need not be tried: a narrower precision by the same backend is faster already.
+
+    Where that one gave other results, by another backend it may have passed and be the slower.
+    """
     for trial in passed:
         narrower = PROMISE[trial.precision] > PROMISE[candidate.precision]
-        if narrower and trial.rate is not None and trial.rate > WORTH * reference_rate:
+        faster = trial.rate is not None and trial.rate > WORTH * reference_rate
+        if narrower and faster and trial.backend == candidate.backend:
             return f"{trial.precision} is faster already"
         if (
             trial.precision != candidate.precision

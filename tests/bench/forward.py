@@ -27,7 +27,7 @@ from cnnbatch.journal import Journal
 from cnnbatch.models.backends import Unavailable
 from cnnbatch.output import Output
 from cnnbatch.records import ImageRef, Sample, Shard
-from cnnbatch.settling import SAMPLE
+from cnnbatch.settling import LARGE_SAMPLE, SAMPLE
 from cnnbatch.sources import open_source
 from cnnbatch.speed import Settings, choose, find_device, has_bf16, keep_freed_memory
 from cnnbatch.speed.candidates import Candidate, candidates
@@ -35,7 +35,7 @@ from cnnbatch.speed.measuring import measure
 from cnnbatch.storage import Storage
 from cnnbatch.tasks import Model
 from cnnbatch.worker import Worker
-from tests.bench.measuring import SHARED, photographs
+from tests.bench.measuring import SETS, SHARED, photographs
 
 MODELS: Mapping[str, str] = {
     "resnet50": "classify",
@@ -45,6 +45,8 @@ MODELS: Mapping[str, str] = {
     "ssdlite320_mobilenet_v3_large": "detect",
     "fasterrcnn_mobilenet_v3_large_320_fpn": "detect",
 }
+COUNTS: Mapping[str, int] = {"classify": LARGE_SAMPLE, "detect": SAMPLE}
+"""Photographs of a sample."""
 ROUNDS = 4
 TIMED = 32
 """Images in one round."""
@@ -153,7 +155,8 @@ def row(model: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / "photos"
         photos.mkdir()
-        for number, path in enumerate(islice(photographs(("coco-sample",)), SAMPLE)):
+        sets = ("coco-sample",) if MODELS[model] == "detect" else SETS
+        for number, path in enumerate(islice(photographs(sets), COUNTS[MODELS[model]])):
             (photos / f"{number:04}.jpg").symlink_to(path)
         workers = Workers(job(model, str(photos), f"{folder}/out"), folder)
         plain, _ = choose(workers.spec, False, None)

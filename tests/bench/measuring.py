@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
-SETS = ("pets", "camvid", "blood-cells", "imagenet-sample", "coco-sample", "raccoon", "lfw")
+SETS = ("imagenet-sample", "pets")
+"""Photographs of what ImageNet's classes name."""
 CORES = os.cpu_count() or 1
 
 
 def photographs(sets: Sequence[str] = SETS) -> Iterator[Path]:
     """Yield real photographs again and again: those beside the checkout, else those of installed packages."""
-    found = [path for name in sets for path in sorted((SHARED / "data" / name).rglob("*.jpg"))]
+    found = [path for name in sets for path in sorted((SHARED / "data" / name).rglob("*.[jJ]*[gG]"))]
     if found:
         return cycle(found)
     import skimage
