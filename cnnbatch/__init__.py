@@ -34,11 +34,11 @@ def run(
     EnvironmentFault for what the machine or the storage refuses.
     """
     from cnnbatch.job import load_job
+    from cnnbatch.launch import launch
     from cnnbatch.run import RunOptions
-    from cnnbatch.run import run as run_job
 
     options = RunOptions(retry_failed=retry_failed, new=new, prune=prune, quiet=quiet)
-    return run_job(load_job(str(job), dict(_paths(overrides))), options)
+    return launch(load_job(str(job), dict(_paths(overrides))), options)
 
 
 def open(uri: str | Path, storage: Storage | Mapping[str, Any] | None = None) -> Result:

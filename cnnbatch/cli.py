@@ -75,11 +75,12 @@ def _run(
 
     def action() -> int:
         from cnnbatch.job import load_job
-        from cnnbatch.run import RunOptions, run
+        from cnnbatch.launch import launch
+        from cnnbatch.run import RunOptions
 
         loaded = load_job(job, overrides or [])
         options = RunOptions(retry_failed, new, prune, allow_mixed, quiet)
-        return run(loaded, options).exit_status
+        return launch(loaded, options).exit_status
 
     again = shlex.join(["cnnbatch", *sys.argv[1:]])
     _exit_with(action, f"Stopped. Finished parts are kept; the same command continues: {again}")
@@ -98,9 +99,9 @@ def _check(
     """Try a job on a few images, write nothing, and say what a run of it would cost."""
 
     def action() -> int:
-        from cnnbatch.job import load_job
+        from cnnbatch.job import load_map_job
 
-        loaded = load_job(job, overrides or [])  # Its mistakes are told before torch is imported.
+        loaded = load_map_job(job, overrides or [])  # Its mistakes are told before torch is imported.
         from cnnbatch import checking, speed
 
         speed.keep_freed_memory()  # This process is the check's own, and measures as a worker does.
@@ -126,9 +127,9 @@ def _bench(
     """Measure a job's stages and a run of a sample here: how fast, what bounds it, and what would help."""
 
     def action() -> int:
-        from cnnbatch.job import load_job
+        from cnnbatch.job import load_map_job
 
-        loaded = load_job(job, overrides or [])
+        loaded = load_map_job(job, overrides or [])
         from cnnbatch.bench import bench
         from cnnbatch.bench.summary import show, to_json
         from cnnbatch.console import plain_console

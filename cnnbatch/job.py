@@ -9,30 +9,18 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    SerializeAsAny,
-    ValidationError,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue, models_json_schema
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic.json_schema import models_json_schema
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from cnnbatch import spec
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import Sentences, nearest
+from cnnbatch.section import Count, Place, Seconds, Section, Share, Text, Texts
 from cnnbatch.storage import StorageOptions, normalize, redact
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
-
-Text = Annotated[str, Field(min_length=1)]
-Texts = Annotated[tuple[Text, ...], Field(strict=False)]  # YAML has lists, not tuples
-Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from cnnbatch.training.spec import Train
 
 FormatName = Literal[
     "auto", "files", "folders", "list", "parquet", "tar", "coco", "voc", "imagenet_det", "cifar10"
@@ -43,24 +31,23 @@ SHORT = {"input": "url", "output": "url"}
 """Sections that may be given as one value, and the field that it stands for."""
 
 
-class Section(BaseModel):
-    """A part of a job: unknown keys are errors, values are not converted, nothing changes later."""
+class Subset(Section):
+    """A part of the images that is set apart for training, validating or testing; the same at every listing.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    ``by`` says how the input itself tells them: ``folder`` (the first folder of the key is called train, val
+    or test), a kept column that says so, or ``hash``: not at all. Of its training images the shares ``test``
+    and ``validation`` are then set apart by the hash of their keys. ``per_class`` keeps of what does not test
+    the first few of each class by hash, and leaves the others to ``rest``; ``share`` trains on a part only.
+    """
 
-
-class Place(Section):
-    """A section that is a URL, or an object with ``url`` and options."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_url(cls, value: Any) -> Any:
-        return {"url": value} if isinstance(value, str | list | tuple) else value
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        schema = handler.resolve_ref_schema(handler(core))
-        return {"anyOf": [schema["properties"]["url"], schema]}
+    part: Literal["train", "validation", "test"]
+    by: Text = "hash"
+    validation: Share = 0.15
+    test: Share = 0.15
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    per_class: Count | None = None
+    rest: Literal["test", "none"] = "test"
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class Input(Place):
@@ -82,6 +69,7 @@ class Input(Place):
     inventory: Text | None = Field(
         None, description="manifest.json of an S3 Inventory of the bucket, instead of listing it."
     )
+    subset: Subset | None = Field(None, description="Only a part that was set apart.")
     keep: Texts = Field((), description="Columns of a list to repeat in every row.")
     limit: Count | None = Field(None, description="Take only so many images.")
     sample: float = Field(
@@ -183,10 +171,10 @@ def _name_error(text: str, name: Any) -> ValidationError:
     )
 
 
-class MapJob(Section):
-    """Apply one model to every image of a collection: images in, one row each out."""
+class _OverImages(Section):
+    """What every job over images says."""
 
-    kind: Literal["map"] = "map"
+    kind: str
     task: Annotated[SerializeAsAny[Task], BeforeValidator(_resolve)]
     input: Input
     compute: Compute = Compute()
@@ -202,7 +190,32 @@ class MapJob(Section):
         return self
 
 
-def load_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> MapJob:
+class MapJob(_OverImages):
+    """Apply one model to every image of a collection: images in, one row each out."""
+
+    kind: Literal["map"] = "map"
+
+
+class TrainJob(_OverImages):
+    """Tune a network on labelled images, and test it on others."""
+
+    kind: Literal["train"] = "train"
+    train: Train = Train()
+    lesson: bool = Field(
+        False, description="A form that ends within ten minutes, and shows the method inside."
+    )
+
+    @model_validator(mode="after")
+    def _task_trains(self) -> Self:
+        if type(self.task).recipe is Task.recipe:
+            raise ValueError(f"the task {self.task.name} does not train; expected one that does, as classify")
+        return self
+
+
+Job = MapJob | TrainJob
+
+
+def load_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Job:
     """Read a job by its name in ``jobs/`` or by its path, with ``key=value`` overrides.
 
     Raises UserError with every mistake, each with file and line, the expected, what came, and
@@ -216,34 +229,48 @@ def load_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = (
     return parse_job(text, _shown(path), overrides)
 
 
-def parse_job(text: str, name: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> MapJob:
+def load_map_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> MapJob:
+    """Read a job as `load_job` does, for what only a map job has; raises UserError for another kind."""
+    job = load_job(name_or_path, overrides)
+    if not isinstance(job, MapJob):
+        raise UserError(
+            f"{name_or_path}: expected a job of kind map, got one of kind {job.kind}; use cnnbatch run"
+        )
+    return job
+
+
+def parse_job(text: str, name: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Job:
     """Read a job from YAML ``text``; ``name`` stands for the file in messages. Raises as `load_job`."""
     document = spec.parse_text(text, name)
     changes, wrong = spec.overrides(_plain(overrides) if isinstance(overrides, Mapping) else overrides, SHORT)
     data = spec.apply(document.data, changes, SHORT)
     found = list(document.mistakes)
+    job: Job | None = None
     try:
-        job = MapJob.model_validate(data)
+        job = (TrainJob if data.get("kind") == "train" else MapJob).model_validate(data)
     except ValidationError as error:
         found += Sentences(document, changes, data, _schema_for(data)).all(error.errors(include_url=False))
-    if found or wrong:
+    if found or wrong or job is None:
         mistakes = [*found, *wrong]
         count = "one mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise UserError("\n  ".join([f"{name}: {count} in the job; nothing was run", *mistakes]))
     return job
 
 
-def to_yaml(job: MapJob) -> str:
+def to_yaml(job: Job) -> str:
     """Return ``job`` as YAML that `parse_job` reads back; local paths absolute, URLs without signatures."""
     return spec.dump(_dump(job))
 
 
-def fingerprint_fields(job: MapJob) -> dict[str, Any]:
+def fingerprint_fields(job: Job) -> dict[str, Any]:
     """Return the job's own part of what can change a row; versions, weights and precision come on top."""
     data = _dump(job)
     task = {name: value for name, value in data["task"].items() if name not in job.task.outside_fingerprint}
     of_input = ("url", "format", "key", "label", "truth", "split", "keep")
-    return {"task": task, "input": {name: data["input"][name] for name in of_input}}
+    chosen = {name: data["input"][name] for name in of_input}
+    if data["input"]["subset"]:  # Most jobs have none, and their outputs stay theirs.
+        chosen["subset"] = data["input"]["subset"]
+    return {"task": task, "input": chosen}
 
 
 def job_schema() -> dict[str, Any]:
@@ -307,7 +334,7 @@ def _schema_for(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
-    models: list[type[BaseModel]] = [MapJob, *tasks.values()]
+    models: list[type[BaseModel]] = [TrainJob, *tasks.values()]
     places, shared = models_json_schema([(model, "validation") for model in models])
     definitions = shared["$defs"]
 
@@ -315,7 +342,7 @@ def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
         name = places[model, "validation"]["$ref"].rpartition("/")[2]
         return dict(definitions[name])
 
-    job = definition(MapJob)
+    job = definition(TrainJob)  # It has all that a map job has.
     choices = []
     for name, task in tasks.items():
         own = definition(task)
@@ -327,11 +354,12 @@ def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
     section = (
         {"oneOf": choices} if choices else {"type": "object", "properties": {"name": {"type": "string"}}}
     )
-    job["properties"] = {**job["properties"], "task": section}
+    kind = {"enum": ["map", "train"], "default": "map"}
+    job["properties"] = {**job["properties"], "kind": kind, "task": section}
     return {**job, "$defs": definitions}
 
 
-def _dump(job: MapJob) -> dict[str, Any]:
+def _dump(job: Job) -> dict[str, Any]:
     """Return ``job`` as plain values; local paths absolute, no address with a secret."""
     data: dict[str, Any] = _redacted(job.model_dump(mode="json"))
     for section in SHORT:

@@ -6,7 +6,7 @@ Importing one runs its module's code, so only the author of a job may name one, 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import nearest
@@ -40,3 +40,13 @@ def load_object(address: str, field: str) -> object:
         raise UserError(f"{field}: {module_name} has no {attribute!r}{meant(attribute, vars(module))}")
     found: object = getattr(module, attribute)
     return found
+
+
+def named_alike(classes: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """Return the network's name of each class that it has, compared by letters and digits alone."""
+    by_letters = {_letters(name): name for name in reversed(known)}
+    return {name: by_letters[_letters(name)] for name in classes if _letters(name) in by_letters}
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))

@@ -50,7 +50,7 @@ class Output:
 
     def finished(self) -> set[int]:
         """Return the numbers of the shards whose part exists: the only record of what is done."""
-        return {int(found[1]) for name in self._list("predictions") if (found := PART.search(name))}
+        return {int(found[1]) for name in self.names("predictions") if (found := PART.search(name))}
 
     def footer(self, index: int) -> dict[str, Any]:
         """Return what the footer of part ``index`` says: fingerprint, digest, versions, receipt."""
@@ -77,14 +77,14 @@ class Output:
 
     def settings(self) -> dict[str, Any]:
         """Return how each kind of device runs, by its key."""
-        names = [name.removesuffix(".json") for name in self._list("_job/settings")]
+        names = [name.removesuffix(".json") for name in self.names("_job/settings")]
         return {name: self.decided(f"settings/{name}") for name in names}
 
     def undecide(self, *names: str) -> None:
         """Forget ``_job/NAME.json``, whether it is there or not, and what is in the folder of that name."""
         for name in names:
             self.storage.delete(self.path("_job", f"{name}.json"))
-            for inner in [*self._list(f"_job/{name}")]:
+            for inner in [*self.names(f"_job/{name}")]:
                 self.storage.delete(self.path("_job", name, inner))
 
     def require_identity(self, identity: Mapping[str, Any]) -> None:
@@ -118,23 +118,24 @@ class Output:
 
     def listings(self) -> list[Listing]:
         """Return the listings that this output stands on, the oldest first."""
-        names = {name.split("/")[0] for name in self._list("_job/plan")}
+        names = {name.split("/")[0] for name in self.names("_job/plan")}
         return [Listing(self, name) for name in sorted(names)]
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the records of all runs, in no order."""
-        names = [name.removesuffix(".json") for name in self._list("_job/runs")]
+        names = [name.removesuffix(".json") for name in self.names("_job/runs")]
         return [record for name in names if (record := self.decided(f"runs/{name}")) and "started" in record]
 
     def suspects(self) -> set[int]:
         """Return the shards that an inline run was at when its process ended."""
-        return {int(name.removesuffix(".json")) for name in self._list("_job/suspects")}
+        return {int(name.removesuffix(".json")) for name in self.names("_job/suspects")}
 
     def suspect(self, index: int) -> str:
         """Return the URI of the note that an inline run is at shard ``index``."""
         return self.path("_job", "suspects", f"{index}.json")
 
-    def _list(self, folder: str) -> Iterator[str]:
+    def names(self, folder: str) -> Iterator[str]:
+        """Yield the paths of all objects below ``folder``, relative to it; none where there are none."""
         root = self.path(*folder.split("/"))
         try:
             for entry in self.storage.list(root):
@@ -171,7 +172,7 @@ class Listing:
 
     def count_pages(self) -> int:
         """Return how many pages there are."""
-        return sum(bool(_PAGE.match(name)) for name in self.output._list("/".join(self.folder)))
+        return sum(bool(_PAGE.match(name)) for name in self.output.names("/".join(self.folder)))
 
     def read(self, page: int, wanted: Collection[int] | None = None) -> list[Shard]:
         """Return the shards of page ``page``, or those of some numbers."""

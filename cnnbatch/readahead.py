@@ -32,7 +32,7 @@ from cnnbatch.journal import Journal
 from cnnbatch.records import Content, Failure, Image, Prepared, Shard
 from cnnbatch.sink import Outcome
 from cnnbatch.sources import Source
-from cnnbatch.tasks import Model
+from cnnbatch.tasks import Preparing
 
 if TYPE_CHECKING:
     from cnnbatch.nvjpeg import OnDevice
@@ -78,7 +78,7 @@ class ReadAhead:
     def __init__(
         self,
         source: Source,
-        model: Model,
+        model: Preparing,
         journal: Journal,
         threads: int,
         window: int,

@@ -72,9 +72,10 @@ class Screen:
 
     def show(self) -> None:
         """Show the line as it stands."""
-        self._show(self.line())
+        self.tell(self.line())
 
-    def _show(self, line: str) -> None:
+    def tell(self, line: str) -> None:
+        """Show a line that the next one replaces; without a terminal one every ten seconds."""
         if self.console.is_terminal:
             self._live.update(Text(line))
         elif time.monotonic() - self._said >= PLAIN_EVERY_S:
@@ -93,7 +94,7 @@ class Screen:
             done += more
             rate = done / max(time.monotonic() - started, 1e-3)
             left = _duration(max(total - done, 0) / max(rate, 1e-9))
-            self._show(f"{name} {done:,}/{total:,} {unit} · {rate:,.1f} {unit}/s · {left} left")
+            self.tell(f"{name} {done:,}/{total:,} {unit} · {rate:,.1f} {unit}/s · {left} left")
 
         return advance
 

@@ -14,13 +14,14 @@ from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.summary import Evaluation
 from cnnbatch.evaluation.truths import align
 from cnnbatch.fields import read_fields
-from cnnbatch.job import Count, FormatName, Input, Section, Text, Texts
+from cnnbatch.job import FormatName, Input
 from cnnbatch.output import Output
 from cnnbatch.parallel import chosen_map
 from cnnbatch.report import write_report
 from cnnbatch.result import Result
 from cnnbatch.result import open as open_result
 from cnnbatch.screen import Screen
+from cnnbatch.section import Count, Section, Text, Texts
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage, redact
 

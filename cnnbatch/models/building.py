@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cnnbatch import weights as files
 from cnnbatch.errors import UserError
 from cnnbatch.models import catalogue, timm_models, torchvision_models
+from cnnbatch.models.heads import with_new_head
 from cnnbatch.models.network import Architecture, Network, last_layer, library, seeded
 from cnnbatch.models.preprocessing import Preprocessing
 from cnnbatch.naming import load_object, meant
@@ -195,6 +196,8 @@ def external(choice: Choice, kind: type[Built]) -> Built:
 
 def _external_weights(choice: Choice, built: Built) -> Built:
     if choice.weights != "DEFAULT":
+        if isinstance(built, Network) and len(built.classes) != len(last_layer(built.module)[1].weight):
+            with_new_head(built, built.classes)  # The file's has as many outputs as there are classes.
         path = files.fetch(choice.weights, choice.sha256)
         key_map = files.read_key_map(choice.key_map) if choice.key_map else None
         files.apply(built.module, files.load(path), key_map, str(path))

@@ -40,9 +40,8 @@ def evaluation_charts(beside: Beside, metrics: Mapping[str, Value]) -> list[Titl
     return [one for one in found if one is not None]
 
 
-def training_charts(beside: Beside) -> list[Titled]:
+def training_charts(table: pa.Table | None) -> list[Titled]:
     """Return a chart for each number that a training has measured over its steps or epochs."""
-    table = beside.metrics()
     if table is None or not table.num_rows:
         return []
     time = next((name for name in _TIMES if name in table.schema.names), None)

@@ -15,10 +15,10 @@ from cnnbatch.records import ImageRef
 from cnnbatch.report import plots, ways
 from cnnbatch.report.beside import Beside
 from cnnbatch.report.classes import MOST_OPEN
-from cnnbatch.report.curves import training_charts
 from cnnbatch.report.embedded import Card, embedded
 from cnnbatch.report.facts import Fact, environment, headline, job_yaml
 from cnnbatch.report.judged import judged
+from cnnbatch.report.learning import learning
 from cnnbatch.report.mistakes import Mistakes, find_mistakes
 from cnnbatch.report.pictures import Alarm, Picture, Seen, Viewer, hurried, percent, seen
 from cnnbatch.report.tally import LEAST_SURE, SAMPLE, SCORE_BINS, Place, Tally, count, fetch
@@ -98,7 +98,7 @@ def page_html(result: Result, storage: Storage, begin: Begin) -> str:
         labels=_labels(tally),
         label_count=len(tally.labels),
         scores=_scores(tally),
-        training=training_charts(beside),
+        learning=learning(Output(result.uri, storage), beside.metrics()),
         open_classes=MOST_OPEN,
         stages=_stages(footers),
         throughput=_throughput(timeline) if len(footers) > 1 else None,

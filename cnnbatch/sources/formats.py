@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.sources import globs
 from cnnbatch.sources.files import SUFFIXES
-from cnnbatch.sources.labelled import FOLDER, Labelled, labelled_by_pattern
+from cnnbatch.sources.labelled import FOLDER, INNER_FOLDER, Labelled, labelled_by_pattern
 from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, join, normalize, parent, redact
 
 if TYPE_CHECKING:
@@ -65,6 +65,14 @@ FORMATS = {
 
 def open_format(input: Input, storage: Storage) -> Source:
     """Return the source of ``input``; a mistake in it is a `UserError`."""
+    if input.subset is None:
+        return _open_whole(input, storage)
+    from cnnbatch.sources.subsets import Apart
+
+    return Apart(_open_whole(input, storage), input.subset)
+
+
+def _open_whole(input: Input, storage: Storage) -> Source:
     if isinstance(input.url, str) and (part := _PART.match(input.url)):
         return _open_part(input, part["whole"], part["side"], storage)
     name = recognise(input, storage) if input.format == "auto" else input.format
@@ -96,7 +104,7 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
     if input.format == "auto" and earlier.is_output(whole, storage):
         _refuse_others(inner, "the output of a job", frozenset())
         return regions.RegionImages(earlier.open_earlier(whole, storage))
-    source = open_format(inner, storage)
+    source = _open_whole(inner, storage)
     if source.truth_schema is None or "objects" not in source.truth_schema.names:
         raise UserError(
             f"input.url: {redact(whole)} has no boxes that could be images\n"
@@ -201,7 +209,8 @@ def open_folders(input: Input, storage: Storage) -> Source:
             f"input.format: folders named by class lie below one address, got {len(input.url)}\n"
             "  what to do: give the folder that holds them"
         )
-    return Labelled(open_files(input, storage), FOLDER, "input.format=folders")
+    apart = input.subset is not None and input.subset.by == "folder"
+    return Labelled(open_files(input, storage), INNER_FOLDER if apart else FOLDER, "input.format=folders")
 
 
 def _means_nothing(field: str, name: str, input: Input) -> UserError:

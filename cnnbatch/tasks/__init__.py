@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
     from cnnbatch.records import Image, Prepared
+    from cnnbatch.training.recipe import Recipe, TrainingData
+    from cnnbatch.training.spec import Train
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Backend = Literal["eager", "compile", "openvino"]
@@ -38,7 +40,17 @@ class Runtime:
     batch: int = 1
 
 
-class Model(Protocol):
+class Preparing(Protocol):
+    """What turns decoded pictures into network inputs, in the threads that decode them."""
+
+    def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the least (height, width) that `prepare` needs of a picture of ``size``; None: all."""
+
+    def prepare(self, image: Image) -> Sequence[Prepared]:
+        """Turn one image into network inputs; runs in the thread that decoded it, where the pixels lie."""
+
+
+class Model(Preparing, Protocol):
     """A task's network, loaded on one device; the worker calls its steps, each in its own threads.
 
     It may also have ``classes``, a `truth.ModelClasses`, which the output keeps, and ``match``: called
@@ -47,12 +59,6 @@ class Model(Protocol):
 
     identity: Mapping[str, str]
     """What can change a row: ``weights`` (SHA-256), ``preprocessing``, ``library`` (major.minor)."""
-
-    def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Return the least (height, width) that `prepare` needs of a picture of ``size``; None: all."""
-
-    def prepare(self, image: Image) -> Sequence[Prepared]:
-        """Turn one image into network inputs; runs in the thread that decoded it, where the pixels lie."""
 
     def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> Any:
         """Run the network on ``batch`` (N, 3, H, W) with picture ``sizes`` (N, 2) as (height, width).
@@ -95,4 +101,8 @@ class Task(BaseModel):
 
     def load(self, runtime: Runtime) -> Model:
         """Build the network on ``runtime.device``; imports torch, runs once an actor."""
+        raise NotImplementedError
+
+    def recipe(self, spec: Train, data: TrainingData) -> Recipe:
+        """Return how its network is trained on ``data``; a task without one does not train."""
         raise NotImplementedError

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from cnnbatch.models import Network
     from cnnbatch.records import Image, Prepared
+    from cnnbatch.training.recipe import Recipe, TrainingData
+    from cnnbatch.training.spec import Train
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(allow_inf_nan=False)]
@@ -61,6 +63,7 @@ class InputChange(BaseModel):
 class Classify(WeightedTask):
     """Classification; see `cnnbatch.models.Choice` for the model and its weights."""
 
+    trained_to: ClassVar[str] = "classify"
     adapters: ClassVar[tuple[str, ...]] = ("classify",)
     prepares_on_device: ClassVar[bool] = True
 
@@ -99,6 +102,13 @@ class Classify(WeightedTask):
         from cnnbatch.models import build_classifier
 
         return Classifier(self, build_classifier(self.choice(self.preprocessing.fields())), runtime)
+
+    def recipe(self, spec: Train, data: TrainingData) -> Recipe:
+        """Return how the network learns the classes of ``data``."""
+        from cnnbatch.training.classification import ClassifierRecipe
+
+        begun_with = self.model_copy(update={"classes": None})  # The job's classes are those to be learned.
+        return ClassifierRecipe(begun_with.choice(self.preprocessing.fields()), spec, data)
 
 
 class Classifier:

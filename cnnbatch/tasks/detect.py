@@ -43,6 +43,7 @@ class Detect(WeightedTask):
     shard_size: ClassVar[int] = 250
     batch: ClassVar[Mapping[str, int]] = {"cuda": 8, "mps": 2, "cpu": 2}
     keypoints: ClassVar[bool] = False
+    trained_to: ClassVar[str] = "detect"
     adapters: ClassVar[tuple[str, ...]] = get_args(Adapter)
 
     name: str = "detect"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from cnnbatch.errors import UserError
+from cnnbatch.storage import join, normalize
 from cnnbatch.tasks import Backend, Precision, Task
+from cnnbatch.training.model_file import WEIGHTS, read_model, require_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +27,8 @@ class WeightedTask(Task):
 
     backends: ClassVar[frozenset[Backend]] = frozenset({"eager", "compile", "openvino"})
     precisions: ClassVar[frozenset[Precision]] = frozenset({"fp32", "bf16", "fp16"})
+    trained_to: ClassVar[str] = ""
+    """What a trained folder says that its model does, for this task to take it."""
     adapters: ClassVar[tuple[str, ...]] = ()
     """Conventions of ONNX files that the task reads; where there is one only, it need not be said."""
 
@@ -63,18 +68,38 @@ class WeightedTask(Task):
         """
         from cnnbatch.models import Choice
 
-        return Choice(
+        choice = Choice(
             model=self.model,
             weights=self.weights,
             sha256=self.sha256,
-            classes=_read_names(self.classes) if isinstance(self.classes, str) else self.classes,
+            classes=read_names(self.classes) if isinstance(self.classes, str) else self.classes,
             key_map=self.key_map,
             preprocessing=preprocessing,
             adapter=self.adapter,
         )
+        about = read_model(self.model)
+        return choice if about is None else _of_trained(choice, about, self.trained_to or self.name)
 
 
-def _read_names(uri: str) -> tuple[str, ...]:
+def _of_trained(choice: Choice, about: Mapping[str, Any], task: str) -> Choice:
+    """Return the network that a training has written into the folder ``choice.model``."""
+    require_task(about, task, choice.model)
+    kept = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in about["preprocessing"].items()
+    }
+    found = replace(
+        choice,
+        model=about["architecture"]["model"],
+        classes=choice.classes or tuple(about["classes"]),
+        preprocessing={**kept, **choice.preprocessing},
+    )
+    if choice.weights != "DEFAULT":
+        return found
+    return replace(found, weights=join(normalize(choice.model), WEIGHTS), sha256=about["sha256"])
+
+
+def read_names(uri: str) -> tuple[str, ...]:
     """Read class names from a text file, one a line."""
     from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, normalize
 

@@ -31,7 +31,7 @@ from tests.bench.measuring import (
     steady,
 )
 
-COUNTS: Mapping[str, int] = {"mobilenet_v2": 10_000, "resnet50": 2_000}
+COUNTS: Mapping[str, int] = {"mobilenet_v2": 10_000, "resnet50": 4_000}
 """How many photographs each model gets: start-up, and finding the fastest way, weigh less in many."""
 SMALL_COUNT = 4000
 SAMPLE = 320  # photographs on which the stages are measured

@@ -1,0 +1,84 @@
+"""What a training has done: which strategy and why, from how much, and the curves; also while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from cnnbatch.output import Output
+from cnnbatch.report.curves import Titled, training_charts
+from cnnbatch.report.facts import Fact
+from cnnbatch.report.pictures import percent
+from cnnbatch.report.template import template
+from cnnbatch.report.words import decimal, number
+from cnnbatch.storage import NotFound, redact
+from cnnbatch.training.model_file import read_model
+
+_HIDDEN = ("images", "validation_seconds")
+"""Columns of ``metrics.parquet`` whose course tells nothing."""
+
+
+class Learning(NamedTuple):
+    """A training's part of the page; ``why`` is empty where nothing was decided."""
+
+    strategy: str
+    why: str
+    facts: Sequence[Fact]
+    charts: Sequence[Titled]
+
+
+def learning(output: Output, metrics: pa.Table | None) -> Learning | None:
+    """Return what an output's ``model.json`` and its ``metrics`` say; None where it holds no training."""
+    about = read_model(output.uri, output.storage) or {}
+    decided = about or output.decided("training/strategy") or {}
+    if metrics is not None:
+        metrics = metrics.drop_columns([name for name in _HIDDEN if name in metrics.schema.names])
+    if not decided and metrics is None:
+        return None
+    charts = training_charts(metrics)
+    facts = list(_facts(about, output.decided("training/data") or {}, decided.get("figures", {})))
+    return Learning(decided.get("strategy", ""), decided.get("why", ""), facts, charts)
+
+
+def _facts(about: Mapping[str, Any], data: Mapping[str, Any], figures: Mapping[str, float]) -> Sequence[Fact]:
+    facts = []
+    if data:
+        facts += [
+            Fact("Classes", number(len(data["classes"]))),
+            Fact("Training images", number(data["train"])),
+        ]
+        facts += [Fact("Validation images", number(data["validation"]), data["how"])]
+    if best := about.get("validation"):
+        interval = best.get("interval")
+        note = f"95 % interval {percent(interval[0])} to {percent(interval[1])}" if interval else ""
+        facts.append(Fact(f"Best {best['of'].replace('_', ' ')}", percent(best[best["of"]]), note))
+    if "linear_probe" in figures:
+        facts.append(
+            Fact("Linear probe", percent(figures["linear_probe"]), f"chance {percent(figures['chance'])}")
+        )
+        facts.append(Fact("Nearest neighbours", percent(figures["nearest_neighbours"])))
+        facts.append(Fact("Log evidence", decimal(figures["log_evidence"])))
+    if failed := sum(about.get("failed", {}).values()):
+        facts.append(Fact("Not learned from", number(failed), ", ".join(about["failed"])))
+    return facts
+
+
+def write_training_report(output: Output) -> None:
+    """Write ``report.html`` for a training that is still going on."""
+    try:
+        with output.storage.open(output.path("metrics.parquet")) as file:
+            metrics = pq.read_table(file)
+        job = yaml.safe_load(output.storage.read(output.path("_job", "training", "job.yaml")))
+    except NotFound:
+        return
+    task = job.get("task", {})
+    page = template("training.html.j2").render(
+        title=Fact(str(task.get("name", "")), str(task.get("model", ""))),
+        output=redact(output.uri),
+        learning=learning(output, metrics),
+    )
+    output.storage.put(output.path("report.html"), page.encode())

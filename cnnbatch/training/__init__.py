@@ -1,0 +1,1 @@
+"""Training: a recipe says what is learned, the loop learns it, the strategy says how much of the network."""

@@ -1,0 +1,144 @@
+"""Lists the training and validation images once, checks their labels, and keeps both in the output."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cnnbatch import plan
+from cnnbatch.errors import UserError
+from cnnbatch.job import Input, TrainJob
+from cnnbatch.output import Output
+from cnnbatch.sources import Source, open_source
+from cnnbatch.storage import Storage
+from cnnbatch.tasks.weighted import WeightedTask, read_names
+from cnnbatch.training.parts import Parts
+from cnnbatch.training.recipe import TrainingData
+from cnnbatch.training.refs import Listed, Refs, listed
+from cnnbatch.truth import classes_of
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What there is to learn from; ``digest`` is that of the keys, places and classes."""
+
+    data: TrainingData
+    train: Refs
+    validation: Refs
+    digest: str
+    how: str
+
+
+def refs_uri(output: Output, part: str) -> str:
+    """Return where the images of a part are listed."""
+    return output.path("_job", "training", f"{part}.parquet")
+
+
+def read_refs(output: Output, part: str) -> Refs:
+    """Return the images of a part, as they were collected."""
+    return Refs.from_bytes(output.storage.read(refs_uri(output, part)))
+
+
+def collect(job: TrainJob, parts: Parts, output: Output) -> Collected:
+    """List the parts, unless that was done before; raises UserError for labels that can't be learned."""
+    kept = output.decided("training/data")
+    if kept is not None:
+        refs = [read_refs(output, part) for part in ("train", "validation")]
+        data = TrainingData(tuple(kept["classes"]), kept["counts"], len(refs[0]))
+        return Collected(data, refs[0], refs[1], kept["digest"], kept["how"])
+    found = _collect(job, parts)
+    for part, refs_of_part in (("train", found.train), ("validation", found.validation)):
+        output.storage.put(refs_uri(output, part), refs_of_part.to_bytes())
+    output.decide("training/data", _record(found))
+    return found
+
+
+def _record(found: Collected) -> dict[str, Any]:
+    return {
+        "classes": found.data.classes,
+        "counts": dict(found.data.counts),
+        "train": len(found.train),
+        "validation": len(found.validation),
+        "digest": found.digest,
+        "how": found.how,
+    }
+
+
+def _collect(job: TrainJob, parts: Parts) -> Collected:
+    storage = Storage(job.input.storage)
+    source = open_source(parts.train, storage)
+    if source.truth_schema is None:
+        raise UserError(
+            "input: a training needs a truth, and these images have none\n"
+            "  what to do: put them into folders named by class, or give input.label or input.truth"
+        )
+    train = _list(job, parts.train, source)
+    validation = _list(job, parts.validation, open_source(parts.validation, storage))
+    counts = train.refs.counts() or train.objects
+    classes = _classes(job, source, counts)
+    _require_learnable(classes, counts, (validation.refs.counts() or validation.objects))
+    data = TrainingData(classes, {name: counts[name] for name in classes}, len(train.refs))
+    return Collected(data, train.refs, validation.refs, _digest(train.refs, validation.refs), parts.how)
+
+
+def _list(job: TrainJob, chosen: Input, source: Source) -> Listed:
+    found = listed(source, plan.select(source.refs(), chosen.sample, chosen.limit))
+    if not len(found.refs):
+        part = chosen.subset.part if chosen.subset else chosen.split
+        raise UserError(
+            f"input: no image of the part {part} has a truth\n"
+            "  what to do: give the folder whose folders are the classes, or input.label or input.truth"
+        )
+    return found
+
+
+def _classes(job: TrainJob, source: Source, counts: Counter[str]) -> tuple[str, ...]:
+    """Return the job's class names, else the source's own, else those of the labels, sorted."""
+    given = job.task.classes if isinstance(job.task, WeightedTask) else None
+    if given is not None:
+        return read_names(given) if isinstance(given, str) else tuple(given)
+    own = [one.name for one in classes_of(source.truth_schema)] if source.truth_schema else []
+    known = tuple(name for name in own if name)
+    return known if set(counts) <= set(known) else tuple(sorted(counts))
+
+
+def _require_learnable(classes: Sequence[str], train: Counter[str], validation: Counter[str]) -> None:
+    unknown = sorted((set(train) | set(validation)) - set(classes))
+    if unknown:
+        raise UserError(
+            f"task.classes: images have labels that are none of {len(classes)} classes: {_some(unknown)}\n"
+            f"  the classes: {_some(list(classes))}\n"
+            "  what to do: add them to task.classes, or leave these images out of the input"
+        )
+    lone = [name for name in classes if train[name] + validation[name] == 1]
+    if lone:
+        raise UserError(
+            f"input: a class needs two images at least, one to learn from and one to judge by; "
+            f"{_some(lone)} {'has' if len(lone) == 1 else 'have'} one\n"
+            "  what to do: give more of them, or leave the class out"
+        )
+    empty = [name for name in classes if not train[name]]
+    if empty:
+        raise UserError(
+            f"input: no image trains {_some(empty)}, of {len(classes)} classes\n"
+            "  what to do: give images of each class, or leave it out of task.classes; where few images were "
+            "cut by hash, another input.subset.seed cuts them otherwise"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
+
+
+def _digest(train: Refs, validation: Refs) -> str:
+    state = hashlib.sha256()
+    for refs in (train, validation):
+        for column in ("key", "etag", "class"):
+            state.update(repr(refs.table[column].to_pylist()).encode())
+    return state.hexdigest()

@@ -1,0 +1,150 @@
+"""Brings a worker's images of an epoch, step by step, through the reader and decoder of prediction."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from time import perf_counter
+
+import torch
+
+from cnnbatch.journal import Journal
+from cnnbatch.readahead import Item, ReadAhead, Reading
+from cnnbatch.records import Failure, Image, Prepared
+from cnnbatch.sources import Source
+from cnnbatch.training import deal
+from cnnbatch.training.pictures import Pictures
+from cnnbatch.training.recipe import Example, Recipe
+from cnnbatch.training.refs import Refs
+
+SHARD_STEPS = 64
+"""Steps whose images are read as one shard: at its end the readers run dry once."""
+CONTAINED = 1024
+"""Images of containers that are read at once, whose bytes are held together."""
+
+
+@dataclass(slots=True)
+class Failed:
+    """Images that could not be learned from: each once, by its code, with a few of their messages."""
+
+    keys: dict[str, str] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, key: str, failure: Failure) -> None:
+        """Note one."""
+        if key not in self.keys:
+            self.keys[key] = failure.code
+            if len(self.examples) < 8:
+                self.examples.append(f"{key}: {failure.message}")
+
+    def counts(self) -> Counter[str]:
+        """Return how many there are by code."""
+        return Counter(self.keys.values())
+
+
+class Loader:
+    """The images of one part, for one of ``world`` workers.
+
+    ``kept_bytes`` may hold decoded pictures; ``beside`` decodes while the network is at work.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Source,
+        refs: Refs,
+        seed: int,
+        threads: int,
+        kept_bytes: int,
+        beside: bool,
+        window: int,
+    ) -> None:
+        self.refs = refs
+        self.failed = Failed()
+        self.waited_s = 0.0
+        self._seed = seed
+        self._pictures = Pictures(source, kept_bytes)
+        self._inputs = _Inputs(recipe, self._pictures, seed)
+        handle, name = tempfile.mkstemp(prefix="cnnbatch-train-")
+        os.close(handle)
+        self._journal = Path(name)
+        journal = Journal(self._journal)
+        self._ahead = ReadAhead(self._pictures, self._inputs, journal, threads, window, beside)
+
+    def close(self) -> None:
+        """End its threads."""
+        self._ahead.close()
+        self._journal.unlink(missing_ok=True)
+
+    def training(
+        self, epoch: int, batch: int, rank: int = 0, world: int = 1, first: int = 0
+    ) -> Iterator[list[Example]]:
+        """Yield a worker's examples of each step of an epoch, beginning with step ``first``."""
+        places = deal.order(self.refs.hashes, self._seed, epoch, self.refs.runs)
+        steps = deal.dealt(places, batch, rank, world, first)
+        yield from self._steps(list(steps), epoch)
+
+    def validating(self, batch: int, rank: int = 0, world: int = 1) -> Iterator[list[Example]]:
+        """Yield a worker's examples as prediction has them, in the order of their listing."""
+        places = deal.share(torch.arange(len(self.refs)).numpy(), rank, world)
+        steps = [places[start : start + batch] for start in range(0, len(places), batch)]
+        yield from self._steps(steps, None)
+
+    def _steps(self, steps: Sequence[deal.Places], epoch: int | None) -> Iterator[list[Example]]:
+        self._inputs.epoch = epoch
+        largest = max((len(one) for one in steps), default=1)
+        together = max(1, CONTAINED // max(1, largest)) if self.refs.runs is not None else SHARD_STEPS
+        for start in range(0, len(steps), together):
+            yield from self._shard(steps[start : start + together])
+
+    def _shard(self, steps: Sequence[deal.Places]) -> Iterator[list[Example]]:
+        places = [int(place) for one in steps for place in one]
+        if not places:
+            yield from ([] for _ in steps)
+            return
+        shard = self.refs.shard(places)
+        table = self._pictures.truth(shard)
+        truth = None if table is None else table.to_pylist()
+        with self._ahead.windows(Reading(shard, range(len(places)), {}, truth)) as windows:
+            items = _flat(windows)
+            for one in steps:
+                started = perf_counter()
+                some = [next(items) for _ in range(len(one))]
+                self.waited_s += perf_counter() - started
+                yield list(self._good(some))
+
+    def _good(self, items: Sequence[Item]) -> Iterator[Example]:
+        for item in items:
+            if item.outcome.failure is not None:
+                self.failed.add(item.outcome.ref.key, item.outcome.failure)
+            for prepared in item.prepared:
+                assert isinstance(prepared, Example)
+                yield prepared
+
+
+def _flat(windows: Iterator[list[Item]]) -> Iterator[Item]:
+    for window in windows:
+        yield from window
+
+
+class _Inputs:
+    """A recipe as what the reader prepares inputs by; where ``epoch`` is None, nothing is by chance."""
+
+    def __init__(self, recipe: Recipe, pictures: Pictures, seed: int) -> None:
+        self._recipe, self._pictures, self._seed = recipe, pictures, seed
+        self.epoch: int | None = None
+
+    def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the size that the recipe asks for."""
+        return self._recipe.decode_size(size)
+
+    def prepare(self, image: Image) -> Sequence[Prepared]:
+        """Return the image as the recipe's example."""
+        self._pictures.keep(image.ref.key, image.pixels, image.size)
+        draw = None if self.epoch is None else Random(f"{self._seed} {self.epoch} {image.ref.key}")
+        return [self._recipe.example(image, draw)]

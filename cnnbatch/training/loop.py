@@ -1,0 +1,303 @@
+"""The training loop: it knows a recipe and a loader, and nothing of what is learned.
+
+Result, on one worker or several: the same steps over the same images, gradients weighted by the images that
+each worker really had. Continued from a checkpoint it takes the steps that were left, with the same draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from random import Random
+from time import monotonic, perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cnnbatch.training import deal
+from cnnbatch.training.loader import Loader
+from cnnbatch.training.optimizers import optimizer
+from cnnbatch.training.position import Position
+from cnnbatch.training.recipe import Batch, Example, Recipe
+from cnnbatch.training.schedules import factor
+from cnnbatch.training.spec import Train
+from cnnbatch.training.team import Team
+
+
+class Broken(Exception):
+    """A training that can't go on for what it was told: the words are for the person who told it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a training is to do, all settled: ``rate`` the highest learning rate, ``epochs`` how many."""
+
+    spec: Train
+    epochs: int
+    rate: float
+    device: str
+    precision: str = "fp32"
+    max_failed: float = 0.01
+
+
+@dataclass(slots=True)
+class History:
+    """What was measured so far: a row a step since the last report, and of each epoch its validation."""
+
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    best: float = -math.inf
+    best_epoch: int = -1
+
+
+class Watcher(Protocol):
+    """Who is told of a training as it goes; of several workers only the first has one that listens."""
+
+    def step(self, row: Mapping[str, float]) -> None:
+        """Take the numbers of a step."""
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Take the numbers of an epoch, its steps being over."""
+
+    def save(self, position: Position, state: Callable[[], Mapping[str, Any]], best: bool) -> None:
+        """Keep what `state` returns, from which the training goes on at ``position``."""
+
+
+class Loop:
+    """A training on one worker of a team."""
+
+    def __init__(
+        self, recipe: Recipe, plan: Plan, training: Loader, validation: Loader, team: Team, watcher: Watcher
+    ) -> None:
+        self._recipe, self._plan, self._spec = recipe, plan, plan.spec
+        self._training, self._validation = training, validation
+        self._team, self._watcher = team, watcher
+        self._device = torch.device(plan.device)
+        module = recipe.module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._groups = [group for group in recipe.parameters() if group.tensors]
+        self._optimizer = optimizer(self._groups, self._spec, plan.rate)
+        self._module: nn.Module = team.wrap(module, self._device)
+        decay = self._spec.ema
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._average = AveragedModel(module, multi_avg_fn=average, use_buffers=True) if decay else None
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=plan.precision == "fp16")
+        self._history = History()
+        self._steps = deal.count_steps(len(training.refs), self._spec.batch)
+        self._saved = monotonic()
+
+    @property
+    def history(self) -> History:
+        """What was measured."""
+        return self._history
+
+    def run(self, position: Position, state: Mapping[str, Any] | None) -> History:
+        """Train from ``position`` with the ``state`` saved there, to the end; raises Broken."""
+        if state is not None:
+            self._restore(state)
+        for epoch in range(position.epoch, self._plan.epochs):
+            if self._is_over(epoch):
+                break
+            first = position.step if epoch == position.epoch else 0
+            self._train(epoch, first)
+            self._validate(epoch)
+        return self._history
+
+    def _is_over(self, epoch: int) -> bool:
+        patience = self._spec.patience
+        return (
+            patience is not None
+            and self._history.best_epoch >= 0
+            and epoch - self._history.best_epoch > patience
+        )
+
+    def _train(self, epoch: int, first: int) -> None:
+        self._module.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        team = self._team
+        examples = self._training.training(epoch, self._spec.batch, team.rank, team.world, first)
+        started, images = perf_counter(), 0
+        for step, some in enumerate(examples, first):
+            row = self._step(epoch, step, some)
+            images += int(row["images"])
+            row["images_per_second"] = images / max(perf_counter() - started, 1e-9)
+            self._watcher.step(row)
+            if step + 1 < self._steps and self._is_due():
+                self._watcher.save(Position(epoch, step + 1), self.state, best=False)
+
+    def _step(self, epoch: int, step: int, examples: Sequence[Example]) -> dict[str, float]:
+        whole = epoch * self._steps + step
+        rate = self._set_rate(whole)
+        torch.manual_seed(hash((self._spec.seed, epoch, step, self._team.rank)) % 2**63)
+        draw = Random(f"{self._spec.seed} {epoch} {step}")
+        count = self._team.sum(len(examples))
+        if not count:
+            return self._row(epoch, step, rate, 0, {})
+        batch = self._batch(examples)
+        last = (step + 1) % self._spec.accumulate == 0 or step + 1 == self._steps
+        with nullcontext() if last else self._team.without_sync(self._module):
+            parts = self._gradients(self._recipe.on_device(batch, draw), len(examples) / count)
+        losses = {name: self._team.sum(value) for name, value in parts.items()}
+        if not math.isfinite(sum(losses.values())):
+            raise Broken(self._undefined(epoch, step, rate, losses))
+        norm = self._update() if last else 0.0
+        return self._row(epoch, step, rate, int(count), losses) | {"gradient_norm": norm}
+
+    def _gradients(self, batch: Batch, share: float) -> dict[str, float]:
+        """Add this worker's gradients; return its loss by parts, weighted by its ``share`` of the images."""
+        with self._autocast():
+            outputs = self._module(*batch.inputs)
+        parts = self._recipe.loss(outputs, batch)
+        # The workers' gradients are averaged; the images' are to be.
+        scale = share * self._team.world / self._spec.accumulate
+        total = torch.stack([*parts.values()]).sum() * scale
+        self._scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        return {name: float(value.detach()) * share for name, value in parts.items()}
+
+    def _update(self) -> float:
+        self._scaler.unscale_(self._optimizer)
+        tensors = [tensor for group in self._groups for tensor in group.tensors if tensor.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(tensors, self._spec.clip or math.inf)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._average is not None:
+            self._average.update_parameters(self._recipe.module)
+        return float(norm)
+
+    def _batch(self, examples: Sequence[Example]) -> Batch:
+        """Put examples on the device; a worker without any takes part with a picture of no weight."""
+        batch = self._recipe.collate(examples or [self._spare()], training=True)
+        return Batch(moved(batch.inputs, self._device), moved(batch.truth, self._device), batch.size)
+
+    def _spare(self) -> Example:
+        return next(example for some in self._validation.validating(1) for example in some)
+
+    def _set_rate(self, step: int) -> float:
+        spec = self._spec
+        rate = self._plan.rate * factor(spec.schedule, step, self._plan.epochs * self._steps, spec.warmup)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        return rate
+
+    def _validate(self, epoch: int) -> None:
+        started, values = perf_counter(), self._judged()
+        self._require_readable()
+        history = self._history
+        measured = self._recipe.measure(values)
+        if not all(map(math.isfinite, measured.values())):
+            raise Broken(
+                self._undefined(
+                    epoch, self._steps - 1, self._set_rate((epoch + 1) * self._steps - 1), measured
+                )
+            )
+        better = measured[self._recipe.metric] > history.best
+        if better:
+            history.best, history.best_epoch = measured[self._recipe.metric], epoch
+        row = {"epoch": epoch, **measured, "validation_seconds": perf_counter() - started}
+        history.epochs.append(row)
+        self._watcher.epoch(row)
+        self._watcher.save(Position(epoch + 1), self.state, better)
+        self._saved = monotonic()
+
+    def _judged(self) -> list[Any]:
+        """Return the values of all validation images, of all workers."""
+        module = self._average.module if self._average is not None else self._recipe.module
+        self._team.share_buffers(module)
+        module.eval()
+        values: list[Any] = []
+        size = max(1, self._spec.batch // self._team.world)
+        for examples in self._validation.validating(size, self._team.rank, self._team.world):
+            if not examples:
+                continue
+            batch = self._recipe.collate(examples, training=False)
+            batch = Batch(moved(batch.inputs, self._device), moved(batch.truth, self._device), batch.size)
+            with torch.inference_mode(), self._autocast():
+                batch = self._recipe.on_device(batch, None)
+                values += self._recipe.judge(module(*batch.inputs), batch)
+        return self._team.gather(values)
+
+    def _require_readable(self) -> None:
+        """Stop where more images failed than the job allows."""
+        count = self._team.sum(len(self._training.failed.keys))
+        if count > self._plan.max_failed * len(self._training.refs):
+            examples = "\n  ".join(self._training.failed.examples)
+            raise Broken(
+                f"{int(count):,} of {len(self._training.refs):,} training images can't be learned from, more "
+                f"than max_failed={self._plan.max_failed:g} allows:\n  {examples}\n"
+                "  what to do: mend or remove them, or allow more"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the training goes on from, and what it has learned so far."""
+        return {
+            "learned": self.learned(),
+            "module": self._recipe.module.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "history": asdict(self._history),
+        }
+
+    def learned(self) -> dict[str, Tensor]:
+        """Return the weights as they are validated: the average, where there is one."""
+        module = self._average.module if self._average is not None else self._recipe.module
+        return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        try:
+            self._recipe.module.load_state_dict(state["module"])
+            if self._average is not None:
+                self._average.load_state_dict(state["average"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._scaler.load_state_dict(state["scaler"])
+            self._history = History(**state["history"])
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise Broken(
+                f"the checkpoint is of another network or another way to train: {error}\n"
+                "  what to do: choose another output, or delete _job/training/checkpoints in this one"
+            ) from error
+
+    def _autocast(self) -> Any:
+        if self._plan.precision == "fp32":
+            return nullcontext()
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[self._plan.precision]
+        return torch.autocast(self._device.type, dtype)
+
+    def _is_due(self) -> bool:
+        """Say whether it is time for a checkpoint, which the first worker decides for all."""
+        if monotonic() - self._saved < self._spec.checkpoint_s:
+            return False
+        self._saved = monotonic()
+        return True
+
+    def _row(
+        self, epoch: int, step: int, rate: float, images: int, losses: Mapping[str, float]
+    ) -> dict[str, float]:
+        row = {"epoch": epoch, "step": epoch * self._steps + step, "learning_rate": rate, "images": images}
+        return {**row, "loss": sum(losses.values()), **(losses if len(losses) > 1 else {})}
+
+    def _undefined(self, epoch: int, step: int, rate: float, losses: Mapping[str, float]) -> str:
+        found = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+        places = deal.order(self._training.refs.hashes, self._spec.seed, epoch, self._training.refs.runs)
+        of_step = deal.step(places, self._spec.batch, step)
+        keys = [ref.key for ref in self._training.refs.shard(of_step).refs]
+        return (
+            f"the loss is not a number at step {step} of epoch {epoch + 1}: {found}; "
+            f"learning rate {rate:.3g}; the step's images: {', '.join(keys)}\n"
+            "  what to do: try a lower train.learning_rate, train.clip, or compute.precision=fp32; "
+            "the checkpoints before are kept"
+        )
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Return tensors in lists, tuples, dicts and as they are on ``device``; the rest stays."""
+    if isinstance(value, Tensor):
+        return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+    if isinstance(value, Mapping):
+        return {name: moved(inner, device) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(moved(inner, device) for inner in value)
+    return value

@@ -1,0 +1,50 @@
+"""What the workers of a training are told, and what they tell: values that travel between processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cnnbatch.job import TrainJob
+from cnnbatch.output import Output
+from cnnbatch.training.parts import Parts
+from cnnbatch.training.recipe import TrainingData
+from cnnbatch.training.spec import Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How much of the network is tuned, by what was measured: ``figures``, and in words ``why``."""
+
+    strategy: Strategy
+    why: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A training, all settled: the same for each of its workers."""
+
+    job: TrainJob
+    output: Output
+    parts: Parts
+    data: TrainingData
+    decision: Decision
+    epochs: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the first worker tells while it trains; ``kind`` is step, epoch, device or end.
+
+    Of an ``end`` the row holds ``broken``, the words for a training that can't go on, where that is so.
+    """
+
+    kind: str
+    row: Mapping[str, Any]
+
+
+Tell = Callable[[Told], object]
+"""How the first worker tells the driver; must not wait."""

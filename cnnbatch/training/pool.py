@@ -1,0 +1,178 @@
+"""Trains on Ray, the only importer of Ray Train: a worker a GPU, or a worker a CPU where there is none.
+
+Ray Train replaces lost workers and forms the group anew; where a training stands is ours to keep, as
+checkpoints in the output, so that also the loss of the driver costs no more than the steps since the last.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.job import Compute, Workers
+from cnnbatch.pool import connect
+from cnnbatch.training.order import Order, Told
+
+POLL_S = 0.3
+
+
+class _Mailbox:
+    """An actor that holds what the first worker tells until the driver takes it."""
+
+    def __init__(self) -> None:
+        self._told: deque[Told] = deque()
+
+    def put(self, told: Told) -> None:
+        self._told.append(told)
+
+    def take(self) -> list[Told]:
+        taken = [*self._told]
+        self._told.clear()
+        return taken
+
+
+def fit(order: Order) -> Iterator[Told]:
+    """Train on Ray and yield what the first worker tells; raises UserError and EnvironmentFault."""
+    compute = order.job.compute
+    connect(compute)
+    group = group_for(compute)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
+    with tempfile.TemporaryDirectory(prefix="cnnbatch-ray-train-") as folder:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"order": order, "mailbox": mailbox},
+            scaling_config=group.config(),
+            torch_config=TorchConfig(backend="gloo" if compute.device == "cpu" else None),
+            run_config=RunConfig(
+                storage_path=folder, failure_config=FailureConfig(max_failures=order.job.train.max_failures)
+            ),
+        )
+        running, heard = _Running(trainer), time.monotonic()
+        while running.is_alive():
+            if news := ray.get(mailbox.take.remote()):
+                heard = time.monotonic()
+            yield from news
+            if time.monotonic() - heard > compute.start_timeout_s:
+                _require_room(group)
+            time.sleep(POLL_S)
+        yield from ray.get(mailbox.take.remote())
+        running.result()
+
+
+def _require_room(group: Group) -> None:
+    """Stop where the workers that are needed at least will never be: Ray Train would wait for ever."""
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    lacking = [
+        f"{group.least * amount:g} {name}, there are {there.get(name, 0.0):g}"
+        for name, amount in group.resources.items()
+        if there.get(name, 0.0) < group.least * amount
+    ]
+    if lacking:
+        raise EnvironmentFault(
+            f"the training needs at least {' and '.join(lacking)}",
+            "start nodes, or ask for fewer in compute.workers; the same command then goes on",
+        )
+
+
+class _Running(threading.Thread):
+    """A trainer at work in a thread, since its `fit` waits for the end."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(name="ray-train", daemon=True)
+        self._trainer = trainer
+        self._fault: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._trainer.fit()
+        except TrainingFailedError as error:
+            self._fault = error
+
+    def result(self) -> None:
+        """Raise what ended it."""
+        if self._fault is None:
+            return
+        causes = getattr(self._fault, "worker_failures", {}).values()
+        for cause in causes:
+            if isinstance(cause, UserError) or isinstance(getattr(cause, "cause", None), UserError):
+                raise UserError(str(getattr(cause, "cause", cause)))
+        first = next(iter(causes), self._fault)
+        raise EnvironmentFault(
+            f"the training was ended by its workers: {str(first).strip().splitlines()[-1]}",
+            "look at the machines; the same command goes on from the last checkpoint",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """How many workers train, as many as there are between ``least`` and ``most``, and what each gets."""
+
+    least: int
+    most: int
+    use_gpu: bool
+    resources: Mapping[str, float]
+
+    def config(self) -> ScalingConfig:
+        """Return it as Ray Train has it."""
+        number: Any = self.least if self.least == self.most else (self.least, self.most)
+        return ScalingConfig(
+            num_workers=number, use_gpu=self.use_gpu, resources_per_worker=dict(self.resources)
+        )
+
+
+def group_for(compute: Compute) -> Group:
+    """Return the group for a job: a GPU a worker where there are some, else CPUs."""
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus, cpus = there.get("GPU", 0.0), int(there.get("CPU", 1))
+    use_gpu = gpus > 0 and (compute.device in ("auto", "cuda") or compute.gpus_per_worker != "auto")
+    each = 1 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+    most = int(gpus) if use_gpu else max(1, cpus // each)
+    least, largest = 1, most  # However many there are, when one is lost or comes.
+    if isinstance(compute.workers, int):
+        least = largest = compute.workers
+    elif isinstance(compute.workers, Workers):
+        least, largest = compute.workers.min, compute.workers.max
+    if least > most:
+        raise EnvironmentFault(
+            f"{least} workers were asked for, and there is room for {most} ({cpus} CPUs, {gpus:g} GPUs)",
+            "start more nodes, or ask for fewer in compute.workers",
+        )
+    return Group(least, largest, use_gpu, {"CPU": float(each)} | ({"GPU": 1.0} if use_gpu else {}))
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """Train as one of Ray Train's workers."""
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    from cnnbatch import speed
+    from cnnbatch.training.team import Team
+    from cnnbatch.training.worker import work
+
+    order: Order = config["order"]
+    context, compute = get_context(), order.job.compute
+    os.environ["LOCAL_WORLD_SIZE"] = str(context.get_local_world_size())
+    threads = 1 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+    speed.keep_freed_memory()
+    team = Team(context.get_world_rank(), context.get_world_size())
+    found = speed.find_device(compute.device)
+    device = (
+        str(get_device()) if found == "cuda" else found
+    )  # With its number: the workers of a node see all.
+    work(order, team, device, threads, config["mailbox"].put.remote)
+    ray.train.report({})  # Ray Train v2 waits for every worker's report before it calls a run finished.

@@ -1,0 +1,79 @@
+"""Shows a training as it goes: a live line, a line an epoch, and the report's curves after each."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cnnbatch.errors import UserError
+from cnnbatch.output import Output
+from cnnbatch.report.learning import write_training_report
+from cnnbatch.report.pictures import percent
+from cnnbatch.report.words import decimal, duration
+from cnnbatch.screen import Screen
+from cnnbatch.training.collecting import Collected
+from cnnbatch.training.metrics_file import put_metrics
+from cnnbatch.training.order import Told
+from cnnbatch.training.parts import Parts
+
+
+class Progress:
+    """Takes what the first worker tells; raises UserError where a training can't go on."""
+
+    def __init__(self, screen: Screen, output: Output, images: int, batch: int) -> None:
+        self._screen, self._output = screen, output
+        self._steps = math.ceil(images / batch)
+        self._epochs = 0
+        self._begun = time.monotonic()
+        self._done_before = 0
+        self._loss = 0.0
+        self._judged = ""
+
+    def begin(self, collected: Collected, parts: Parts) -> None:
+        """Say what there is to learn from."""
+        data = collected.data
+        self._screen.note(
+            f"{data.images:,} images train {len(data.classes):,} classes, {len(collected.validation):,} "
+            f"validate ({parts.how})"
+        )
+
+    def expect(self, epochs: int) -> None:
+        """Take how many epochs there will be."""
+        self._epochs = epochs
+
+    def take(self, told: Told) -> None:
+        """Show something that was told."""
+        row = told.row
+        if told.kind == "begin":
+            self._begun, self._done_before = time.monotonic(), row["epoch"] * self._steps + row["step"]
+            again = f", going on at epoch {row['epoch'] + 1}" if self._done_before else ""
+            self._screen.note(f"training on {row['workers']} x {row['device']} in {row['precision']}{again}")
+        elif told.kind == "step":
+            self._loss = row["loss"]
+            self._screen.tell(self._line(row["step"] + 1, row["images_per_second"]))
+        elif told.kind == "epoch":
+            self._epoch(row)
+        elif told.kind == "end" and "broken" in row:
+            raise UserError(row["broken"])
+
+    def _line(self, done: int, rate: float) -> str:
+        whole = self._epochs * self._steps
+        taken = done - self._done_before
+        left = (whole - done) * (time.monotonic() - self._begun) / max(taken, 1)
+        return (
+            f"train epoch {(done - 1) // self._steps + 1}/{self._epochs} · loss {self._loss:.3f}"
+            f"{self._judged} · {rate:,.1f} images/s · {duration(left)} left"
+        )
+
+    def _epoch(self, row: Mapping[str, Any]) -> None:
+        numbers = {name: value for name, value in row.items() if name not in ("epoch", "validation_seconds")}
+        words = ", ".join(
+            f"{name.replace('_', ' ')} {percent(value) if 'accuracy' in name else decimal(value)}"
+            for name, value in numbers.items()
+        )
+        self._judged = f" · {next(iter(numbers))} {percent(next(iter(numbers.values())))}"
+        self._screen.note(f"epoch {int(row['epoch']) + 1}/{self._epochs}: loss {self._loss:.3f}, {words}")
+        put_metrics(self._output)
+        write_training_report(self._output)

@@ -1,0 +1,54 @@
+"""The workers that train together, as one of them sees it: alone, or over torch's process group."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Team:
+    """``world`` workers, of which this is number ``rank``; those of more than one share a process group."""
+
+    rank: int = 0
+    world: int = 1
+
+    def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """Return the module with gradients averaged over the team, normalisations too where a GPU can."""
+        if self.world == 1:
+            return module
+        if device.type == "cuda":
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return DistributedDataParallel(module, [device] if device.type == "cuda" else None)
+
+    def without_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Keep gradients to oneself while the block lasts."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Have everyone use the first worker's running statistics."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
+
+    def sum(self, value: float) -> float:
+        """Return the sum over the team."""
+        if self.world == 1:
+            return value
+        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        total = torch.tensor(value, dtype=torch.float64, device=device)
+        distributed.all_reduce(total)
+        return float(total)
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """Return the values of all, in the order of their ranks."""
+        if self.world == 1:
+            return values
+        found: list[Any] = [None] * self.world
+        distributed.all_gather_object(found, values)
+        return [value for some in found for value in some]

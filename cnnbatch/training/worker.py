@@ -1,0 +1,188 @@
+"""One worker's training: from the order to the checkpoints, and at its end to the model's files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import sqrt
+from time import monotonic
+from typing import Any
+
+import psutil
+import torch
+
+from cnnbatch import identity, speed
+from cnnbatch.output import Output
+from cnnbatch.sources import open_source
+from cnnbatch.storage import Storage
+from cnnbatch.training.checkpoints import Checkpoints
+from cnnbatch.training.collecting import read_refs
+from cnnbatch.training.loader import Loader
+from cnnbatch.training.loop import Broken, History, Loop, Plan
+from cnnbatch.training.metrics_file import drop_pieces, put_piece
+from cnnbatch.training.model_file import put_model
+from cnnbatch.training.optimizers import learning_rate
+from cnnbatch.training.order import Order, Tell, Told
+from cnnbatch.training.position import Position
+from cnnbatch.training.team import Team
+
+KEPT_SHARE = 0.25
+"""Part of the memory that is free when a training starts, which decoded pictures may take."""
+TOLD_EVERY_S = 0.5
+
+
+def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> None:
+    """Train, from the newest checkpoint on; the first worker writes the model at the end."""
+    torch.set_num_threads(threads)
+    job, spec = order.job, order.job.train.model_copy(update={"strategy": order.decision.strategy})
+    recipe = job.task.recipe(spec, order.data)
+    if order.decision.strategy == "as_is":
+        _put(order, recipe, recipe.module.state_dict(), {})
+        return
+    loaders = [_loader(order, part, recipe, team, device, threads) for part in ("train", "validation")]
+    precision = precision_for(job.compute.precision, device)
+    rate = learning_rate(spec, order.decision.strategy == "scratch")
+    plan = Plan(spec, order.epochs, rate, device, precision, job.max_failed)
+    watcher = Recorder(order.output, tell) if team.rank == 0 else Silent()
+    try:
+        loop = Loop(recipe, plan, loaders[0], loaders[1], team, watcher)
+        saved = Checkpoints(order.output).newest()
+        position, state = saved or (Position(), None)
+        watcher.begin(
+            position, {"device": device, "precision": precision, "rate": rate, "workers": team.world}
+        )
+        history = loop.run(position, state)
+        if team.rank == 0:
+            failed = {"failed": dict(loaders[0].failed.counts()), "examples": loaders[0].failed.examples}
+            _finish(order, recipe, history, {"precision": precision, "learning_rate": rate, **failed})
+            tell(Told("end", {}))
+    except Broken as broken:
+        if team.rank == 0:
+            tell(Told("end", {"broken": str(broken)}))
+    finally:
+        for loader in loaders:
+            loader.close()
+
+
+def precision_for(asked: str, device: str) -> str:
+    """Return the precision of the forward pass: bfloat16 where the device computes in it, unless asked."""
+    if asked != "auto":
+        return asked
+    kind: Any = device.partition(":")[0]
+    return "bf16" if speed.has_bf16(kind) else "fp32"
+
+
+def _loader(order: Order, part: str, recipe: Any, team: Team, device: str, threads: int) -> Loader:
+    source = open_source(getattr(order.parts, part), Storage(order.job.input.storage))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", team.world))
+    share = KEPT_SHARE * (0.8 if part == "train" else 0.2) / max(1, here)
+    return Loader(
+        recipe,
+        source,
+        read_refs(order.output, part),
+        seed=order.job.train.seed,
+        threads=threads,
+        kept_bytes=int(share * psutil.virtual_memory().available),
+        beside=device != "cpu",
+        window=max(8, order.job.train.batch // team.world),
+    )
+
+
+def _finish(order: Order, recipe: Any, history: History, about: Mapping[str, Any]) -> None:
+    """Write the model as it was in its best epoch."""
+    best = Checkpoints(order.output).best()
+    assert best is not None
+    row = best["row"] | {"of": recipe.metric, "interval": interval(best["row"], recipe.metric, order)}
+    _put(order, recipe, best["learned"], {"validation": row, "epochs": history.epochs, **about})
+
+
+def _put(order: Order, recipe: Any, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    learned = recipe.learned(state)
+    record = {
+        "strategy": order.decision.strategy,
+        "why": order.decision.why,
+        "figures": dict(order.decision.figures),
+        "train": order.job.train.model_dump(mode="json") | {"epochs": order.epochs},
+        "data": {
+            "digest": order.digest,
+            "train": order.data.images,
+            "validation": len(read_refs(order.output, "validation")),
+            "how": order.parts.how,
+        },
+        "versions": identity.versions(),
+        **about,
+    }
+    put_model(order.output, replace(learned, about={**learned.about, **record}))
+    order.output.decide("training/finished", {"strategy": order.decision.strategy})
+
+
+def interval(row: Mapping[str, float], metric: str, order: Order) -> list[float] | None:
+    """Return the 95 % Wilson interval of a share of the validation images; None where it is no share."""
+    if metric != "accuracy":
+        return None
+    count, share, z = len(read_refs(order.output, "validation")), row[metric], 1.959964
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return [centre - half, centre + half]
+
+
+class Silent:
+    """Listens to nothing: the watcher of every worker but the first."""
+
+    def begin(self, position: Position, about: Mapping[str, Any]) -> None:
+        """Take where the training begins."""
+
+    def step(self, row: Mapping[str, float]) -> None:
+        """Take a step."""
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Take an epoch."""
+
+    def save(self, position: Position, state: Callable[[], Mapping[str, Any]], best: bool) -> None:
+        """Keep nothing."""
+
+
+class Recorder:
+    """Writes a training's numbers and checkpoints, and tells the driver.
+
+    A row a step goes to a piece of Parquet at each checkpoint; a piece is named by the step it begins with,
+    so one that was written after the newest checkpoint is replaced or removed when the training goes on.
+    """
+
+    def __init__(self, output: Output, tell: Tell) -> None:
+        self._output, self._tell = output, tell
+        self._checkpoints = Checkpoints(output)
+        self._rows: list[dict[str, float]] = []
+        self._begun = Position()
+        self._told = 0.0
+
+    def begin(self, position: Position, about: Mapping[str, Any]) -> None:
+        """Forget what was recorded after ``position``."""
+        self._begun = position
+        drop_pieces(self._output, position)
+        self._tell(Told("begin", {**about, "epoch": position.epoch, "step": position.step}))
+
+    def step(self, row: Mapping[str, float]) -> None:
+        """Take a step."""
+        self._rows.append(dict(row))
+        if monotonic() - self._told >= TOLD_EVERY_S:
+            self._told = monotonic()
+            self._tell(Told("step", row))
+
+    def epoch(self, row: Mapping[str, float]) -> None:
+        """Take an epoch: its numbers stand in the row of its last step."""
+        self._rows[-1] |= row
+        self._row = dict(row)
+
+    def save(self, position: Position, state: Callable[[], Mapping[str, Any]], best: bool) -> None:
+        """Write a checkpoint, and before it the rows that lead to it."""
+        if self._rows:
+            put_piece(self._output, self._begun, self._rows)
+        self._rows, self._begun = [], position
+        whole = state()
+        if best:
+            self._checkpoints.put_best({"learned": whole["learned"], "row": self._row})
+        self._checkpoints.put(position, {name: value for name, value in whole.items() if name != "learned"})
+        if not position.step:
+            self._tell(Told("epoch", self._row))

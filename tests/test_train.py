@@ -1,0 +1,287 @@
+"""A training end to end: a folder of labelled pictures in, a tested model out that other jobs use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import cnnbatch
+from cnnbatch.errors import UserError
+from cnnbatch.job import Input, MapJob, TrainJob, parse_job
+from cnnbatch.launch import launch
+from cnnbatch.run import RunOptions, run
+from cnnbatch.training import loop
+from cnnbatch.training.worker import Recorder
+from tests import tiny
+
+QUIET = RunOptions(quiet=True)
+
+
+def model_of(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "model.json").read_text())
+    return found
+
+
+def weights_of(out: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(out / "model.safetensors")
+
+
+def metrics_of(out: Path) -> list[dict[str, Any]]:
+    return pq.read_table(out / "metrics.parquet").to_pylist()
+
+
+def test_a_folder_of_labelled_pictures_becomes_a_tested_model(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tiny.colours(tmp_path / "colours", 40), tmp_path / "out"
+    summary = launch(tiny.job(folder, out))
+    said = capfd.readouterr()
+    assert summary.exit_status == 0
+    about = model_of(out)
+    assert about["classes"] == ["blue", "green", "red"]
+    assert about["validation"]["accuracy"] == 1
+    assert about["validation"]["interval"][0] < 1
+    images = about["data"]["train"] + about["data"]["validation"] + summary.total
+    assert images == 120
+    rows = metrics_of(out)
+    assert [row["step"] for row in rows] == list(range(len(rows)))
+    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    # The test images' rows are those of any job, and are judged.
+    predicted = cnnbatch.open(str(out)).arrow(["key", "label"]).to_pylist()
+    assert all(row["label"] == row["key"].split("/")[0] for row in predicted)
+    assert json.loads((out / "evaluation.json").read_text())["metrics"]["top1"]["value"] == 1
+    page = (out / "report.html").read_text()
+    assert "How it learned" in page
+    assert "the job says so" in page
+    assert "epoch 4/4" in said.err
+    assert "top1" in said.out
+
+
+def test_the_trained_folder_is_a_model_for_other_jobs(tmp_path: Path) -> None:
+    folder, out = tiny.colours(tmp_path / "colours", 40), tmp_path / "out"
+    launch(tiny.job(folder, out), QUIET)
+    others = tiny.colours(tmp_path / "others", 5)
+    spec = MapJob.model_validate(
+        {
+            "task": {"name": "classify", "model": str(out), "probabilities": True},
+            "input": {"url": str(others), "format": "folders"},
+            "output": str(tmp_path / "labels"),
+            "compute": {"pool": "inline"},
+        }
+    )
+    assert run(spec, QUIET).exit_status == 0
+    rows = cnnbatch.open(str(tmp_path / "labels")).arrow(["key", "label", "probabilities"]).to_pylist()
+    assert all(row["label"] == row["key"].split("/")[0] for row in rows)
+    # A training that begins with it knows its architecture, too.
+    again = tiny.job(folder, tmp_path / "again", {"strategy": "head", "epochs": 1}, task={"model": str(out)})
+    launch(again, QUIET)
+    assert model_of(tmp_path / "again")["architecture"]["model"] == "tests.tiny:build"
+
+
+def test_a_second_call_finds_nothing_to_do_and_another_job_is_refused(tmp_path: Path) -> None:
+    folder, out = tiny.colours(tmp_path / "colours", 10), tmp_path / "out"
+    launch(tiny.job(folder, out, {"epochs": 1}), QUIET)
+    before = weights_of(out)
+    assert launch(tiny.job(folder, out, {"epochs": 1}), QUIET).images == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(out).items())
+    with pytest.raises(UserError, match=r"train\.epochs: the output has 1, this job has 2"):
+        launch(tiny.job(folder, out, {"epochs": 2}), QUIET)
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("step", [3, 9])
+def test_what_was_interrupted_goes_on_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    folder = tiny.colours(tmp_path / "colours", 40)
+    settings = {"ema": 0.5, "augment": {"mixup": 0.2, "colour": 0.2}, "checkpoint_s": 1e-9}
+    launch(tiny.job(folder, tmp_path / "whole", settings), QUIET)
+    taken = Recorder.step
+
+    def dies(recorder: Recorder, row: Mapping[str, float]) -> None:
+        taken(recorder, row)
+        if row["step"] == step:
+            raise Killed
+
+    out = tmp_path / "broken"
+    monkeypatch.setattr(Recorder, "step", dies)
+    with pytest.raises(Killed):
+        launch(tiny.job(folder, out, settings), QUIET)
+    monkeypatch.setattr(Recorder, "step", taken)
+    launch(tiny.job(folder, out, settings), QUIET)
+    whole, broken = weights_of(tmp_path / "whole"), weights_of(out)
+    assert whole.keys() == broken.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, broken[name]), name
+    losses = [[row["loss"] for row in metrics_of(one)] for one in (tmp_path / "whole", out)]
+    assert losses[0] == losses[1]
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(tmp_path: Path) -> None:
+    folder = tiny.colours(tmp_path / "colours", 20)
+    found = []
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        launch(tiny.job(folder, tmp_path / name, {"seed": seed, "epochs": 1}), QUIET)
+        found.append(weights_of(tmp_path / name)["5.weight"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("strategy", ["head", "last_blocks", "all", "scratch"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adadelta", "adamw", "muon"])
+def test_only_what_the_strategy_says_is_tuned(tmp_path: Path, strategy: str, optimizer: str) -> None:
+    folder, out = tiny.colours(tmp_path / "colours", 8), tmp_path / "out"
+    settings = {"strategy": strategy, "optimizer": optimizer, "epochs": 1, "learning_rate": "auto"}
+    launch(
+        tiny.job(
+            folder,
+            out,
+            settings,
+            task={}
+            if strategy != "scratch"
+            else {"model": "squeezenet1_1"} | {"preprocessing": {"resize": 32, "crop": 32}},
+        ),
+        QUIET,
+    )
+    if strategy == "scratch":
+        assert model_of(out)["frozen"] == []
+        return
+    fresh, learned = tiny.build().module.state_dict(), weights_of(out)
+    changed = {
+        name
+        for name in fresh
+        if fresh[name].shape != learned[name].shape or not torch.equal(fresh[name], learned[name])
+    }
+    blocks = {name.rsplit(".", 1)[0] for name in changed if not name.startswith("5")}
+    expected = {"head": set(), "last_blocks": {"1.1"}, "all": {"0.0", "0.1", "1.0", "1.1"}}[strategy]
+    assert blocks == expected
+
+
+def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
+    folder, out = tiny.colours(tmp_path / "colours", 20), tmp_path / "out"
+    launch(tiny.job(folder, out, {"epochs": 12, "patience": 1}), QUIET)
+    about = model_of(out)
+    assert len(about["epochs"]) < 12
+    assert about["validation"]["accuracy"] == max(row["accuracy"] for row in about["epochs"])
+
+
+def test_pictures_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    folder, out = tiny.colours(tmp_path / "colours", 40, broken=1), tmp_path / "out"
+    launch(tiny.job(folder, out, {"epochs": 1, "test": 0}, max_failed=0.1), QUIET)
+    about = model_of(out)
+    assert about["failed"]["undecodable"] >= 1
+    assert "0000.png" in about["examples"][0]
+    assert (
+        sum(row["images"] for row in metrics_of(out))
+        == about["data"]["train"] - about["failed"]["undecodable"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("each", "fields", "words"),
+    [
+        ({"red": 8, "green": 8}, {"task": {"classes": ["red", "blue"]}}, r"none of 2 classes: 'green'"),
+        ({"red": 8, "green": 8}, {"task": {"classes": ["red", "green", "blue"]}}, "no image trains 'blue'"),
+        ({"red": 12, "green": 1}, {}, "two images at least.*'green' has one"),
+        ({"red": 8}, {"input": {"label": "(nothing)"}}, "expected a class in the images' keys"),
+        (
+            {"red": 8, "green": 8},
+            {"max_failed": 0.0, "broken": 3},
+            "can't be learned from, more than max_failed=0",
+        ),
+        (
+            {"red": 8, "green": 8},
+            {"train": {"learning_rate": 1e30}},
+            r"not a number at step \d+ of epoch \d+: .*learning rate .*images: green/",
+        ),
+        ({"red": 8, "green": 8}, {"train": {"strategy": "as_is"}}, "as_is needs a network that knows all"),
+    ],
+)
+def test_what_cannot_be_learned_is_said(
+    tmp_path: Path, each: dict[str, int], fields: dict[str, Any], words: str
+) -> None:
+    folder = tmp_path / "colours"
+    for name, count in each.items():
+        tiny.colours(folder, count, (name,), fields.get("broken", 0))
+    fields.pop("broken", None)
+    if "input" in fields:
+        fields["input"] = {"url": str(folder), **fields["input"]}
+    train = {"optimizer": "sgd", "epochs": 8, "clip": None, **fields.pop("train", {})}
+    with pytest.raises(UserError, match="(?s)" + words):
+        launch(tiny.job(folder, tmp_path / "out", train, **fields), QUIET)
+
+
+def test_a_checkpoint_of_another_architecture_is_not_lost(tmp_path: Path) -> None:
+    folder, out = tiny.colours(tmp_path / "colours", 10), tmp_path / "out"
+    launch(tiny.job(folder, out, {"epochs": 1}), QUIET)
+    (checkpoint,) = (out / "_job" / "training" / "checkpoints").glob("0*.pt")
+    other = tmp_path / "other"
+    place = other / "_job" / "training" / "checkpoints" / checkpoint.name
+    place.parent.mkdir(parents=True)
+    place.write_bytes(checkpoint.read_bytes())
+    small = {"model": "squeezenet1_1", "weights": "random", "preprocessing": {"resize": 32, "crop": 32}}
+    with pytest.raises(UserError, match="another network"):
+        launch(tiny.job(folder, other, {"epochs": 2}, task=small), QUIET)
+    assert place.read_bytes() == checkpoint.read_bytes()
+
+
+def test_parts_come_from_folders_where_they_are_so_named(tmp_path: Path) -> None:
+    for part, count in (("train", 12), ("val", 4), ("test", 3)):
+        tiny.colours(tmp_path / "set" / part, count)
+    out = tmp_path / "out"
+    summary = launch(tiny.job(tmp_path / "set", out, {"epochs": 1}), QUIET)
+    data = model_of(out)["data"]
+    assert (data["train"], data["validation"], summary.total) == (36, 12, 9)
+    assert data["how"] == "by the folders test, train, validation"
+
+
+def test_a_job_of_kind_train_is_read_from_yaml() -> None:
+    text = "kind: train\ntask: {name: classify, model: resnet18}\ninput: photos\noutput: out\n"
+    job = parse_job(text, "job.yaml", ["train.epochs=3", "train.augment.mixup=0.2"])
+    assert isinstance(job, TrainJob)
+    assert (job.train.epochs, job.train.augment.mixup) == (3, 0.2)
+    assert job.train.strategy == "auto"
+    with pytest.raises(UserError, match="the task detect does not train|train"):
+        parse_job(text.replace("kind: train", "kind: map") + "train: {}\n", "job.yaml")
+
+
+def test_the_loop_knows_no_task() -> None:
+    source = Path(loop.__file__).read_text()
+    assert "classif" not in source
+    assert "detect" not in source
+
+
+def test_labels_known_to_the_network_need_no_training(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "two", tmp_path / "out"
+    tiny.colours(folder, 10, ("red", "blue"))
+    (folder / "red").rename(folder / "Warm")
+    (folder / "blue").rename(folder / "cold")
+    launch(tiny.job(folder, out, {"strategy": "auto", "epochs": "auto"}))
+    assert "the network knows all of these classes already" in capfd.readouterr().err
+    about = model_of(out)
+    assert about["strategy"] == "as_is"
+    assert about["classes"] == ["Warm", "cold"]
+    assert torch.equal(weights_of(out)["5.weight"], tiny.build().module.state_dict()["5.weight"])
+
+
+def test_an_input_of_a_part_is_an_input_for_any_job(tmp_path: Path) -> None:
+    folder = tiny.colours(tmp_path / "colours", 10)
+    chosen = Input.model_validate({"url": str(folder), "subset": {"part": "validation", "validation": 0.5}})
+    from cnnbatch.sources import open_source
+    from cnnbatch.storage import Storage
+
+    count = sum(1 for _ in open_source(chosen, Storage()).refs())
+    assert 0 < count < 30

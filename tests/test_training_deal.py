@@ -1,0 +1,85 @@
+"""An epoch is a permutation; its steps are the same whoever takes them, and together they are all of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnnbatch.training import deal
+
+images = st.integers(1, 300)
+batches = st.integers(1, 64)
+
+
+def hashes(count: int) -> deal.Hashes:
+    return deal.key_hashes(f"album/{number}.jpg" for number in range(count))
+
+
+@given(images, batches, st.sampled_from([1, 2, 4]), st.integers(0, 5), st.booleans())
+def test_workers_share_no_image_and_leave_none_out(
+    count: int, batch: int, world: int, epoch: int, contained: bool
+) -> None:
+    runs = np.arange(count) // 7 if contained else None
+    places = deal.order(hashes(count), 3, epoch, runs)
+    dealt = [list(deal.dealt(places, batch, rank, world)) for rank in range(world)]
+    assert len({len(steps) for steps in dealt}) == 1
+    together = np.concatenate([np.concatenate(steps) for steps in dealt])
+    assert sorted(together.tolist()) == list(range(count))
+    for steps in zip(*dealt, strict=True):
+        sizes = [len(one) for one in steps]
+        assert sum(sizes) <= batch
+        assert max(sizes) - min(sizes) <= 1
+
+
+@given(images, batches, st.sampled_from([2, 4]))
+def test_a_step_has_the_same_images_whoever_takes_them(count: int, batch: int, world: int) -> None:
+    places = deal.order(hashes(count), 0, 1)
+    alone = deal.dealt(places, batch, 0, 1)
+    together = zip(*(deal.dealt(places, batch, rank, world) for rank in range(world)), strict=True)
+    for one, several in zip(alone, together, strict=True):
+        assert one.tolist() == np.concatenate(several).tolist()
+
+
+@given(images, batches, st.data())
+def test_an_epoch_goes_on_at_any_step(count: int, batch: int, data: st.DataObject) -> None:
+    places = deal.order(hashes(count), 0, 0)
+    whole = [one.tolist() for one in deal.dealt(places, batch, 0, 2)]
+    first = data.draw(st.integers(0, len(whole)))
+    assert [one.tolist() for one in deal.dealt(places, batch, 0, 2, first)] == whole[first:]
+
+
+def test_each_epoch_and_seed_has_an_order_of_its_own() -> None:
+    many = hashes(1000)
+    orders = [deal.order(many, seed, epoch).tolist() for seed in range(2) for epoch in range(3)]
+    assert len({tuple(one) for one in orders}) == 6
+    # By chance a thousand places agree in one: two orders are as good as independent.
+    assert np.mean(np.array(orders[0]) == np.array(orders[1])) < 0.01
+    assert abs(np.corrcoef(orders[0], orders[1])[0, 1]) < 0.15
+
+
+def test_an_image_keeps_its_place_among_the_others_when_more_come() -> None:
+    few, more = deal.order(hashes(100), 1, 1), deal.order(hashes(200), 1, 1)
+    assert few.tolist() == [place for place in more if place < 100]
+
+
+def test_runs_of_a_container_stay_together_within_the_buffer() -> None:
+    count = 3 * deal.BUFFER
+    runs = np.arange(count) // deal.RUN
+    places = deal.order(hashes(count), 0, 0, runs)
+    for start in range(0, count, deal.BUFFER):
+        window = places[start : start + deal.BUFFER]
+        found, sizes = np.unique(runs[window], return_counts=True)
+        assert len(found) == deal.BUFFER // deal.RUN
+        assert set(sizes.tolist()) == {deal.RUN}
+        assert np.any(np.diff(window) < 0)
+
+
+@pytest.mark.parametrize("numbers", [(0,), (1,), (0, 0), (1, 2), (2, 1)])
+def test_mixing_tells_numbers_and_their_order_apart(numbers: tuple[int, ...]) -> None:
+    some = hashes(64)
+    others = [one for one in [(0,), (1,), (0, 0), (1, 2), (2, 1)] if one != numbers]
+    assert len(set(deal.mixed(some, *numbers).tolist())) == 64
+    for other in others:
+        assert not np.intersect1d(deal.mixed(some, *numbers), deal.mixed(some, *other)).size

@@ -1,0 +1,118 @@
+"""What trains, what validates and what tests: each image in one part, and in the same one later."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnnbatch import truth
+from cnnbatch.errors import UserError
+from cnnbatch.job import Subset
+from cnnbatch.records import ImageRef, Shard
+from cnnbatch.sources.subsets import Apart, fraction, part_by_hash
+
+
+class Listed:
+    """A source of some keys, whose classes are their first letters."""
+
+    columns = pa.schema([pa.field("set", pa.string())])
+    truth_schema = truth.LABEL_SCHEMA
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self.keys = list(keys)
+
+    def refs(self, after: ImageRef | None = None):  # type: ignore[no-untyped-def]
+        yield from (ImageRef(key, key, columns={"set": key.split("/")[0]}) for key in self.keys)
+
+    def read(self, shard: Shard):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
+
+    def truth(self, shard: Shard) -> pa.Table:
+        rows = [{"image_id": ref.key, "label": ref.key.rpartition("/")[2][0]} for ref in shard.refs]
+        return truth.table(rows, truth.LABEL_SCHEMA)
+
+
+def part(source: Listed, name: str, **rule: object) -> set[str]:
+    subset = Subset.model_validate({"part": name, **rule})
+    try:
+        return {ref.key for ref in Apart(source, subset).refs()}
+    except UserError:
+        return set()
+
+
+keys = st.sets(st.text("abc0123456789", min_size=1, max_size=6), min_size=1, max_size=60)
+shares = st.sampled_from([0.0, 0.1, 0.3])
+
+
+@given(keys, shares, shares, st.integers(0, 3), st.sampled_from([None, 1, 3]))
+def test_each_image_belongs_to_one_part(
+    names: set[str], validation: float, test: float, seed: int, per_class: int | None
+) -> None:
+    source = Listed(sorted(names))
+    rule = {"validation": validation, "test": test, "seed": seed, "per_class": per_class}
+    found = [part(source, one, **rule) for one in ("train", "validation", "test")]
+    assert sum(map(len, found)) == len(names)
+    assert set.union(*found) == names
+    if per_class is not None:
+        learned = Counter(name[0] for name in found[0] | found[1])
+        assert all(count <= per_class for count in learned.values())
+
+
+@given(keys, keys)
+def test_an_image_stays_in_its_part_when_others_come(some: set[str], more: set[str]) -> None:
+    for name in ("train", "validation", "test"):
+        assert part(Listed(sorted(some)), name) == part(Listed(sorted(some | more)), name) & some
+
+
+def test_a_smaller_share_is_a_part_of_a_larger_one_and_validates_by_the_same() -> None:
+    source = Listed(f"a{number}" for number in range(2000))
+    few, more = part(source, "train", share=0.1), part(source, "train", share=0.5)
+    assert few < more < part(source, "train")
+    assert len(few) / len(part(source, "train")) == pytest.approx(0.1, abs=0.03)
+    assert part(source, "validation", share=0.1) == part(source, "validation")
+
+
+def test_the_shares_are_what_they_say() -> None:
+    parts = Counter(part_by_hash(f"album/{number}.jpg", 0.2, 0.1) for number in range(5000))
+    assert parts["validation"] / 5000 == pytest.approx(0.2, abs=0.02)
+    assert parts["test"] / 5000 == pytest.approx(0.1, abs=0.02)
+
+
+def test_each_purpose_draws_anew() -> None:
+    pairs = [(fraction(str(key), "one"), fraction(str(key), "two")) for key in range(2000)]
+    both = sum(one < 0.5 and two < 0.5 for one, two in pairs)
+    assert both / 2000 == pytest.approx(0.25, abs=0.04)
+
+
+def test_folders_and_columns_say_the_part() -> None:
+    source = Listed(["train/a1", "train/a2", "Val/a3", "test/a4", "others/a5"])
+    for by in ("folder", "set"):
+        rule = {"by": by, "validation": 0.0, "test": 0.0}
+        assert part(source, "train", **rule) == {"train/a1", "train/a2"}
+        assert part(source, "validation", **rule) == {"Val/a3"}
+        assert part(source, "test", **rule) == {"test/a4"}
+
+
+def test_what_is_lacking_is_cut_from_what_trains() -> None:
+    source = Listed([*(f"train/a{number}" for number in range(100)), "test/a"])
+    rule = {"by": "folder", "validation": 0.2, "test": 0.0}
+    trained, validated = part(source, "train", **rule), part(source, "validation", **rule)
+    assert len(trained) + len(validated) == 100
+    assert 10 <= len(validated) <= 30
+    assert part(source, "test", **rule) == {"test/a"}
+
+
+def test_a_column_that_is_not_kept_is_a_mistake() -> None:
+    with pytest.raises(UserError, match="expected hash, folder or a column of input.keep, got 'fold'"):
+        list(Apart(Listed(["a"]), Subset(part="train", by="fold")).refs())
+
+
+def test_an_empty_part_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image belongs to test by hash"):
+        list(Apart(Listed(["a"]), Subset(part="test", test=0.0)).refs())
