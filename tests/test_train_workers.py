@@ -29,6 +29,7 @@ from tests import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 QUIET = RunOptions(quiet=True)
+STILL = {"model": "tests.tiny:without_dropout"}
 FROZEN = {"strategy": "head", "epochs": 4, "augment": {"colour": 0.2}}
 
 
@@ -47,7 +48,7 @@ def cluster() -> Iterator[Cluster]:
 
 def on_ray(photos: Path, out: Path, flags: Path, fault: str, train: dict[str, Any], **compute: Any) -> Any:
     flags.mkdir(exist_ok=True)
-    task = {"name": "tests.faulty:Faulty", "fault": fault, "flags": str(flags)}
+    task = {"name": "tests.faulty:Faulty", "fault": fault, "flags": str(flags), **STILL}
     settings = {"pool": "ray", "device": "cpu", **compute}
     return tiny.job(photos, out, train, task=task, compute=settings)
 
@@ -61,7 +62,7 @@ def test_one_worker_and_four_take_the_same_steps_each_on_a_device_of_its_own(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     folder, flags = tiny.colours(tmp_path / "colours", 40), tmp_path / "flags"
-    launch(tiny.job(folder, tmp_path / "alone", FROZEN), QUIET)
+    launch(tiny.job(folder, tmp_path / "alone", FROZEN, task=STILL), QUIET)
     spec = on_ray(folder, tmp_path / "four", flags, "", FROZEN, workers=4, gpus_per_worker=1.0)
     launch(spec, QUIET)
     devices = {path.read_text() for path in flags.glob("devices-*")}
@@ -97,7 +98,7 @@ def test_a_killed_driver_goes_on_from_the_last_checkpoint(tmp_path: Path) -> Non
     again = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert again.returncode == 0, again.stderr
     assert "going on at epoch" in again.stderr
-    launch(tiny.job(folder, tmp_path / "alone", FROZEN), QUIET)
+    launch(tiny.job(folder, tmp_path / "alone", FROZEN, task=STILL), QUIET)
     assert losses(out) == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
     assert json.loads((out / "model.json").read_text())["classes"] == ["blue", "green", "red"]
 
@@ -126,5 +127,5 @@ def test_the_loss_of_a_node_leaves_the_others_training(cluster: Cluster, tmp_pat
         wait_for(out / "_job" / "training" / "checkpoints")
         cluster.remove_node(second, allow_graceful=False)
         training.result(timeout=240)
-    launch(tiny.job(folder, tmp_path / "alone", FROZEN), QUIET)
+    launch(tiny.job(folder, tmp_path / "alone", FROZEN, task=STILL), QUIET)
     assert losses(out) == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)

@@ -50,7 +50,8 @@ def fit(order: Order) -> Iterator[Told]:
     connect(compute)
     group = group_for(compute)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
+    of_mailbox: Any = ray.remote(_Mailbox)
+    mailbox = of_mailbox.options(num_cpus=0, scheduling_strategy=here).remote()
     with tempfile.TemporaryDirectory(prefix="cnnbatch-ray-train-") as folder:
         trainer = TorchTrainer(
             _worker,
