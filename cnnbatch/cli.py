@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cnnbatch import __version__
+from cnnbatch import __version__, data_commands
 from cnnbatch.errors import EnvironmentFault, OutputHeld, UserError
 
 app = typer.Typer(
@@ -355,6 +355,8 @@ def _exit_with(action: Callable[[], int], stopped: str = "Stopped.") -> None:
         typer.echo(words, err=True)
     raise typer.Exit(status)
 
+
+data_commands.add_to(app, _exit_with)
 
 if __name__ == "__main__":
     main()

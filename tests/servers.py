@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -40,17 +41,27 @@ class Reply:
         """Return an error as S3 words it."""
         return Reply(status, f"<Error><Code>{code}</Code><Message>said so</Message></Error>".encode())
 
+    def part(self, wanted: str | None) -> Reply:
+        """Return the part of a good reply that a Range header asks for."""
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted or "")
+        if found is None or self.status != 200:
+            return self
+        return replace(self, status=206, body=self.body[int(found[1]) : int(found[2]) + 1])
+
 
 class WebServer:
     """Answers by ``answer(method, path)``; ``requests`` lists the paths asked for, with their queries.
 
-    ``conditions`` lists (method, header, value) of every condition that came with a request.
+    ``conditions`` lists (method, header, value) of every condition that came with a request; ``ranged`` says
+    whether the server knows ranges, of which ``ranges`` lists (path, Range header).
     """
 
     def __init__(self) -> None:
         self.answer: Callable[[str, str], Reply] = lambda method, path: Reply(404)
         self.requests: list[str] = []
         self.conditions: list[tuple[str, str, str]] = []
+        self.ranged = False
+        self.ranges: list[tuple[str, str]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -63,6 +74,9 @@ class WebServer:
                         outer.conditions.append((self.command, name.lower(), value))
                 self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 reply = outer.answer(self.command, self.path)
+                if outer.ranged and (wanted := self.headers.get("Range")):
+                    outer.ranges.append((self.path, wanted))
+                    reply = reply.part(wanted)
                 outer.stopping.wait(reply.wait_s)
                 self.send_response(reply.status)
                 known = {"ETag": '"tag"', "Last-Modified": "Tue, 24 Nov 2026 04:00:00 GMT"}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from cnnbatch import datasets
+from cnnbatch.datasets.placed import Placed
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.sources import globs
 from cnnbatch.sources.files import SUFFIXES
@@ -73,6 +75,8 @@ def open_format(input: Input, storage: Storage) -> Source:
 
 
 def _open_whole(input: Input, storage: Storage) -> Source:
+    if located := datasets.resolve(input, storage):
+        return Placed(_open_whole(located.input, storage), located.name, located.folder)
     if isinstance(input.url, str) and (part := _PART.match(input.url)):
         return _open_part(input, part["whole"], part["side"], storage)
     name = recognise(input, storage) if input.format == "auto" else input.format

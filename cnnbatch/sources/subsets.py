@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PARTS = {
     "train": "train",
     "training": "train",
+    "trainval": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",

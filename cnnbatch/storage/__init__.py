@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from cnnbatch.errors import EnvironmentFault
+from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.records import Span
 from cnnbatch.storage.address import is_local, join, normalize, parent, redact, scheme
 from cnnbatch.storage.contract import (
@@ -145,6 +145,11 @@ def _build(kind: str, options: StorageOptions) -> Backend:
         from cnnbatch.storage.package import PackageFiles
 
         return PackageFiles()
+    if kind == "dataset":
+        raise UserError(
+            "dataset:NAME is the whole input of a job, and no place for anything else\n"
+            "  what to do: give a path or an object's address here"
+        )
     if kind in ("s3", "gs", "az"):
         from cnnbatch.storage.objects import ObjectStorage
 

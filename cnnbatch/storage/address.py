@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from cnnbatch.errors import UserError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_NAMING = ("package", "dataset")  # schemes that name something, and have no slashes behind the colon
 _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "azure": "az"}
 _SECRET_PREFIXES = ("x-amz-", "x-goog-", "x-ms-", "x-oss-", "x-cos-", "q-", "hdn")
 _SIGNATURES = (
@@ -28,8 +29,9 @@ _LONG_VALUE = 40  # characters; shorter ones are names and numbers, longer ones 
 
 def scheme(uri: str) -> str:
     """Return the lower-case scheme of an address; "" for a local path."""
-    if uri.startswith("package:"):
-        return "package"
+    kind = uri.partition(":")[0]
+    if kind in _NAMING and uri != kind:
+        return kind
     match = _SCHEME.match(uri)
     return match[1].lower() if match else ""
 
@@ -57,7 +59,7 @@ def normalize(url: str) -> str:
         return os.path.abspath(os.path.expanduser(path))
     if kind == "package":
         return "package:" + url.removeprefix("package:").strip("/")
-    if kind in ("http", "https"):
+    if kind in ("http", "https", "dataset"):
         return url
     rest = url[len(kind) + 3 :].rstrip("/")
     if kind == "memory":
@@ -75,7 +77,7 @@ def parent(uri: str) -> str:
     """Return the folder that holds ``uri``, without its closing slash; for http without the query."""
     bare = uri.split("?")[0].split("#")[0] if scheme(uri) in ("http", "https") else uri
     head = scheme(uri)
-    start = len(head) + 3 if head not in ("", "package") else 0
+    start = len(head) + 3 if head not in ("", *_NAMING) else 0
     folder = posixpath.dirname(bare[start:])
     return bare[:start] + folder
 
@@ -87,7 +89,7 @@ def redact(uri: str) -> str:
     the others stay, since they may be all that tells one image from another.
     """
     kind = scheme(uri)
-    if kind in ("", "package", "file"):
+    if kind in ("", "file", *_NAMING):
         return uri
     if kind in ("http", "https"):
         parts = urlsplit(uri)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from cnnbatch.datasets import PREFIX
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.job import Input, Subset, TrainJob
 from cnnbatch.sources import open_source
@@ -41,7 +42,7 @@ def parts_of(job: TrainJob, storage: Storage) -> Parts:
 def _labelled(chosen: Input, storage: Storage) -> Input:
     """Read plain files as folders that are named by class, which is what a training needs."""
     named = chosen.format != "auto" or chosen.label is not None or chosen.truth is not None
-    if named or not isinstance(chosen.url, str) or "#" in chosen.url or ":" in chosen.url.split("/")[0]:
+    if named or not isinstance(chosen.url, str) or "#" in chosen.url or _is_named(chosen.url):
         return chosen
     files = recognise(chosen, storage) == "files"
     return chosen.model_copy(update={"format": "folders"}) if files else chosen
@@ -93,14 +94,20 @@ def _own_splits(chosen: Input, storage: Storage) -> dict[str, str]:
     if chosen.split is not None or not _may_split(chosen, storage):
         return {}
     found: dict[str, str] = {}
-    for name in ("train", "val", "test"):
-        if _opens(chosen.model_copy(update={"split": name, "subset": None}), storage):
+    for name in ("train", "trainval", "val", "test"):
+        if PARTS[name] not in found and _opens(
+            chosen.model_copy(update={"split": name, "subset": None}), storage
+        ):
             found[PARTS[name]] = name
     return found if "train" in found else {}
 
 
+def _is_named(url: str) -> bool:
+    return url.startswith(PREFIX)
+
+
 def _may_split(chosen: Input, storage: Storage) -> bool:
-    if isinstance(chosen.url, str) and chosen.url.startswith("dataset:"):
+    if isinstance(chosen.url, str) and _is_named(chosen.url):
         return True
     if isinstance(chosen.url, str) and "#" in chosen.url:
         return False
