@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cnnbatch.output import Output
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
 from cnnbatch.training.checkpoints import Checkpoints
+from cnnbatch.training.events import drop_events, put_events
 from cnnbatch.training.metrics_file import drop_pieces, put_metrics, put_piece
 from cnnbatch.training.pictures import Pictures
 from cnnbatch.training.position import Position
@@ -142,6 +144,25 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     output.storage.put(output.path("_job", "training", "checkpoints", "000001-000000000.pt"), sink.getvalue())
     with pytest.raises(UserError, match="cannot be read"):
         Checkpoints(output).newest()
+
+
+def test_tensorboard_reads_the_same_numbers(tmp_path: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    output = Output(str(tmp_path), Storage())
+    put_events(
+        output, Position(0, 0), [{"step": 0, "epoch": 0, "loss": 2.0}, {"step": 1, "epoch": 0, "loss": 1.5}]
+    )
+    put_events(output, Position(1, 0), [{"step": 2, "epoch": 1, "loss": 9.0}])
+    drop_events(output, Position(1, 0))
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, found = file.read_bytes(), []
+    while data:  # TFRecord: the length, its checksum, the record, its checksum.
+        (length,) = struct.unpack("<Q", data[:8])
+        found.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    scalars = [(one.step, value.tag, value.simple_value) for one in found for value in one.summary.value]
+    assert scalars == [(0, "loss", 2.0), (1, "loss", 1.5)]
 
 
 def test_metrics_after_the_position_are_dropped(tmp_path: Path) -> None:

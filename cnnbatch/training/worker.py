@@ -9,15 +9,16 @@ from math import sqrt
 from time import monotonic
 from typing import Any
 
-import psutil
 import torch
 
 from cnnbatch import identity, speed
 from cnnbatch.output import Output
+from cnnbatch.process import memory_left_bytes
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
 from cnnbatch.training.checkpoints import Checkpoints
 from cnnbatch.training.collecting import read_refs
+from cnnbatch.training.events import drop_events, put_events
 from cnnbatch.training.loader import Loader
 from cnnbatch.training.loop import Broken, History, Loop, Plan
 from cnnbatch.training.metrics_file import drop_pieces, put_piece
@@ -83,7 +84,7 @@ def _loader(order: Order, part: str, recipe: Any, team: Team, device: str, threa
         read_refs(order.output, part),
         seed=order.job.train.seed,
         threads=threads,
-        kept_bytes=int(share * psutil.virtual_memory().available),
+        kept_bytes=int(share * memory_left_bytes()),
         beside=device != "cpu",
         window=max(8, order.job.train.batch // team.world),
     )
@@ -161,6 +162,7 @@ class Recorder:
         """Forget what was recorded after ``position``."""
         self._begun = position
         drop_pieces(self._output, position)
+        drop_events(self._output, position)
         self._tell(Told("begin", {**about, "epoch": position.epoch, "step": position.step}))
 
     def step(self, row: Mapping[str, float]) -> None:
@@ -179,6 +181,7 @@ class Recorder:
         """Write a checkpoint, and before it the rows that lead to it."""
         if self._rows:
             put_piece(self._output, self._begun, self._rows)
+            put_events(self._output, self._begun, self._rows)
         self._rows, self._begun = [], position
         whole = state()
         if best:
