@@ -285,3 +285,20 @@ def test_an_input_of_a_part_is_an_input_for_any_job(tmp_path: Path) -> None:
 
     count = sum(1 for _ in open_source(chosen, Storage()).refs())
     assert 0 < count < 30
+
+
+def test_a_lesson_is_short_and_shows_the_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbatch.training.collecting.LESSON_IMAGES", 30)
+    folder, out = tiny.colours(tmp_path / "colours", 20), tmp_path / "out"
+    launch(tiny.job(folder, out, {"epochs": "auto", "strategy": "last_blocks"}, lesson=True), QUIET)
+    about = model_of(out)
+    assert len(about["epochs"]) == 5
+    assert about["data"]["train"] == 30
+    assert "since it is a lesson" in about["data"]["how"]
+    shown = json.loads((out / "_job" / "training" / "inside.json").read_text())
+    assert len(shown["pictures"]) == 12
+    moved = {one["layer"]: one["change"] > 0 for one in shown["layers"]}
+    assert moved == {"0.0": False, "1.0": False, "5": True}
+    page = (out / "report.html").read_text()
+    assert "as the network got them" in page
+    assert "Of 3 layers" in page

@@ -13,7 +13,8 @@ from cnnbatch.output import Output
 from cnnbatch.report.curves import Titled, training_charts
 from cnnbatch.report.facts import Fact
 from cnnbatch.report.pictures import percent
-from cnnbatch.report.template import template
+from cnnbatch.report.plots import nice_top, shares
+from cnnbatch.report.template import Chart, template
 from cnnbatch.report.words import decimal, number
 from cnnbatch.storage import NotFound, redact
 from cnnbatch.training.model_file import read_model
@@ -29,6 +30,8 @@ class Learning(NamedTuple):
     why: str
     facts: Sequence[Fact]
     charts: Sequence[Titled]
+    pictures: Sequence[str] = ()
+    layers: Chart | None = None
 
 
 def learning(output: Output, metrics: pa.Table | None) -> Learning | None:
@@ -41,7 +44,24 @@ def learning(output: Output, metrics: pa.Table | None) -> Learning | None:
         return None
     charts = training_charts(metrics)
     facts = list(_facts(about, output.decided("training/data") or {}, decided.get("figures", {})))
-    return Learning(decided.get("strategy", ""), decided.get("why", ""), facts, charts)
+    shown = output.decided("training/inside") or {"pictures": (), "layers": ()}
+    layers = _layers(shown["layers"]) if len(shown["layers"]) > 1 else None
+    return Learning(
+        decided.get("strategy", ""), decided.get("why", ""), facts, charts, shown["pictures"], layers
+    )
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> Chart:
+    """Return how far each layer moved, from the input on."""
+    top = nice_top(max(one["change"] for one in layers))
+    titles = [f"{one['layer']}: {percent(one['change'])}" for one in layers]
+    still = sum(one["change"] == 0 for one in layers)
+    return Chart(
+        plot=shares([one["change"] / top for one in layers], titles, diagonal=False),
+        up=("0", percent(top)),
+        across=(str(layers[0]["layer"]), str(layers[-1]["layer"])),
+        summary=f"Of {number(len(layers))} layers {number(still)} stayed as they were",
+    )
 
 
 def _facts(about: Mapping[str, Any], data: Mapping[str, Any], figures: Mapping[str, float]) -> Sequence[Fact]:

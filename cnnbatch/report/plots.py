@@ -128,8 +128,8 @@ def curves(lines: Sequence[Sequence[tuple[float, float]]], dots: Sequence[Dot] =
     return _svg("".join(drawn))
 
 
-def shares(heights: Sequence[float | None], titles: Sequence[str]) -> Markup:
-    """Draw shares from 0 to 1 as columns without gaps, against the diagonal."""
+def shares(heights: Sequence[float | None], titles: Sequence[str], diagonal: bool = True) -> Markup:
+    """Draw shares from 0 to 1 as columns without gaps, against the diagonal where that is wanted."""
     step = WIDTH / len(heights)
     drawn = [
         f'<rect x="{step * n + 0.5:.1f}" y="{HEIGHT * (1 - height):.1f}" width="{step - 1:.1f}"'
@@ -137,7 +137,8 @@ def shares(heights: Sequence[float | None], titles: Sequence[str]) -> Markup:
         for n, (height, title) in enumerate(zip(heights, titles, strict=True))
         if height is not None
     ]
-    return _svg("".join([*drawn, f'<path class="level" d="M0 {HEIGHT} L{WIDTH} 0"/>']))
+    level = [f'<path class="level" d="M0 {HEIGHT} L{WIDTH} 0"/>'] if diagonal else []
+    return _svg("".join([*drawn, *level]))
 
 
 def nice_top(value: float) -> float:

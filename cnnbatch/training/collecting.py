@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cnnbatch import plan
@@ -20,6 +20,8 @@ from cnnbatch.training.recipe import TrainingData
 from cnnbatch.training.refs import Listed, Refs, listed
 from cnnbatch.truth import classes_of
 
+LESSON_IMAGES = 1000
+"""The most images of a part of a lesson."""
 _SHOWN = 8
 
 
@@ -79,11 +81,16 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
         )
     train = _list(job, parts.train, source)
     validation = _list(job, parts.validation, open_source(parts.validation, storage))
+    how = parts.how
+    if job.lesson and len(train.refs) > LESSON_IMAGES:
+        how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
+        train = replace(train, refs=train.refs.some(LESSON_IMAGES))
+        validation = replace(validation, refs=validation.refs.some(LESSON_IMAGES))
     counts = train.refs.counts() or train.objects
     classes = _classes(job, source, counts)
     _require_learnable(classes, counts, (validation.refs.counts() or validation.objects))
     data = TrainingData(classes, {name: counts[name] for name in classes}, len(train.refs))
-    return Collected(data, train.refs, validation.refs, _digest(train.refs, validation.refs), parts.how)
+    return Collected(data, train.refs, validation.refs, _digest(train.refs, validation.refs), how)
 
 
 def _list(job: TrainJob, chosen: Input, source: Source) -> Listed:

@@ -79,7 +79,7 @@ class Loop:
         module = recipe.module.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._groups = [group for group in recipe.parameters() if group.tensors]
         self._optimizer = optimizer(self._groups, self._spec, plan.rate)
-        self._module: nn.Module = team.wrap(module, self._device)
+        self._module: nn.Module = team.wrap(module, self._device, narrow=plan.precision == "bf16")
         decay = self._spec.ema
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._average = AveragedModel(module, multi_avg_fn=average, use_buffers=True) if decay else None

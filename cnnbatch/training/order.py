@@ -20,6 +20,8 @@ class Decision:
     strategy: Strategy
     why: str
     figures: Mapping[str, float] = field(default_factory=dict)
+    strong: bool = False
+    """Whether pictures are changed more than the job's defaults have it."""
 
 
 @dataclass(frozen=True)

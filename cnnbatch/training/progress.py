@@ -16,7 +16,6 @@ from cnnbatch.screen import Screen
 from cnnbatch.training.collecting import Collected
 from cnnbatch.training.metrics_file import put_metrics
 from cnnbatch.training.order import Told
-from cnnbatch.training.parts import Parts
 
 
 class Progress:
@@ -31,12 +30,12 @@ class Progress:
         self._loss = 0.0
         self._judged = ""
 
-    def begin(self, collected: Collected, parts: Parts) -> None:
+    def begin(self, collected: Collected) -> None:
         """Say what there is to learn from."""
         data = collected.data
         self._screen.note(
             f"{data.images:,} images train {len(data.classes):,} classes, {len(collected.validation):,} "
-            f"validate ({parts.how})"
+            f"validate ({collected.how})"
         )
 
     def expect(self, epochs: int) -> None:

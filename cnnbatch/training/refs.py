@@ -60,6 +60,11 @@ class Refs:
             plan.page_shards(rows.set_column(0, "shard", pa.array([index] * len(places), pa.int32())))
         )
 
+    def some(self, most: int) -> Refs:
+        """Return at most so many of the images, by the hash of their keys, in the order of the listing."""
+        chosen = np.sort(np.argsort(deal.mixed(self.hashes, most), kind="stable")[:most])
+        return Refs(self.table.take(chosen))
+
     def counts(self) -> Counter[str]:
         """Return how many images have each class; nothing where they have objects."""
         return Counter(label for label in self.table[LABEL].to_pylist() if label is not None)

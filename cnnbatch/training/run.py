@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
@@ -37,11 +38,12 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
         if output.decided("training/finished") is None:
             collected = collect(job, parts, output)
             progress = Progress(screen, output, len(collected.train), job.train.batch)
-            progress.begin(collected, parts)
+            progress.begin(collected)
             decision = decide(job, parts, collected, output, screen.note)
             screen.note(f"strategy {decision.strategy}: {decision.why}")
             epochs = epochs_for(job, decision.strategy, collected.data)
             progress.expect(epochs)
+            parts = replace(parts, how=collected.how)
             order = Order(job, output, parts, collected.data, decision, epochs, collected.digest)
             for told in _fit(order):
                 progress.take(told)

@@ -31,6 +31,10 @@ class Augment(Section):
     cutmix: NotNegative = Field(0.0, description="CutMix's alpha; 0: none.")
 
 
+STRONG = Augment(colour=0.3, randaugment=1)
+"""For few images that are unlike those that the network was trained on."""
+
+
 class Train(Section):
     """How to train; ``auto`` leaves it to what was measured of the data, and says why."""
 

@@ -31,6 +31,8 @@ SIMILAR = 0.75
 """How far between chance (0) and always right (1) a linear probe on frozen features has to come."""
 LOOKED_AT = 2000
 """Training images whose features are looked at."""
+LESSON_EPOCHS = 5
+STRONG = "; so few that they are also changed more at random"
 EPOCHS: Mapping[Strategy, tuple[int, int]] = {
     "as_is": (0, 0),
     "head": (20, 10),
@@ -48,7 +50,8 @@ def epochs_for(job: TrainJob, strategy: Strategy, data: TrainingData) -> int:
     if job.train.epochs != "auto":
         return job.train.epochs
     small, large = EPOCHS[strategy]
-    return small if data.images / len(data.classes) < FEW else large
+    epochs = small if data.images / len(data.classes) < FEW else large
+    return min(epochs, LESSON_EPOCHS) if job.lesson else epochs
 
 
 def decide(
@@ -126,4 +129,5 @@ def by_table(found: Mapping[str, float]) -> Decision:
         f"{'like' if similar else 'unlike'} those it was trained on: a linear probe on its features is right "
         f"in {found['linear_probe']:.0%}, chance in {found['chance']:.0%}"
     )
-    return Decision(strategies[few, similar], why, found)
+    strong = few and not similar
+    return Decision(strategies[few, similar], f"{why}{STRONG * strong}", found, strong)

@@ -16,6 +16,7 @@ from cnnbatch.output import Output
 from cnnbatch.process import memory_left_bytes
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
+from cnnbatch.training import inside
 from cnnbatch.training.checkpoints import Checkpoints
 from cnnbatch.training.collecting import read_refs
 from cnnbatch.training.events import drop_events, put_events
@@ -26,6 +27,7 @@ from cnnbatch.training.model_file import put_model
 from cnnbatch.training.optimizers import learning_rate
 from cnnbatch.training.order import Order, Tell, Told
 from cnnbatch.training.position import Position
+from cnnbatch.training.spec import STRONG, Augment, Train
 from cnnbatch.training.team import Team
 
 KEPT_SHARE = 0.25
@@ -36,7 +38,7 @@ TOLD_EVERY_S = 0.5
 def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> None:
     """Train, from the newest checkpoint on; the first worker writes the model at the end."""
     torch.set_num_threads(threads)
-    job, spec = order.job, order.job.train.model_copy(update={"strategy": order.decision.strategy})
+    job, spec = order.job, spec_of(order)
     recipe = job.task.recipe(spec, order.data)
     if order.decision.strategy == "as_is":
         _put(order, recipe, recipe.module.state_dict(), {})
@@ -47,6 +49,7 @@ def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> Non
     plan = Plan(spec, order.epochs, rate, device, precision, job.max_failed)
     watcher = Recorder(order.output, tell) if team.rank == 0 else Silent()
     try:
+        begun = _lesson_begins(order, recipe) if team.rank == 0 else None
         loop = Loop(recipe, plan, loaders[0], loaders[1], team, watcher)
         saved = Checkpoints(order.output).newest()
         position, state = saved or (Position(), None)
@@ -57,6 +60,7 @@ def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> Non
         if team.rank == 0:
             failed = {"failed": dict(loaders[0].failed.counts()), "examples": loaders[0].failed.examples}
             _finish(order, recipe, history, {"precision": precision, "learning_rate": rate, **failed})
+            _lesson_ends(order, recipe, begun, loaders[0])
             tell(Told("end", {}))
     except Broken as broken:
         if team.rank == 0:
@@ -64,6 +68,32 @@ def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> Non
     finally:
         for loader in loaders:
             loader.close()
+
+
+def spec_of(order: Order) -> Train:
+    """Return how to train, with what was decided; the job's own augmentation counts more than that."""
+    spec = order.job.train.model_copy(update={"strategy": order.decision.strategy})
+    if order.decision.strong and spec.augment == Augment():
+        return spec.model_copy(update={"augment": STRONG})
+    return spec
+
+
+def _lesson_begins(order: Order, recipe: Any) -> dict[str, torch.Tensor] | None:
+    """Return the weights that a lesson begins with; None where it is none."""
+    if not order.job.lesson:
+        return None
+    state: Mapping[str, torch.Tensor] = recipe.learned(recipe.module.state_dict()).state
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _lesson_ends(order: Order, recipe: Any, begun: Mapping[str, torch.Tensor] | None, loader: Loader) -> None:
+    """Keep what the report shows of a lesson's inside."""
+    if begun is None:
+        return
+    learned = Checkpoints(order.output).best()
+    assert learned is not None
+    layers = inside.changes(begun, recipe.learned(learned["learned"]).state)
+    order.output.decide("training/inside", {"pictures": inside.pictures(loader), "layers": layers})
 
 
 def precision_for(asked: str, device: str) -> str:
@@ -104,7 +134,7 @@ def _put(order: Order, recipe: Any, state: Mapping[str, Any], about: Mapping[str
         "strategy": order.decision.strategy,
         "why": order.decision.why,
         "figures": dict(order.decision.figures),
-        "train": order.job.train.model_dump(mode="json") | {"epochs": order.epochs},
+        "train": spec_of(order).model_dump(mode="json") | {"epochs": order.epochs},
         "data": {
             "digest": order.digest,
             "train": order.data.images,

@@ -1,6 +1,6 @@
 """All benchmarks, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import decode, detect, engine, evaluation, evaluators, forward, new, sources
+from tests.bench import decode, detect, engine, evaluation, evaluators, forward, new, sources, training
 
 decode.main()
 forward.main(list(forward.MODELS))
@@ -10,3 +10,4 @@ sources.main()
 new.main()
 evaluation.main()
 evaluators.main()
+training.main()
