@@ -167,9 +167,8 @@ def show_loop(console: Console, photos: str, folder: str) -> None:
     ceiling = (before["ceiling"] + after["ceiling"]) / 2
     for name in ("read, decode and augment", "step"):
         console.print(f"{name}: {(before[name] + after[name]) / 2:.2f} ms of the processor an image")
-    console.print(
-        f"{MODEL} at {SIDE} px, batch {BATCH}, one core: {found:.1f} images/s, {found / ceiling:.0%} of {ceiling:.1f}"
-    )
+    how = f"{MODEL} at {SIDE} px, batch {BATCH}, one core"
+    console.print(f"{how}: {found:.1f} images/s, {found / ceiling:.0%} of {ceiling:.1f}")
     console.print(
         f"a plain eager fp32 loop: {theirs:.1f} images/s; cnnbatch is {found / theirs:.2f} times that"
     )
