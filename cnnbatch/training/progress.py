@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,10 +22,8 @@ class Progress:
 
     def __init__(self, screen: Screen, output: Output, images: int, batch: int) -> None:
         self._screen, self._output = screen, output
-        self._steps = math.ceil(images / batch)
+        self._steps, self._batch = math.ceil(images / batch), batch
         self._epochs = 0
-        self._begun = time.monotonic()
-        self._done_before = 0
         self._loss = 0.0
         self._judged = ""
 
@@ -46,8 +43,7 @@ class Progress:
         """Show something that was told."""
         row = told.row
         if told.kind == "begin":
-            self._begun, self._done_before = time.monotonic(), row["epoch"] * self._steps + row["step"]
-            again = f", going on at epoch {row['epoch'] + 1}" if self._done_before else ""
+            again = f", going on at epoch {row['epoch'] + 1}" if row["epoch"] or row["step"] else ""
             self._screen.note(f"training on {row['workers']} x {row['device']} in {row['precision']}{again}")
         elif told.kind == "step":
             self._loss = row["loss"]
@@ -59,8 +55,7 @@ class Progress:
 
     def _line(self, done: int, rate: float) -> str:
         whole = self._epochs * self._steps
-        taken = done - self._done_before
-        left = (whole - done) * (time.monotonic() - self._begun) / max(taken, 1)
+        left = (whole - done) * self._batch / max(rate, 1e-9)
         return (
             f"train epoch {(done - 1) // self._steps + 1}/{self._epochs} · loss {self._loss:.3f}"
             f"{self._judged} · {rate:,.1f} images/s · {duration(left)} left"
