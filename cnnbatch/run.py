@@ -38,7 +38,8 @@ class RunOptions:
 
     ``retry_failed``: predict failed rows again. ``new``: look at the input anew, predict what is new or
     has changed, and what failed for a passing reason. ``prune``: mark the rows of images that are gone.
-    ``allow_mixed``: let parts of another precision lie beside those that are there.
+    ``allow_mixed``: let parts of another precision lie beside those that are there. ``only_rows``: neither
+    judge nor report.
     """
 
     retry_failed: bool = False
@@ -46,6 +47,7 @@ class RunOptions:
     prune: bool = False
     allow_mixed: bool = False
     quiet: bool = False
+    only_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
             record = {**asdict(summary), **_record(output, started)}
             output.storage.put(output.path("_job", "runs", f"{name}.json"), json.dumps(record).encode())
         evaluation = None
-        if output.decided("unreported") is not None:  # By this run, or by one that ended before its report.
+        # What is not reported was predicted by this run, or by one that ended before its report.
+        if output.decided("unreported") is not None and not options.only_rows:
             evaluation = _evaluate(job, output, planner.images, screen)
             write_report(output.uri, output.storage, partial(screen.stage, "report", unit="pictures"))
             output.undecide("unreported")

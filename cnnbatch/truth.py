@@ -56,6 +56,7 @@ OBJECTS_SCHEMA = pa.schema(_SIZED)
 """Objects an image, null where the image has no truth; ``width`` and ``height`` as the truth states them."""
 
 _CLASSES = b"classes"
+_SHOWN = 100  # of a model's names, in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,11 @@ def match_classes(
     return found
 
 
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def _unknown(lacking: Mapping[str, str], known: Mapping[str, str]) -> UserError:
     """Name the truth's classes, what the job called them where it did, and what comes nearest."""
     shown = []
@@ -219,7 +225,7 @@ def _unknown(lacking: Mapping[str, str], known: Mapping[str, str]) -> UserError:
         shown.append(repr(name) + called + (f" (the nearest: {near!r})" if near else ""))
     return UserError(
         f"the truth has classes that the model does not know: {', '.join(shown)}\n"
-        f"  the model's: {', '.join(dict.fromkeys(known.values()))}\n"
+        f"  the model's: {_some([*dict.fromkeys(known.values())])}\n"
         "  what to do: say in task.aliases what each is called there, or null to leave it out, as in "
         f"'task.aliases={{{next(iter(lacking))}: null}}'"
     )

@@ -27,13 +27,17 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Collected:
-    """What there is to learn from; ``digest`` is that of the keys, places and classes."""
+    """What there is to learn from; ``digest`` is that of the keys and classes.
+
+    ``listed`` is how many images could train; a lesson takes fewer.
+    """
 
     data: TrainingData
     train: Refs
     validation: Refs
     digest: str
     how: str
+    listed: int
 
 
 def refs_uri(output: Output, part: str) -> str:
@@ -52,7 +56,7 @@ def collect(job: TrainJob, parts: Parts, output: Output) -> Collected:
     if kept is not None:
         refs = [read_refs(output, part) for part in ("train", "validation")]
         data = TrainingData(tuple(kept["classes"]), kept["counts"], len(refs[0]))
-        return Collected(data, refs[0], refs[1], kept["digest"], kept["how"])
+        return Collected(data, refs[0], refs[1], kept["digest"], kept["how"], kept["listed"])
     found = _collect(job, parts)
     for part, refs_of_part in (("train", found.train), ("validation", found.validation)):
         output.storage.put(refs_uri(output, part), refs_of_part.to_bytes())
@@ -68,6 +72,7 @@ def _record(found: Collected) -> dict[str, Any]:
         "validation": len(found.validation),
         "digest": found.digest,
         "how": found.how,
+        "listed": found.listed,
     }
 
 
@@ -81,7 +86,7 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
         )
     train = _list(job, parts.train, source)
     validation = _list(job, parts.validation, open_source(parts.validation, storage))
-    how = parts.how
+    how, count = parts.how, len(train.refs)
     if job.lesson and len(train.refs) > LESSON_IMAGES:
         how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
         train = replace(train, refs=train.refs.some(LESSON_IMAGES))
@@ -90,7 +95,7 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
     classes = _classes(job, source, counts)
     _require_learnable(classes, counts, (validation.refs.counts() or validation.objects))
     data = TrainingData(classes, {name: counts[name] for name in classes}, len(train.refs))
-    return Collected(data, train.refs, validation.refs, _digest(train.refs, validation.refs), how)
+    return Collected(data, train.refs, validation.refs, _digest(train.refs, validation.refs), how, count)
 
 
 def _list(job: TrainJob, chosen: Input, source: Source) -> Listed:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch import result
@@ -74,7 +78,7 @@ def decide(
 def _measured(job: TrainJob, parts: Parts, collected: Collected, output: Output) -> Decision:
     """Predict some training images as they are, with their features, by a job of its own in the output."""
     where, data = output.path("_job", "training", "features"), collected.data
-    share = min(1.0, parts.train.sample * min(1.0, LOOKED_AT / data.images))
+    share = min(1.0, parts.train.sample * min(1.0, LOOKED_AT / collected.listed))
     looking = MapJob(
         task=job.task.model_copy(update={"embedding": True, "classes": None, "top_k": 1}),
         input=parts.train.model_copy(update={"sample": share}),
@@ -82,17 +86,30 @@ def _measured(job: TrainJob, parts: Parts, collected: Collected, output: Output)
         output=job.output.model_copy(update={"url": where}),
         max_failed=1.0,
     )
-    run(looking, RunOptions(quiet=True))
+    run(looking, RunOptions(quiet=True, only_rows=True))
     known = (Output(where, output.storage).decided("classes") or {}).get("names", ())
     rows = result.open(where, output.storage).arrow(["key", "embedding", "error"])
     good = rows.filter(rows["error"].is_null())
-    labels = dict(zip(*(collected.train.table[name].to_pylist() for name in ("key", "class")), strict=True))
+    labels = _labels(Output(where, output.storage))
     numbers = {name: number for number, name in enumerate(data.classes)}
-    classes = np.array([numbers[labels[key]] for key in good["key"].to_pylist()], np.int64)
+    known_here = pc.is_in(good["key"], pa.array([key for key, label in labels.items() if label in numbers]))
+    good = good.filter(known_here)
+    keys: list[Any] = good["key"].to_pylist()
+    classes = np.array([numbers[labels[key]] for key in keys], np.int64)
     if not len(classes):
         raise UserError("input: none of the training images that were looked at can be read")
     features = np.array(good["embedding"].to_pylist(), np.float32)
     return by_table(figures(features, classes, data, known))
+
+
+def _labels(output: Output) -> dict[str, str]:
+    """Return the class of each image that an output has, from the truth beside its parts."""
+    found: dict[str, str] = {}
+    for index in output.finished():
+        with output.storage.open(output.truth(index)) as file:
+            rows: Any = pq.read_table(file, columns=["image_id", "label"])
+        found |= zip(rows["image_id"].to_pylist(), rows["label"].to_pylist(), strict=True)
+    return found
 
 
 def figures(
