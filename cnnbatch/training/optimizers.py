@@ -40,13 +40,15 @@ def optimizer(groups: Sequence[Parameters], spec: Train, rate: float) -> torch.o
         for decays, tensors in _by_kind(group)
         if tensors
     ]
+    # In one pass over each tensor; every worker takes the whole step.
+    fused = all(tensor.device.type in ("cpu", "cuda") for group in groups for tensor in group.tensors)
     if spec.optimizer == "sgd":
         nesterov = spec.nesterov and spec.momentum > 0
-        return torch.optim.SGD(sections, lr=rate, momentum=spec.momentum, nesterov=nesterov)
+        return torch.optim.SGD(sections, lr=rate, momentum=spec.momentum, nesterov=nesterov, fused=fused)
     if spec.optimizer == "adadelta":
         return torch.optim.Adadelta(sections, lr=rate)
     if spec.optimizer == "adamw":
-        return torch.optim.AdamW(sections, lr=rate)
+        return torch.optim.AdamW(sections, lr=rate, fused=fused)
     return Muon(sections, lr=rate, momentum=spec.momentum, nesterov=spec.nesterov)
 
 

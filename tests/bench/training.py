@@ -29,8 +29,8 @@ from cnnbatch.run import RunOptions
 from tests.bench.measuring import alone, photographs
 
 THIS = "tests.bench.training"
-MODEL, SIDE, BATCH, CLASSES = "resnet18", 160, 64, 4
-COUNT = 768
+MODEL, SIDE, BATCH, CLASSES = "resnet18", 160, 128, 4
+COUNT = 1152
 PAIRS = 5
 
 
