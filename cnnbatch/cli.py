@@ -245,7 +245,7 @@ def _describe(
 @app.command("models")
 def _models(
     pattern: Annotated[
-        str | None, typer.Argument(metavar="[PATTERN]", help="A name, 'resnet*', or 'timm/*' for timm's.")
+        str | None, typer.Argument(metavar="[PATTERN]", help="A name, 'resnet*', 'keras/*' or 'timm/*'.")
     ] = None,
     task: Annotated[str | None, typer.Option("--task", help="Only models for this task.")] = None,
     family: Annotated[str | None, typer.Option("--family", help="Only models of this family.")] = None,

@@ -1,7 +1,8 @@
 """From the name of a weights file to a checked state dict.
 
-Only data is read, never code: safetensors, torch files through ``weights_only``, or the tensors of an
-ONNX file; formats that need a pickle are refused, and have to be converted once by whoever trusts them.
+Only data is read, never code: safetensors, torch files through ``weights_only``, Keras' HDF5 files, or
+the tensors of an ONNX file; formats that need a pickle are refused, and have to be converted once by
+whoever trusts them.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from cnnbatch import onnx_files
+from cnnbatch import keras_files, onnx_files, tensorflow_files
 from cnnbatch.errors import EnvironmentFault, UserError
 
 if TYPE_CHECKING:
@@ -28,11 +30,14 @@ if TYPE_CHECKING:
 
 _NAMES_SHOWN = 8
 _WRAPPERS = ("state_dict", "model")  # the keys under which training scripts keep the state dict
+_MD5_DIGITS = 32
 _COUNTER = "num_batches_tracked"  # counts training steps; inference never reads it
 
 
 def fetch(spec: str, sha256: str | None = None, storage: Storage | None = None) -> Path:
     """Return the local file that ``spec`` names: a path, a URL, or ``package:NAME/PATH``.
+
+    ``sha256`` may be an MD5, where a publisher has no other.
 
     A URL is downloaded once into the user's cache; a package's file is read where it lies, without
     importing the package.
@@ -42,6 +47,7 @@ def fetch(spec: str, sha256: str | None = None, storage: Storage | None = None) 
     """
     from cnnbatch.storage import is_local, normalize
 
+    tensorflow_files.refuse(spec, "task.weights")
     if spec.startswith("package:"):
         path = _package_file(spec)
     elif is_local(spec):
@@ -50,7 +56,7 @@ def fetch(spec: str, sha256: str | None = None, storage: Storage | None = None) 
         path = _download(spec, storage)
     if not path.is_file():
         raise UserError(
-            f"task.weights: expected a .safetensors, torch or .onnx file, but there is no file {path}"
+            f"task.weights: expected a .safetensors, torch, .onnx or .h5 file, but there is no file {path}"
         )
     verify(path, sha256)
     return path
@@ -84,20 +90,30 @@ def _digest(path: Path, _mtime_ns: int, _size: int) -> str:
 
 
 def verify(path: Path, sha256: str | None) -> None:
-    """Check a file against the SHA-256 that the job names, if it names one.
+    """Check a file against the SHA-256 that the job names, if it names one, or its publisher's MD5.
 
     Raises:
         UserError: they differ.
     """
-    if sha256 is not None and digest(path) != sha256.lower():
+    if sha256 is None:
+        return
+    is_md5 = len(sha256) == _MD5_DIGITS
+    came = _md5(path) if is_md5 else digest(path)
+    if came != sha256.lower():
         raise UserError(
-            f"task.sha256: {str(path)!r} is not the file that the job names: expected SHA-256 {sha256}, "
-            f"came {digest(path)}. Fetch the file again, or mend task.sha256."
+            f"task.sha256: {str(path)!r} is not the file that the job names: expected "
+            f"{'MD5' if is_md5 else 'SHA-256'} {sha256}, came {came}. Fetch the file again, or mend "
+            "task.sha256."
         )
 
 
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+
+
 def load(path: Path) -> dict[str, Tensor]:
-    """Read a state dict (name -> tensor, on the CPU) from ``.safetensors``, ``.onnx`` or a torch file.
+    """Read a state dict (name -> tensor, on the CPU): ``.safetensors``, ``.onnx``, ``.h5`` or a torch file.
 
     Raises:
         UserError: the file is damaged, needs a pickle, or holds something other than a state dict.
@@ -106,14 +122,17 @@ def load(path: Path) -> dict[str, Tensor]:
         return _load_safetensors(path)
     if path.suffix == onnx_files.SUFFIX:
         return onnx_files.initialisers(path)
+    if path.suffix in keras_files.SUFFIXES:
+        return keras_files.load(path)
+    keras_files.refuse_archive(path)
     import torch
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch reports damage by many types; all of them mean the same here
         raise UserError(
-            f"task.weights: {str(path)!r} is no plain torch state dict ({_first_line(error)}). "
-            "Expected a .safetensors or .onnx file, or one that torch.load reads with weights_only=True; "
+            f"task.weights: {str(path)!r} is no plain torch state dict ({_first_line(error)}). Expected a "
+            ".safetensors, .onnx or .h5 file, or one that torch.load reads with weights_only=True; "
             "to convert it, load it where you trust it and save model.state_dict() as safetensors."
         ) from error
     return _state_dict(content, path)

@@ -18,9 +18,11 @@ from typer.testing import CliRunner
 
 from cnnbatch.cli import app
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models import catalogue, darknet, darknet_models, published
+from cnnbatch.models import catalogue, darknet, darknet_models, keras_models, published
+from cnnbatch.models.building import find
 from cnnbatch.models.published import Published, listing
 from cnnbatch.storage.package import locate
+from tests import models_page
 
 
 @pytest.fixture(autouse=True)
@@ -215,3 +217,10 @@ def test_the_command_says_what_was_meant() -> None:
     assert (result.exit_code, result.stdout) == (2, "")
     assert "did you mean resnet50?" in result.stderr
     assert "more are timm's" not in run("resnet18").stdout
+
+
+def test_the_page_of_names_is_that_of_the_listing() -> None:
+    assert models_page.PAGE.read_text(encoding="utf-8") == models_page.page(), "python -m tests.models_page"
+    for line in models_page.page().splitlines():
+        name = line.split("`")[1] if line.startswith("| ") and "`" in line else ""
+        assert not name or name in keras_models.names() or find(name).name == name

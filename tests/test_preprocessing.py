@@ -191,3 +191,13 @@ def test_every_published_preset_of_torchvision_can_be_told() -> None:
             preset = entry.transforms()
             assert (how.resize, how.crop[0]) == (preset.resize_size[0], preset.crop_size[0])
             assert how.interpolation == preset.interpolation.value
+
+
+@pytest.mark.parametrize("size", [(64, 48), (331, 500), (223, 1024), (30, 40), (224, 224)])
+def test_nearest_exact_takes_pillows_pixels(size: tuple[int, int]) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    how = Preprocessing((224, 200), (224, 200), "nearest-exact", fit="squash")
+    found = prepare(torch.from_numpy(array).permute(2, 0, 1), size, how).pixels.permute(1, 2, 0)
+    expected = np.asarray(Image.fromarray(array).resize((200, 224), Image.Resampling.NEAREST))
+    assert np.array_equal(found.numpy(), expected)
+    assert how.decode_size((4000, 3000)) is None

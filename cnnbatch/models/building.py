@@ -12,9 +12,10 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from cnnbatch import tensorflow_files
 from cnnbatch import weights as files
 from cnnbatch.errors import UserError
-from cnnbatch.models import catalogue, timm_models, torchvision_models
+from cnnbatch.models import catalogue, keras_models, timm_models, torchvision_models
 from cnnbatch.models.heads import with_new_head
 from cnnbatch.models.network import Architecture, Network, last_layer, library, seeded
 from cnnbatch.models.preprocessing import Preprocessing
@@ -30,8 +31,8 @@ _RANDOM = re.compile(r"random(?::(\d+))?")
 class Choice:
     """Which network: what a job says about it.
 
-    ``model`` is a torchvision name, ``timm/NAME``, one of `catalogue.OWN`, or the address of a
-    function that returns a `Network`, ``mypackage.module:build``. ``weights`` is ``DEFAULT`` or
+    ``model`` is a torchvision name, ``timm/NAME``, ``keras/NAME``, one of `catalogue.OWN`, or the address
+    of a function that returns a `Network`, ``mypackage.module:build``. ``weights`` is ``DEFAULT`` or
     another published name, a path, a URL, ``package:NAME/PATH``, or ``random[:SEED]``; ``sha256``
     is its file's. ``classes`` sizes the head; ``key_map`` is the name of a map or a JSON file;
     ``preprocessing`` replaces fields of what the weights ask for. The model ``onnx`` runs the ONNX file
@@ -64,6 +65,7 @@ def build_classifier(choice: Choice) -> Network:
         UserError: unknown names, weights that don't fit or can't be had, numbers of classes that differ.
     """
     check_classes(choice.classes)
+    tensorflow_files.refuse(choice.model, "task.model")
     if choice.seed is not None and choice.sha256:
         raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
     with seeded(choice.seed or 0):
@@ -94,13 +96,20 @@ def find(model: str) -> Architecture:
         return catalogue.OWN[model]()
     if model.startswith("timm/"):
         return timm_models.architecture(model.removeprefix("timm/"))
+    if keras_models.is_meant(model):
+        return keras_models.architecture(model)
     if model in torchvision_models.names():
         return torchvision_models.architecture(model)
-    known = [ONNX, *catalogue.OWN, *torchvision_models.names(), *timm_models.names()]
+    known = [
+        *(ONNX, *catalogue.OWN),
+        *torchvision_models.names(),
+        *timm_models.names(),
+        *keras_models.names(),
+    ]
     raise UserError(
         f"task.model: no classifier is called {model!r}{meant(model, known)}\n"
-        "  expected a classifier of torchvision (resnet50), of timm (timm/NAME), one of "
-        f"{', '.join(catalogue.OWN)}, onnx, or a function of yours (mypackage.module:build)"
+        "  expected a classifier of torchvision (resnet50), of timm (timm/NAME), of Keras (keras/NAME), one "
+        f"of {', '.join(catalogue.OWN)}, onnx, or a function of yours (mypackage.module:build)"
     )
 
 

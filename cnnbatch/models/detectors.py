@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from cnnbatch import tensorflow_files
 from cnnbatch.errors import UserError
 from cnnbatch.models import darknet_models, onnx, torchvision_detectors
 from cnnbatch.models.building import ONNX, Choice, check_classes, external
@@ -28,6 +29,7 @@ def build_detector(choice: Choice, keypoints: bool = False) -> Detector:
         UserError: unknown names, weights that don't fit or can't be had, outputs that are no detections.
     """
     check_classes(choice.classes)
+    tensorflow_files.refuse(choice.model, "task.model")
     if choice.seed is not None and choice.sha256:
         raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
     with seeded(choice.seed or 0):

@@ -36,7 +36,7 @@ class Architecture:
 
     ``make`` builds the module for a number of classes, the state dict that will be loaded (empty
     for none) and an input's (height, width). ``published`` loads weights by their own name, one of
-    ``names``. ``default``, where given, is the file and SHA-256 that ``DEFAULT`` stands for;
+    ``names``. ``default``, where given, is the file that ``DEFAULT`` stands for, with its SHA-256 or MD5;
     ``key_map`` and then ``adapt`` give a file's tensors the module's names.
     """
 
@@ -47,7 +47,7 @@ class Architecture:
     preprocessing: Callable[[str], Preprocessing]
     published: Callable[[str, str | None], Network] | None = None
     names: tuple[str, ...] = ()
-    default: tuple[str, str] | None = None
+    default: tuple[str, str | None] | None = None
     key_map: str | None = None
     adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda state: state
     licence: Callable[[str], str | None] = lambda weights: None

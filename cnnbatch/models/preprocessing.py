@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
@@ -20,7 +21,8 @@ from torchvision.transforms.v2 import functional as transforms
 from cnnbatch.records import Prepared
 
 Size = tuple[int, int]
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic"]
+"""``nearest-exact`` takes the pixels that Pillow's nearest takes, ``nearest`` is half a pixel beside it."""
 
 _STRETCHED = 16  # resized pictures of more squares than this are cut before, which bounds their memory
 
@@ -64,6 +66,8 @@ class Preprocessing:
     def decode_size(self, size: Size) -> Size | None:
         """Return the least size that still need not be enlarged, or None where ``size`` is no larger."""
         least = self.resized(size)
+        if self.interpolation == "nearest-exact":  # Decoding smaller is a mean over pixels; this is a choice.
+            return None
         return least if least[0] <= size[0] and least[1] <= size[1] and least != size else None
 
 
@@ -76,10 +80,27 @@ def prepare(pixels: Tensor, size: Size, how: Preprocessing) -> Prepared:
     scale = target[0] / size[0]
     if target[0] * target[1] > _STRETCHED * how.crop[0] * how.crop[1]:
         pixels, target = _cut(pixels, target, how.crop)
-    mode = InterpolationMode(how.interpolation)
-    resized = transforms.resize_image(pixels, list(target), interpolation=mode, antialias=True)
-    cropped, offset = _centre(resized, how)
+    cropped, offset = _centre(_resized(pixels, target, how.interpolation), how)
     return Prepared(cropped, how.crop, offset, scale)
+
+
+def _resized(pixels: Tensor, target: Size, interpolation: Interpolation) -> Tensor:
+    if interpolation == "nearest-exact":
+        rows, columns = (
+            _nearest(*sides).to(pixels.device) for sides in zip(pixels.shape[1:], target, strict=True)
+        )
+        return pixels[:, rows[:, None], columns]
+    mode = InterpolationMode(interpolation)
+    resized: Tensor = transforms.resize_image(pixels, list(target), interpolation=mode, antialias=True)
+    return resized
+
+
+def _nearest(have: int, want: int) -> Tensor:
+    """Return which of ``have`` pixels Pillow takes for each of ``want``; it adds up in doubles, as here."""
+    step = have / want
+    steps = np.full(want, step)
+    steps[0] = step / 2
+    return torch.from_numpy(np.minimum(steps.cumsum().astype(np.int64), have - 1))
 
 
 def _centre(resized: Tensor, how: Preprocessing) -> tuple[Tensor, tuple[float, float]]:

@@ -24,6 +24,7 @@ from torchvision.models import WeightsEnum
 
 from cnnbatch.console import columns, plain_console
 from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.models.keras_table import MODELS, KerasModel
 from cnnbatch.naming import meant
 from cnnbatch.storage import Unreadable
 from cnnbatch.storage.package import locate
@@ -118,11 +119,11 @@ def listing(
         UserError: there is none; it proposes the nearest name.
     """
     _require("--task", task, TASKS)
-    entries = [*_own(), *_torchvision()]
+    entries = [*_own(), *_torchvision(), *_keras()]
     if pattern is not None or family is not None:
         entries += _timm(tagged=pattern is not None and "." in pattern)
     _require("--family", family, sorted({entry.family for entry in entries}))
-    named = [entry for entry in entries if pattern is None or fnmatchcase(entry.name, pattern)]
+    named = [entry for entry in entries if pattern is None or _fits(entry.name, pattern)]
     if not named:
         raise _no_such(str(pattern), [entry.name for entry in entries])
     rows = [entry.read() for entry in named if family in (None, entry.family)]
@@ -141,10 +142,16 @@ def _require(option: str, name: str | None, known: Iterable[str]) -> None:
         )
 
 
+def _fits(name: str, pattern: str) -> bool:
+    """Say whether a pattern means a model; Keras' are found in whatever case, as in a job."""
+    folded = (name.lower(), pattern.lower()) if name.startswith("keras/") else (name, pattern)
+    return fnmatchcase(*folded)
+
+
 def _no_such(pattern: str, known: list[str]) -> UserError:
     return UserError(
         f"no model is called {pattern!r}{meant(pattern.replace('*', ''), known)}\n"
-        "  expected a name or a pattern, as in 'resnet*' (torchvision's) or 'timm/resnet*' (timm's)"
+        "  expected a name or a pattern, as in 'resnet*' (torchvision's), 'timm/resnet*' or 'keras/*'"
     )
 
 
@@ -209,6 +216,36 @@ def _crop(preset: Any) -> tuple[int, int] | None:
     return (side[0], side[-1]) if side else None
 
 
+# ---- Keras ------------------------------------------------------------------------------------
+
+
+def _keras() -> Iterator[_Entry]:
+    for model in MODELS.values():
+        yield _Entry(f"keras/{model.name}", model.family, partial(_of_keras, model))
+
+
+def _of_keras(model: KerasModel) -> Published:
+    return Published(
+        name=f"keras/{model.name}",
+        task="classify",
+        family=model.family,
+        library="keras",
+        weights="DEFAULT",
+        parameters=model.parameters,
+        input_size=(model.side, model.side),
+        accuracy={"top1": model.top1} | ({} if model.top5 is None else {"top5": model.top5}),
+        data="ImageNet-1K",
+        at_hand=_is_downloaded(model.url),
+        download_mb=model.download_mb,
+    )
+
+
+def _is_downloaded(url: str) -> bool:
+    """Say whether `cnnbatch.weights.fetch` keeps a file of this name."""
+    name = PurePosixPath(url).name
+    return bool(name) and any(cache_folder().glob(f"*/{name}"))
+
+
 # ---- timm -------------------------------------------------------------------------------------
 
 
@@ -243,8 +280,7 @@ def _is_cached(config: Any) -> bool:
         files = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
         found = (try_to_load_from_cache(repository, file, revision=revision or None) for file in files)
         return any(isinstance(path, str) for path in found)
-    name = PurePosixPath(config.url or "").name
-    return bool(name) and any(cache_folder().glob(f"*/{name}"))
+    return _is_downloaded(config.url or "")
 
 
 # ---- text -------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class InputChange(BaseModel):
 
     resize: Side | Size | None = None
     crop: Side | Size | None = None
-    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None
+    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic"] | None = None
     mean: Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)] | None = None
     std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None = None
     fit: Literal["cover", "contain", "squash"] | None = None
@@ -69,8 +69,8 @@ class Classify(WeightedTask):
 
     name: str = "classify"
     model: str
-    """A classifier of torchvision, ``timm/NAME``, ``efficientnet_lite0``, ``onnx`` (see ``adapter``), or
-    ``mypackage.module:build``."""
+    """A classifier of torchvision, ``timm/NAME``, ``keras/NAME``, ``efficientnet_lite0``, ``onnx`` (see
+    ``adapter``), or ``mypackage.module:build``."""
     adapter: Literal["classify"] | None = None
     preprocessing: InputChange = InputChange()
     """What to do otherwise than the weights ask for."""

@@ -1,0 +1,99 @@
+"""A classifier of every family gets another head, gradients everywhere, and learns from one step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cnnbatch.models import published
+from cnnbatch.models.building import find
+from cnnbatch.models.keras_table import MODELS
+from cnnbatch.models.network import last_layer
+from tests.families import KERAS, TIMM, TORCHVISION
+
+CLASSES = 3
+LABELS = torch.tensor([0, 1, 2, 0])
+GAIN = 0.004  # The part of the loss that the step would take away if the loss were flat.
+
+SLOW = {"maxvit"}
+
+
+@contextmanager
+def same_noise(module: nn.Module) -> Iterator[None]:
+    """Let dropout and the like drop the same every time."""
+    counters = []
+    for part in module.modules():  # Keras counts how often it drew, in variables that are no weights.
+        [inside] = getattr(part, "_inside", (None,))
+        if inside is not None:
+            weights = {id(one) for one in inside.weights}
+            counters += [one.value for one in inside.variables if id(one) not in weights]
+    before = [one.clone() for one in counters]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    with torch.no_grad():
+        for counter, value in zip(counters, before, strict=True):
+            counter.copy_(value)
+
+
+def loss(module: nn.Module, pixels: Tensor) -> Tensor:
+    with same_noise(module):
+        return nn.functional.cross_entropy(module(pixels), LABELS)
+
+
+def learns(model: str, side: int) -> None:
+    """Give a model another head, and take one step of gradient descent on four pictures."""
+    torch.manual_seed(0)
+    module = find(model).make(CLASSES, {}, (side, side)).train()
+    assert len(last_layer(module)[1].weight) == CLASSES
+    pixels = torch.randn(4, 3, side, side)
+    first = loss(module, pixels)
+    first.backward()  # type: ignore[no-untyped-call]
+    parameters = dict(module.named_parameters())
+    assert not [name for name, one in parameters.items() if one.grad is None and one.requires_grad]
+    gradients = [one.grad for one in parameters.values() if one.grad is not None]
+    squared = sum(float(gradient.square().sum()) for gradient in gradients)
+    torch.optim.SGD(module.parameters(), lr=GAIN * float(first.detach()) / squared).step()
+    with torch.no_grad():
+        assert float(loss(module, pixels)) < float(first.detach())
+
+
+def marked(families: dict[str, tuple[str, int]], prefix: str = "") -> list[object]:
+    return [
+        pytest.param(prefix + name, side, id=family, marks=[pytest.mark.slow] if family in SLOW else [])
+        for family, (name, side) in families.items()
+    ]
+
+
+def families(pattern: str) -> set[str]:
+    return {row.family for row in published.listing(pattern, task="classify")}
+
+
+def test_every_family_is_tried() -> None:
+    own = {row.family for row in published.listing(task="classify") if row.library == "torchvision"}
+    assert set(TORCHVISION) == own
+    assert set(KERAS) == families("keras/*")
+    assert set(TIMM) == families("timm/*")
+    assert all(MODELS[name].family == family for family, (name, _) in KERAS.items())
+
+
+@pytest.mark.parametrize(("model", "side"), marked(TORCHVISION))
+def test_torchvisions_families_learn(model: str, side: int) -> None:
+    learns(model, side)
+
+
+@pytest.mark.skipif(not find_spec("keras"), reason="Keras is not installed: pip install 'cnnbatch[keras]'")
+@pytest.mark.parametrize(("model", "side"), marked(KERAS, "keras/"))
+def test_keras_families_learn(model: str, side: int) -> None:
+    learns(model, side)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "side"), marked(TIMM, "timm/"))
+def test_timms_families_learn(model: str, side: int) -> None:
+    learns(model, side)
