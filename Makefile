@@ -18,7 +18,7 @@ SUPPORTED := import sys, sysconfig; \
 	and not sysconfig.get_config_var("Py_GIL_DISABLED")))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench test-gpu bench-gpu lock clean
+.PHONY: help demo test test-long check bench test-gpu bench-gpu lock clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +28,9 @@ demo: $(STAMP) ## Classify eight real photographs on a local Ray, and write Parq
 
 test: $(STAMP) ## Run all tests.
 	@$(BIN)/python -m pytest
+
+test-long: $(STAMP) ## Run the tests that need longer than CI has.
+	@$(BIN)/python -m pytest -m long
 
 check: $(STAMP) ## Check format, lint and types.
 	@$(BIN)/ruff format --check --quiet .

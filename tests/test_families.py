@@ -20,7 +20,10 @@ CLASSES = 3
 LABELS = torch.tensor([0, 1, 2, 0])
 GAIN = 0.004  # The part of the loss that the step would take away if the loss were flat.
 
-SLOW = {"maxvit"}
+LONG = {"maxvit", "nasnet", "inception_resnet_v2", "vgg19", "xception", "vision_transformer"}
+"""Families whose smallest member takes its time."""
+QUICK = {"convnext", "efficientnet", "ghostnet", "lcnetv2", "nfnet", "regnet", "resnet", "shvit"}
+"""Of timm's families those that need seconds together; each of the others needs some."""
 
 
 @contextmanager
@@ -63,9 +66,9 @@ def learns(model: str, side: int) -> None:
         assert float(loss(module, pixels)) < float(first.detach())
 
 
-def marked(families: dict[str, tuple[str, int]], prefix: str = "") -> list[object]:
+def marked(families: dict[str, tuple[str, int]], long: set[str], prefix: str = "") -> list[object]:
     return [
-        pytest.param(prefix + name, side, id=family, marks=[pytest.mark.slow] if family in SLOW else [])
+        pytest.param(prefix + name, side, id=family, marks=[pytest.mark.long] if family in long else [])
         for family, (name, side) in families.items()
     ]
 
@@ -82,18 +85,17 @@ def test_every_family_is_tried() -> None:
     assert all(MODELS[name].family == family for family, (name, _) in KERAS.items())
 
 
-@pytest.mark.parametrize(("model", "side"), marked(TORCHVISION))
+@pytest.mark.parametrize(("model", "side"), marked(TORCHVISION, LONG))
 def test_torchvisions_families_learn(model: str, side: int) -> None:
     learns(model, side)
 
 
 @pytest.mark.skipif(not find_spec("keras"), reason="Keras is not installed: pip install 'cnnbatch[keras]'")
-@pytest.mark.parametrize(("model", "side"), marked(KERAS, "keras/"))
+@pytest.mark.parametrize(("model", "side"), marked(KERAS, LONG, "keras/"))
 def test_keras_families_learn(model: str, side: int) -> None:
     learns(model, side)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("model", "side"), marked(TIMM, "timm/"))
+@pytest.mark.parametrize(("model", "side"), marked(TIMM, set(TIMM) - QUICK, "timm/"))
 def test_timms_families_learn(model: str, side: int) -> None:
     learns(model, side)

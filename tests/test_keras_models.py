@@ -41,8 +41,16 @@ from tests.conftest import jpeg
 from tests.keras_made import SMALLEST, answers, keras, made, pictures, write, write_legacy
 
 SMALL = "MobileNetV3Small"
+LARGER = pytest.param("EfficientNetB0", marks=pytest.mark.long)
 FIVE = ("a", "b", "c", "d", "e")
-IN_FILES = ["MobileNet", SMALL, "Xception", "EfficientNetB0", "EfficientNetV2B0", "ConvNeXtTiny", "VGG16"]
+IN_FILES = [
+    "MobileNet",
+    SMALL,
+    *(
+        pytest.param(name, marks=pytest.mark.long)
+        for name in ("Xception", "EfficientNetB0", "EfficientNetV2B0", "ConvNeXtTiny", "VGG16")
+    ),
+]
 
 
 def build(name: str, given: str | Path, classes: tuple[str, ...] | None = FIVE, side: int = 0) -> Network:
@@ -90,7 +98,7 @@ def test_the_addresses_and_hashes_are_those_in_keras_source() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [SMALL, *(pytest.param(one, marks=pytest.mark.slow) for one in MODELS if one != SMALL)]
+    "name", [SMALL, *(pytest.param(one, marks=pytest.mark.long) for one in MODELS if one != SMALL)]
 )
 def test_parameters_sizes_addresses_and_hashes_are_keras_own(name: str) -> None:
     model = MODELS[name]
@@ -234,7 +242,7 @@ def test_keras_files_load_exactly(tmp_path: Path, name: str, legacy: bool) -> No
     assert network.library == "keras " + ".".join(keras.__version__.split(".")[:2])
 
 
-@pytest.mark.parametrize("name", [SMALL, "EfficientNetB0"])
+@pytest.mark.parametrize("name", [SMALL, LARGER])
 def test_tensors_saved_as_safetensors_come_back_exactly(tmp_path: Path, name: str) -> None:
     module = build(name, "random:7").module
     module.train()(pictures(name, count=4))  # So that statistics are other than at first.
@@ -357,7 +365,7 @@ def test_what_is_frozen_gets_no_gradient_and_everything_else_does() -> None:
     assert not module.features.layers["conv"].kernel.requires_grad
 
 
-@pytest.mark.parametrize("name", [SMALL, "EfficientNetB0"])
+@pytest.mark.parametrize("name", [SMALL, LARGER])
 def test_copies_are_whole_and_their_own(name: str) -> None:
     module: Any = build(name, "random").module
     module.requires_grad_(True).train()(pictures(name, count=4))

@@ -147,7 +147,18 @@ def test_a_changed_lock_is_installed_over_the_old_one(machine: Machine, name: st
 
 def test_help_lists_every_target(machine: Machine) -> None:
     _, said, _ = machine.make("help")
-    for target in ("demo", "test", "check", "lock", "bench", "test-gpu", "bench-gpu", "help", "clean"):
+    for target in (
+        "demo",
+        "test",
+        "check",
+        "lock",
+        "bench",
+        "test-long",
+        "test-gpu",
+        "bench-gpu",
+        "help",
+        "clean",
+    ):
         assert f"make {target} " in said
 
 
