@@ -79,9 +79,9 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
         )
     train = _list(job, parts.train, source)
     validation = _list(job, parts.validation, open_source(parts.validation, storage))
-    counts = train.refs.counts() or train.objects
-    classes = _classes(job, source, counts)
-    _require_learnable(classes, counts, (validation.refs.counts() or validation.objects))
+    counts, others = (one.refs.counts() or one.objects for one in (train, validation))
+    classes = _classes(job, source, counts, others if train.objects else None)
+    _require_learnable(classes, counts, others)
     data = TrainingData(classes, {name: counts[name] for name in classes}, len(train.refs))
     return Collected(data, train.refs, validation.refs, _digest(train.refs, validation.refs), parts.how)
 
@@ -97,13 +97,19 @@ def _list(job: TrainJob, chosen: Input, source: Source) -> Listed:
     return found
 
 
-def _classes(job: TrainJob, source: Source, counts: Counter[str]) -> tuple[str, ...]:
-    """Return the job's class names, else the source's own, else those of the labels, sorted."""
+def _classes(
+    job: TrainJob, source: Source, counts: Counter[str], objects: Counter[str] | None
+) -> tuple[str, ...]:
+    """Return the job's class names, else the source's own, else those of the labels, sorted.
+
+    Where images have ``objects``, those of the validation, a source's own classes are those with some: a
+    file of COCO's lists categories that no object has.
+    """
     given = job.task.classes if isinstance(job.task, WeightedTask) else None
     if given is not None:
         return read_names(given) if isinstance(given, str) else tuple(given)
     own = [one.name for one in classes_of(source.truth_schema)] if source.truth_schema else []
-    known = tuple(name for name in own if name)
+    known = tuple(name for name in own if name and (objects is None or counts[name] + objects[name]))
     return known if set(counts) <= set(known) else tuple(sorted(counts))
 
 
