@@ -115,6 +115,11 @@ def _classes(
 
 def _require_learnable(classes: Sequence[str], train: Counter[str], validation: Counter[str]) -> None:
     unknown = sorted((set(train) | set(validation)) - set(classes))
+    if not classes:
+        raise UserError(
+            "input: no training image has an object to learn\n"
+            "  what to do: give images with objects; crowds and objects to be ignored do not teach"
+        )
     if unknown:
         raise UserError(
             f"task.classes: images have labels that are none of {len(classes)} classes: {_some(unknown)}\n"

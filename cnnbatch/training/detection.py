@@ -6,7 +6,7 @@ crop shows objects at other sizes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -228,16 +228,22 @@ def _at_default_epsilon(detector: Detector) -> Detector:
 
 def _split(module: nn.Module, strategy: Strategy) -> blocks.Blocks:
     """Return which blocks of the backbone a strategy tunes, the last ones; all behind it is the head."""
-    backbone = module.get_submodule("module.backbone")
-    inner = {name: child for name, child in backbone.named_children() if name == "body"}  # Under a pyramid.
-    body = [
-        *(one for name, child in inner.items() for one in blocks.blocks(child, f"module.backbone.{name}.")),
-        *(one for one in blocks.blocks(backbone, "module.backbone.") if one[0] != "module.backbone.body"),
-    ]
+    body = list(_blocks(module.get_submodule("module.backbone"), "module.backbone"))
     kept = len(body) - round(blocks.TUNED[strategy] * len(body))
     of_body = {id(tensor) for _, block in body for tensor in block.parameters()}
     rest = nn.ParameterList(tensor for tensor in module.parameters() if id(tensor) not in of_body)
     return blocks.Blocks(body[:kept], body[kept:], ("heads", rest))
+
+
+def _blocks(backbone: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the blocks of a classifier's body, then what detection adds: a pyramid, or layers one by one."""
+    for name, child in backbone.named_children():
+        if name in ("body", "features"):
+            yield from blocks.blocks(child, f"{prefix}.{name}.")
+        elif isinstance(child, nn.ModuleList):
+            yield from ((f"{prefix}.{name}.{number}", one) for number, one in child.named_children())
+        else:
+            yield f"{prefix}.{name}", child
 
 
 def _freeze_norms(module: nn.Module) -> list[tuple[str, nn.Module]]:
