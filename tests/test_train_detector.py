@@ -228,7 +228,7 @@ def test_only_what_the_strategy_says_is_tuned(strategy: str) -> None:
     if strategy == "last_blocks":
         first = "network.module.backbone.features.0.0.0.weight"
         assert first not in tuned
-        assert not made.module.train().get_submodule("network.module.backbone.features.0.0").training
+        assert not made.module.train().get_submodule("network.module.backbone.features.0.0.1").training
 
 
 def test_a_new_head_leaves_the_rest_of_trained_weights_as_it_is(tmp_path: Path) -> None:
