@@ -271,6 +271,18 @@ def test_a_detector_that_knows_the_classes_can_stay_as_it_is() -> None:
     assert made.learned(made.module.state_dict()).classes == ("Cat", "dog")
 
 
+def test_one_picture_alone_can_be_a_step() -> None:
+    made = recipe("scratch")
+    made.module.train()
+    losses = []
+    for count in (1, 2):
+        batch = made.collate([made.example(image(0), None)] * count, training=True)
+        assert batch.size == count
+        losses.append(made.loss(made.module(*batch.inputs), batch))
+    for name, value in losses[0].items():
+        assert torch.allclose(value, losses[1][name])
+
+
 def test_an_epsilon_of_none_moves_into_the_variance() -> None:
     norm = FrozenBatchNorm2d(3, eps=0.0)
     norm.running_var.copy_(torch.tensor([1e-6, 0.5, 2.0]))

@@ -116,8 +116,13 @@ class DetectorRecipe:
         """Return float32 (N, 3, H, W), padded at the bottom and the right, with sizes (N, 2), int64.
 
         In training the third input are torchvision's targets: ``boxes`` [K, 4] float32 (x1, y1, x2, y2) and
-        ``labels`` [K] int64; crowds and ignored objects are left out of these.
+        ``labels`` [K] int64; crowds and ignored objects are left out of these. One picture alone comes twice
+        where normalisations learn, which leaves the means of the loss as they are: its smallest map is one
+        pixel, of which there is no variance.
         """
+        count = len(examples)
+        if training and count == 1 and not self._has_learned:
+            examples = [*examples, *examples]
         height = max(example.pixels.shape[1] for example in examples)
         width = max(example.pixels.shape[2] for example in examples)
         pixels = torch.full((len(examples), 3, height, width), self._resizing.fill)
@@ -127,8 +132,8 @@ class DetectorRecipe:
         inputs = (pixels.contiguous(memory_format=torch.channels_last), sizes)
         targets = [example.target for example in examples]
         if not training:
-            return Batch(inputs, tuple(target.objects for target in targets), len(examples))
-        return Batch((*inputs, [_as_torchvision(target) for target in targets]), None, len(examples))
+            return Batch(inputs, tuple(target.objects for target in targets), count)
+        return Batch((*inputs, [_as_torchvision(target) for target in targets]), None, count)
 
     def on_device(self, batch: Batch, draw: Random | None) -> Batch:
         """Return the batch: its pictures are finished."""
