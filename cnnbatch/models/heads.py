@@ -17,7 +17,7 @@ def with_new_head(network: Network, classes: Sequence[str], seed: int = 0) -> Ne
     """Return the network with a new last layer for ``classes``, small random weights; changes its module."""
     name, old = last_layer(network.module)
     with seeded(seed):
-        new = _like(old, len(classes))
+        new = like(old, len(classes))
         nn.init.normal_(new.weight, std=_DEVIATION)
         if new.bias is not None:
             nn.init.zeros_(new.bias)
@@ -28,7 +28,7 @@ def with_rows(network: Network, classes: Sequence[str]) -> Network:
     """Return the network with the outputs of ``classes`` alone, some of its own; changes its module."""
     name, old = last_layer(network.module)
     rows = [network.classes.index(one) for one in classes]
-    new = _like(old, len(rows))
+    new = like(old, len(rows))
     with torch.no_grad():
         new.weight.copy_(old.weight[rows])
         if old.bias is not None and new.bias is not None:
@@ -36,7 +36,7 @@ def with_rows(network: Network, classes: Sequence[str]) -> Network:
     return replace(network, module=_replaced(network.module, name, new), classes=tuple(classes))
 
 
-def _like(old: nn.Linear | nn.Conv2d, outputs: int) -> nn.Linear | nn.Conv2d:
+def like(old: nn.Linear | nn.Conv2d, outputs: int) -> nn.Linear | nn.Conv2d:
     """Return a layer as ``old``, but for its number of outputs."""
     has_bias = old.bias is not None
     if isinstance(old, nn.Linear):

@@ -23,6 +23,10 @@ from cnnbatch.models.torchvision_models import licence_of, load_published, publi
 
 BACKGROUND = "__background__"
 
+Targets = list[dict[str, Tensor]]
+
+_OF_MORE = ("maskrcnn_", "keypointrcnn_")
+
 # Their published weights were trained with another epsilon, which torchvision sets with the weights.
 _EXACT = frozenset(
     {
@@ -37,6 +41,11 @@ _EXACT = frozenset(
 def names() -> list[str]:
     """Return the names of torchvision's detectors."""
     return list(torchvision.models.list_models(module=torchvision.models.detection))
+
+
+def trainable() -> list[str]:
+    """Return the names of those that learn from boxes alone, without masks or keypoints."""
+    return [name for name in names() if not name.startswith(_OF_MORE)]
 
 
 def detector(choice: Choice, keypoints: bool) -> Detector:
@@ -160,10 +169,17 @@ class TorchvisionDetector(nn.Module):
     def max_objects(self, value: int) -> None:
         self._head.detections_per_img = value
 
-    def forward(self, batch: Tensor, sizes: Tensor) -> list[Detections]:
-        """Return each picture's detections; see `cnnbatch.models.detector.Detector`."""
+    def forward(
+        self, batch: Tensor, sizes: Tensor, targets: Targets | None = None
+    ) -> list[Detections] | dict[str, Tensor]:
+        """Return each picture's detections; see `cnnbatch.models.detector.Detector`.
+
+        In training mode it returns the parts of the loss, scalars under torchvision's names; ``targets``
+        has then for each picture ``boxes`` [K, 4] float32 (x1, y1, x2, y2) in pixels of the input, and
+        ``labels`` [K] int64, of which 0 is the background.
+        """
         self._given.sizes = [(int(height), int(width)) for height, width in sizes.tolist()]
-        found: list[Detections] = self.module(batch)
+        found: list[Detections] | dict[str, Tensor] = self.module(batch, targets)
         return found
 
 
@@ -174,7 +190,7 @@ class _Given(nn.Module):
         super().__init__()
         self.sizes: list[tuple[int, int]] = []
 
-    def forward(self, batch: Tensor, targets: None = None) -> tuple[ImageList, None]:
+    def forward(self, batch: Tensor, targets: Targets | None = None) -> tuple[ImageList, Targets | None]:
         return ImageList(batch, self.sizes), targets
 
     def postprocess(

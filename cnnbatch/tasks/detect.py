@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 import pyarrow as pa
 from pydantic import Field
 
+from cnnbatch.errors import UserError
 from cnnbatch.tasks import Runtime
 from cnnbatch.tasks.weighted import Size, WeightedTask
 from cnnbatch.truth import BOX, KEYPOINT, ModelClasses, match_classes
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from cnnbatch.models import Detector
     from cnnbatch.records import Image, Prepared
+    from cnnbatch.training.recipe import Recipe, TrainingData
+    from cnnbatch.training.spec import Train
     from cnnbatch.truth import Class
 
 Adapter = Literal["torchvision", "yolo", "detr"]
@@ -71,6 +74,18 @@ class Detect(WeightedTask):
 
         choice = self.choice({"size": self.size} if self.size else {})
         return ObjectDetector(self, build_detector(choice, self.keypoints), runtime)
+
+    def recipe(self, spec: Train, data: TrainingData) -> Recipe:
+        """Return how a detector of torchvision learns the classes of ``data``; UserError for another."""
+        from cnnbatch.training.detection import DetectorRecipe
+
+        if self.aliases:
+            raise UserError(
+                "task.aliases: a training learns the classes by the names that its truth has\n"
+                "  what to do: leave it out, and rename the classes in the truth where they are to be others"
+            )
+        begun_with = self.model_copy(update={"classes": None})  # The job's classes are those to be learned.
+        return DetectorRecipe(begun_with.choice({"size": self.size} if self.size else {}), spec, data)
 
 
 class ObjectDetector:

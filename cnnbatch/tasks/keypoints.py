@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from cnnbatch.tasks import Task
 from cnnbatch.tasks.detect import Detect
 
 
@@ -17,3 +18,5 @@ class Keypoints(Detect):
     model: str = "keypointrcnn_resnet50_fpn"
     """A pose network of torchvision, or ``mypackage.module:build``."""
     adapter: None = None
+
+    recipe: ClassVar[Any] = Task.recipe  # A detector's has no loss for points.

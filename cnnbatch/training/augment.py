@@ -44,6 +44,14 @@ def changed(pixels: Tensor, how: Augment, draw: Random, fill: list[float]) -> Te
         pixels = transforms.horizontal_flip_image(pixels)
     if how.shift:
         pixels = _shifted(pixels, how.shift, draw, fill)
+    pixels = coloured(pixels, how, draw)
+    for _ in range(how.randaugment):
+        pixels = randaugment(pixels, how.magnitude, draw, fill)
+    return pixels
+
+
+def coloured(pixels: Tensor, how: Augment, draw: Random) -> Tensor:
+    """Return uint8 ``pixels`` (3, H, W) with another brightness, contrast and saturation, by chance."""
     if how.colour:
         for operation in (
             transforms.adjust_brightness,
@@ -51,8 +59,6 @@ def changed(pixels: Tensor, how: Augment, draw: Random, fill: list[float]) -> Te
             transforms.adjust_saturation,
         ):
             pixels = operation(pixels, draw.uniform(1 - how.colour, 1 + how.colour))
-    for _ in range(how.randaugment):
-        pixels = randaugment(pixels, how.magnitude, draw, fill)
     return pixels
 
 

@@ -91,9 +91,9 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
         how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
         train = replace(train, refs=train.refs.some(LESSON_IMAGES))
         validation = replace(validation, refs=validation.refs.some(LESSON_IMAGES))
-    counts = train.refs.counts() or train.objects
-    classes = _classes(job, source, counts)
-    _require_learnable(classes, counts, (validation.refs.counts() or validation.objects))
+    counts, others = (one.refs.counts() or one.objects for one in (train, validation))
+    classes = _classes(job, source, counts, others if train.objects else None)
+    _require_learnable(classes, counts, others)
     data = TrainingData(classes, {name: counts[name] for name in classes}, len(train.refs))
     return Collected(data, train.refs, validation.refs, _digest(train.refs, validation.refs), how, count)
 
@@ -109,18 +109,29 @@ def _list(job: TrainJob, chosen: Input, source: Source) -> Listed:
     return found
 
 
-def _classes(job: TrainJob, source: Source, counts: Counter[str]) -> tuple[str, ...]:
-    """Return the job's class names, else the source's own, else those of the labels, sorted."""
+def _classes(
+    job: TrainJob, source: Source, counts: Counter[str], objects: Counter[str] | None
+) -> tuple[str, ...]:
+    """Return the job's class names, else the source's own, else those of the labels, sorted.
+
+    Where images have ``objects``, those of the validation, a source's own classes are those with some: a
+    file of COCO's lists categories that no object has.
+    """
     given = job.task.classes if isinstance(job.task, WeightedTask) else None
     if given is not None:
         return read_names(given) if isinstance(given, str) else tuple(given)
     own = [one.name for one in classes_of(source.truth_schema)] if source.truth_schema else []
-    known = tuple(name for name in own if name)
+    known = tuple(name for name in own if name and (objects is None or counts[name] + objects[name]))
     return known if set(counts) <= set(known) else tuple(sorted(counts))
 
 
 def _require_learnable(classes: Sequence[str], train: Counter[str], validation: Counter[str]) -> None:
     unknown = sorted((set(train) | set(validation)) - set(classes))
+    if not classes:
+        raise UserError(
+            "input: no training image has an object to learn\n"
+            "  what to do: give images with objects; crowds and objects to be ignored do not teach"
+        )
     if unknown:
         raise UserError(
             f"task.classes: images have labels that are none of {len(classes)} classes: {_some(unknown)}\n"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -104,11 +104,16 @@ def listed(source: Source, refs: Iterable[ImageRef]) -> Listed:
         elif truth is not None and "objects" in truth.schema.names:
             known = truth["objects"].is_valid().to_pylist()
             for row in truth["objects"].to_pylist():
-                objects.update(one["label"] for one in row or ())
+                objects.update(one["label"] for one in row or () if _is_learned(one))
         unlabelled += known.count(False)
         tables.append(table.append_column(LABEL, pa.array(labels, pa.string())).filter(pa.array(known)))
     empty = plan.page_table([], source.columns).append_column(LABEL, pa.array([], pa.string()))
     return Listed(Refs(pa.concat_tables(tables or [empty])), objects, unlabelled)
+
+
+def _is_learned(one: Mapping[str, Any]) -> bool:
+    """Say whether an object teaches its class: crowds and what is to be ignored do not."""
+    return one["label"] is not None and not one.get("crowd") and not one.get("ignore")
 
 
 def _chunks(refs: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, ...]]:

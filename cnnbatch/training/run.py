@@ -13,16 +13,18 @@ from uuid import uuid4
 
 from cnnbatch import identity, lock
 from cnnbatch.errors import UserError
-from cnnbatch.job import MapJob, TrainJob, to_yaml
+from cnnbatch.job import Input, MapJob, TrainJob, to_yaml
 from cnnbatch.output import Output
 from cnnbatch.run import RunOptions, Summary, run
 from cnnbatch.screen import Screen
+from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.training.collecting import collect
 from cnnbatch.training.order import Order, Told
 from cnnbatch.training.parts import Parts, parts_of
 from cnnbatch.training.progress import Progress
 from cnnbatch.training.strategy import decide, epochs_for
+from cnnbatch.truth import classes_of
 
 
 def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
@@ -95,8 +97,8 @@ def _here(order: Order) -> Iterator[Told]:
 
 def _test(job: TrainJob, parts: Parts, output: Output, options: RunOptions) -> Summary:
     """Predict the test images with the trained model, into the same output; without any, only report."""
-    model = job.task.model_copy(update=_trained(job, output))
     chosen = parts.test or parts.validation
+    model = job.task.model_copy(update=_trained(job, output, chosen))
     test = MapJob(
         task=model,
         input=chosen,
@@ -108,7 +110,22 @@ def _test(job: TrainJob, parts: Parts, output: Output, options: RunOptions) -> S
     return run(test, options)
 
 
-def _trained(job: TrainJob, output: Output) -> dict[str, Any]:
-    """Return the fields by which the task runs the trained model."""
-    fields = {"model": output.uri, "weights": "DEFAULT", "sha256": None, "classes": None, "key_map": None}
+def _trained(job: TrainJob, output: Output, chosen: Input) -> dict[str, Any]:
+    """Return the fields by which the task runs the trained model on ``chosen`` images."""
+    fields = {
+        "model": output.uri,
+        "weights": "DEFAULT",
+        "sha256": None,
+        "classes": None,
+        "key_map": None,
+        "aliases": _unlearned(job, output, chosen),
+    }
     return {name: value for name, value in fields.items() if name in type(job.task).model_fields}
+
+
+def _unlearned(job: TrainJob, output: Output, chosen: Input) -> dict[str, str | None]:
+    """Return the classes that a truth lists and that no image trained, as those that the model leaves out."""
+    learned = (output.decided("training/data") or {}).get("classes", ())
+    schema = open_source(chosen, Storage(job.input.storage)).truth_schema
+    listed = classes_of(schema) if schema is not None else ()
+    return {one.name: None for one in listed if one.name not in learned}
