@@ -38,16 +38,28 @@ class Subset(Section):
     or test), a kept column that says so, or ``hash``: not at all. Of its training images the shares ``test``
     and ``validation`` are then set apart by the hash of their keys. ``per_class`` keeps of what does not test
     the first few of each class by hash, and leaves the others to ``rest``; ``share`` trains on a part only.
+    ``folds`` instead of ``validation`` cuts what is not set apart to test: each image of it validates in one
+    ``fold``, parts of one picture in the same, and trains in the others.
     """
 
-    part: Literal["train", "validation", "test"]
+    part: Literal["train", "validation", "test"] = "train"
     by: Text = "hash"
     validation: Share = 0.15
     test: Share = 0.15
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     per_class: Count | None = None
     rest: Literal["test", "none"] = "test"
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _fold_of_folds(self) -> Self:
+        if self.fold >= (self.folds or 1):
+            raise ValueError(
+                f"expected fold to be below folds, got fold {self.fold} of {self.folds or 'none'}"
+            )
+        return self
 
 
 class Input(Place):
@@ -65,7 +77,10 @@ class Input(Place):
         description="Column that holds the true class; of files a regular expression for their keys.",
     )
     truth: Text | None = Field(None, description="Where the truth lies, if not in the input itself.")
-    split: Text | None = Field(None, description="Which part of a data set that comes in several.")
+    split: Text | Annotated[Texts, Field(min_length=1)] | None = Field(
+        None, description="Which part of a data set that comes in several; of a VOC tree also several."
+    )
+    classes: Texts | None = Field(None, description="Only images whose true class is one of these.")
     inventory: Text | None = Field(
         None, description="manifest.json of an S3 Inventory of the bucket, instead of listing it."
     )
@@ -268,8 +283,7 @@ def fingerprint_fields(job: Job) -> dict[str, Any]:
     task = {name: value for name, value in data["task"].items() if name not in job.task.outside_fingerprint}
     of_input = ("url", "format", "key", "label", "truth", "split", "keep")
     chosen = {name: data["input"][name] for name in of_input}
-    if data["input"]["subset"]:  # Most jobs have none, and their outputs stay theirs.
-        chosen["subset"] = data["input"]["subset"]
+    chosen |= {name: data["input"][name] for name in ("subset", "classes") if data["input"][name]}  # Rare.
     return {"task": task, "input": chosen}
 
 
