@@ -18,6 +18,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.mistakes import Sentences, nearest
 from cnnbatch.section import Count, Place, Seconds, Section, Share, Text, Texts
 from cnnbatch.storage import StorageOptions, normalize, redact
+from cnnbatch.study.spec import Study
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
 from cnnbatch.training.spec import Train
@@ -227,7 +228,26 @@ class TrainJob(_OverImages):
         return self
 
 
-Job = MapJob | TrainJob
+class StudyJob(_OverImages):
+    """Train one template many times, told apart by what varies, and compare."""
+
+    kind: Literal["study"] = "study"
+    train: Train = Train()
+    study: Study
+    lesson: bool = Field(False, description="The form that study.lesson describes.")
+
+    @model_validator(mode="after")
+    def _trials_train(self) -> Self:
+        from cnnbatch.study.trials import check, in_force
+
+        for lesson in (False, True) if self.study.lesson else (False,):
+            check(in_force(self, lesson))
+        return self
+
+
+Job = MapJob | TrainJob | StudyJob
+
+_KINDS: Mapping[str, type[Job]] = {"map": MapJob, "train": TrainJob, "study": StudyJob}
 
 
 def load_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Job:
@@ -262,7 +282,7 @@ def parse_job(text: str, name: str, overrides: Sequence[str] | Mapping[str, Any]
     found = list(document.mistakes)
     job: Job | None = None
     try:
-        job = (TrainJob if data.get("kind") == "train" else MapJob).model_validate(data)
+        job = _KINDS.get(str(data.get("kind")), MapJob).model_validate(data)
     except ValidationError as error:
         found += Sentences(document, changes, data, _schema_for(data)).all(error.errors(include_url=False))
     if found or wrong or job is None:
@@ -275,6 +295,13 @@ def parse_job(text: str, name: str, overrides: Sequence[str] | Mapping[str, Any]
 def to_yaml(job: Job) -> str:
     """Return ``job`` as YAML that `parse_job` reads back; local paths absolute, URLs without signatures."""
     return spec.dump(_dump(job))
+
+
+def why_not(data: Mapping[str, Any], error: ValidationError) -> str:
+    """Return why values that stand in no file are no job, in words."""
+    document = spec.Document("", dict(data), {})
+    sentences = Sentences(document, (), data, _schema_for(data))
+    return "; ".join(sentences.by_path(error.errors(include_url=False)))
 
 
 def fingerprint_fields(job: Job) -> dict[str, Any]:
@@ -348,7 +375,7 @@ def _schema_for(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
-    models: list[type[BaseModel]] = [TrainJob, *tasks.values()]
+    models: list[type[BaseModel]] = [TrainJob, StudyJob, *tasks.values()]
     places, shared = models_json_schema([(model, "validation") for model in models])
     definitions = shared["$defs"]
 
@@ -368,8 +395,9 @@ def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
     section = (
         {"oneOf": choices} if choices else {"type": "object", "properties": {"name": {"type": "string"}}}
     )
-    kind = {"enum": ["map", "train"], "default": "map"}
-    job["properties"] = {**job["properties"], "kind": kind, "task": section}
+    kind = {"enum": [*_KINDS], "default": "map"}
+    study = definition(StudyJob)["properties"]["study"]
+    job["properties"] = {**job["properties"], "kind": kind, "task": section, "study": study}
     return {**job, "$defs": definitions}
 
 
