@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from cnnbatch.report.words import decimal, duration
 from cnnbatch.study.findings import Course, Findings, Verdict
@@ -34,6 +34,8 @@ def share(value: float | None) -> str:
 
 def plain(value: object) -> str:
     """Return a field's value in a few characters."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {plain(inner)}" for name, inner in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
