@@ -234,7 +234,7 @@ class StudyJob(_OverImages):
     kind: Literal["study"] = "study"
     train: Train = Train()
     study: Study
-    lesson: bool = Field(False, description="The form that study.lesson describes.")
+    lesson: bool = Field(False, description="The form in study.lesson, of lessons.")
 
     @model_validator(mode="after")
     def _trials_train(self) -> Self:

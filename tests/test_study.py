@@ -168,8 +168,8 @@ def test_a_lesson_is_the_study_otherwise_and_its_page_says_so(tmp_path: Path) ->
     }
     assert launch(study(photos, out, section, lesson=True), QUIET).total == 2
     page = (out / "report.html").read_text()
-    assert "What it has otherwise: study.seeds: 1, train.epochs: 1." in page
-    assert numbers(out)["lesson"] == {"study.seeds": 1, "train.epochs": 1}
+    assert "What else is otherwise: study.seeds: 1, train.epochs: 1." in page
+    assert numbers(out)["cut"] == {"study.seeds": 1, "train.epochs": 1}
 
 
 def test_courses_are_the_trials_and_begin_before_the_first_step(

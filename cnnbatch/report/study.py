@@ -18,6 +18,8 @@ from cnnbatch.study.findings import Course, Findings
 from cnnbatch.study.record import Row, test_of, validation_of
 from cnnbatch.study.summary import Group, ranked
 from cnnbatch.study.trials import FOLDER
+from cnnbatch.training.collecting import LESSON_IMAGES
+from cnnbatch.training.strategy import LESSON_EPOCHS
 
 
 class Cells(NamedTuple):
@@ -45,6 +47,7 @@ def write_study_report(output: Output, found: Findings) -> None:
         title=Fact(*found.title),
         output=redact(output.uri),
         headline=_headline(found),
+        lesson={"images": LESSON_IMAGES, "epochs": LESSON_EPOCHS} if found.lesson else None,
         cut=[f"{path}: {value}" for path, value in found.cut.items()],
         sections=[_section(place, case, found) for place, case in enumerate(found.cases)],
         quadrants=found.show == "quadrants",

@@ -53,6 +53,7 @@ class Findings:
     groups: Sequence[Group]
     verdicts: Sequence[Verdict]
     courses: Sequence[Course]
+    lesson: bool
     cut: Mapping[str, Any]
     show: str
 
@@ -70,7 +71,8 @@ class Findings:
         """Return ``study.json``."""
         return {
             "metric": self.metric,
-            "lesson": dict(self.cut),
+            "lesson": self.lesson,
+            "cut": dict(self.cut),
             "groups": [
                 {
                     "case": group.case,
@@ -114,6 +116,7 @@ def find(given: StudyJob, job: StudyJob, rows: Sequence[Row], output: Output) ->
         groups=found,
         verdicts=list(_verdicts(found, metric, job.study.seeds, output)) if show == "quadrants" else [],
         courses=list(_courses(found, metric, output)) if show == "curves" else [],
+        lesson=given.lesson,
         cut=dict(leaves(given.study.lesson)) if given.lesson else {},
         show=show,
     )

@@ -42,8 +42,7 @@ def in_force(job: StudyJob, lesson: bool) -> StudyJob:
 
     if not lesson:
         return job
-    changes = {**job.study.lesson, "lesson": False}
-    data = merged(job.model_dump(mode="json"), changes)
+    data = merged(job.model_dump(mode="json"), job.study.lesson)
     data["study"]["lesson"] = {}
     try:
         return type(job).model_validate(data)
@@ -134,7 +133,7 @@ def _trial(job: StudyJob, name: str, case: str, settings: Settings, run: int) ->
     from cnnbatch.job import TrainJob, why_not
 
     study = job.study
-    data = job.model_dump(mode="json", exclude={"study", "lesson"}) | {"kind": "train"}
+    data = job.model_dump(mode="json", exclude={"study"}) | {"kind": "train"}
     data = merged(data, study.cases.get(case, {}))
     for path, value in settings.items():
         data = merged(data, _nested(path, value))
