@@ -14,7 +14,9 @@ import pytest
 from cnnbatch.errors import UserError
 from cnnbatch.job import StudyJob, TrainJob
 from cnnbatch.launch import launch
+from cnnbatch.report import write_report
 from cnnbatch.run import RunOptions
+from cnnbatch.storage import Storage
 from cnnbatch.study import run as running
 from cnnbatch.study.curves import Point, figures, mean_course, points
 from cnnbatch.study.pairing import Outcomes, difference
@@ -120,6 +122,9 @@ def test_its_page_leads_to_the_trials_and_says_what_auto_is_worth(quadrants: Pat
     assert "was best on validation" in page
     assert "auto as good as the best" in page
     assert "<script" not in page
+    (quadrants / "report.html").unlink()
+    write_report(str(quadrants), Storage())
+    assert (quadrants / "report.html").read_text() == page
 
 
 def test_an_interrupted_study_goes_on_where_it_was(

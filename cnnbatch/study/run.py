@@ -39,6 +39,7 @@ def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
     trials = trials_of(running.job)
     with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), uuid4().hex):
         require_data(trials)
+        output.decide("study", {"metric": running.job.study.metric})
         output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
         known = {trial.name: row for trial in trials if (row := _kept(trial, output)) is not None}
         screen.note(_begins(trials, known))
