@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from cnnbatch.job import MapJob, TrainJob, fingerprint_fields
+from cnnbatch.job import Job, MapJob, TrainJob, fingerprint_fields
 
 if TYPE_CHECKING:
     from cnnbatch.tasks import Decoder, Model, Precision
@@ -24,7 +24,7 @@ def of(job: MapJob, model: Model, precision: Precision, decoder: Decoder) -> dic
     return {**of_job(job), **model.identity, "decoder": decoders, "precision": precision}
 
 
-def of_job(job: MapJob | TrainJob) -> dict[str, Any]:
+def of_job(job: Job) -> dict[str, Any]:
     """Return the part of the identity that is known before a model is loaded."""
     fields = json.loads(json.dumps(fingerprint_fields(job)))
     return {**dict(_flat(fields)), "cnnbatch": _minor("cnnbatch"), "torch": _minor("torch")}
@@ -32,7 +32,7 @@ def of_job(job: MapJob | TrainJob) -> dict[str, Any]:
 
 def of_training(job: TrainJob) -> dict[str, Any]:
     """Return what another training would not have in common with this one, by dotted names."""
-    may_differ = {"checkpoint_s", "max_failures"}
+    may_differ = {"checkpoint_s", "max_failures", "judge_first"}
     train = {
         name: value for name, value in job.train.model_dump(mode="json").items() if name not in may_differ
     }

@@ -18,6 +18,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.mistakes import Sentences, nearest
 from cnnbatch.section import Count, Place, Seconds, Section, Share, Text, Texts
 from cnnbatch.storage import StorageOptions, normalize, redact
+from cnnbatch.study.spec import Study
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
 from cnnbatch.training.spec import Train
@@ -38,16 +39,28 @@ class Subset(Section):
     or test), a kept column that says so, or ``hash``: not at all. Of its training images the shares ``test``
     and ``validation`` are then set apart by the hash of their keys. ``per_class`` keeps of what does not test
     the first few of each class by hash, and leaves the others to ``rest``; ``share`` trains on a part only.
+    ``folds`` instead of ``validation`` cuts what is not set apart to test: each image of it validates in one
+    ``fold``, parts of one picture in the same, and trains in the others.
     """
 
-    part: Literal["train", "validation", "test"]
+    part: Literal["train", "validation", "test"] = "train"
     by: Text = "hash"
     validation: Share = 0.15
     test: Share = 0.15
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     per_class: Count | None = None
     rest: Literal["test", "none"] = "test"
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _fold_of_folds(self) -> Self:
+        if self.fold >= (self.folds or 1):
+            raise ValueError(
+                f"expected fold to be below folds, got fold {self.fold} of {self.folds or 'none'}"
+            )
+        return self
 
 
 class Input(Place):
@@ -65,7 +78,10 @@ class Input(Place):
         description="Column that holds the true class; of files a regular expression for their keys.",
     )
     truth: Text | None = Field(None, description="Where the truth lies, if not in the input itself.")
-    split: Text | None = Field(None, description="Which part of a data set that comes in several.")
+    split: Text | Annotated[Texts, Field(min_length=1)] | None = Field(
+        None, description="Which part of a data set that comes in several; of a VOC tree also several."
+    )
+    classes: Texts | None = Field(None, description="Only images whose true class is one of these.")
     inventory: Text | None = Field(
         None, description="manifest.json of an S3 Inventory of the bucket, instead of listing it."
     )
@@ -212,7 +228,26 @@ class TrainJob(_OverImages):
         return self
 
 
-Job = MapJob | TrainJob
+class StudyJob(_OverImages):
+    """Train one template many times, told apart by what varies, and compare."""
+
+    kind: Literal["study"] = "study"
+    train: Train = Train()
+    study: Study
+    lesson: bool = Field(False, description="The form in study.lesson, of lessons.")
+
+    @model_validator(mode="after")
+    def _trials_train(self) -> Self:
+        from cnnbatch.study.trials import check, in_force
+
+        for lesson in (False, True) if self.study.lesson else (False,):
+            check(in_force(self, lesson))
+        return self
+
+
+Job = MapJob | TrainJob | StudyJob
+
+_KINDS: Mapping[str, type[Job]] = {"map": MapJob, "train": TrainJob, "study": StudyJob}
 
 
 def load_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Job:
@@ -247,7 +282,7 @@ def parse_job(text: str, name: str, overrides: Sequence[str] | Mapping[str, Any]
     found = list(document.mistakes)
     job: Job | None = None
     try:
-        job = (TrainJob if data.get("kind") == "train" else MapJob).model_validate(data)
+        job = _KINDS.get(str(data.get("kind")), MapJob).model_validate(data)
     except ValidationError as error:
         found += Sentences(document, changes, data, _schema_for(data)).all(error.errors(include_url=False))
     if found or wrong or job is None:
@@ -262,14 +297,20 @@ def to_yaml(job: Job) -> str:
     return spec.dump(_dump(job))
 
 
+def why_not(data: Mapping[str, Any], error: ValidationError) -> str:
+    """Return why values that stand in no file are no job, in words."""
+    document = spec.Document("", dict(data), {})
+    sentences = Sentences(document, (), data, _schema_for(data))
+    return "; ".join(sentences.by_path(error.errors(include_url=False)))
+
+
 def fingerprint_fields(job: Job) -> dict[str, Any]:
     """Return the job's own part of what can change a row; versions, weights and precision come on top."""
     data = _dump(job)
     task = {name: value for name, value in data["task"].items() if name not in job.task.outside_fingerprint}
     of_input = ("url", "format", "key", "label", "truth", "split", "keep")
     chosen = {name: data["input"][name] for name in of_input}
-    if data["input"]["subset"]:  # Most jobs have none, and their outputs stay theirs.
-        chosen["subset"] = data["input"]["subset"]
+    chosen |= {name: data["input"][name] for name in ("subset", "classes") if data["input"][name]}  # Rare.
     return {"task": task, "input": chosen}
 
 
@@ -334,7 +375,7 @@ def _schema_for(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
-    models: list[type[BaseModel]] = [TrainJob, *tasks.values()]
+    models: list[type[BaseModel]] = [TrainJob, StudyJob, *tasks.values()]
     places, shared = models_json_schema([(model, "validation") for model in models])
     definitions = shared["$defs"]
 
@@ -354,8 +395,9 @@ def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
     section = (
         {"oneOf": choices} if choices else {"type": "object", "properties": {"name": {"type": "string"}}}
     )
-    kind = {"enum": ["map", "train"], "default": "map"}
-    job["properties"] = {**job["properties"], "kind": kind, "task": section}
+    kind = {"enum": [*_KINDS], "default": "map"}
+    study = definition(StudyJob)["properties"]["study"]
+    job["properties"] = {**job["properties"], "kind": kind, "task": section, "study": study}
     return {**job, "$defs": definitions}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnnbatch.job import Job, TrainJob
+from cnnbatch.job import Job, StudyJob, TrainJob
 from cnnbatch.run import RunOptions, Summary, run
 
 
@@ -12,4 +12,8 @@ def launch(job: Job, options: RunOptions | None = None) -> Summary:
         from cnnbatch.training.run import train
 
         return train(job, options)
+    if isinstance(job, StudyJob):
+        from cnnbatch.study.run import study
+
+        return study(job, options)
     return run(job, options)

@@ -40,17 +40,26 @@ class Sentences:
 
     def all(self, errors: Iterable[ErrorDetails]) -> list[str]:
         """Return the mistakes in the order of the file, those of overrides last; one a place."""
+        found = self._deepest(errors)
+        lines = sorted((self._origin(path), path) for path in found)
+        return [f"{self._shown(origin, path)}: {self._sentence(path, found[path])}" for origin, path in lines]
+
+    def by_path(self, errors: Iterable[ErrorDetails]) -> list[str]:
+        """Return the mistakes in values that stand in no file, each after its path."""
+        found = self._deepest(errors).items()
+        return [f"{dotted(path)}{': ' * bool(path)}{self._sentence(path, error)}" for path, error in found]
+
+    def _deepest(self, errors: Iterable[ErrorDetails]) -> dict[Path, ErrorDetails]:
+        """Return one mistake a place; of a place around another one only where it has words of its own."""
         found: dict[Path, ErrorDetails] = {}
         for error in sorted(errors, key=lambda error: error["type"] not in _OWN_WORDS):
             found.setdefault(self._place(error), error)
-        deepest = [
-            path
+        return {
+            path: error
             for path, error in found.items()
             if error["type"] in ("extra_forbidden", "missing", *_OWN_WORDS)
             or not any(other[: len(path)] == path and len(other) > len(path) for other in found)
-        ]
-        lines = sorted((self._origin(path), path) for path in deepest)
-        return [f"{self._shown(origin, path)}: {self._sentence(path, found[path])}" for origin, path in lines]
+        }
 
     def _place(self, error: ErrorDetails) -> Path:
         """Return where in ``data`` the error lies, without pydantic's marks of union members."""

@@ -343,3 +343,14 @@ def test_objects_and_patches_of_real_sets(real: Path) -> None:
     ]
     roads = source("dataset:camvid#patches=32", split="val")
     assert "bicyclist" in [one.name for one in classes_of(roads.truth_schema or pa.schema([]))]
+
+
+def test_parts_that_lie_together_are_read_together(real: Path) -> None:
+    objects = {split: _count("dataset:blood_cells#objects", split) for split in ("val", "test")}
+    assert _count("dataset:blood_cells#objects", ["val", "test"]) == sum(objects.values())
+    with pytest.raises(UserError, match=r"the parts of dataset:camvid in .* lie apart, got val and test"):
+        _count("dataset:camvid#patches=32", ["val", "test"])
+
+
+def _count(url: str, split: str | list[str]) -> int:
+    return sum(1 for _ in source(url, split=split).refs())

@@ -247,6 +247,20 @@ def test_a_split_names_its_images(tmp_path: Path) -> None:
         list(found.refs(after=replace(refs[0], key="gone")))
 
 
+def test_several_splits_are_read_one_after_the_other(tmp_path: Path) -> None:
+    root = tree(tmp_path, ["1.jpg", "2.jpg", "3.jpg"], ["1"])
+    put(tmp_path / "ImageSets/Main/val.txt", "3\n1\n")
+    put(tmp_path / "ImageSets/Main/test.txt", "2\n")
+    put(tmp_path / "ImageSets/Main/both.txt", "2\n1\n")
+    found = source(root, split=["val", "test"])
+    refs = list(found.refs())
+    assert [ref.key[11:] for ref in refs] == ["3.jpg", "1.jpg", "2.jpg"]
+    for number, ref in enumerate(refs):
+        assert list(found.refs(after=ref)) == refs[number + 1 :]
+    with pytest.raises(UserError, match="'val' names the same image in line 2 and 'both' in line 2"):
+        list(source(root, split=["val", "both"]).refs())
+
+
 def test_lists_of_a_class_leave_out_what_lacks_it(tmp_path: Path) -> None:
     root = tree(tmp_path, ["1.jpg", "2.jpg", "3.jpg", "4.jpg"], [])
     put(tmp_path / "ImageSets/Main/cat_val.txt", "1 -1\n2  0\n3  1\n4\n")

@@ -15,7 +15,8 @@ from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.job import Subset
 from cnnbatch.records import ImageRef, Shard
-from cnnbatch.sources.subsets import Apart, fraction, part_by_hash
+from cnnbatch.sources.classes import OfClasses
+from cnnbatch.sources.subsets import Apart, fold_of, fraction, part_by_hash
 
 
 class Listed:
@@ -116,3 +117,44 @@ def test_a_column_that_is_not_kept_is_a_mistake() -> None:
 def test_an_empty_part_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image belongs to test by hash"):
         list(Apart(Listed(["a"]), Subset(part="test", test=0.0)).refs())
+
+
+@given(keys, shares, st.integers(0, 3), st.sampled_from([None, 1, 3]), st.sampled_from([2, 5]))
+def test_each_training_image_validates_in_one_fold(
+    names: set[str], test: float, seed: int, per_class: int | None, folds: int
+) -> None:
+    source = Listed(sorted(names))
+    rule = {"test": test, "seed": seed, "per_class": per_class}
+    kept = part(source, "train", validation=0.0, **rule)
+    validated = Counter[str]()
+    for fold in range(folds):
+        cut = rule | {"folds": folds, "fold": fold}
+        train, validation = part(source, "train", **cut), part(source, "validation", **cut)
+        assert not train & validation
+        assert train | validation == kept
+        assert part(source, "test", **cut) == names - kept
+        validated.update(validation)
+    assert validated == Counter(kept)
+
+
+def test_parts_of_one_picture_validate_in_the_same_fold() -> None:
+    refs = [
+        ImageRef(f"{picture}.jpg#{number}", "", columns={"image": f"{picture}.jpg", "box": None})
+        for picture in range(50)
+        for number in range(3)
+    ]
+    folds = [fold_of(ref, 5) for ref in refs]
+    assert folds[0::3] == folds[1::3] == folds[2::3]
+    assert set(folds) == set(range(5))
+
+
+def test_a_fold_is_one_of_the_folds() -> None:
+    with pytest.raises(ValueError, match="expected fold to be below folds, got fold 5 of 5"):
+        Subset(fold=5, folds=5)
+
+
+def test_only_some_classes_are_read_as_if_there_were_no_others() -> None:
+    source = OfClasses(Listed(["a1", "b1", "c1", "a2"]), ("a", "c"))
+    assert [ref.key for ref in source.refs()] == ["a1", "c1", "a2"]
+    with pytest.raises(UserError, match=r"input\.classes: no image is one of d"):
+        list(OfClasses(Listed(["a1"]), ("d",)).refs())

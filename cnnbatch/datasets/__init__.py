@@ -7,8 +7,8 @@ what may change its rows, say the same wherever the copy lies. Only ``cnnbatch d
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +41,19 @@ class Copy:
     folder: str
     layout: Layout
 
-    def reading(self, split: str | None) -> Reading:
-        """Return how a part is read; None is the set's own choice. Raises `UserError` for no such part."""
+    def reading(self, split: str | Sequence[str] | None) -> Reading:
+        """Return how a part is read, or several of a format that reads several; None is the set's own choice.
+
+        Raises `UserError` for no such part, and for several that don't lie together.
+        """
+        if split is not None and not isinstance(split, str):
+            readings = [self.reading(one) for one in split]
+            if len({replace(one, split=None) for one in readings}) == 1 and readings[0].split:
+                return replace(readings[0], split=tuple(split))
+            raise UserError(
+                f"input.split: the parts of {PREFIX}{self.entry.name} in {redact(self.folder)} lie apart, "
+                f"got {' and '.join(split)}\n  what to do: run a job for each"
+            )
         if split in self.layout.readings:
             return self.layout.readings[split]
         names = self.layout.splits

@@ -23,7 +23,7 @@ class Reading:
     key: str | None = None
     label: str | None = None
     truth: str | None = None
-    split: str | None = None
+    split: str | tuple[str, ...] | None = None
     masks: str | None = None
 
 

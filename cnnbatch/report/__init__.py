@@ -18,10 +18,15 @@ def write_report(output: str, storage: Storage, begin: Begin = lambda total: lam
 
     ``begin`` is told how many pictures there will be, and what it returns how many more were read.
     """
+    from cnnbatch.output import Output
     from cnnbatch.report.page import page_html
     from cnnbatch.result import Result
     from cnnbatch.storage import join
 
+    if Output(output, storage).decided("study") is not None:
+        from cnnbatch.study.again import report_again
+
+        return report_again(Output(output, storage))
     result = Result(output, storage)
     uri = join(result.uri, "report.html")
     storage.put(uri, page_html(result, storage, begin).encode())

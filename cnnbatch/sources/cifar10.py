@@ -149,7 +149,7 @@ def open_cifar10(input: Input, storage: Storage) -> Cifar10:
             "  what to do: give one of them, or leave it out for both"
         )
     root = normalize(input.url)
-    stems = SPLITS[input.split] if input.split else (*SPLITS["train"], *SPLITS["test"])
+    stems = SPLITS[str(input.split)] if input.split else (*SPLITS["train"], *SPLITS["test"])
     binary = _is_binary(storage, root, stems)
     names = tuple(f"{stem}.bin" for stem in stems) if binary else stems
     files = Containers(storage, root, (), "CIFAR-10's files", root)

@@ -67,11 +67,16 @@ FORMATS = {
 
 def open_format(input: Input, storage: Storage) -> Source:
     """Return the source of ``input``; a mistake in it is a `UserError`."""
+    source = _open_whole(input, storage)
+    if input.classes is not None:
+        from cnnbatch.sources.classes import OfClasses
+
+        source = OfClasses(source, input.classes)
     if input.subset is None:
-        return _open_whole(input, storage)
+        return source
     from cnnbatch.sources.subsets import Apart
 
-    return Apart(_open_whole(input, storage), input.subset)
+    return Apart(source, input.subset)
 
 
 def _open_whole(input: Input, storage: Storage) -> Source:

@@ -48,6 +48,12 @@ def part_by_hash(key: str, validation: float, test: float, seed: int = 0) -> str
     return "validation" if place < test + validation else "train"
 
 
+def fold_of(ref: ImageRef, folds: int, seed: int = 0) -> int:
+    """Return the fold that an image validates in: that of its picture, where it is a part of one."""
+    picture = ref.columns.get("image") if "box" in ref.columns else None
+    return int(fraction(str(picture or ref.key), f"fold {seed}") * folds)
+
+
 def fraction(key: str, purpose: str) -> float:
     """Return a number in [0, 1) that follows from a key, another one for every ``purpose``."""
     digest = hashlib.blake2b(key.encode(), digest_size=8, key=purpose.encode()[:64]).digest()
@@ -105,6 +111,8 @@ class Apart:
             return part
         if rule.per_class is not None and ref.key not in self._chosen:
             return "test" if rule.rest == "test" else ""
+        if rule.folds is not None:
+            part = "validation" if fold_of(ref, rule.folds, rule.seed) == rule.fold else "train"
         left_out = (
             part == "train" and rule.share < 1 and fraction(ref.key, f"share {rule.seed}") >= rule.share
         )

@@ -68,6 +68,7 @@ VOC_CLASSES = (
 )
 _READERS = 16
 _MOST_BYTES = 4 << 20  # of one XML file
+_MOST_LINES = 1 << 32  # of one list, so that a number tells both the list and the line
 _SHOWN = 12
 _MARKED = re.compile(r"(.*\S)\s+(-?\d+)")  # a line of a class's list: -1 where the image has none
 
@@ -91,15 +92,15 @@ IMAGENET_DET = Layout("Data/DET", "Annotations/DET", "ImageSets/DET", "imagenet_
 class XmlTree:
     """The images of a tree, each with the objects of the XML file of its name.
 
-    Without ``split`` they are all that lie in the images' folder, and then those that only an XML
-    file names, which have a row ``not_found``; with it those that the split's list names. Keys are
+    Without ``splits`` they are all that lie in the images' folder, and then those that only an XML
+    file names, which have a row ``not_found``; with them those that the splits' lists name. Keys are
     paths below the root.
     """
 
     storage: Storage
     root: str
     layout: Layout
-    split: str | None = None
+    splits: tuple[str, ...] = ()
     classes: tuple[truth.Class, ...] = ()
     columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
@@ -110,7 +111,7 @@ class XmlTree:
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the images."""
-        return self._listed(after) if self.split is None else self._of_split(self.split, after)
+        return self._of_splits(after) if self.splits else self._listed(after)
 
     def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
         """Give one reader an image."""
@@ -137,23 +138,25 @@ class XmlTree:
                 if entry.uri > last and pictures.find(name) is None:
                     yield self._absent(name)
 
-    def _of_split(self, split: str, after: ImageRef | None) -> Iterator[ImageRef]:
-        """Yield the images that a list names, a name a line, but those of a class's list that lack it."""
+    def _of_splits(self, after: ImageRef | None) -> Iterator[ImageRef]:
+        """Yield the images that the lists name, a name a line, but those of a class's list that lack it."""
         behind = after is None
         with closing(_Pictures()) as pictures, unique_keys() as keys:
             for _ in self._images(pictures):
                 pass
-            for line, ref in self._lines(split, pictures):
-                if pair := keys.add(ref.key, line):
-                    raise self._twice(split, *pair)
-                if behind:
-                    yield ref
-                behind = behind or (after is not None and ref.key == after.key)
+            for number, split in enumerate(self.splits):
+                for line, ref in self._lines(split, pictures):
+                    if pair := keys.add(ref.key, number * _MOST_LINES + line):
+                        raise self._twice(*pair)
+                    if behind:
+                        yield ref
+                    behind = behind or (after is not None and ref.key == after.key)
             if pair := keys.duplicate():
-                raise self._twice(split, *pair)
+                raise self._twice(*pair)
         if not behind and after is not None:
+            names = " and ".join(map(repr, self.splits))
             raise UserError(
-                f"input.split: {split!r} no longer names {after.key!r}, behind which the listing goes on\n"
+                f"input.split: {names} no longer names {after.key!r}, behind which the listing goes on\n"
                 "  what to do: give the list as it was, or a new output"
             )
 
@@ -187,9 +190,13 @@ class XmlTree:
             )
         return opened(self.storage, join(folder, f"{split}.txt"))
 
-    def _twice(self, split: str, first: int, second: int) -> UserError:
+    def _twice(self, first: int, second: int) -> UserError:
+        (one, line), (other, again) = (divmod(place, _MOST_LINES) for place in (first, second))
+        where = f"lines {line:,} and {again:,}"
+        if one != other:
+            where = f"line {line:,} and {self.splits[other]!r} in line {again:,}"
         return UserError(
-            f"input.split: {split!r} names the same image in lines {first:,} and {second:,}\n"
+            f"input.split: {self.splits[one]!r} names the same image in {where}\n"
             "  what to do: remove one of them"
         )
 
@@ -290,12 +297,17 @@ def open_voc(input: Input, storage: Storage) -> XmlTree:
     listed = {name.partition("_")[0] for name in _lists(storage, join(root, VOC.sets))}
     own = listed.issuperset(VOC_CLASSES)
     classes = tuple(truth.Class(name, number) for number, name in enumerate(VOC_CLASSES, 1)) if own else ()
-    return XmlTree(storage, root, VOC, input.split, classes)
+    return XmlTree(storage, root, VOC, splits_of(input), classes)
 
 
 def open_imagenet_det(input: Input, storage: Storage) -> XmlTree:
     """Return the source of an ImageNet-DET tree (``ILSVRC``), whose labels are WordNet's numbers."""
-    return XmlTree(storage, _root(input), IMAGENET_DET, input.split)
+    return XmlTree(storage, _root(input), IMAGENET_DET, splits_of(input))
+
+
+def splits_of(input: Input) -> tuple[str, ...]:
+    """Return the names of the lists that a job's input asks for; none where it asks for all images."""
+    return (input.split,) if isinstance(input.split, str) else input.split or ()
 
 
 def _lists(storage: Storage, folder: str) -> list[str]:

@@ -97,6 +97,8 @@ class Loop:
         """Train from ``position`` with the ``state`` saved there, to the end; raises Broken."""
         if state is not None:
             self._restore(state)
+        elif self._spec.judge_first:
+            self._watcher.epoch({"epoch": -1, "step": -1, **self._recipe.measure(self._judged())})
         for epoch in range(position.epoch, self._plan.epochs):
             if self._is_over(epoch):
                 break

@@ -30,13 +30,14 @@ def parts_of(job: TrainJob, storage: Storage) -> Parts:
     if chosen.subset is not None and chosen.subset.by != "hash":
         return _by(chosen, chosen.subset, job, f"by {chosen.subset.by}, as the job says")
     if splits := _own_splits(chosen, storage):
-        return _by_splits(chosen, splits, job)
+        return _by_splits(chosen, splits, job, storage)
     if folders := set(_folders(chosen, storage)):
         rule = _rule(chosen, job).model_copy(update={"by": "folder", **_apart(folders, job)})
         names = ", ".join(sorted(folders))
         return _by(chosen, rule, job, f"by the folders {names}{_cut(folders, job)}")
     rule = _rule(chosen, job)
-    return _by(chosen, rule, job, f"by hash: {rule.validation:.0%} validate, {rule.test:.0%} test")
+    validate = f"{rule.validation:.0%} validate" if rule.folds is None else _fold(rule)
+    return _by(chosen, rule, job, f"by hash: {validate}, {rule.test:.0%} test")
 
 
 def _labelled(chosen: Input, storage: Storage) -> Input:
@@ -75,7 +76,7 @@ def _by(chosen: Input, rule: Subset, job: TrainJob, how: str) -> Parts:
     return Parts(part("train"), part("validation"), part("test") if has_test else None, how)
 
 
-def _by_splits(chosen: Input, splits: Mapping[str, str], job: TrainJob) -> Parts:
+def _by_splits(chosen: Input, splits: Mapping[str, str], job: TrainJob, storage: Storage) -> Parts:
     """Take the splits that the data set's makers set apart; what is lacking is cut from the training one."""
     rule = _rule(chosen, job).model_copy(update=_apart(set(splits), job))
     training = chosen.model_copy(update={"split": splits["train"]})
@@ -85,8 +86,27 @@ def _by_splits(chosen: Input, splits: Mapping[str, str], job: TrainJob) -> Parts
         for name, split in splits.items()
         if name != "train"
     }
-    how = f"by the data set's splits {', '.join(splits.values())}{_cut(set(splits), job)}"
-    return Parts(whole.train, given.get("validation", whole.validation), given.get("test", whole.test), how)
+    how = f"by the data set's splits {', '.join(splits.values())}"
+    if rule.folds is None:
+        how += _cut(set(splits), job)
+        return Parts(
+            whole.train, given.get("validation", whole.validation), given.get("test", whole.test), how
+        )
+    how += f"; of those that train, by hash {_fold(rule)}"
+    return Parts(whole.train, whole.validation, _beside_folds(given, storage) or whole.test, how)
+
+
+def _beside_folds(given: Mapping[str, Input], storage: Storage) -> Input | None:
+    """Return what tests where folds validate: all that does not train, or the test where it lies apart."""
+    parts = [given[name] for name in ("validation", "test") if name in given]
+    if len(parts) == 2:
+        both = parts[0].model_copy(update={"split": tuple(str(one.split) for one in parts)})
+        return both if _opens(both, storage) else parts[1]
+    return parts[0] if parts else None
+
+
+def _fold(rule: Subset) -> str:
+    return f"fold {rule.fold + 1} of {rule.folds} validates"
 
 
 def _own_splits(chosen: Input, storage: Storage) -> dict[str, str]:

@@ -35,7 +35,7 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
     options = options or RunOptions()
     output = Output(normalize(job.output.url), Storage(job.output.storage))
     with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), uuid4().hex):
-        _require_same_training(job, output)
+        require_same_training(job, output)
         parts = parts_of(job, Storage(job.input.storage))
         if output.decided("training/finished") is None:
             collected = collect(job, parts, output)
@@ -52,7 +52,7 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
     return _test(job, parts, output, options)
 
 
-def _require_same_training(job: TrainJob, output: Output) -> None:
+def require_same_training(job: TrainJob, output: Output) -> None:
     """Refuse a job other than the one that this output's training began with."""
     fields = json.loads(json.dumps(identity.of_training(job)))
     known = output.decide("training/identity", fields)

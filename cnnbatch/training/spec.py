@@ -62,6 +62,9 @@ class Train(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Decay of the weights' average; 0: none."
     )
+    judge_first: bool = Field(
+        False, description="Validate before the first step, too: what the network begins with."
+    )
     patience: Count | None = Field(None, description="Stop after so many epochs without a better one.")
     augment: Augment = Augment()
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(

@@ -203,8 +203,11 @@ class Recorder:
             self._tell(Told("step", row))
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        """Take an epoch: its numbers stand in the row of its last step."""
-        self._rows[-1] |= row
+        """Take an epoch: its numbers stand in the row of its last step, before the first in their own."""
+        if self._rows:
+            self._rows[-1] |= row
+        else:
+            self._rows.append(dict(row))
         self._row = dict(row)
 
     def save(self, position: Position, state: Callable[[], Mapping[str, Any]], best: bool) -> None:

@@ -1,0 +1,75 @@
+"""Another source's images of some classes only, as if there were no others.
+
+Which class an image has is asked of the truth while the images are listed; so are listings of sources whose
+truth lies beside the images slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import pyarrow as pa
+
+from cnnbatch.errors import UserError
+from cnnbatch.mistakes import nearest
+from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.sources import Source
+from cnnbatch.truth import classes_of, with_classes
+
+_CHUNK = 4096  # refs whose labels are asked for at once
+
+
+@dataclass(frozen=True)
+class OfClasses:
+    """The images of ``source`` whose label is one of ``names``, in the source's order."""
+
+    source: Source
+    names: tuple[str, ...]
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns of the source itself."""
+        return self.source.columns
+
+    @property
+    def truth_schema(self) -> pa.Schema | None:
+        """The truth of the source, with the chosen classes where it knows its classes."""
+        schema = self.source.truth_schema
+        if schema is None or "label" not in schema.names:
+            raise UserError(
+                "input.classes: these images have no label to choose by\n"
+                "  what to do: leave it out, or say where the labels are (input.label, input.truth)"
+            )
+        known = {one.name: one for one in classes_of(schema)}
+        if known and (strange := [name for name in self.names if name not in known]):
+            near = nearest(strange[0], known)
+            raise UserError(
+                f"input.classes: expected some of {', '.join(known)}, got {strange[0]!r}"
+                f"{f'; did you mean {near}?' if near else ''}"
+            )
+        return with_classes(schema, [known[name] for name in known if name in self.names])
+
+    def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
+        """Stream the images of the classes; an input without any is a `UserError`."""
+        found, refs = after is not None, self.source.refs(after)
+        assert self.truth_schema is not None
+        while chunk := tuple(islice(refs, _CHUNK)):
+            truth = self.source.truth(Shard(0, chunk))
+            labels = [None] * len(chunk) if truth is None else truth["label"].to_pylist()
+            for ref, label in zip(chunk, labels, strict=True):
+                if label in self.names:
+                    found = True
+                    yield ref
+        if not found:
+            raise UserError(f"input.classes: no image is one of {', '.join(self.names)}")
+
+    def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
+        """Give the source's readers."""
+        return self.source.read(shard)
+
+    def truth(self, shard: Shard) -> pa.Table | None:
+        """Return the source's truth, with the chosen classes."""
+        truth, schema = self.source.truth(shard), self.truth_schema
+        return None if truth is None or schema is None else truth.replace_schema_metadata(schema.metadata)

@@ -1,0 +1,152 @@
+"""The main path of a study: trials one by one, or side by side, then what they say together.
+
+Every trial is an ordinary training with an output of its own; what is kept of it beside, once it is over, is
+its record, so that an interrupted study goes on with the trials that have none.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+from cnnbatch import datasets, lock
+from cnnbatch.errors import UserError
+from cnnbatch.job import StudyJob, to_yaml
+from cnnbatch.output import Output
+from cnnbatch.report.study import write_study_report
+from cnnbatch.report.words import duration
+from cnnbatch.run import RunOptions, Summary
+from cnnbatch.screen import Screen
+from cnnbatch.storage import Storage, normalize, redact
+from cnnbatch.study import words
+from cnnbatch.study.findings import Findings, find
+from cnnbatch.study.record import Row, failure, put_table, record, test_of, validation_of
+from cnnbatch.study.trials import Trial, in_force, trials_of
+from cnnbatch.training.run import require_same_training, train
+
+
+def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
+    """Train all trials of a study, or those that are left, and compare them.
+
+    Raises UserError, EnvironmentFault or OutputHeld; finished trials stay, and the same call continues.
+    """
+    options = options or RunOptions()
+    output = Output(normalize(job.output.url), Storage(job.output.storage))
+    running = _Running(job, in_force(job, job.lesson), output)
+    trials = trials_of(running.job)
+    with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), uuid4().hex):
+        require_data(trials)
+        output.decide("study", {"metric": running.job.study.metric})
+        output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
+        known = {trial.name: row for trial in trials if (row := _kept(trial, output)) is not None}
+        screen.note(_begins(trials, known))
+        trained = 0
+        for row in _trained(running, [trial for trial in trials if trial.name not in known]):
+            known[row["name"]] = row
+            trained += 1
+            screen.note(_line(row, len(known), len(trials), running.job.study.metric))
+            running.write([known[trial.name] for trial in trials if trial.name in known])
+        failed = [row["error"] for row in known.values() if row["error"] is not None]
+        if len(failed) == len(trials):
+            raise UserError(f"no trial could be trained: {failed[0]}")
+        found = running.write([known[trial.name] for trial in trials])
+    for line in words.lines(found):
+        screen.say(line)
+    screen.say(f"  trials: {redact(output.path('study.parquet'))}")
+    screen.say(f"  report: {redact(output.path('report.html'))}")
+    return Summary(
+        output.uri,
+        images=trained,
+        total=len(trials),
+        failed={"training": len(failed)} if failed else {},
+        seconds=round(screen.seconds, 3),
+        exit_status=0,
+    )
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What one call works with: the job as it was given, and as it is in force."""
+
+    given: StudyJob
+    job: StudyJob
+    output: Output
+
+    def write(self, rows: Sequence[Row]) -> Findings:
+        """Write what is known so far, as a table, as numbers and as a page."""
+        found = find(self.given, self.job, rows, self.output)
+        put_table(self.output, rows)
+        self.output.storage.put(
+            self.output.path("study.json"), json.dumps(found.to_json(), indent=1).encode()
+        )
+        write_study_report(self.output, found)
+        return found
+
+
+def require_data(trials: Sequence[Trial]) -> None:
+    """Insist on the data sets of all trials before the first is trained; a UserError has all."""
+    lacking: dict[str, str] = {}
+    for trial in trials:
+        chosen = trial.job.input
+        if str(chosen.url) not in lacking:
+            try:
+                datasets.resolve(chosen, Storage(chosen.storage))
+            except UserError as error:
+                lacking[str(chosen.url)] = f"{trial.case}: {error}" if trial.case else str(error)
+    if lacking:
+        raise UserError("\n".join(["nothing was trained: the study lacks images", *lacking.values()]))
+
+
+def _kept(trial: Trial, output: Output) -> Row | None:
+    """Return the record of a finished trial; raises UserError where it was another training."""
+    row = output.decided(f"trials/{trial.name}")
+    if row is not None:
+        require_same_training(trial.job, _output(trial))
+    return row
+
+
+def _output(trial: Trial) -> Output:
+    return Output(normalize(trial.job.output.url), Storage(trial.job.output.storage))
+
+
+def _trained(running: _Running, trials: Sequence[Trial]) -> Iterator[Row]:
+    """Train trials and yield their records: of a search side by side on Ray, else one after the other."""
+    if running.job.study.search and trials and running.job.compute.pool != "inline":
+        from cnnbatch.study.sweep import side_by_side
+
+        yield from side_by_side(trials, running.output)
+        return
+    for trial in trials:
+        yield finish(trial, running.output, forgive=bool(running.job.study.search))
+
+
+def finish(trial: Trial, output: Output, forgive: bool) -> Row:
+    """Train a trial to its end and keep its record; to ``forgive`` is to go on without one that can't be."""
+    started = time.monotonic()
+    try:
+        train(trial.job, RunOptions(quiet=True))
+    except UserError as error:
+        if not forgive:
+            raise UserError(f"the trial {trial.name}: {error}") from None
+        return failure(trial, str(error).partition("\n")[0])
+    row = {**record(trial, _output(trial)), "wall_seconds": round(time.monotonic() - started, 3)}
+    return output.decide(f"trials/{trial.name}", row)
+
+
+def _begins(trials: Sequence[Trial], known: dict[str, Row]) -> str:
+    done = f", {len(known):,} of them finished before" if known else ""
+    return f"{len(trials):,} trainings{done}"
+
+
+def _line(row: Row, done: int, total: int, metric: str) -> str:
+    head = f"{done}/{total} {row['name']}"
+    if row["error"] is not None:
+        return f"{head}: failed: {row['error']}"
+    named = metric.replace("_", " ")
+    parts = [f"{named} {words.share(validation_of(row, metric))}, test {words.share(test_of(row, metric))}"]
+    if row["strategy"] not in row["settings"].values():
+        parts.append(f"took {row['strategy']}")
+    return f"{head}: {', '.join(parts)}, {duration(row['wall_seconds'])}"
