@@ -35,10 +35,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., int]], None
     """Return a function that puts another engine behind the command."""
 
     def replace(engine: Callable[..., int]) -> None:
-        module: Any = types.ModuleType("cnnbatch.run")
-        module.RunOptions = Options
-        module.run = lambda job, options: types.SimpleNamespace(exit_status=engine(job, options))
-        monkeypatch.setitem(sys.modules, "cnnbatch.run", module)
+        options_of: Any = types.ModuleType("cnnbatch.run")
+        options_of.RunOptions = Options
+        launching: Any = types.ModuleType("cnnbatch.launch")
+        launching.launch = lambda job, options: types.SimpleNamespace(exit_status=engine(job, options))
+        monkeypatch.setitem(sys.modules, "cnnbatch.run", options_of)
+        monkeypatch.setitem(sys.modules, "cnnbatch.launch", launching)
 
     return replace
 

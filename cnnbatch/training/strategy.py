@@ -6,6 +6,7 @@ last blocks, with strong augmentation; many and similar: the last blocks; many a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -35,6 +36,8 @@ SIMILAR = 0.75
 """How far between chance (0) and always right (1) a linear probe on frozen features has to come."""
 LOOKED_AT = 2000
 """Training images whose features are looked at."""
+LEAST_STEPS = 150
+"""Steps that a training takes at least: of a few images an epoch is one or two."""
 LESSON_EPOCHS = 5
 STRONG = "; so few that they are also changed more at random"
 EPOCHS: Mapping[Strategy, tuple[int, int]] = {
@@ -55,6 +58,7 @@ def epochs_for(job: TrainJob, strategy: Strategy, data: TrainingData) -> int:
         return job.train.epochs
     small, large = EPOCHS[strategy]
     epochs = small if data.images / len(data.classes) < FEW else large
+    epochs = max(epochs, math.ceil(LEAST_STEPS / math.ceil(data.images / job.train.batch)))
     return min(epochs, LESSON_EPOCHS) if job.lesson else epochs
 
 
