@@ -171,7 +171,7 @@ def test_log_evidence_is_the_greatest_there_is(size: int) -> None:
 
 @pytest.mark.parametrize(
     ("each", "distance", "expected"),
-    [(20, 3.0, "head"), (20, 0.1, "last_blocks"), (400, 3.0, "last_blocks"), (400, 0.1, "all")],
+    [(20, 3.0, "head"), (20, 0.1, "head"), (400, 3.0, "last_blocks"), (400, 0.1, "all")],
 )
 def test_the_table_reads_both_axes(each: int, distance: float, expected: str) -> None:
     features, labels = blobs(120, distance)
@@ -179,6 +179,7 @@ def test_the_table_reads_both_axes(each: int, distance: float, expected: str) ->
     decision = by_table(figures(features, labels, data, ("x",)))
     assert decision.strategy == expected
     assert f"{each} a class" in decision.why
+    assert decision.strong == (each == 20 and distance < 1)
 
 
 def test_names_are_compared_by_letters_and_digits() -> None:

@@ -1,7 +1,7 @@
 """How much of a network to tune, by how many images there are and how like ImageNet's they are.
 
-The rule is a table of two by two: few images and similar: a new head; few and dissimilar: the head and the
-last blocks, with strong augmentation; many and similar: the last blocks; many and dissimilar: all of it.
+The rule is a table of two by two: few images: a new head, and where they are dissimilar with strong
+augmentation; many and similar: the head and the last blocks; many and dissimilar: all of it.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def by_table(found: Mapping[str, float]) -> Decision:
     few, similar = found["images_per_class"] < FEW, found["similarity"] >= SIMILAR
     strategies: Mapping[tuple[bool, bool], Strategy] = {
         (True, True): "head",
-        (True, False): "last_blocks",
+        (True, False): "head",
         (False, True): "last_blocks",
         (False, False): "all",
     }
