@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import cnnbatch
 from cnnbatch.job import MapJob
+from cnnbatch.launch import launch
 from cnnbatch.run import RunOptions, run
 from cnnbatch.storage import Storage
+from tests import tiny
 from tests.conftest import jpeg
 from tests.servers import Bucket
 
@@ -58,3 +61,26 @@ def test_retry_failed_replaces_a_part_of_a_bucket(photos: Bucket) -> None:
     rows = cnnbatch.open(f"{photos.url}/out", Storage(photos.options)).arrow().to_pylist()
     assert not any(row["error"] for row in rows)
     assert len(rows) == 20
+
+
+def test_a_training_from_bucket_to_bucket(bucket: Bucket, tmp_path: Path) -> None:
+    for path in tiny.colours(tmp_path, 10).rglob("*.png"):
+        key = f"set/{path.relative_to(tmp_path)}"
+        bucket.client.put_object(Bucket=bucket.name, Key=key, Body=path.read_bytes())
+    storage = bucket.options.model_dump()
+    places = {"input": {"url": f"{bucket.url}/set", "storage": storage}}
+    spec = tiny.job("", "unused", {"epochs": 2}, **places).model_copy(
+        update={"output": job(bucket, "model").output}
+    )
+    summary = launch(spec, QUIET)
+    assert summary.exit_status == 0
+    assert summary.total > 0
+    listed = bucket.client.list_objects_v2(Bucket=bucket.name, Prefix="model/")["Contents"]
+    names = {entry["Key"].removeprefix("model/") for entry in listed}
+    assert {"model.safetensors", "model.json", "metrics.parquet", "evaluation.json", "report.html"} <= names
+    kept = [name for name in names if name.startswith("_job/training/checkpoints/")]
+    assert sorted(kept) == [
+        "_job/training/checkpoints/000002-000000000.pt",
+        "_job/training/checkpoints/best.pt",
+    ]
+    assert launch(spec, QUIET).images == 0

@@ -20,6 +20,7 @@ from cnnbatch.models.heads import with_new_head
 from cnnbatch.models.network import Architecture, Network, last_layer, library, seeded
 from cnnbatch.models.preprocessing import Preprocessing
 from cnnbatch.naming import load_object, meant
+from cnnbatch.storage import Storage
 
 ONNX = "onnx"
 """The model that is an ONNX file."""
@@ -36,7 +37,7 @@ class Choice:
     another published name, a path, a URL, ``package:NAME/PATH``, or ``random[:SEED]``; ``sha256``
     is its file's. ``classes`` sizes the head; ``key_map`` is the name of a map or a JSON file;
     ``preprocessing`` replaces fields of what the weights ask for. The model ``onnx`` runs the ONNX file
-    that the weights are; ``adapter`` says what that file gives.
+    that the weights are; ``adapter`` says what that file gives. ``storage`` reads the weights' file.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Choice:
     key_map: str | None = None
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     adapter: str | None = None
+    storage: Storage | None = None
 
     @property
     def seed(self) -> int | None:
@@ -135,7 +137,7 @@ def _from_file(choice: Choice, found: Architecture) -> Network:
             f"task.weights: {found.name} has no weights {spec!r}{meant(spec, found.names)}; expected "
             f"{', '.join(found.names or ('DEFAULT',))}, a path, a URL, package:NAME/PATH or random"
         )
-    path = files.fetch(spec, sha256)
+    path = files.fetch(spec, sha256, choice.storage)
     key_map = choice.key_map or found.key_map
     state = found.adapt(files.rename(files.load(path), files.read_key_map(key_map) if key_map else None))
     classes = choice.classes or found.classes
@@ -207,7 +209,7 @@ def _external_weights(choice: Choice, built: Built) -> Built:
     if choice.weights != "DEFAULT":
         if isinstance(built, Network) and len(built.classes) != len(last_layer(built.module)[1].weight):
             with_new_head(built, built.classes)  # The file's has as many outputs as there are classes.
-        path = files.fetch(choice.weights, choice.sha256)
+        path = files.fetch(choice.weights, choice.sha256, choice.storage)
         key_map = files.read_key_map(choice.key_map) if choice.key_map else None
         files.apply(built.module, files.load(path), key_map, str(path))
         return replace(built, weights=files.digest(path))  # type: ignore[type-var]

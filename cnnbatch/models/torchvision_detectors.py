@@ -61,7 +61,7 @@ def detector(choice: Choice, keypoints: bool) -> Detector:
         module, path = load_published(choice.model, entry, choice.sha256)
         digest, licence = files.digest(path), entry.meta.get("license")
     elif choice.seed is None:
-        path = files.fetch(choice.weights, choice.sha256)
+        path = files.fetch(choice.weights, choice.sha256, choice.storage)
         module = _from_file(choice, known, files.load(path), path.name)
         digest, licence = files.digest(path), licence_of(known, path.name)
     else:

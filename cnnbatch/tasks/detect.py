@@ -42,7 +42,7 @@ _POINTS: pa.Field[Any] = pa.field("keypoints", pa.list_(KEYPOINT))
 class Detect(WeightedTask):
     """Detection; ``classes`` are given without a background."""
 
-    outside_fingerprint: ClassVar[frozenset[str]] = frozenset({"aliases"})
+    outside_fingerprint: ClassVar[frozenset[str]] = frozenset({"aliases", "storage"})
     shard_size: ClassVar[int] = 250
     batch: ClassVar[Mapping[str, int]] = {"cuda": 8, "mps": 2, "cpu": 2}
     keypoints: ClassVar[bool] = False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from cnnbatch.errors import UserError
-from cnnbatch.storage import join, normalize
+from cnnbatch.storage import Storage, StorageOptions, join, normalize
 from cnnbatch.tasks import Backend, Precision, Task
 from cnnbatch.training.model_file import WEIGHTS, read_model, require_task
 
@@ -27,6 +27,7 @@ class WeightedTask(Task):
 
     backends: ClassVar[frozenset[Backend]] = frozenset({"eager", "compile", "openvino"})
     precisions: ClassVar[frozenset[Precision]] = frozenset({"fp32", "bf16", "fp16"})
+    outside_fingerprint: ClassVar[frozenset[str]] = frozenset({"storage"})
     trained_to: ClassVar[str] = ""
     """What a trained folder says that its model does, for this task to take it."""
     adapters: ClassVar[tuple[str, ...]] = ()
@@ -42,6 +43,8 @@ class WeightedTask(Task):
     """The names of the classes in the network's order, or a file with one a line."""
     key_map: str | None = None
     """A JSON file from the names in the weights' file to the network's, or the name of a known one."""
+    storage: StorageOptions = StorageOptions()
+    """Options of the storage on which a trained folder or the weights lie, none of them secret."""
     adapter: str | None = None
     """With the model ``onnx``: by whose convention the ONNX file gives its outputs."""
 
@@ -76,8 +79,9 @@ class WeightedTask(Task):
             key_map=self.key_map,
             preprocessing=preprocessing,
             adapter=self.adapter,
+            storage=Storage(self.storage),
         )
-        about = read_model(self.model)
+        about = read_model(self.model, choice.storage)
         return choice if about is None else _of_trained(choice, about, self.trained_to or self.name)
 
 
@@ -101,7 +105,7 @@ def _of_trained(choice: Choice, about: Mapping[str, Any], task: str) -> Choice:
 
 def read_names(uri: str) -> tuple[str, ...]:
     """Read class names from a text file, one a line."""
-    from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, normalize
+    from cnnbatch.storage import Forbidden, NotFound, Unreadable
 
     try:
         text = Storage().read(normalize(uri)).decode()

@@ -118,6 +118,7 @@ def _trained(job: TrainJob, output: Output, chosen: Input) -> dict[str, Any]:
         "sha256": None,
         "classes": None,
         "key_map": None,
+        "storage": job.output.storage,
         "aliases": _unlearned(job, output, chosen),
     }
     return {name: value for name, value in fields.items() if name in type(job.task).model_fields}

@@ -39,7 +39,7 @@ def open_file(choice: Choice) -> OnnxFile:
         )
     if choice.key_map:
         raise UserError("task.key_map: an ONNX file that is run keeps its own names; leave it out")
-    return onnx_files.read(files.fetch(choice.weights, choice.sha256))
+    return onnx_files.read(files.fetch(choice.weights, choice.sha256, choice.storage))
 
 
 def require_size(file: OnnxFile, wanted: Size | None, field: str) -> None:
