@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +25,7 @@ from cnnbatch.job import to_yaml
 from cnnbatch.output import Output
 from cnnbatch.run import run
 from cnnbatch.storage import Storage
+from cnnbatch.strikes import Strikes
 from tests.test_run import QUIET, job, parts, table
 
 pytestmark = pytest.mark.slow
@@ -191,11 +192,24 @@ def test_a_node_that_joins_is_used(cluster: Cluster, photos: Callable[[int], Pat
 
 
 def test_a_lost_node_and_a_node_that_fails_everything(
-    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    cluster: Cluster,
+    photos: Callable[[int], Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, flags = photos(240), tmp_path / "flags"
     flags.mkdir()
     (flags / "second").touch()
+    counted = Strikes.failed
+
+    def failed(strikes: Strikes, node: str, alive: Collection[str]) -> bool:
+        leaves_out = counted(strikes, node, alive)
+        if leaves_out:
+            (flags / "left-out").touch()
+        return leaves_out
+
+    monkeypatch.setattr(Strikes, "failed", failed)
     task = {"fault": "node", "flag": str(flags)}
     with second_node(cluster) as second:
         out = tmp_path / "left-out"

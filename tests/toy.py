@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -61,7 +60,7 @@ class ToyModel:
         self.weight = torch.randn(8, 3, 3, 3, generator=generator)
         self.task = task
         self.marked: set[int] = set()
-        self.passed = 0
+        self.done = 0
         self.identity: Mapping[str, str] = {
             "weights": f"random:{task.seed}",
             "preprocessing": f"{task.side}",
@@ -110,14 +109,15 @@ class ToyModel:
             self._misbehave_on_marked(fault, flag)
 
     def _misbehave_on_node(self, flag: Path) -> None:
-        """Fail on the marked node; elsewhere leave it work until it has failed as often as a node may."""
+        """Fail on the marked node; elsewhere, once some shards are done, wait until the driver left it out.
+
+        That takes several generations of workers there, each of which starts as slowly as the machine does.
+        """
         if (flag / os.environ.get("TOY_NODE", "none")).exists():
-            (flag / f"failed-{uuid.uuid4()}").touch()
             raise RuntimeError("planted: this node is broken")
         time.sleep(0.5)
-        self.passed += 1
-        patience = time.monotonic() + 60
-        while self.passed > 4 and len(list(flag.glob("failed-*"))) < 3 and time.monotonic() < patience:
+        patience = time.monotonic() + 120
+        while self.done >= 3 and not (flag / "left-out").exists() and time.monotonic() < patience:
             time.sleep(0.1)
 
     def _misbehave_on_marked(self, fault: str, flag: Path) -> None:
@@ -138,6 +138,7 @@ class ToyModel:
         outputs: Sequence[Sequence[Any]],
     ) -> pa.RecordBatch:
         """Name the largest of the eight numbers."""
+        self.done += 1
         values = [output[0]["values"] for output in outputs]
         labels = [f"class {int(value.argmax())}" for value in values]
         if self.task.fault == "tell-device":
