@@ -274,12 +274,15 @@ def test_a_search_goes_on_without_trials_that_can_not_be_trained(
 
 
 @pytest.mark.slow
-def test_a_search_on_ray_tune_goes_on_with_what_is_left(tmp_path: Path) -> None:
+def test_a_search_on_ray_tune_goes_on_with_what_is_left(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     photos, out = tiny.colours(tmp_path / "colours", 8), tmp_path / "out"
     section = {"search": {"train.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True}}}
     compute = {"pool": "ray", "device": "cpu", "precision": "fp32"}
     first = study(photos, out, {**section, "trials": 1}, compute=compute)
     assert launch(first, QUIET).images == 1
+    assert capfd.readouterr().out == ""
     summary = launch(study(photos, out, {**section, "trials": 3}, compute=compute), QUIET)
     assert (summary.images, summary.total) == (2, 3)
     rows = pq.read_table(out / "study.parquet").to_pylist()
