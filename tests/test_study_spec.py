@@ -97,7 +97,7 @@ def test_the_studies_that_come_along_have_a_lesson_of_fewer_trainings(name: str)
     assert isinstance(job, StudyJob)
     whole, lesson = trials_of(job), trials_of(in_force(job, True))
     assert len(lesson) < len(whole)
-    assert lesson[0].job.train.epochs in (4, 5)
+    assert all(trial.job.lesson for trial in lesson)
 
 
 def test_the_table_of_two_by_two_is_what_the_course_has() -> None:

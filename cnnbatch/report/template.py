@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,12 @@ class Chart:
 
 def template(name: str) -> jinja2.Template:
     """Return a template of this folder, with the filters that put numbers into words."""
+    return _environment().get_template(name)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Return what the templates share; kept, since compiling them takes longer than filling them."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -54,7 +61,7 @@ def template(name: str) -> jinja2.Template:
         "bounded": _bounded,
         "clipped": clipped,
     }
-    return environment.get_template(name)
+    return environment
 
 
 def _bounded(percentage: float) -> float:

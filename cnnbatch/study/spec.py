@@ -70,6 +70,7 @@ class Study(Section):
     folds: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Cut the training images into so many, each of which validates once."
     )
+    first: Count | None = Field(None, description="Train only so many of the runs that seeds and folds make.")
     metric: Text = Field("accuracy", description="By which number one training is better than another.")
     show: Literal["table", "quadrants", "curves"] = Field(
         "table", description="What the report is to show of the trainings beside their table."
@@ -89,4 +90,5 @@ class Study(Section):
     @property
     def runs(self) -> int:
         """How many trainings each combination has."""
-        return max(self.seeds, self.folds or 1)
+        runs = max(self.seeds, self.folds or 1)
+        return min(runs, self.first or runs)

@@ -56,7 +56,7 @@ def ranked(found: Iterable[Group]) -> list[Group]:
 
 
 def _group(rows: Sequence[Row], study: Study) -> Group:
-    judged = [row for row in rows if row["run"] < (study.folds or study.runs)]
+    judged = [row for row in rows if row["run"] < (study.folds or study.seeds)]
     validated = [(validation_of(row, study.metric), row.get("validation_images", 1)) for row in judged]
     tests = [value for row in rows[: study.seeds] if (value := test_of(row, study.metric)) is not None]
     return Group(

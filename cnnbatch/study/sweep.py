@@ -7,6 +7,7 @@ Tune keeps nothing, and is given only the trials that are left.
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
@@ -29,6 +30,7 @@ POLL_S = 0.5
 def side_by_side(trials: Sequence[Trial], output: Output) -> Iterator[Row]:
     """Train trials and yield each record when it is over; one that can't be trained has its error."""
     compute = trials[0].job.compute
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Its new output says some of it at verbose=0, too.
     connect(compute)
     slot, inside = slot_for(compute)
     placed = {trial.name: _inside(trial, inside) for trial in trials}
