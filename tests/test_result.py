@@ -208,8 +208,8 @@ def test_run_takes_overrides_as_names_and_as_mappings(monkeypatch: pytest.Monkey
         return job
 
     monkeypatch.setattr("cnnbatch.job.load_job", load_job)
-    module = importlib.import_module("cnnbatch.run")
-    monkeypatch.setattr(module, "run", lambda job, options: (job, options.retry_failed))
+    module = importlib.import_module("cnnbatch.launch")
+    monkeypatch.setattr(module, "launch", lambda job, options: (job, options.retry_failed))
     called: Any = cnnbatch.run(
         "classify",
         retry_failed=True,

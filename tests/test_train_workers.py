@@ -35,7 +35,8 @@ FROZEN = {"strategy": "head", "epochs": 4, "augment": {"colour": 0.2}}
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Return a Ray of one node with four CPUs and four pretended GPUs."""
+    """Return a Ray of one node with four CPUs and four pretended GPUs, whatever Ray was up before."""
+    ray.shutdown()
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 4, "include_dashboard": False}
     )

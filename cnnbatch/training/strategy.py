@@ -32,7 +32,7 @@ from cnnbatch.training.spec import Strategy
 
 FEW = 100
 """Images a class below which a training set is small."""
-SIMILAR = 0.75
+SIMILAR = 0.6
 """How far between chance (0) and always right (1) a linear probe on frozen features has to come."""
 LOOKED_AT = 2000
 """Training images whose features are looked at."""
