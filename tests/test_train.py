@@ -17,6 +17,7 @@ from cnnbatch.job import Input, MapJob, TrainJob, parse_job
 from cnnbatch.launch import launch
 from cnnbatch.run import RunOptions, run
 from cnnbatch.training import loop
+from cnnbatch.training.team import Team
 from cnnbatch.training.worker import Recorder
 from tests import tiny
 
@@ -100,12 +101,17 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("step", [3, 9])
+@pytest.mark.parametrize(("step", "accumulate"), [(3, 1), (9, 1), (8, 2)])
 def test_what_was_interrupted_goes_on_to_the_same_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, accumulate: int
 ) -> None:
     folder = tiny.colours(tmp_path / "colours", 40)
-    settings = {"ema": 0.5, "augment": {"mixup": 0.2, "colour": 0.2}, "checkpoint_s": 1e-9}
+    settings = {
+        "ema": 0.5,
+        "augment": {"mixup": 0.2, "colour": 0.2},
+        "checkpoint_s": 1e-9,
+        "accumulate": accumulate,
+    }
     launch(tiny.job(folder, tmp_path / "whole", settings), QUIET)
     taken = Recorder.step
 
@@ -302,3 +308,12 @@ def test_a_lesson_is_short_and_shows_the_inside(tmp_path: Path, monkeypatch: pyt
     page = (out / "report.html").read_text()
     assert "as the network got them" in page
     assert "Of 3 layers" in page
+
+
+def test_a_picture_that_several_workers_met_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Team, "gather", lambda team, values: [*values, *values])
+    folder, out = tiny.colours(tmp_path / "colours", 40, broken=1), tmp_path / "out"
+    launch(tiny.job(folder, out, {"epochs": 2, "test": 0}, max_failed=0.04), QUIET)
+    assert sum(model_of(out)["failed"].values()) == 3

@@ -7,9 +7,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from random import Random
-from time import perf_counter
 
 import torch
 
@@ -24,27 +24,24 @@ from cnnbatch.training.refs import Refs
 
 SHARD_STEPS = 64
 """Steps whose images are read as one shard: at its end the readers run dry once."""
+_EXAMPLES = 8
 CONTAINED = 1024
 """Images of containers that are read at once, whose bytes are held together."""
 
 
 @dataclass(slots=True)
 class Failed:
-    """Images that could not be learned from: each once, by its code, with a few of their messages."""
+    """Images that could not be learned from, each once, by its key."""
 
-    keys: dict[str, str] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, key: str, failure: Failure) -> None:
-        """Note one."""
-        if key not in self.keys:
-            self.keys[key] = failure.code
-            if len(self.examples) < 8:
-                self.examples.append(f"{key}: {failure.message}")
+    by_key: dict[str, Failure] = field(default_factory=dict)
 
     def counts(self) -> Counter[str]:
         """Return how many there are by code."""
-        return Counter(self.keys.values())
+        return Counter(failure.code for failure in self.by_key.values())
+
+    def examples(self) -> list[str]:
+        """Return a few of their messages."""
+        return [f"{key}: {failure.message}" for key, failure in islice(self.by_key.items(), _EXAMPLES)]
 
 
 class Loader:
@@ -66,7 +63,6 @@ class Loader:
     ) -> None:
         self.refs = refs
         self.failed = Failed()
-        self.waited_s = 0.0
         self._seed = seed
         self._pictures = Pictures(source, kept_bytes)
         self._inputs = _Inputs(recipe, self._pictures, seed)
@@ -113,15 +109,12 @@ class Loader:
         with self._ahead.windows(Reading(shard, range(len(places)), {}, truth)) as windows:
             items = _flat(windows)
             for one in steps:
-                started = perf_counter()
-                some = [next(items) for _ in range(len(one))]
-                self.waited_s += perf_counter() - started
-                yield list(self._good(some))
+                yield list(self._good([next(items) for _ in range(len(one))]))
 
     def _good(self, items: Sequence[Item]) -> Iterator[Example]:
         for item in items:
             if item.outcome.failure is not None:
-                self.failed.add(item.outcome.ref.key, item.outcome.failure)
+                self.failed.by_key.setdefault(item.outcome.ref.key, item.outcome.failure)
             for prepared in item.prepared:
                 assert isinstance(prepared, Example)
                 yield prepared

@@ -126,7 +126,8 @@ class Loop:
             images += int(row["images"])
             row["images_per_second"] = images / max(perf_counter() - started, 1e-9)
             self._watcher.step(row)
-            if step + 1 < self._steps and self._is_due():
+            # Gradients that are still added up would be lost: a checkpoint comes after an update only.
+            if step + 1 < self._steps and (step + 1) % self._spec.accumulate == 0 and self._is_due():
                 self._watcher.save(Position(epoch, step + 1), self.state, best=False)
 
     def _step(self, epoch: int, step: int, examples: Sequence[Example]) -> dict[str, float]:
@@ -222,12 +223,14 @@ class Loop:
         return self._team.gather(values)
 
     def _require_readable(self) -> None:
-        """Stop where more images failed than the job allows."""
-        count = self._team.sum(len(self._training.failed.keys))
+        """Stop where more training images failed than the job allows, whichever workers met them."""
+        for loader in (self._training, self._validation):
+            loader.failed.by_key.update(self._team.gather([*loader.failed.by_key.items()]))
+        count = len(self._training.failed.by_key)
         if count > self._plan.max_failed * len(self._training.refs):
-            examples = "\n  ".join(self._training.failed.examples)
+            examples = "\n  ".join(self._training.failed.examples())
             raise Broken(
-                f"{int(count):,} of {len(self._training.refs):,} training images can't be learned from, more "
+                f"{count:,} of {len(self._training.refs):,} training images can't be learned from, more "
                 f"than max_failed={self._plan.max_failed:g} allows:\n  {examples}\n"
                 "  what to do: mend or remove them, or allow more"
             )

@@ -58,7 +58,9 @@ def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> Non
         )
         history = loop.run(position, state)
         if team.rank == 0:
-            failed = {"failed": dict(loaders[0].failed.counts()), "examples": loaders[0].failed.examples}
+            counts = loaders[0].failed.counts() + loaders[1].failed.counts()
+            examples = [*loaders[0].failed.examples(), *loaders[1].failed.examples()]
+            failed = {"failed": dict(counts), "examples": examples}
             _finish(order, recipe, history, {"precision": precision, "learning_rate": rate, **failed})
             _lesson_ends(order, recipe, begun, loaders[0])
             tell(Told("end", {}))
