@@ -273,6 +273,25 @@ def test_a_search_goes_on_without_trials_that_can_not_be_trained(
         launch(bad, QUIET)
 
 
+def test_what_varies_is_trained_side_by_side_where_the_study_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnnbatch.study import sweep
+
+    given: list[str] = []
+
+    def side_by_side(trials: Any, output: Any) -> Any:
+        given.extend(trial.name for trial in trials)
+        return (running.finish(sweep._inside(one, {"pool": "inline"}), output, True) for one in trials)
+
+    monkeypatch.setattr(sweep, "side_by_side", side_by_side)
+    photos = tiny.colours(tmp_path / "colours", 8)
+    section = {"vary": {"train.learning_rate": [0.01, 0.02]}, "side_by_side": True}
+    job = study(photos, tmp_path / "out", section)
+    launch(job.model_copy(update={"compute": job.compute.model_copy(update={"pool": "ray"})}), QUIET)
+    assert given == ["0.01", "0.02"]
+
+
 @pytest.mark.slow
 def test_a_search_on_ray_tune_goes_on_with_what_is_left(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]

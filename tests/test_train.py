@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import nn
 
 import cnnbatch
 from cnnbatch.errors import UserError
@@ -18,7 +19,7 @@ from cnnbatch.launch import launch
 from cnnbatch.run import RunOptions, run
 from cnnbatch.training import loop
 from cnnbatch.training.team import Team
-from cnnbatch.training.worker import Recorder
+from cnnbatch.training.worker import Recorder, precision_for
 from tests import tiny
 
 QUIET = RunOptions(quiet=True)
@@ -281,6 +282,58 @@ def test_labels_known_to_the_network_need_no_training(
     assert about["strategy"] == "as_is"
     assert about["classes"] == ["Warm", "cold"]
     assert torch.equal(weights_of(out)["5.weight"], tiny.build().module.state_dict()["5.weight"])
+
+
+def test_a_head_on_earlier_features_is_a_model_without_the_rest(tmp_path: Path) -> None:
+    folder, out = tiny.colours(tmp_path / "colours", 40), tmp_path / "out"
+    launch(tiny.job(folder, out, {"strategy": "head", "features": "0.1", "learning_rate": 0.1}), QUIET)
+    about = model_of(out)
+    assert about["architecture"]["features"] == "0.1"
+    assert (about["tuned"], about["frozen"]) == (["head"], ["body.0.0", "body.0.1"])
+    assert {name.rpartition(".")[0] for name in weights_of(out)} == {"body.0.0", "body.0.1", "head"}
+    frozen = tiny.build().module.state_dict()
+    assert torch.equal(weights_of(out)["body.0.1.running_var"], frozen["0.1.running_var"])
+    assert json.loads((out / "evaluation.json").read_text())["metrics"]["top1"]["value"] > 0.9
+    # It is a model for other trainings, which don't cut it again.
+    again = {"strategy": "all", "epochs": 1}
+    launch(tiny.job(folder, tmp_path / "again", again, task={"model": str(out)}), QUIET)
+    assert model_of(tmp_path / "again")["architecture"]["features"] == "0.1"
+    twice = {"strategy": "head", "epochs": 1, "features": "body.0.0"}
+    with pytest.raises(UserError, match=r"train\.features: .* reads the block 0\.1 already"):
+        launch(tiny.job(folder, tmp_path / "twice", twice, task={"model": str(out)}), QUIET)
+
+
+def test_only_a_head_reads_earlier_features(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected strategy head, got all"):
+        tiny.job(tmp_path, tmp_path, {"strategy": "all", "features": "0.1"})
+
+
+def test_auto_looks_at_several_depths_and_keeps_what_it_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnnbatch.training.strategy.QUARTERS", 2)
+    folder, out = tiny.colours(tmp_path / "colours", 30), tmp_path / "out"
+    launch(tiny.job(folder, out, {"strategy": "auto", "epochs": 1}), QUIET)
+    about = model_of(out)
+    blocks = ["0.0", "0.1", "1.0", "1.1"]
+    assert [one["block"] for one in about["depths"]] == blocks
+    assert about["strategy"] == "head"
+    assert "linear probes on features of its second quarter" in about["why"]
+    rows = cnnbatch.open(str(out / "_job" / "training" / "features")).arrow(["key", "embedding"]).to_pylist()
+    assert {len(row["embedding"]) for row in rows} == {8 + 8 + 16 + 16}
+    page = (out / "report.html").read_text()
+    assert "What its features tell, by depth" in page
+
+
+def test_precision_is_what_the_processor_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbatch.speed.has_bf16", lambda device: True)
+    plain, separable = tiny.build().module, nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4))
+    assert precision_for("auto", "cpu", plain) == "bf16"
+    assert precision_for("auto", "cpu", separable) == "fp32"
+    assert precision_for("auto", "cuda:0", separable) == "bf16"
+    assert precision_for("bf16", "cpu", separable) == "bf16"
+    monkeypatch.setattr("cnnbatch.speed.has_bf16", lambda device: False)
+    assert precision_for("auto", "cpu", plain) == "fp32"
 
 
 def test_an_input_of_a_part_is_an_input_for_any_job(tmp_path: Path) -> None:

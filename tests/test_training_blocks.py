@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
 
+from cnnbatch.models import depth
 from cnnbatch.models.network import last_layer
 from cnnbatch.training import blocks
 from cnnbatch.training.spec import Strategy
@@ -28,10 +30,10 @@ FAMILIES = (
 def test_the_blocks_of_a_network_are_all_of_it(name: str) -> None:
     with torch.device("meta"):
         module: nn.Module = torchvision.models.get_model(name, num_classes=5)
-    found = [parameter for _, block in blocks.blocks(module) for parameter in block.parameters()]
+    found = [parameter for _, block in depth.blocks(module) for parameter in block.parameters()]
     assert len({id(one) for one in found}) == len(found)
     assert {id(one) for one in found} == {id(one) for one in module.parameters()}
-    assert len(list(blocks.blocks(module))) > 5
+    assert len(list(depth.blocks(module))) > 5
 
 
 @pytest.mark.parametrize("strategy", get_args(Strategy))
@@ -51,6 +53,20 @@ def test_a_strategy_tunes_more_than_the_one_before(strategy: Strategy) -> None:
     scales = [group.scale for group in groups]
     assert scales == sorted(scales)
     assert scales[-1] == 1
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto", "levit_128s"])
+def test_all_is_all_of_a_transformer_and_of_a_head_with_more_inside(name: str) -> None:
+    with torch.device("meta"):
+        module = timm.create_model(name, num_classes=5)
+    for strategy in get_args(Strategy):
+        parts = blocks.split(module, strategy)
+        blocks.freeze(module, parts)
+        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        grouped = [id(one) for group in blocks.parameters(parts, 0.5) for one in group.tensors]
+        assert sorted(grouped) == sorted(map(id, learned))
+        assert (len(learned) == len(list(module.parameters()))) == (strategy in ("all", "scratch"))
+    assert len(blocks.split(module, "last_blocks").tuned) > 1
 
 
 def test_frozen_normalisations_keep_their_statistics() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from cnnbatch.training.optimizers import Muon, learning_rate, optimizer, orthogo
 from cnnbatch.training.recipe import Parameters, TrainingData
 from cnnbatch.training.schedules import factor
 from cnnbatch.training.spec import Train
-from cnnbatch.training.strategy import by_table, epochs_for, figures
+from cnnbatch.training.strategy import Depth, by_table, epochs_for, figures
 from tests import tiny
 
 
@@ -180,6 +181,39 @@ def test_the_table_reads_both_axes(each: int, distance: float, expected: str) ->
     assert decision.strategy == expected
     assert f"{each} a class" in decision.why
     assert decision.strong == (each == 20 and distance < 1)
+    assert decision.features is None
+
+
+def profile(probes: Sequence[float], evidences: Sequence[float]) -> list[Depth]:
+    """Return twelve depths, three a quarter."""
+    return [Depth(f"block{place}", probes[place // 3], evidences[place // 3]) for place in range(12)]
+
+
+RISING, FLAT = (0.4, 0.5, 0.7, 0.8), (0.7, 0.8, 0.8, 0.8)
+EARLY = (-0.7, -0.6, -0.8, -0.9)
+
+
+@pytest.mark.parametrize(
+    ("each", "depths", "strategy", "features"),
+    [
+        (20, profile(RISING, RISING), "head", None),
+        (20, profile(FLAT, EARLY), "head", "block5"),
+        (20, profile(FLAT, RISING), "head", None),
+        (400, profile(RISING, RISING), "last_blocks", None),
+        (400, profile(FLAT, EARLY), "all", None),
+    ],
+)
+def test_likeness_is_what_later_features_add(
+    each: int, depths: list[Depth], strategy: str, features: str | None
+) -> None:
+    given, labels = blobs(120, 3.0)
+    decision = by_table(figures(given, labels, TrainingData(("a", "b", "c"), {}, 3 * each), ("x",)), depths)
+    assert (decision.strategy, decision.features) == (strategy, features)
+    probes = [depth.probe for depth in depths]
+    gain = 1 - (1 - probes[-1]) / (1 - probes[3])
+    assert decision.figures["similarity"] == pytest.approx(gain)
+    assert decision.strong == (each == 20 and gain < 0.4)
+    assert f"{probes[3]:.0%}, on those of its last in {probes[-1]:.0%}" in decision.why
 
 
 def test_names_are_compared_by_letters_and_digits() -> None:

@@ -16,6 +16,7 @@ from cnnbatch import tensorflow_files
 from cnnbatch import weights as files
 from cnnbatch.errors import UserError
 from cnnbatch.models import catalogue, keras_models, timm_models, torchvision_models
+from cnnbatch.models.depth import shortened
 from cnnbatch.models.heads import with_new_head
 from cnnbatch.models.network import Architecture, Network, last_layer, library, seeded
 from cnnbatch.models.preprocessing import Preprocessing
@@ -38,6 +39,8 @@ class Choice:
     is its file's. ``classes`` sizes the head; ``key_map`` is the name of a map or a JSON file;
     ``preprocessing`` replaces fields of what the weights ask for. The model ``onnx`` runs the ONNX file
     that the weights are; ``adapter`` says what that file gives. ``storage`` reads the weights' file.
+    ``features`` is the block after which the network is cut, so that its head reads what that block gives;
+    the weights are then of the network that is left.
     """
 
     model: str
@@ -48,6 +51,7 @@ class Choice:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     adapter: str | None = None
     storage: Storage | None = None
+    features: str | None = None
 
     @property
     def seed(self) -> int | None:
@@ -85,7 +89,22 @@ def _built(choice: Choice) -> Network:
         from cnnbatch.models.onnx import classifier
 
         return classifier(choice)
-    return _named(choice, find(choice.model))
+    found = find(choice.model)
+    return _named(choice, found if choice.features is None else _cut(found, choice.features))
+
+
+def _cut(whole: Architecture, block: str) -> Architecture:
+    """Return an architecture up to one of its blocks, with a head on that; none is published."""
+
+    def make(classes: int, _state: Mapping[str, Tensor], size: tuple[int, int]) -> nn.Module:
+        module = whole.make(classes, {}, size).eval()
+        names = tuple(map(str, range(classes)))
+        how = replace(whole.preprocessing("DEFAULT"), crop=size)
+        return shortened(Network(module, how, names), block, names).module
+
+    return replace(
+        whole, make=make, published=None, names=(), default=None, key_map=None, adapt=lambda state: state
+    )
 
 
 def find(model: str) -> Architecture:
@@ -197,8 +216,10 @@ def external(choice: Choice, kind: type[Built]) -> Built:
             f"task.model: expected {choice.model} to return a cnnbatch.models.{kind.__name__}, "
             f"got {type(built).__name__}"
         )
+    if choice.features is not None and isinstance(built, Network):
+        built = shortened(built, choice.features, choice.classes or built.classes)
     found: Built = replace(
-        built,  # type: ignore[type-var]
+        built,
         classes=choice.classes or built.classes,
         library=built.library or library(choice.model.partition(":")[0].partition(".")[0]),
     )

@@ -16,12 +16,18 @@ _DEVIATION = 0.01
 def with_new_head(network: Network, classes: Sequence[str], seed: int = 0) -> Network:
     """Return the network with a new last layer for ``classes``, small random weights; changes its module."""
     name, old = last_layer(network.module)
+    new = new_layer(old, len(classes), seed)
+    return replace(network, module=_replaced(network.module, name, new), classes=tuple(classes))
+
+
+def new_layer(old: nn.Linear | nn.Conv2d, outputs: int, seed: int) -> nn.Linear | nn.Conv2d:
+    """Return a layer as ``old`` with so many outputs and small random weights."""
     with seeded(seed):
-        new = like(old, len(classes))
+        new = like(old, outputs)
         nn.init.normal_(new.weight, std=_DEVIATION)
         if new.bias is not None:
             nn.init.zeros_(new.bias)
-    return replace(network, module=_replaced(network.module, name, new), classes=tuple(classes))
+    return new
 
 
 def with_rows(network: Network, classes: Sequence[str]) -> Network:

@@ -32,6 +32,7 @@ class Learning(NamedTuple):
     charts: Sequence[Titled]
     pictures: Sequence[str] = ()
     layers: Chart | None = None
+    depths: Chart | None = None
 
 
 def learning(output: Output, metrics: pa.Table | None) -> Learning | None:
@@ -46,8 +47,24 @@ def learning(output: Output, metrics: pa.Table | None) -> Learning | None:
     facts = list(_facts(about, output.decided("training/data") or {}, decided.get("figures", {})))
     shown = output.decided("training/inside") or {"pictures": (), "layers": ()}
     layers = _layers(shown["layers"]) if len(shown["layers"]) > 1 else None
+    depths = _depths(decided["depths"]) if len(decided.get("depths", ())) > 1 else None
     return Learning(
-        decided.get("strategy", ""), decided.get("why", ""), facts, charts, shown["pictures"], layers
+        decided.get("strategy", ""), decided.get("why", ""), facts, charts, shown["pictures"], layers, depths
+    )
+
+
+def _depths(depths: Sequence[Mapping[str, Any]]) -> Chart:
+    """Return how often a linear probe on each block's features is right, from the input on."""
+    best = max(depths, key=lambda one: one["probe"])
+    return Chart(
+        plot=shares(
+            [one["probe"] for one in depths],
+            [f"{one['block']}: {percent(one['probe'])}" for one in depths],
+            diagonal=False,
+        ),
+        up=("0", "100 %"),
+        across=(str(depths[0]["block"]), str(depths[-1]["block"])),
+        summary=f"Linear probes are best on the features of {best['block']}: {percent(best['probe'])}",
     )
 
 

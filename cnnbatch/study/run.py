@@ -113,14 +113,15 @@ def _output(trial: Trial) -> Output:
 
 
 def _trained(running: _Running, trials: Sequence[Trial]) -> Iterator[Row]:
-    """Train trials and yield their records: of a search side by side on Ray, else one after the other."""
-    if running.job.study.search and trials and running.job.compute.pool != "inline":
+    """Train trials and yield their records, one after the other or side by side on Ray."""
+    study = running.job.study
+    if trials and (study.search or study.side_by_side) and running.job.compute.pool != "inline":
         from cnnbatch.study.sweep import side_by_side
 
         yield from side_by_side(trials, running.output)
         return
     for trial in trials:
-        yield finish(trial, running.output, forgive=bool(running.job.study.search))
+        yield finish(trial, running.output, forgive=bool(study.search))
 
 
 def finish(trial: Trial, output: Output, forgive: bool) -> Row:

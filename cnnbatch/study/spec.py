@@ -71,6 +71,9 @@ class Study(Section):
         None, description="Cut the training images into so many, each of which validates once."
     )
     first: Count | None = Field(None, description="Train only so many of the runs that seeds and folds make.")
+    side_by_side: bool = Field(
+        False, description="Train side by side on Ray Tune, one a GPU or CPU core; a search always does."
+    )
     metric: Text = Field("accuracy", description="By which number one training is better than another.")
     show: Literal["table", "quadrants", "curves"] = Field(
         "table", description="What the report is to show of the trainings beside their table."

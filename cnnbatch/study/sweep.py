@@ -1,4 +1,4 @@
-"""Trains the trials of a search on Ray Tune, the only importer of it: side by side, one a slot.
+"""Trains trials on Ray Tune, the only importer of it: side by side, one a slot.
 
 A slot is a GPU where there are some, else a CPU core; a trial trains within one, so there is no group of
 workers to form. What a search draws follows from its seed, and what is done stands in the study's output, so
@@ -109,6 +109,6 @@ class _Fitting(threading.Thread):
         faults = list(self._results.errors) if self._results is not None else []
         if first := self._fault or next(iter(faults), None):
             raise EnvironmentFault(
-                f"the search was ended: {str(first).strip().splitlines()[-1]}",
+                f"the study was ended: {str(first).strip().splitlines()[-1]}",
                 "look at the machines; the same command goes on with the trials that are left",
             )

@@ -14,15 +14,17 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cnnbatch.tasks import Runtime
-from cnnbatch.tasks.weighted import Side, Size, WeightedTask
+from cnnbatch.tasks.weighted import Names, Side, Size, WeightedTask
 from cnnbatch.truth import ModelClasses
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from torch import nn
 
     from cnnbatch.models import Network
+    from cnnbatch.models.depth import Tap
     from cnnbatch.records import Image, Prepared
     from cnnbatch.training.recipe import Recipe, TrainingData
     from cnnbatch.training.spec import Train
@@ -78,8 +80,9 @@ class Classify(WeightedTask):
     """The number of classes in ``top``."""
     probabilities: bool = False
     """Write the probabilities of all classes."""
-    embedding: bool = False
-    """Write what goes into the last layer."""
+    embedding: bool | Names = False
+    """Write what goes into the last layer; or by their paths some blocks, whose outputs are averaged over
+    their area and joined."""
 
     @model_validator(mode="after")
     def _onnx_gives_no_embedding(self) -> Self:
@@ -94,7 +97,7 @@ class Classify(WeightedTask):
 
     def vectors(self) -> list[str]:
         """Return the columns of vectors that were asked for."""
-        wanted = {"probabilities": self.probabilities, "embedding": self.embedding}
+        wanted = {"probabilities": self.probabilities, "embedding": bool(self.embedding)}
         return [name for name, asked in wanted.items() if asked]
 
     def load(self, runtime: Runtime) -> Classifier:
@@ -102,6 +105,14 @@ class Classify(WeightedTask):
         from cnnbatch.models import build_classifier
 
         return Classifier(self, build_classifier(self.choice(self.preprocessing.fields())), runtime)
+
+    def taps(self, count: int) -> Sequence[Tap]:
+        """Return up to ``count`` blocks that give features; see `cnnbatch.models.depth.taps`."""
+        from cnnbatch.models import build_classifier
+        from cnnbatch.models.depth import taps
+
+        network = build_classifier(self.choice(self.preprocessing.fields()))
+        return taps(network, count)
 
     def recipe(self, spec: Train, data: TrainingData) -> Recipe:
         """Return how the network learns the classes of ``data``."""
@@ -111,18 +122,28 @@ class Classify(WeightedTask):
         return ClassifierRecipe(begun_with.choice(self.preprocessing.fields()), spec, data)
 
 
+def _with_features(network: Network, task: Classify) -> nn.Module:
+    """Return the network's module, which also gives what the task asks for."""
+    from cnnbatch.models.depth import WithDepths, tap
+    from cnnbatch.models.network import WithPenultimate
+
+    if isinstance(task.embedding, tuple):
+        taps = [tap(network, block, "task.embedding") for block in task.embedding]
+        return WithDepths(network.module, taps)
+    return WithPenultimate(network.module) if task.embedding else network.module
+
+
 class Classifier:
     """A classification network on one device; see `cnnbatch.tasks.Model` for its steps."""
 
     def __init__(self, task: Classify, network: Network, runtime: Runtime) -> None:
         from cnnbatch.models.backends import executable, noise
-        from cnnbatch.models.network import WithPenultimate, check
+        from cnnbatch.models.network import check
         from cnnbatch.models.preprocessing import Normalize
 
         self._task, self._schema = task, task.columns()
         self._how = network.preprocessing
-        module = WithPenultimate(network.module) if task.embedding else network.module
-        self._run = executable(module, noise(self._how.crop), runtime)
+        self._run = executable(_with_features(network, task), noise(self._how.crop), runtime)
         self._normalize = Normalize(self._how, runtime.device, self._run.dtype)
         self._names = pa.array(network.classes, pa.string())
         self._numbers = {name: number for number, name in enumerate(network.classes)}

@@ -97,6 +97,7 @@ def _of_trained(choice: Choice, about: Mapping[str, Any], task: str) -> Choice:
         model=about["architecture"]["model"],
         classes=choice.classes or tuple(about["classes"]),
         preprocessing={**kept, **choice.preprocessing},
+        features=about["architecture"].get("features"),
     )
     if choice.weights != "DEFAULT":
         return found

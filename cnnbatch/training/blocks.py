@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from cnnbatch.models.depth import blocks
 from cnnbatch.models.network import last_layer
 from cnnbatch.training.recipe import Parameters
 from cnnbatch.training.spec import Strategy
@@ -25,29 +26,25 @@ TUNED: Mapping[Strategy, float] = {
 
 @dataclass(frozen=True)
 class Blocks:
-    """What of a network is tuned: ``frozen`` blocks stay as they are, ``tuned`` ones and the head learn."""
+    """What of a network is tuned: ``frozen`` blocks stay as they are, ``tuned`` ones and the head learn.
+
+    ``loose`` parameters, which are in no block, learn where all blocks do.
+    """
 
     frozen: Sequence[tuple[str, nn.Module]]
     tuned: Sequence[tuple[str, nn.Module]]
     head: tuple[str, nn.Module]
+    loose: Sequence[nn.Parameter] = ()
 
 
 def split(module: nn.Module, strategy: Strategy) -> Blocks:
     """Return which blocks of ``module`` a strategy tunes: the last ones."""
     name, head = last_layer(module)
-    body = [(inner, block) for inner, block in blocks(module) if block is not head]
+    body = [(inner, block) for inner, block in blocks(module, head=head) if block is not head]
     kept = len(body) - round(TUNED[strategy] * len(body))
-    return Blocks(body[:kept], body[kept:], (name, head))
-
-
-def blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the parts of a network that have parameters, from the input on; sequences are taken apart."""
-    children = [(name, child) for name, child in module.named_children() if _has_parameters(child)]
-    for name, child in children:
-        if isinstance(child, nn.Sequential | nn.ModuleList) or len(children) == 1 and _is_wrapper(child):
-            yield from blocks(child, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", child
+    inside = {id(one) for _, block in [*body, (name, head)] for one in block.parameters()}
+    loose = [one for one in module.parameters() if id(one) not in inside]
+    return Blocks(body[:kept], body[kept:], (name, head), loose)
 
 
 def freeze(module: nn.Module, parts: Blocks) -> None:
@@ -55,6 +52,8 @@ def freeze(module: nn.Module, parts: Blocks) -> None:
     module.requires_grad_(False)
     for _, block in [*parts.tuned, parts.head]:
         block.requires_grad_(True)
+    for parameter in parts.loose:
+        parameter.requires_grad_(not parts.frozen)
 
 
 def parameters(parts: Blocks, layer_decay: float) -> list[Parameters]:
@@ -67,18 +66,10 @@ def parameters(parts: Blocks, layer_decay: float) -> list[Parameters]:
     for stage in range(stages):
         some = parts.tuned[stage * count // stages : (stage + 1) * count // stages]
         tensors = [tensor for _, block in some for tensor in block.parameters()]
+        tensors += parts.loose if not (stage or parts.frozen) else []
         name = some[0][0] if len(some) == 1 else f"{some[0][0]} to {some[-1][0]}"
         groups.append(Parameters(name, tensors, layer_decay ** (stages - stage)))
     return [*groups, Parameters(parts.head[0], list(parts.head[1].parameters()))]
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
-
-
-def _is_wrapper(module: nn.Module) -> bool:
-    """Say whether a module has nothing of its own but its children."""
-    return any(True for _ in module.children()) and not list(module.parameters(recurse=False))
 
 
 class Tuned(nn.Module):

@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from cnnbatch.errors import UserError
 from cnnbatch.models import Choice, Network, build_classifier
+from cnnbatch.models.depth import shortened
 from cnnbatch.models.heads import with_new_head, with_rows
 from cnnbatch.models.preprocessing import Normalize, prepare
 from cnnbatch.naming import named_alike
@@ -43,7 +44,7 @@ class ClassifierRecipe:
 
     def __init__(self, choice: Choice, spec: Train, data: TrainingData) -> None:
         strategy: Strategy = "all" if spec.strategy == "auto" else spec.strategy
-        network = _network(choice, strategy, data.classes, spec.seed)
+        network = _network(choice, strategy, data.classes, spec)
         self._choice, self._spec, self._network = choice, spec, network
         self._how = network.preprocessing
         self._numbers = {name: number for number, name in enumerate(data.classes)}
@@ -154,7 +155,12 @@ class ClassifierRecipe:
     def learned(self, state: Mapping[str, Tensor]) -> Learned:
         """Return the network's own state, and what it takes to build it again."""
         return Learned(
-            architecture={"task": "classify", "model": self._choice.model, "library": self._network.library},
+            architecture={
+                "task": "classify",
+                "model": self._choice.model,
+                "library": self._network.library,
+                "features": self._spec.features or self._choice.features,
+            },
             preprocessing=asdict(self._how),
             classes=self._network.classes,
             state={name.removeprefix("network."): tensor for name, tensor in state.items()},
@@ -166,13 +172,16 @@ class ClassifierRecipe:
         )
 
 
-def _network(choice: Choice, strategy: Strategy, classes: tuple[str, ...], seed: int) -> Network:
+def _network(choice: Choice, strategy: Strategy, classes: tuple[str, ...], spec: Train) -> Network:
     """Return the network that training begins with."""
     if strategy == "scratch":
-        return build_classifier(replace(choice, weights=f"random:{seed}", sha256=None, classes=classes))
+        return build_classifier(replace(choice, weights=f"random:{spec.seed}", sha256=None, classes=classes))
     trained = build_classifier(choice)
+    if spec.features is not None:
+        _require_whole(choice)
+        return shortened(trained, spec.features, classes, spec.seed)
     if strategy != "as_is":
-        return with_new_head(trained, classes, seed)
+        return with_new_head(trained, classes, spec.seed)
     names = named_alike(classes, trained.classes)
     if unknown := [name for name in classes if name not in names]:
         raise UserError(
@@ -180,6 +189,14 @@ def _network(choice: Choice, strategy: Strategy, classes: tuple[str, ...], seed:
             f"{', '.join(unknown[:8])}\n  what to do: take another strategy, or auto"
         )
     return replace(with_rows(trained, [names[name] for name in classes]), classes=classes)
+
+
+def _require_whole(choice: Choice) -> None:
+    if choice.features is not None:
+        raise UserError(
+            f"train.features: the model's head reads the block {choice.features} already, all after it was "
+            "left out\n  what to do: leave train.features out, or give the model that it was made of"
+        )
 
 
 def _class_weights(data: TrainingData) -> Tensor:

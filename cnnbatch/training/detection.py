@@ -19,7 +19,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.transforms.v2 import functional as transforms
 
 from cnnbatch.errors import UserError
-from cnnbatch.models import Choice, torchvision_detectors
+from cnnbatch.models import Choice, depth, torchvision_detectors
 from cnnbatch.models.detector import Detector
 from cnnbatch.models.detector_heads import with_head_of, with_labels
 from cnnbatch.models.detectors import build_detector
@@ -244,7 +244,7 @@ def _blocks(backbone: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]
     """Yield the blocks of a classifier's body, then what detection adds: a pyramid, or layers one by one."""
     for name, child in backbone.named_children():
         if name in ("body", "features"):
-            yield from blocks.blocks(child, f"{prefix}.{name}.")
+            yield from depth.blocks(child, f"{prefix}.{name}.")
         elif isinstance(child, nn.ModuleList):
             yield from ((f"{prefix}.{name}.{number}", one) for number, one in child.named_children())
         else:

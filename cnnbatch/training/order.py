@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,10 @@ class Decision:
     figures: Mapping[str, float] = field(default_factory=dict)
     strong: bool = False
     """Whether pictures are changed more than the job's defaults have it."""
+    features: str | None = None
+    """The block that the new head reads; None for the last."""
+    depths: Sequence[Mapping[str, Any]] = ()
+    """What features at several depths tell: ``block``, ``probe`` and ``evidence`` of each."""
 
 
 @dataclass(frozen=True)

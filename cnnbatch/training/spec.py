@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cnnbatch.section import Count, Section, Share
 
@@ -39,6 +39,9 @@ class Train(Section):
     """How to train; ``auto`` leaves it to what was measured of the data, and says why."""
 
     strategy: Literal["auto"] | Strategy = Field("auto", description="How much of the network is tuned.")
+    features: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="With head: the block whose output it reads, none after it; null: the last."
+    )
     epochs: Literal["auto"] | Count = Field("auto", description="How often every picture is seen.")
     batch: Count = Field(32, description="Pictures of one step, of all workers together.")
     optimizer: Literal["sgd", "adadelta", "adamw", "muon"] = "adamw"
@@ -76,3 +79,9 @@ class Train(Section):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         10, description="How often lost workers are replaced before the run gives up."
     )
+
+    @model_validator(mode="after")
+    def _only_a_head_reads_features(self) -> Self:
+        if self.features is not None and self.strategy != "head":
+            raise ValueError(f"features is where a head reads; expected strategy head, got {self.strategy}")
+        return self
