@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from cnnbatch.models import published
 from cnnbatch.models.building import find
 from cnnbatch.models.keras_table import MODELS
 from cnnbatch.models.network import last_layer
+from cnnbatch.training import blocks
 from tests.families import KERAS, TIMM, TORCHVISION
 
 CLASSES = 3
@@ -58,6 +60,10 @@ def learns(model: str, side: int) -> None:
     first = loss(module, pixels)
     first.backward()  # type: ignore[no-untyped-call]
     parameters = dict(module.named_parameters())
+    groups = blocks.parameters(blocks.split(module, "all"), 1.0)
+    assert Counter(id(one) for group in groups for one in group.tensors) == Counter(
+        map(id, parameters.values())
+    )
     assert not [name for name, one in parameters.items() if one.grad is None and one.requires_grad]
     gradients = [one.grad for one in parameters.values() if one.grad is not None]
     squared = sum(float(gradient.square().sum()) for gradient in gradients)

@@ -59,14 +59,17 @@ def freeze(module: nn.Module, parts: Blocks) -> None:
 def parameters(parts: Blocks, layer_decay: float) -> list[Parameters]:
     """Return what is learned in groups, each at ``layer_decay`` times the rate of the one after it.
 
-    The tuned blocks form up to `STAGES` groups of about as many blocks each; the head comes last, at 1.
+    The tuned blocks form up to `STAGES` groups of about as many blocks each; the head comes last, at 1. What
+    several blocks share is in the first of their groups.
     """
-    count, groups = len(parts.tuned), list[Parameters]()
+    count, groups, grouped = len(parts.tuned), list[Parameters](), set[int]()
     stages = min(STAGES, count)
     for stage in range(stages):
         some = parts.tuned[stage * count // stages : (stage + 1) * count // stages]
         tensors = [tensor for _, block in some for tensor in block.parameters()]
         tensors += parts.loose if not (stage or parts.frozen) else []
+        tensors = [one for one in dict.fromkeys(tensors) if id(one) not in grouped]
+        grouped |= set(map(id, tensors))
         name = some[0][0] if len(some) == 1 else f"{some[0][0]} to {some[-1][0]}"
         groups.append(Parameters(name, tensors, layer_decay ** (stages - stage)))
     return [*groups, Parameters(parts.head[0], list(parts.head[1].parameters()))]
