@@ -53,6 +53,29 @@ class History:
     best_epoch: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A step that was taken: its ``numbers`` by ``names``, which a GPU may still be computing."""
+
+    epoch: int
+    step: int
+    rate: float
+    names: Sequence[str]
+    numbers: Tensor
+
+
+class _Clock:
+    """Counts the images of an epoch, and the seconds since it began."""
+
+    def __init__(self) -> None:
+        self._started, self._images = perf_counter(), 0
+
+    def rate(self, images: int) -> float:
+        """Return how many images there were a second, with so many more."""
+        self._images += images
+        return self._images / max(perf_counter() - self._started, 1e-9)
+
+
 class Watcher(Protocol):
     """Who is told of a training as it goes; of several workers only the first has one that listens."""
 
@@ -120,35 +143,57 @@ class Loop:
         self._optimizer.zero_grad(set_to_none=True)
         team = self._team
         examples = self._training.training(epoch, self._spec.batch, team.rank, team.world, first)
-        started, images = perf_counter(), 0
+        clock, waiting = _Clock(), None
         for step, some in enumerate(examples, first):
-            row = self._step(epoch, step, some)
-            images += int(row["images"])
-            row["images_per_second"] = images / max(perf_counter() - started, 1e-9)
-            self._watcher.step(row)
+            taken = self._step(epoch, step, some)
+            if waiting is not None:
+                self._tell(waiting, clock)
+            waiting = taken
             # Gradients that are still added up would be lost: a checkpoint comes after an update only.
             if step + 1 < self._steps and (step + 1) % self._spec.accumulate == 0 and self._is_due():
+                self._tell(waiting, clock)
+                waiting = None
                 self._watcher.save(Position(epoch, step + 1), self.state, best=False)
+        if waiting is not None:
+            self._tell(waiting, clock)
 
-    def _step(self, epoch: int, step: int, examples: Sequence[Example]) -> dict[str, float]:
+    def _tell(self, taken: _Taken, clock: _Clock) -> None:
+        """Read a step's numbers, and tell of them; raises Broken where its loss is not a number."""
+        numbers = dict(zip(taken.names, taken.numbers.tolist(), strict=True))
+        images, norm = int(numbers.pop("images")), numbers.pop("gradient_norm")
+        if not math.isfinite(sum(numbers.values())):
+            raise Broken(self._undefined(taken.epoch, taken.step, taken.rate, numbers))
+        row = {
+            "epoch": taken.epoch,
+            "step": taken.epoch * self._steps + taken.step,
+            "learning_rate": taken.rate,
+            "images": images,
+            "loss": sum(numbers.values()),
+            **(numbers if len(numbers) > 1 else {}),
+            **({"gradient_norm": norm} if images else {}),
+            "images_per_second": clock.rate(images),
+        }
+        self._watcher.step(row)
+
+    def _step(self, epoch: int, step: int, examples: Sequence[Example]) -> _Taken:
+        """Take a step, and return without waiting for a GPU: its numbers are read when the next is taken."""
         whole = epoch * self._steps + step
         rate = self._set_rate(whole)
         torch.manual_seed(hash((self._spec.seed, epoch, step, self._team.rank)) % 2**63)
         draw = Random(f"{self._spec.seed} {epoch} {step}")
-        count = self._team.sum(len(examples))
-        if not count:
-            return self._row(epoch, step, rate, 0, {})
+        count = self._team.sum(torch.full((), float(len(examples)), device=self._device))
+        if not examples and not count:  # Nobody has any; whoever has some need not ask.
+            return _Taken(epoch, step, rate, ("images", "gradient_norm"), torch.zeros(2))
         batch = self._batch(examples)
         last = (step + 1) % self._spec.accumulate == 0 or step + 1 == self._steps
         with nullcontext() if last else self._team.without_sync(self._module):
             parts = self._gradients(self._recipe.on_device(batch, draw), len(examples) / count)
-        losses = {name: self._team.sum(value) for name, value in parts.items()}
-        if not math.isfinite(sum(losses.values())):
-            raise Broken(self._undefined(epoch, step, rate, losses))
-        norm = self._update() if last else 0.0
-        return self._row(epoch, step, rate, int(count), losses) | {"gradient_norm": norm}
+        losses = self._team.sum(torch.stack([*parts.values()]))
+        norm = self._update() if last else torch.zeros_like(count)
+        names = ("images", "gradient_norm", *parts)
+        return _Taken(epoch, step, rate, names, torch.cat([torch.stack([count, norm]), losses]))
 
-    def _gradients(self, batch: Batch, share: float) -> dict[str, float]:
+    def _gradients(self, batch: Batch, share: Tensor) -> dict[str, Tensor]:
         """Add this worker's gradients; return its loss by parts, weighted by its ``share`` of the images."""
         with self._autocast():
             outputs = self._module(*batch.inputs)
@@ -157,9 +202,9 @@ class Loop:
         scale = share * self._team.world / self._spec.accumulate
         total = torch.stack([*parts.values()]).sum() * scale
         self._scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-        return {name: float(value.detach()) * share for name, value in parts.items()}
+        return {name: value.detach().float() * share for name, value in parts.items()}
 
-    def _update(self) -> float:
+    def _update(self) -> Tensor:
         self._scaler.unscale_(self._optimizer)
         tensors = [tensor for group in self._groups for tensor in group.tensors if tensor.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(tensors, self._spec.clip or math.inf)
@@ -168,7 +213,7 @@ class Loop:
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update_parameters(self._recipe.module)
-        return float(norm)
+        return norm.float()
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
         """Put examples on the device; a worker without any takes part with a picture of no weight."""
@@ -277,12 +322,6 @@ class Loop:
             return False
         self._saved = monotonic()
         return True
-
-    def _row(
-        self, epoch: int, step: int, rate: float, images: int, losses: Mapping[str, float]
-    ) -> dict[str, float]:
-        row = {"epoch": epoch, "step": epoch * self._steps + step, "learning_rate": rate, "images": images}
-        return {**row, "loss": sum(losses.values()), **(losses if len(losses) > 1 else {})}
 
     def _undefined(self, epoch: int, step: int, rate: float, losses: Mapping[str, float]) -> str:
         found = ", ".join(f"{name} {value:g}" for name, value in losses.items())

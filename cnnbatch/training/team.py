@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,14 +44,11 @@ class Team:
             for buffer in module.buffers():
                 distributed.broadcast(buffer, 0)
 
-    def sum(self, value: float) -> float:
-        """Return the sum over the team."""
-        if self.world == 1:
-            return value
-        device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-        total = torch.tensor(value, dtype=torch.float64, device=device)
-        distributed.all_reduce(total)
-        return float(total)
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sums over the team, in place; does not wait for a GPU."""
+        if self.world > 1:
+            distributed.all_reduce(values)
+        return values
 
     def gather(self, values: list[Any]) -> list[Any]:
         """Return the values of all, in the order of their ranks."""
