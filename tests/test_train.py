@@ -311,7 +311,7 @@ def test_only_a_head_reads_earlier_features(tmp_path: Path) -> None:
 def test_auto_looks_at_several_depths_and_keeps_what_it_saw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.training.strategy.QUARTERS", 2)
+    monkeypatch.setattr("cnnbatch.training.quadrants.QUARTERS", 2)
     folder, out = tiny.colours(tmp_path / "colours", 30), tmp_path / "out"
     launch(tiny.job(folder, out, {"strategy": "auto", "epochs": 1}), QUIET)
     about = model_of(out)

@@ -15,10 +15,11 @@ from torch import nn
 from cnnbatch.naming import named_alike
 from cnnbatch.training import similarity
 from cnnbatch.training.optimizers import Muon, learning_rate, optimizer, orthogonal
+from cnnbatch.training.quadrants import Depth, by_table, figures
 from cnnbatch.training.recipe import Parameters, TrainingData
 from cnnbatch.training.schedules import factor
 from cnnbatch.training.spec import Train
-from cnnbatch.training.strategy import Depth, by_table, epochs_for, figures
+from cnnbatch.training.strategy import epochs_for
 from tests import tiny
 
 
