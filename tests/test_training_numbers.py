@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from cnnbatch.training.optimizers import Muon, learning_rate, optimizer, orthogo
 from cnnbatch.training.quadrants import Depth, by_table, figures
 from cnnbatch.training.recipe import Parameters, TrainingData
 from cnnbatch.training.schedules import factor
-from cnnbatch.training.spec import Train
+from cnnbatch.training.spec import Strategy, Train
 from cnnbatch.training.strategy import epochs_for
 from tests import tiny
 
@@ -91,7 +91,9 @@ def test_biases_and_normalisations_do_not_decay_and_stages_keep_their_scale() ->
         (3, 0.0, 0.1),
         (1, 0.1, 0.2),
     ]
-    assert learning_rate(Train(learning_rate=0.3), from_scratch=False) == 0.3
+    assert learning_rate(Train(learning_rate=0.3, strategy="all")) == 0.3
+    rates = {name: learning_rate(Train(optimizer="sgd", strategy=name)) for name in get_args(Strategy)}
+    assert rates["head"] == rates["last_blocks"] == 2 * rates["all"] == rates["scratch"] / 5
 
 
 def blobs(count: int, distance: float, classes: int = 3, size: int = 20) -> tuple[Any, Any]:

@@ -15,13 +15,16 @@ RATES = {"sgd": 0.02, "adadelta": 1.0, "adamw": 2e-3, "muon": 0.02}
 """The highest learning rate where the job does not say."""
 SCRATCH = {"sgd": 5.0, "adadelta": 1.0, "adamw": 1.0, "muon": 1.0}
 """How much higher it is for a network without trained weights."""
+ALL = 0.5
+"""How much lower it is where all of a trained network is tuned: early layers lose what they know at more."""
 
 
-def learning_rate(spec: Train, from_scratch: bool) -> float:
-    """Return the highest learning rate: the job's, else what suits the optimiser."""
+def learning_rate(spec: Train) -> float:
+    """Return the highest learning rate: the job's, else what suits the optimiser and the strategy."""
     if spec.learning_rate != "auto":
         return spec.learning_rate
-    return RATES[spec.optimizer] * (SCRATCH[spec.optimizer] if from_scratch else 1.0)
+    factors = {"scratch": SCRATCH[spec.optimizer], "all": ALL}
+    return RATES[spec.optimizer] * factors.get(spec.strategy, 1.0)
 
 
 def optimizer(groups: Sequence[Parameters], spec: Train, rate: float) -> torch.optim.Optimizer:

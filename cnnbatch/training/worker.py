@@ -46,7 +46,7 @@ def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> Non
         return
     loaders = [_loader(order, part, recipe, team, device, threads) for part in ("train", "validation")]
     precision = precision_for(job.compute.precision, device, recipe.module)
-    rate = learning_rate(spec, order.decision.strategy == "scratch")
+    rate = learning_rate(spec)
     plan = Plan(spec, order.epochs, rate, device, precision, job.max_failed)
     watcher = Recorder(order.output, tell) if team.rank == 0 else Silent()
     try:
