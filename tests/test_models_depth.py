@@ -85,13 +85,19 @@ def _vector(output: Tensor, found: Tap) -> Tensor:
     return output.mean(axes) if axes else output
 
 
-def test_features_at_depths_stay_the_same_when_layers_are_fused() -> None:
-    made = network("mobilenet_v2")
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("mobilenet_v2", ["features.0.0", "features.0.1", "features.5", "features.18.0"]),
+        ("vgg11", ["features.0", "features.6", "classifier.0"]),
+    ],
+)
+def test_features_at_depths_stay_the_same_when_layers_are_fused(name: str, names: list[str]) -> None:
+    made = network(name)
     with torch.no_grad():
         for module in made.module.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_()  # type: ignore[union-attr]
-        names = ["features.0.0", "features.0.1", "features.5", "features.18.0"]
         found = [tap(made, block, "task.embedding") for block in names]
         expected = WithDepths(made.module, found).eval()
         plain = expected(pictures())

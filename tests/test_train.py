@@ -298,6 +298,11 @@ def test_a_head_on_earlier_features_is_a_model_without_the_rest(tmp_path: Path) 
     again = {"strategy": "all", "epochs": 1}
     launch(tiny.job(folder, tmp_path / "again", again, task={"model": str(out)}), QUIET)
     assert model_of(tmp_path / "again")["architecture"]["features"] == "0.1"
+    launch(
+        tiny.job(folder, tmp_path / "auto", {"strategy": "auto", "epochs": 1}, task={"model": str(out)}),
+        QUIET,
+    )
+    assert model_of(tmp_path / "auto")["depths"] == []
     twice = {"strategy": "head", "epochs": 1, "features": "body.0.0"}
     with pytest.raises(UserError, match=r"train\.features: .* reads the block 0\.1 already"):
         launch(tiny.job(folder, tmp_path / "twice", twice, task={"model": str(out)}), QUIET)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ Layout = Literal["maps", "maps_last", "tokens", "vector"]
 
 CUT = "train.features"
 """The field that says where a network is cut."""
+_FLAT: dict[int, Layout] = {2: "vector", 3: "tokens"}
 _AXES: dict[Layout, tuple[int, ...]] = {"maps": (2, 3), "maps_last": (1, 2), "tokens": (1,), "vector": ()}
 
 
@@ -102,16 +104,11 @@ def _tapped(network: Network, names: Sequence[str]) -> list[Tap]:
     """Run a black picture through the network, and return which of its blocks give features."""
     given: dict[str, Tensor] = {}
 
-    def keep(name: str) -> None:
-        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                given[name] = output
+    def keep(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            given[name] = output
 
-        hooks.append(network.module.get_submodule(name).register_forward_hook(hook))
-
-    hooks: list[torch.utils.hooks.RemovableHandle] = []
-    for name in names:
-        keep(name)
+    hooks = [network.module.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
     with torch.no_grad():
         network.module(torch.zeros((1, 3, *network.preprocessing.crop)))
     for handle in hooks:
@@ -126,10 +123,11 @@ def _tapped(network: Network, names: Sequence[str]) -> list[Tap]:
 
 def _layout(shape: torch.Size, crop: tuple[int, int]) -> Layout | None:
     """Return how the output of a block lies, for inputs of ``crop``; None where that can't be told."""
-    if len(shape) != 4:
-        return {2: "vector", 3: "tokens"}.get(len(shape))  # type: ignore[return-value]
-    first, last = (_is_smaller(crop, shape[2:]), _is_smaller(crop, shape[1:3]))
-    return "maps" if first else "maps_last" if last else None
+    if len(shape) == 4 and _is_smaller(crop, shape[2:]):
+        return "maps"
+    if len(shape) == 4 and _is_smaller(crop, shape[1:3]):
+        return "maps_last"
+    return _FLAT.get(len(shape))
 
 
 def _is_smaller(crop: tuple[int, int], size: Sequence[int]) -> bool:
@@ -193,6 +191,15 @@ def pooled(output: Tensor, layout: Layout) -> Tensor:
     """Return a block's output as one new vector a picture: its mean over places."""
     axes = _AXES[layout]
     return output.mean(axes) if axes else output.clone()
+
+
+def can_be_cut(network: Network, block: str) -> bool:
+    """Say whether `shortened` can cut the network after ``block``."""
+    try:
+        shortened(network, block, network.classes)
+    except UserError:
+        return False
+    return True
 
 
 def shortened(network: Network, block: str, classes: Sequence[str], seed: int = 0) -> Network:

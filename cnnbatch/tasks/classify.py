@@ -107,12 +107,19 @@ class Classify(WeightedTask):
         return Classifier(self, build_classifier(self.choice(self.preprocessing.fields())), runtime)
 
     def taps(self, count: int) -> Sequence[Tap]:
-        """Return up to ``count`` blocks that give features; see `cnnbatch.models.depth.taps`."""
-        from cnnbatch.models import build_classifier
-        from cnnbatch.models.depth import taps
+        """Return up to ``count`` blocks that give features, after which the network can be cut.
 
-        network = build_classifier(self.choice(self.preprocessing.fields()))
-        return taps(network, count)
+        None of a network that is cut already, or that can't be; see `cnnbatch.models.depth`.
+        """
+        from cnnbatch.models import build_classifier
+        from cnnbatch.models.depth import can_be_cut, taps
+
+        choice = self.choice(self.preprocessing.fields())
+        if choice.features is not None:
+            return []
+        network = build_classifier(choice)
+        found = taps(network, count)
+        return found if found and can_be_cut(network, found[0].block) else []
 
     def recipe(self, spec: Train, data: TrainingData) -> Recipe:
         """Return how the network learns the classes of ``data``."""
