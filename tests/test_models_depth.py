@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnbatch.errors import UserError
 from cnnbatch.models import Choice, Network, Preprocessing, build_classifier
-from cnnbatch.models.depth import Tap, WithDepths, shortened, tap, taps
+from cnnbatch.models.depth import Tap, WithDepths, can_be_cut, shortened, tap, taps
 from cnnbatch.models.fusion import fuse
 from tests import tiny
 
@@ -110,6 +110,8 @@ def test_features_at_depths_stay_the_same_when_layers_are_fused(name: str, names
     ("name", "block"),
     [
         ("mobilenet_v2", "features.4"),
+        ("mobilenet_v2", "features.0.1"),
+        ("efficientnet_b0", "features.2.0"),
         ("resnet18", "layer2.0"),
         ("vgg11", "classifier.0"),
         ("swin_t", "features.1.1"),
@@ -164,21 +166,24 @@ def test_what_can_not_be_cut_is_said() -> None:
     with pytest.raises(UserError, match=r"task\.embedding: .*no block"):
         tap(made, "layer", "task.embedding")
     branching = Network(_Branching(), HOW, CLASSES)
-    with pytest.raises(UserError, match=r"train\.features: the network can't be cut after 'first'"):
-        shortened(branching, "first", CLASSES)
+    assert can_be_cut(branching, "first")
+    assert not can_be_cut(branching, "second")
+    with pytest.raises(UserError, match=r"train\.features: the network can't be cut after 'second'"):
+        shortened(branching, "second", CLASSES)
 
 
 class _Branching(nn.Module):
-    """A network that no tracer can follow."""
+    """A network that no tracer can follow beyond its first block."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 4, 3)
+        self.second = nn.Conv2d(4, 4, 3)
         self.last = nn.Linear(4, 3)
 
     def forward(self, pixels: Tensor) -> Tensor:
         found = self.first(pixels)
         if found.sum() > 0:
             found = -found
-        logits: Tensor = self.last(found.mean((2, 3)))
+        logits: Tensor = self.last(self.second(found).mean((2, 3)))
         return logits

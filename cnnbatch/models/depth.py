@@ -6,14 +6,16 @@ Earlier features are general, later ones belong to what the network was trained 
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torchvision
 from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from cnnbatch.errors import UserError
 from cnnbatch.models.heads import new_layer
@@ -172,6 +174,39 @@ class _Kept(nn.Module):
         return output
 
 
+class _Reached(Exception):
+    """The block is traced; nothing after it matters."""
+
+
+class _Until(fx.Tracer):
+    """Traces a network in evaluation mode until ``block``, which stays a module, has its output."""
+
+    def __init__(self, block: str) -> None:
+        super().__init__(autowrap_modules=(math, torchvision.ops))
+        self._block = block
+
+    def graph_module(self, module: nn.Module) -> fx.GraphModule:
+        """Return what of ``module`` leads to the block's output; its modules are the same ones."""
+        with contextlib.suppress(_Reached):
+            self.trace(module)
+            raise fx.proxy.TraceError(f"it does not call {self._block}")
+        self.graph.lint()
+        found = fx.GraphModule(module, self.graph)
+        found.graph.eliminate_dead_code()
+        found.recompile()
+        return found
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name == self._block or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        found = super().call_module(m, forward, args, kwargs)
+        if self.path_of_module(m) == self._block:
+            self.graph.output(self.create_arg(found))
+            raise _Reached
+        return found
+
+
 class Shortened(nn.Module):
     """A network up to one of its blocks, and a linear layer on what that gives."""
 
@@ -183,7 +218,7 @@ class Shortened(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits (N, C)."""
-        logits: Tensor = self.head(pooled(self.body(pixels)["features"], self._layout))
+        logits: Tensor = self.head(pooled(self.body(pixels), self._layout))
         return logits
 
 
@@ -210,7 +245,7 @@ def shortened(network: Network, block: str, classes: Sequence[str], seed: int = 
     """
     where = tap(network, block, CUT)
     try:
-        body = create_feature_extractor(network.module, {block: "features"})
+        body = _Until(block).graph_module(network.module)
     except (fx.proxy.TraceError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"{CUT}: the network can't be cut after {block!r}, since torch.fx can't trace it: {error}\n"
