@@ -241,13 +241,15 @@ class Loop:
                     epoch, self._steps - 1, self._set_rate((epoch + 1) * self._steps - 1), measured
                 )
             )
-        better = measured[self._recipe.metric] > history.best
-        if better:
-            history.best, history.best_epoch = measured[self._recipe.metric], epoch
+        found = measured[self._recipe.metric]
+        # Few images validate alike in many epochs, of which the last has learned most.
+        as_good = found >= history.best
+        if found > history.best:
+            history.best, history.best_epoch = found, epoch
         row = {"epoch": epoch, **measured, "validation_seconds": perf_counter() - started}
         history.epochs.append(row)
         self._watcher.epoch(row)
-        self._watcher.save(Position(epoch + 1), self.state, better)
+        self._watcher.save(Position(epoch + 1), self.state, as_good)
         self._saved = monotonic()
 
     def _judged(self) -> list[Any]:
