@@ -1,7 +1,7 @@
 """The rule of how much of a network to tune, by how many images there are and how like ImageNet's they are.
 
 It is a table of two by two. Few and similar: a new head. Few and dissimilar: a new head on earlier features,
-with strong augmentation. Many and similar: the head and the last blocks. Many and dissimilar: all.
+with stronger augmentation. Many and similar: the head and the last blocks. Many and dissimilar: all.
 
 How like they are is read from the network's depth: the features of its last quarter are those that ImageNet
 asked for, so where they tell the classes no better than earlier ones, the images are unlike ImageNet's. How
@@ -84,7 +84,7 @@ def by_table(found: Mapping[str, float], depths: Sequence[Depth] = ()) -> Decisi
     )
     if strong:
         why += f"; the head reads the features of {block}" * (block is not None)
-        why += "; so few that they are also changed more at random"
+        why += "; so few that their colours are also changed at random"
     return Decision(strategies[few, similar], why, found, strong, block, profile)
 
 
