@@ -93,6 +93,8 @@ def test_biases_and_normalisations_do_not_decay_and_stages_keep_their_scale() ->
     ]
     assert learning_rate(Train(learning_rate=0.3, strategy="all")) == 0.3
     rates = {name: learning_rate(Train(optimizer="sgd", strategy=name)) for name in get_args(Strategy)}
+    earlier = learning_rate(Train(optimizer="sgd", strategy="head", features="layer1"))
+    assert earlier == 5 * rates["head"]
     assert rates["head"] == rates["last_blocks"] == 2 * rates["all"] == rates["scratch"] / 5
 
 

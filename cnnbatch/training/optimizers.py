@@ -18,11 +18,18 @@ SCRATCH = {"sgd": 5.0, "adadelta": 1.0, "adamw": 1.0, "muon": 1.0}
 ALL = 0.5
 """How much lower it is where all of a trained network is tuned: early layers lose what they know at more."""
 
+FEATURES = 5.0
+"""How much higher it is for a head on earlier features: they are fewer than the last, so that a step of each
+weight changes the logits less (Yang et al. 2021, "Tensor programs V", table 3: an output layer's rate falls
+with its inputs)."""
+
 
 def learning_rate(spec: Train) -> float:
     """Return the highest learning rate: the job's, else what suits the optimiser and the strategy."""
     if spec.learning_rate != "auto":
         return spec.learning_rate
+    if spec.features is not None:
+        return RATES[spec.optimizer] * FEATURES
     factors = {"scratch": SCRATCH[spec.optimizer], "all": ALL}
     return RATES[spec.optimizer] * factors.get(spec.strategy, 1.0)
 
