@@ -109,5 +109,5 @@ def test_the_table_of_two_by_two_is_what_the_course_has() -> None:
         ("dataset:pets_sample", 20, 5),
         ("dataset:blood_cells#objects", 20, 5),
         ("dataset:cifar10", 1000, 5),
-        ("dataset:camvid#patches=32", None, 5),
+        ("dataset:camvid#patches=32", 1000, 5),
     ]
