@@ -8,7 +8,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
+from unittest.mock import patch
 from uuid import uuid4
+
+import ray.train.torch
 
 from cnnbatch.tasks.classify import Classify
 from cnnbatch.training.classification import ClassifierRecipe
@@ -30,8 +33,15 @@ class Faulty(Classify):
         plain = Classify.model_validate({"name": "classify", "model": self.model})
         recipe = FaultyRecipe(plain.choice({}), spec, data)
         recipe.fault, recipe.flags = self.fault, Path(self.flags)
-        (recipe.flags / f"devices-{uuid4()}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        (recipe.flags / f"device-{uuid4()}").write_text(_device())
         return recipe
+
+
+def _device() -> str:
+    """Return the GPU on which a worker of Ray Train computes, of those that Ray pretends; "" without any."""
+    with patch("torch.cuda.is_available", return_value=True):
+        number = ray.train.torch.get_device().index
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[number]
 
 
 class FaultyRecipe(ClassifierRecipe):

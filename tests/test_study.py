@@ -119,6 +119,7 @@ def test_its_page_leads_to_the_trials_and_says_what_auto_is_worth(quadrants: Pat
     assert 'href="trials/large-all-0/report.html"' in page
     assert "was best on validation" in page
     assert "auto as good as the best" in page
+    assert all(f'<th scope="col">{name}</th>' in page for name in ("fold", "least", "most", "took"))
     assert "<script" not in page
     (quadrants / "report.html").unlink()
     write_report(str(quadrants), Storage())
@@ -203,7 +204,10 @@ def test_courses_are_the_trials_and_begin_before_the_first_step(
         assert [one["before"], one["start"], one["end"]] == [judged[n]["accuracy"] for n in (0, 1, 3)]
         steps = judged[1]["step"] + 1
         assert one["slope"] == pytest.approx((judged[1]["accuracy"] - judged[0]["accuracy"]) / steps)
-    assert "over seconds" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "over seconds" in page
+    # One run of each, and no folds: these columns would be empty.
+    assert not [name for name in ("fold", "least", "most") if f'<th scope="col">{name}</th>' in page]
 
 
 def test_figures_of_a_course_are_those_of_its_table() -> None:

@@ -21,6 +21,9 @@ from cnnbatch.study.trials import FOLDER
 from cnnbatch.training.collecting import LESSON_IMAGES
 from cnnbatch.training.strategy import LESSON_EPOCHS
 
+TRIAL_HEAD = ["trial", "fold", "took", "validation", "test", "steps", "time"]
+"""The heads of the columns of the trials."""
+
 
 class Cells(NamedTuple):
     """A row of a table; ``marked`` where it is the best, ``link`` leads to a trial's page."""
@@ -43,6 +46,8 @@ class Section(NamedTuple):
 
 def write_study_report(output: Output, found: Findings) -> None:
     """Write ``report.html`` of a study, also of one that is still going on."""
+    trials = [_trial(row, found.metric) for row in found.rows]
+    head, cells = words.filled(TRIAL_HEAD, [trial.cells for trial in trials])
     page = template("study.html.j2").render(
         title=Fact(*found.title),
         output=redact(output.uri),
@@ -54,8 +59,8 @@ def write_study_report(output: Output, found: Findings) -> None:
         charts=list(_charts(found.courses, found.metric)),
         course_head=words.COURSE_HEAD,
         courses=[words.course_cells(course) for course in found.courses],
-        trial_head=["trial", "fold", "took", "validation", "test", "steps", "time"],
-        trials=[_trial(row, found.metric) for row in found.rows],
+        trial_head=head,
+        trials=[trial._replace(cells=some) for trial, some in zip(trials, cells, strict=True)],
         metric=found.metric.replace("_", " "),
     )
     output.storage.put(output.path("report.html"), page.encode())
@@ -80,12 +85,13 @@ def _section(place: int, case: str, found: Findings) -> Section:
     verdict = next((one for one in found.verdicts if one.case == case), None)
     best = verdict.best if verdict else next(iter(ranked(of_case)), None)
     shown = of_case if found.show != "table" else ranked(of_case)
+    head, rows = words.filled(words.group_head(found), [words.group_cells(group) for group in shown])
     return Section(
         id=f"case-{place}",
         title=case or "All combinations",
         facts=_measured(of_case),
-        head=words.group_head(found),
-        rows=[Cells(words.group_cells(group), group is best) for group in shown],
+        head=head,
+        rows=[Cells(cells, group is best) for group, cells in zip(shown, rows, strict=True)],
         verdict=words.verdict_words(verdict, found.metric) if verdict else "",
     )
 

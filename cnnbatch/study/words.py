@@ -97,10 +97,16 @@ def course_label(group: Group) -> str:
     return ", ".join(filter(None, [group.case, group.label]))
 
 
+def filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Return a table's head and rows without the columns in which all rows have nothing."""
+    kept = [column for column in range(len(head)) if not rows or any(row[column] for row in rows)]
+    return [head[column] for column in kept], [[row[column] for column in kept] for row in rows]
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows as lines with their columns below each other; columns without anything are left out."""
-    whole = [head, *rows]
-    kept = [column for column in range(len(head)) if any(row[column] for row in rows)]
-    widths = {column: max(len(row[column]) for row in whole) for column in kept}
+    """Yield rows as lines with their columns below each other."""
+    names, cells = filled(head, rows)
+    whole = [names, *cells]
+    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
     for row in whole:
-        yield "  " + "  ".join(row[column].ljust(widths[column]) for column in kept).rstrip()
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
