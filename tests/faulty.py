@@ -40,8 +40,8 @@ class Faulty(Classify):
 def _device() -> str:
     """Return the GPU on which a worker of Ray Train computes, of those that Ray pretends; "" without any."""
     with patch("torch.cuda.is_available", return_value=True):
-        number = ray.train.torch.get_device().index
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[number]
+        number: int | None = ray.train.torch.get_device().index
+    return "" if number is None else os.environ["CUDA_VISIBLE_DEVICES"].split(",")[number]
 
 
 class FaultyRecipe(ClassifierRecipe):

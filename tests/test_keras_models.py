@@ -38,7 +38,7 @@ from cnnbatch.models.network import WithPenultimate, last_layer
 from cnnbatch.models.preprocessing import Normalize, prepare
 from tests import keras_made
 from tests.conftest import jpeg
-from tests.keras_made import SMALLEST, answers, keras, made, pictures, write, write_legacy
+from tests.keras_made import SMALLEST, answers, keras, made, normalize_by, pictures, write, write_legacy
 
 SMALL = "MobileNetV3Small"
 LARGER = pytest.param("EfficientNetB0", marks=pytest.mark.long)
@@ -289,19 +289,23 @@ def test_efficientnets_published_normalization_is_keras(
     name = "EfficientNetB0"
     own = made(name, classes=1000, size=224)
     normalization = next(layer for layer in own.layers if isinstance(layer, keras.layers.Normalization))
+    deviation = np.array([0.229, 0.224, 0.225])
     normalization.adapt_mean.assign([0.485, 0.456, 0.406])
-    normalization.adapt_variance.assign([0.229, 0.224, 0.225])
+    normalization.adapt_variance.assign(deviation**2)
+    normalization.finalize_state()
+    pixels = pictures(name, side=224)
+    normalize_by(own, name, pixels)
+    normalization.adapt_variance.assign(deviation)
     path = write_legacy(own, tmp_path / "efficientnetb0.h5")
     with keras_made.published(path):
         theirs = keras.applications.EfficientNetB0(weights="imagenet", classifier_activation=None)
     write(theirs, tmp_path / "again.weights.h5")
     monkeypatch.setitem(keras_table.MODELS, name, replace(MODELS[name], url=path.as_uri(), digest=None))
-    pixels = pictures(name, side=224)
     expected = answers(theirs, name, pixels)
     for given in ("DEFAULT", str(tmp_path / "again.weights.h5")):
         found = logits(build_classifier(Choice(f"keras/{name}", given)), pixels)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(answers(own, name, pixels), expected, rtol=1e-2, atol=1e-5)
+    assert not torch.allclose(answers(own, name, pixels), expected, rtol=0.5)
 
 
 def test_weights_of_others_are_refused_with_names(tmp_path: Path) -> None:

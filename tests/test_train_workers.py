@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import subprocess
 import sys
 import time
@@ -91,10 +90,11 @@ def test_a_killed_driver_goes_on_from_the_last_checkpoint(tmp_path: Path) -> Non
     spec = on_ray(folder, out, flags, "slow", FROZEN, workers=2)
     (tmp_path / "job.yaml").write_text(to_yaml(spec))
     command = [sys.executable, "-m", "cnnbatch.cli", "run", str(tmp_path / "job.yaml")]
-    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_for(out / "_job" / "training" / "checkpoints")
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        try:
+            wait_for(out / "_job" / "training" / "checkpoints")
+        finally:
+            first.kill()
     again = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert again.returncode == 0, again.stderr
     assert "going on at epoch" in again.stderr
