@@ -42,13 +42,13 @@ def reference(name: str) -> Any:
     torch.manual_seed(0)
     small = {} if name.startswith("ssd") else SMALL
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **small).eval()
-    _settle(model)
     head = getattr(model, "roi_heads", model)
     head.score_thresh, head.detections_per_img = 0.0, 10
     if hasattr(model, "rpn"):
         model.rpn._post_nms_top_n = {"training": 0, "testing": 50}
     else:
         model.topk_candidates = 30
+    _settle(model)
     return model
 
 

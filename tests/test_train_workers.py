@@ -121,7 +121,7 @@ def test_the_loss_of_a_node_leaves_the_others_training(cluster: Cluster, tmp_pat
     folder, out, flags = tiny.colours(tmp_path / "colours", 40), tmp_path / "out", tmp_path / "flags"
     second = cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
-    spec = on_ray(folder, out, flags, "slow", FROZEN, workers={"min": 1, "max": 6})
+    spec = on_ray(folder, out, flags, "slow", FROZEN, workers={"min": 1, "max": 3}, cpus_per_worker=2)
     with ThreadPoolExecutor(1) as thread:
         training = thread.submit(launch, spec, QUIET)
         wait_for(out / "_job" / "training" / "checkpoints")

@@ -139,7 +139,7 @@ FAMILIES = {
     "fasterrcnn_mobilenet_v3_large_320_fpn": 64,
     "fasterrcnn_mobilenet_v3_large_fpn": 64,
     "fasterrcnn_resnet50_fpn": 64,
-    "fasterrcnn_resnet50_fpn_v2": 64,
+    "fasterrcnn_resnet50_fpn_v2": 32,  # Its box head has convolutions for each of a thousand proposals.
     "retinanet_resnet50_fpn": 64,
     "retinanet_resnet50_fpn_v2": 64,
     "fcos_resnet50_fpn": 64,

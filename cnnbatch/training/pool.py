@@ -27,6 +27,9 @@ from cnnbatch.pool import connect
 from cnnbatch.training.order import Order, Told
 
 POLL_S = 0.3
+_GROUP_START_S = 15
+"""How long Ray Train waits for a group's places before it counts anew what there is: a minute by default.
+Of a node that was just lost it believes for a moment that it is still there, and would wait all of that."""
 
 
 class _Mailbox:
@@ -49,6 +52,7 @@ def fit(order: Order) -> Iterator[Told]:
     compute = order.job.compute
     connect(compute)
     group = group_for(compute)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_GROUP_START_S))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     of_mailbox: Any = ray.remote(_Mailbox)
     mailbox = of_mailbox.options(num_cpus=0, scheduling_strategy=here).remote()
