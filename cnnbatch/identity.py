@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from cnnbatch.job import Job, MapJob, TrainJob, fingerprint_fields
+from cnnbatch.job import Job, MapJob, StudyJob, TrainJob, fingerprint_fields
 
 if TYPE_CHECKING:
     from cnnbatch.tasks import Decoder, Model, Precision
@@ -30,14 +30,20 @@ def of_job(job: Job) -> dict[str, Any]:
     return {**dict(_flat(fields)), "cnnbatch": _minor("cnnbatch"), "torch": _minor("torch")}
 
 
-def of_training(job: TrainJob) -> dict[str, Any]:
+def of_training(job: TrainJob | StudyJob) -> dict[str, Any]:
     """Return what another training would not have in common with this one, by dotted names."""
     may_differ = {"checkpoint_s", "max_failures", "judge_first"}
     train = {
         name: value for name, value in job.train.model_dump(mode="json").items() if name not in may_differ
     }
     chosen = {"limit": job.input.limit, "sample": job.input.sample}
-    return {**of_job(job), **dict(_flat({"train": train, "input": chosen}))}
+    return {**of_job(job), **dict(_flat({"train": train, "input": chosen})), "lesson": job.lesson}
+
+
+def of_study(job: StudyJob) -> dict[str, Any]:
+    """Return what another study would not have in common with this one, by dotted names."""
+    varied = job.study.model_dump(mode="json", include={"cases", "vary", "search", "seeds", "folds"})
+    return {**of_training(job), **dict(_flat({"study": varied}))}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:

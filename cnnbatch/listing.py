@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnbatch import plan
+from cnnbatch import kept, plan
 from cnnbatch.changes import Changes
 from cnnbatch.job import Input
 from cnnbatch.output import Listing, Output
@@ -270,11 +270,24 @@ def _all_pages(listings: Sequence[Listing]) -> list[_Page]:
     """Return the pages of all listings, the oldest first; the listings are read side by side."""
     with ThreadPoolExecutor(_READERS, "listings") as pool:
         summaries = list(pool.map(Listing.summaries, listings))
-    return [
+    pages = [
         _Page(listing, number, *summary)
-        for listing, pages in zip(listings, summaries, strict=True)
-        for number, summary in enumerate(pages)
+        for listing, of_listing in zip(listings, summaries, strict=True)
+        for number, summary in enumerate(of_listing)
     ]
+    _require_consecutive(pages)
+    return pages
+
+
+def _require_consecutive(pages: Sequence[_Page]) -> None:
+    """Refuse pages that have lost shards, or hold some twice."""
+    expected = 0
+    for page in pages:
+        if page.first != expected or page.last < page.first:
+            uri = page.listing.page(page.number)
+            why = f"expected the shards from {expected} on, got {page.first} to {page.last}"
+            raise kept.damaged(uri, why, kept.PUT_BACK)
+        expected = page.last + 1
 
 
 def _is_larger(chosen: Input, counts: dict[str, Any]) -> bool:

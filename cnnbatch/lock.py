@@ -10,9 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from cnnbatch.errors import EnvironmentFault, OutputHeld
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cnnbatch.errors import EnvironmentFault, OutputHeld, UserError
 from cnnbatch.storage import AlreadyExists, Changed, NotFound, Storage, redact
 
 RENEW_S = 15.0
@@ -24,7 +25,8 @@ def hold(storage: Storage, uri: str, run: str) -> Iterator[None]:
     """Hold the lock at ``uri`` for ``run``, renewing it until the block ends.
 
     A holder that is gone (its process on this host has ended, or a host elsewhere has not renewed
-    for `GONE_AFTER_S`) is replaced. Raises OutputHeld where another run is alive.
+    for `GONE_AFTER_S`) is replaced. Raises OutputHeld where another run is alive, and UserError for a lock
+    that doesn't say who holds it.
     """
     etag = _take(storage, uri, run)
     stop = threading.Event()
@@ -35,7 +37,7 @@ def hold(storage: Storage, uri: str, run: str) -> Iterator[None]:
     finally:
         stop.set()
         renewal.join()
-        if _holder(storage, uri).get("run") == run:
+        if _is_ours(storage, uri, run):
             storage.delete(uri)
 
 
@@ -46,11 +48,11 @@ def _take(storage: Storage, uri: str, run: str) -> str:
         pass
     try:
         etag = storage.head(uri).etag or ""
-        holder = _holder(storage, uri)
+        holder = _holder(uri, storage.read(uri))
         if _alive(holder):
             raise OutputHeld(
-                f"{redact(uri)} says that another run holds this output: process {holder.get('process')} on "
-                f"{holder.get('host')}, since {holder.get('since')}.\n"
+                f"{redact(uri)} says that another run holds this output: process {holder.process} on "
+                f"{holder.host}, since {holder.since}.\n"
                 "  what to do: wait until it ends, or stop it; then give the same command again"
             )
         return storage.replace(uri, _claim(run), etag)
@@ -71,18 +73,43 @@ def _claim(run: str) -> bytes:
     return json.dumps(claim).encode()
 
 
-def _holder(storage: Storage, uri: str) -> dict[str, Any]:
+class _Holder(BaseModel):
+    """What a lock says of the run that holds it."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    run: str
+    host: str
+    process: int = Field(0, ge=0, lt=1 << 32)
+    started: str | None = None
+    renewed: float = Field(0.0, allow_inf_nan=False)
+    since: str = "a time that it doesn't say"
+
+
+def _holder(uri: str, data: bytes) -> _Holder:
+    """Return what a lock says; raises UserError where it is damaged, since its holder may be alive."""
     try:
-        holder = json.loads(storage.read(uri))
-    except (NotFound, ValueError):
-        return {}
-    return holder if isinstance(holder, dict) else {}
+        return _Holder.model_validate_json(data)
+    except ValidationError:
+        raise UserError(
+            f"the lock {redact(uri)} is damaged: it doesn't say which run holds this output\n"
+            "  what to do: where no other run works on it, delete that file and give the same command again; "
+            "finished parts are kept"
+        ) from None
 
 
-def _alive(holder: dict[str, Any]) -> bool:
-    if holder.get("host") == socket.gethostname():
-        return holder.get("started") == _started(int(holder.get("process", 0)))
-    return time.time() - float(holder.get("renewed", 0)) < GONE_AFTER_S
+def _is_ours(storage: Storage, uri: str, run: str) -> bool:
+    """Say whether ``run`` still holds the lock."""
+    try:
+        return _Holder.model_validate_json(storage.read(uri)).run == run
+    except (NotFound, ValidationError):
+        return False
+
+
+def _alive(holder: _Holder) -> bool:
+    if holder.host == socket.gethostname():
+        return holder.started == _started(holder.process)
+    return time.time() - holder.renewed < GONE_AFTER_S
 
 
 def _started(process: int) -> str | None:

@@ -10,21 +10,24 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnbatch import plan
+from cnnbatch import kept, plan
 from cnnbatch.errors import OutputHeld, UserError
 from cnnbatch.plan import Change
 from cnnbatch.records import ImageRef, Shard
 from cnnbatch.storage import AlreadyExists, NotFound, Storage, join, redact
 
 PART = re.compile(r"part-(\d{8})\.parquet$")
-_PAGE = re.compile(r"\d+\.parquet$")
+_PAGE = re.compile(r"(\d{5,})\.parquet$")
+_LISTING = re.compile(r"\d{5,}/")
+_SUSPECT = re.compile(r"(\d+)\.json$")
 _READERS = 16
 FOOTER_KEY = b"cnnbatch"
 
@@ -54,9 +57,11 @@ class Output:
 
     def footer(self, index: int) -> dict[str, Any]:
         """Return what the footer of part ``index`` says: fingerprint, digest, versions, receipt."""
-        with self.storage.open(self.part(index)) as file:
+        uri = self.part(index)
+        with self.storage.open(uri) as file, kept.reading(uri, kept.MAKE_AGAIN):
             metadata = pq.read_metadata(file).metadata or {}
-        footer: dict[str, Any] = json.loads(metadata.get(FOOTER_KEY, b"{}"))
+            footer: dict[str, Any] = json.loads(metadata[FOOTER_KEY])
+            footer["digest"], footer["receipt"]["failed"].keys()
         return footer
 
     def decide(self, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,17 +73,20 @@ class Output:
         return dict(value)
 
     def decided(self, name: str) -> dict[str, Any] | None:
-        """Return what ``_job/NAME.json`` says; None where nothing was decided yet."""
+        """Return what ``_job/NAME.json`` says; None where nothing was decided yet.
+
+        Raises UserError where it does not say what a record of that name says.
+        """
+        uri = self.path("_job", f"{name}.json")
         try:
-            value: dict[str, Any] = json.loads(self.storage.read(self.path("_job", f"{name}.json")))
+            data = self.storage.read(uri)
         except NotFound:
             return None
-        return value
+        return kept.record(name, uri, data)
 
     def settings(self) -> dict[str, Any]:
         """Return how each kind of device runs, by its key."""
-        names = [name.removesuffix(".json") for name in self.names("_job/settings")]
-        return {name: self.decided(f"settings/{name}") for name in names}
+        return {name: self.decided(f"settings/{name}") for name in self._records("settings")}
 
     def undecide(self, *names: str) -> None:
         """Forget ``_job/NAME.json``, whether it is there or not, and what is in the folder of that name."""
@@ -96,15 +104,10 @@ class Output:
         known = self.decided("identity")
         if known is None:
             return
-        differences = [
-            f"  {name}: the output has {known.get(name)!r}, this job has {value!r}"
-            for name, value in identity.items()
-            if known.get(name) != value
-        ]
-        if differences:
+        if found := differences(known, identity):
             raise UserError(
                 f"{redact(self.uri)} was made by another job, and one output never mixes two:\n"
-                + "\n".join(differences)
+                + "\n".join(found)
                 + "\n  what to do: choose another output, or give the job that made this one"
                 f" ({redact(self.path('_job', 'job.yaml'))})"
             )
@@ -118,21 +121,26 @@ class Output:
 
     def listings(self) -> list[Listing]:
         """Return the listings that this output stands on, the oldest first."""
-        names = {name.split("/")[0] for name in self.names("_job/plan")}
+        names = {name.split("/")[0] for name in self.names("_job/plan") if _LISTING.match(name)}
         return [Listing(self, name) for name in sorted(names)]
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the records of all runs, in no order."""
-        names = [name.removesuffix(".json") for name in self.names("_job/runs")]
-        return [record for name in names if (record := self.decided(f"runs/{name}")) and "started" in record]
+        records = (self.decided(f"runs/{name}") for name in self._records("runs"))
+        return [record for record in records if record and "started" in record]
 
     def suspects(self) -> set[int]:
         """Return the shards that an inline run was at when its process ended."""
-        return {int(name.removesuffix(".json")) for name in self.names("_job/suspects")}
+        return {int(found[1]) for name in self.names("_job/suspects") if (found := _SUSPECT.match(name))}
 
     def suspect(self, index: int) -> str:
         """Return the URI of the note that an inline run is at shard ``index``."""
         return self.path("_job", "suspects", f"{index}.json")
+
+    def _records(self, folder: str) -> list[str]:
+        """Return the names of the records in a folder below ``_job/``."""
+        names = self.names(f"_job/{folder}")
+        return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
     def names(self, folder: str) -> Iterator[str]:
         """Yield the paths of all objects below ``folder``, relative to it; none where there are none."""
@@ -171,19 +179,26 @@ class Listing:
         self.output.decide(f"plan/{self.name}/applied", {})
 
     def count_pages(self) -> int:
-        """Return how many pages there are."""
-        return sum(bool(_PAGE.match(name)) for name in self.output.names("/".join(self.folder)))
+        """Return how many pages there are; raises UserError where one among them is missing."""
+        names = self.output.names("/".join(self.folder))
+        numbers = {int(found[1]) for name in names if (found := _PAGE.match(name))}
+        if lacking := set(range(len(numbers))) - numbers:
+            raise _missing(self.page(min(lacking)))
+        return len(numbers)
 
     def read(self, page: int, wanted: Collection[int] | None = None) -> list[Shard]:
         """Return the shards of page ``page``, or those of some numbers."""
         table = self.table(page)
         if wanted is not None:
             table = table.filter(pc.is_in(table["shard"], pa.array(wanted, pa.int32())))
-        return list(plan.page_shards(table))
+        with kept.reading(self.page(page)):
+            return list(plan.page_shards(table))
 
     def table(self, page: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return page ``page`` as a table of `plan.PAGE_COLUMNS`, or of some of them."""
-        with self.output.storage.open(self._page(page)) as file:
+        uri = self.page(page)
+        with self._opened(uri) as file:
+            kept.require_columns(pq.read_schema(file), plan.PAGE_COLUMNS)
             return pq.read_table(file, columns=None if columns is None else list(columns))
 
     def summaries(self) -> list[tuple[int, int, int]]:
@@ -192,13 +207,16 @@ class Listing:
             return list(pool.map(self._summary, range(self.count_pages())))
 
     def _summary(self, page: int) -> tuple[int, int, int]:
-        with self.output.storage.open(self._page(page)) as file:
-            metadata = pq.read_metadata(file)
-        groups = [
-            metadata.row_group(number).column(0).statistics for number in range(metadata.num_row_groups)
-        ]
-        ends: list[Any] = [(group.min, group.max) for group in groups if group is not None]
-        return metadata.num_rows, min(first for first, _ in ends), max(last for _, last in ends)
+        uri = self.page(page)
+        with self._opened(uri) as file:
+            parquet = pq.ParquetFile(file)
+            kept.require_columns(parquet.schema_arrow, plan.PAGE_COLUMNS)
+            metadata = parquet.metadata
+            groups = [
+                metadata.row_group(number).column(0).statistics for number in range(metadata.num_row_groups)
+            ]
+            ends: list[Any] = [(group.min, group.max) for group in groups if group is not None]
+            return metadata.num_rows, min(first for first, _ in ends), max(last for _, last in ends)
 
     def write_changes(self, page: int, data: bytes) -> None:
         """Add a page of changes; of an interrupted listing the next one writes it anew."""
@@ -206,19 +224,23 @@ class Listing:
 
     def changes(self, page: int) -> list[Change]:
         """Return a page of changes."""
-        with self.output.storage.open(self._changes(page)) as file:
+        uri = self._changes(page)
+        with self._opened(uri) as file:
+            kept.require_columns(pq.read_schema(file), plan.CHANGE_COLUMNS)
             return list(plan.table_changes(pq.read_table(file)))
 
     def changed_shards(self, page: int) -> set[int]:
         """Return the numbers of the shards that a page of changes is about."""
-        with self.output.storage.open(self._changes(page)) as file:
+        uri = self._changes(page)
+        with self._opened(uri) as file:
+            kept.require_columns(pq.read_schema(file), plan.CHANGE_COLUMNS)
             shards: list[Any] = pq.read_table(file, columns=["shard"])["shard"].unique().to_pylist()
-        return set(shards)
+            return set(shards)
 
     def write(self, page: int, data: bytes) -> None:
         """Add page ``page``; raises OutputHeld where another run has added it."""
         try:
-            self.output.storage.create(self._page(page), data)
+            self.output.storage.create(self.page(page), data)
         except AlreadyExists:
             raise OutputHeld(f"another run is listing the input for {redact(self.output.uri)}") from None
 
@@ -227,8 +249,39 @@ class Listing:
         pages = self.count_pages()
         return self.read(pages - 1)[-1].refs[-1] if pages else None
 
-    def _page(self, page: int) -> str:
+    @contextmanager
+    def _opened(self, uri: str) -> Iterator[BinaryIO]:
+        """Open a page; raises UserError where it is missing, or what is read from it is damaged."""
+        try:
+            file = self.output.storage.open(uri)
+        except NotFound:
+            raise _missing(uri) from None
+        with file, kept.reading(uri):
+            yield file
+
+    def page(self, page: int) -> str:
+        """Return the URI of page ``page``."""
         return self.output.path(*self.folder, f"{page:05}.parquet")
 
     def _changes(self, page: int) -> str:
         return self.output.path(*self.folder, f"changes-{page:05}.parquet")
+
+
+_OF_A_JOB = ("task.", "input.", "train.")
+
+
+def differences(known: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:
+    """Return a line for each of a job's ``fields`` that is another one in what an output has ``known``.
+
+    Fields of a job that only the output has count, too; the others may be all that is known so far.
+    """
+    names = [*fields, *(name for name in known if name.startswith(_OF_A_JOB) and name not in fields)]
+    return [
+        f"  {name}: the output has {known.get(name)!r}, this job has {fields.get(name)!r}"
+        for name in names
+        if known.get(name) != fields.get(name)
+    ]
+
+
+def _missing(uri: str) -> UserError:
+    return UserError(f"{redact(uri)} is missing, a page of the plan\n  what to do: {kept.PUT_BACK}")

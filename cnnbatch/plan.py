@@ -30,6 +30,8 @@ _FIELDS: list[pa.Field[Any]] = [
     pa.field("row", pa.int64()),
 ]
 PAGE_COLUMNS = pa.schema(_FIELDS)
+_OF_CHANGES: list[pa.Field[Any]] = [pa.field("position", pa.int32()), pa.field("gone", pa.bool_())]
+CHANGE_COLUMNS = pa.schema([*_FIELDS, *_OF_CHANGES])
 
 
 def shard_length(index: int, first: int) -> int:

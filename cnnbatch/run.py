@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 from uuid import uuid4
 
-from cnnbatch import identity, lock, plan
+from cnnbatch import begun, identity, lock, plan
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import evaluate
 from cnnbatch.evaluation.summary import Evaluation, headline
@@ -39,7 +39,7 @@ class RunOptions:
     ``retry_failed``: predict failed rows again. ``new``: look at the input anew, predict what is new or
     has changed, and what failed for a passing reason. ``prune``: mark the rows of images that are gone.
     ``allow_mixed``: let parts of another precision lie beside those that are there. ``only_rows``: neither
-    judge nor report.
+    judge nor report. ``tests_training``: the output is that of the training whose model is tested.
     """
 
     retry_failed: bool = False
@@ -48,6 +48,7 @@ class RunOptions:
     allow_mixed: bool = False
     quiet: bool = False
     only_rows: bool = False
+    tests_training: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
     name, started = uuid4().hex, datetime.now(UTC)
     with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), name):
         finished = output.finished()
-        _require_same_job(job, output, finished)
+        _begin(job, output, finished, options, screen)
         looking = Looking(options.new or options.prune, options.prune)
         planner = Planner(output, source, job.input, job.task.shard_size, looking)
         running = _Running(job, source, output, planner, options, screen)
@@ -115,12 +116,13 @@ class _Running:
     screen: Screen
 
 
-def _require_same_job(job: MapJob, output: Output, finished: Collection[int]) -> None:
-    """Refuse a job other than the one that made the finished parts; without parts, any job may."""
-    if finished:
-        output.require_identity(identity.of_job(job))
-    else:
-        output.undecide("settings", "identity", "classes")
+def _begin(
+    job: MapJob, output: Output, finished: Collection[int], options: RunOptions, screen: Screen
+) -> None:
+    """Refuse an output that another job has begun, or make room where it has finished nothing."""
+    if not finished and not options.tests_training:
+        begun.make_room(output, "map", screen.note)
+    begun.begin(job, output, finished, options.new or options.prune, screen.note)
 
 
 def _works(running: _Running, finished: set[int]) -> Iterator[Work | None]:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cnnbatch.errors import UserError
 from cnnbatch.report.words import decimal, number
 from cnnbatch.storage import redact
 
@@ -33,7 +34,7 @@ MEANINGS = {
 }
 NOT_RECORDED = "a way that is not recorded"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>()\[\]]+")
-_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, UserError)
 
 Trial = Mapping[str, Any]
 """A `speed.candidates.Trial` as JSON values."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
-from cnnbatch import datasets, lock
+from cnnbatch import begun, datasets, identity, lock
 from cnnbatch.errors import UserError
 from cnnbatch.job import StudyJob, to_yaml
-from cnnbatch.output import Output
+from cnnbatch.output import Output, differences
 from cnnbatch.report.study import write_study_report
 from cnnbatch.report.words import duration
 from cnnbatch.run import RunOptions, Summary
@@ -39,9 +40,9 @@ def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
     trials = trials_of(running.job)
     with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), uuid4().hex):
         require_data(trials)
-        output.decide("study", {"metric": running.job.study.metric})
+        begin(running.job, trials, output, screen.note)
         output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
-        known = {trial.name: row for trial in trials if (row := _kept(trial, output)) is not None}
+        known = {trial.name: row for trial in trials if (row := output.decided(f"trials/{trial.name}"))}
         screen.note(_begins(trials, known))
         trained = 0
         for row in _trained(running, [trial for trial in trials if trial.name not in known]):
@@ -100,12 +101,27 @@ def require_data(trials: Sequence[Trial]) -> None:
         raise UserError("\n".join(["nothing was trained: the study lacks images", *lacking.values()]))
 
 
-def _kept(trial: Trial, output: Output) -> Row | None:
-    """Return the record of a finished trial; raises UserError where it was another training."""
-    row = output.decided(f"trials/{trial.name}")
-    if row is not None:
-        require_same_training(trial.job, _output(trial))
-    return row
+def begin(job: StudyJob, trials: Sequence[Trial], output: Output, note: Callable[[str], None]) -> None:
+    """Record that ``output`` is begun for ``job``; what another one left there without a result is discarded.
+
+    Where a training has a result, the study may only have other trials than it had: raises UserError where
+    one of its trainings, or what they have in common, was another.
+    """
+    begun.make_room(output, "study", note)
+    fields: dict[str, Any] = json.loads(json.dumps(identity.of_study(job)))
+    known = (output.decided("study") or {}).get("fields")  # Earlier records have none.
+    if begun.holds_results(output):
+        for trial in trials:
+            require_same_training(trial.job, _output(trial))
+        if known is not None and (found := differences(known, json.loads(json.dumps(identity.of_training(job))))):
+            raise UserError(
+                f"{redact(output.uri)} holds another study:\n" + "\n".join(found) + "\n"
+                "  what to do: choose another output, or give the job that made this one"
+            )
+    elif known is not None and known != fields and begun.discard_all(output):
+        note(begun.discarded(output, known, fields))
+    record = {"metric": job.study.metric, "fields": fields}
+    output.storage.put(output.path("_job", "study.json"), json.dumps(record, indent=1).encode())
 
 
 def _output(trial: Trial) -> Output:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
 
-from cnnbatch import identity, lock
+from cnnbatch import begun, identity, lock
 from cnnbatch.errors import UserError
 from cnnbatch.job import Input, MapJob, TrainJob, to_yaml
-from cnnbatch.output import Output
+from cnnbatch.output import Output, differences
 from cnnbatch.run import RunOptions, Summary, run
 from cnnbatch.screen import Screen
 from cnnbatch.sources import open_source
@@ -35,7 +35,7 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
     options = options or RunOptions()
     output = Output(normalize(job.output.url), Storage(job.output.storage))
     with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), uuid4().hex):
-        require_same_training(job, output)
+        begin(job, output, screen.note)
         parts = parts_of(job, Storage(job.input.storage))
         if output.decided("training/finished") is None:
             collected = collect(job, parts, output)
@@ -52,21 +52,41 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
     return _test(job, parts, output, options)
 
 
+def begin(job: TrainJob, output: Output, note: Callable[[str], None]) -> None:
+    """Record that ``output`` is begun for ``job``; what another one left there without a result is discarded.
+
+    Raises UserError where another one has a checkpoint or more.
+    """
+    begun.make_room(output, "train", note)
+    fields, known = _fields(job), _known(job, output)
+    if not begun.holds_results(output):
+        if known != fields and begun.discard_all(output):
+            note(begun.discarded(output, known, fields))
+    else:
+        require_same_training(job, output)
+    output.decide("training/identity", fields)
+    output.storage.put(output.path("_job", "training", "job.yaml"), to_yaml(job).encode())
+
+
 def require_same_training(job: TrainJob, output: Output) -> None:
     """Refuse a job other than the one that this output's training began with."""
-    fields = json.loads(json.dumps(identity.of_training(job)))
-    known = output.decide("training/identity", fields)
-    differences = [
-        f"  {name}: the output has {known.get(name)!r}, this job has {value!r}"
-        for name, value in fields.items()
-        if known.get(name) != value
-    ]
-    if differences:
+    known = _known(job, output)
+    if known is not None and (found := differences(known, _fields(job))):
         raise UserError(
-            f"{redact(output.uri)} holds another training:\n" + "\n".join(differences) + "\n"
+            f"{redact(output.uri)} holds another training:\n" + "\n".join(found) + "\n"
             "  what to do: choose another output, or give the job that made this one"
         )
-    output.storage.put(output.path("_job", "training", "job.yaml"), to_yaml(job).encode())
+
+
+def _fields(job: TrainJob) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(json.dumps(identity.of_training(job)))
+    return fields
+
+
+def _known(job: TrainJob, output: Output) -> dict[str, Any] | None:
+    """Return what this output's training began with; earlier records don't say whether it is a lesson."""
+    known = output.decided("training/identity")
+    return None if known is None else {"lesson": job.lesson, **known}
 
 
 def _fit(order: Order) -> Iterator[Told]:
@@ -107,7 +127,7 @@ def _test(job: TrainJob, parts: Parts, output: Output, options: RunOptions) -> S
         evaluate=job.evaluate,
         max_failed=job.max_failed,
     )
-    return run(test, options)
+    return run(test, replace(options, tests_training=True))
 
 
 def _trained(job: TrainJob, output: Output, chosen: Input) -> dict[str, Any]:

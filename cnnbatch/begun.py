@@ -1,0 +1,152 @@
+"""What job an output was begun for, so that nothing unfinished is taken for another job's.
+
+A job's record is put before anything else, and deleted before anything else where what it began is discarded.
+So what has no record, or that of another job, and nothing finished, is discarded, whenever a run was ended.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Literal
+
+from cnnbatch import identity
+from cnnbatch.errors import UserError
+from cnnbatch.job import Input, MapJob
+from cnnbatch.output import Output, differences
+from cnnbatch.storage import redact
+
+Kind = Literal["map", "train", "study"]
+Note = Callable[[str], None]
+
+_RECORDS: Mapping[str, str] = {"map": "begun", "train": "training/identity", "study": "study"}
+_WORDS: Mapping[str, str] = {"map": "predictions", "train": "a training", "study": "a study"}
+_OF_MAP = {"settings", "identity", "classes", "unreported", "plan", "suspects", "truth", "runs"}
+"""What a map job has in ``_job/`` that is of no use to another one."""
+_OF_TRIALS = re.compile(r"[^/]+/(model\.json|predictions/part-.*|_job/training/checkpoints/.*)$")
+_NOT_CHOOSING = {"storage", "shard_size", "allow"}
+"""Fields of the input that don't say which images there are."""
+_MAY_GROW = {"input.limit", "input.sample"}
+"""More of both adds images to those that are planned, less leaves them."""
+
+
+def begin(job: MapJob, output: Output, finished: Collection[int], anew: bool, note: Note) -> None:
+    """Record that ``output`` is begun for ``job``; what another one left unfinished there is discarded.
+
+    With ``anew`` the input is looked at anew, so its choice may be another one. Raises UserError, with what
+    differs, where the parts that are ``finished`` are another job's.
+    """
+    fields, known = _fields(job), output.decided("begun")
+    if finished:
+        output.require_identity(identity.of_job(job))
+        _require_same_choice(output, known, fields, anew)
+        if known != fields:
+            _end_first_listing(output, known, job.input)
+    elif known != fields or _has_planned_nothing(output):
+        if _discard(output, "map", _OF_MAP) and known != fields:
+            note(discarded(output, known, fields))
+    else:
+        output.undecide("settings", "identity", "classes")
+    if known != fields or not finished:
+        output.storage.put(output.path("_job", "begun.json"), json.dumps(fields, indent=1).encode())
+
+
+def make_room(output: Output, kind: Kind, note: Note) -> None:
+    """Discard what a job of another kind left unfinished in ``output``; raises UserError where it finished."""
+    tops = {name.split("/")[0].removesuffix(".json") for name in output.names("_job")}
+    there = "study" if "study" in tops else "train" if "training" in tops else "map" if tops & _OF_MAP else kind
+    if there == kind:
+        return
+    if holds_results(output):
+        raise UserError(
+            f"{redact(output.uri)} holds {_WORDS[there]}, and this job makes {_WORDS[kind]}\n"
+            "  what to do: choose another output"
+        )
+    if discard_all(output):
+        note(f"{_WORDS[there]} that was begun in {redact(output.uri)}, without a result, is discarded")
+
+
+def holds_results(output: Output) -> bool:
+    """Say whether an output has a part, a checkpoint, a trained model, or any of these of a trial."""
+    return (
+        bool(output.finished())
+        or output.storage.exists(output.path("model.json"))
+        or any(True for folder in ("training/checkpoints", "trials") for _ in output.names(f"_job/{folder}"))
+        or any(_OF_TRIALS.match(name) for name in output.names("trials"))
+    )
+
+
+def discard_all(output: Output) -> bool:
+    """Delete all that was begun in an output but its lock; say whether there was anything."""
+    tops = {name.split("/")[0].removesuffix(".json") for name in output.names("_job")} - {"lock"}
+    there = [_discard(output, kind, tops) for kind in _RECORDS]
+    trials = [*output.names("trials")]
+    _delete(output, (f"trials/{name}" for name in trials))
+    return any(there) or bool(trials)
+
+
+def discarded(output: Output, known: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> str:
+    """Return the sentence that says what was discarded, and why."""
+    what = f"what an unfinished job has left in {redact(output.uri)} is discarded"
+    if known is None:
+        return f"{what}, since it does not say which job that was"
+    return f"{what}: {'; '.join(line.strip() for line in differences(known, fields))}"
+
+
+def _fields(job: MapJob) -> dict[str, Any]:
+    """Return what tells a job's plan from another's: its task, and all that names its images."""
+    own = {name: value for name, value in identity.of_job(job).items() if name.startswith(("task.", "input."))}
+    told = {name.split(".")[1] for name in own if name.startswith("input.")}
+    chosen = job.input.model_dump(mode="json", exclude=_NOT_CHOOSING | told, exclude_defaults=True)
+    chosen |= {"limit": job.input.limit, "sample": job.input.sample}
+    fields: dict[str, Any] = json.loads(json.dumps(own | {f"input.{name}": chosen[name] for name in chosen}))
+    return fields
+
+
+def _require_same_choice(
+    output: Output, known: Mapping[str, Any] | None, fields: Mapping[str, Any], anew: bool
+) -> None:
+    """Refuse another choice of images than that of the finished parts, which the plan does not have."""
+    if known is None or (anew and output.decided("identity") is not None):
+        return
+    before, now = ({name: one[name] for name in one if name not in _MAY_GROW} for one in (known, fields))
+    if found := differences(before, now):
+        raise UserError(
+            f"{redact(output.uri)} has planned other images than this job names:\n" + "\n".join(found) + "\n"
+            "  what to do: give the job that made this one, look at the input anew (--new), or choose another "
+            "output"
+        )
+
+
+def _end_first_listing(output: Output, known: Mapping[str, Any] | None, chosen: Input) -> None:
+    """End an unfinished first listing where it stands, since it chose otherwise.
+
+    To go on behind its last image would miss some before it; the next listing compares, and misses none.
+    """
+    listings = output.listings()
+    if len(listings) != 1 or listings[0].complete() is not None:
+        return
+    if images := sum(images for images, _, _ in listings[0].summaries()):
+        sample = (known or {}).get("input.sample", chosen.sample)
+        listings[0].finish({"images": images, "limit": images, "sample": sample})
+
+
+def _has_planned_nothing(output: Output) -> bool:
+    """Say whether a plan is complete without an image: the next run looks again."""
+    listings = output.listings()
+    return bool(listings) and (listings[-1].complete() or {}).get("images") == 0
+
+
+def _discard(output: Output, kind: str, tops: Collection[str]) -> bool:
+    """Delete the record of a job of this kind, then what it has begun in ``_job/``, then its evaluation."""
+    output.storage.delete(output.path("_job", *f"{_RECORDS[kind]}.json".split("/")))
+    left = [name for name in output.names("_job") if name.split("/")[0].removesuffix(".json") in tops]
+    _delete(output, (f"_job/{name}" for name in left))
+    _delete(output, ["evaluation.json", *(f"evaluation/{name}" for name in [*output.names("evaluation")])])
+    return bool(left)
+
+
+def _delete(output: Output, names: Iterable[str]) -> None:
+    for name in names:
+        output.storage.delete(output.path(*name.split("/")))
