@@ -23,6 +23,7 @@ from cnnbatch.errors import EnvironmentFault
 from cnnbatch.estimate import Counted, Estimate, Machine, Measured, estimate, spread
 from cnnbatch.inline import predict_inline
 from cnnbatch.job import Compute, Input, MapJob
+from cnnbatch.known_classes import KnownClasses
 from cnnbatch.output import Output
 from cnnbatch.process import Order, peak_rss_bytes
 from cnnbatch.records import ImageRef, Ready, Receipt, Shard, Span, Work
@@ -35,6 +36,8 @@ from cnnbatch.storage import Entry, Forbidden, Storage, is_local, normalize, par
 
 SAMPLE = 8
 LISTING_S = 10.0
+SHARD = 1000
+"""Images of which the ground truth is read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +67,20 @@ def check(job: MapJob, images: int = SAMPLE, listing_s: float = LISTING_S) -> Ch
     finished = _finished(output)
     if finished:
         output.require_identity(identity.of_job(job))
+    known = KnownClasses(job, source, lambda: _shards(source, job.input))
+    known.require_early()
     counted = count(source, job.input, storage, listing_s)
     with TemporaryDirectory(prefix="cnnbatch-check-") as folder:
         trial = _Trial(output if finished else None, Output(folder, Storage()), spread(counted.first, images))
-        measured = trial.run(job, source)
+        measured = trial.run(job, source, known)
     machine = machine_for(job.compute, trial.device)
     size = job.task.shard_size if job.input.shard_size == "auto" else job.input.shard_size
     whole = estimate(counted, measured, machine, size, source.truth_schema is not None)
     return Checked(job, finished, trial.seen, trial.settings, counted, measured, machine, whole)
+
+
+def _shards(source: Source, chosen: Input) -> Iterator[Shard]:
+    return plan.cut(plan.select(source.refs(), chosen.sample, chosen.limit), lambda index: SHARD)
 
 
 def count(source: Source, chosen: Input, storage: _Watched, seconds: float) -> Counted:
@@ -166,14 +175,16 @@ class _Trial:
         self.seen: list[str] = []
         self.settings: Mapping[str, Any] = {}
         self._rows: list[dict[str, Any]] = []
+        self._known: KnownClasses | None = None
 
     @property
     def device(self) -> str:
         """The kind of device that the model is on."""
         return str(self.settings["device"]).partition(":")[0]
 
-    def run(self, job: MapJob, source: Source) -> Measured:
-        """Predict the sample as a worker does."""
+    def run(self, job: MapJob, source: Source, known: KnownClasses) -> Measured:
+        """Predict the sample as a worker does; ``known`` is asked of the model as in a run."""
+        self._known = known
         kept = Settling(job, self._made).kept() if self._made else None
         order = Order(_as_worker(job), source, self._output, True, kept)
         receipts = list(predict_inline(order, self._works(), self))
@@ -191,6 +202,8 @@ class _Trial:
 
     def settle(self, ready: Ready) -> Mapping[str, Any]:
         """Note how the model runs."""
+        if self._known is not None:
+            self._known.require(ready.classes)
         if self._made:
             self._made.require_identity(ready.identity)
         self.settings = ready.settings

@@ -22,6 +22,7 @@ from cnnbatch.study.spec import Study
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
 from cnnbatch.training.spec import Train
+from cnnbatch.truth import SURE
 
 FormatName = Literal[
     "auto", "files", "folders", "list", "parquet", "tar", "coco", "voc", "imagenet_det", "cifar10"
@@ -81,12 +82,18 @@ class Input(Place):
     split: Text | Annotated[Texts, Field(min_length=1)] | None = Field(
         None, description="Which part of a data set that comes in several; of a VOC tree also several."
     )
-    classes: Texts | None = Field(None, description="Only images whose true class is one of these.")
+    classes: Texts | None = Field(
+        None,
+        description="Only images of these true classes; of an earlier job's objects, as it called them.",
+    )
     inventory: Text | None = Field(
         None, description="manifest.json of an S3 Inventory of the bucket, instead of listing it."
     )
     subset: Subset | None = Field(None, description="Only a part that was set apart.")
     keep: Texts = Field((), description="Columns of a list to repeat in every row.")
+    min_score: Share = Field(
+        SURE, description="Of the objects of an earlier output (OUT#objects), the least score that is taken."
+    )
     limit: Count | None = Field(None, description="Take only so many images.")
     sample: float = Field(
         1.0, gt=0, le=1, allow_inf_nan=False, description="Take this part of the images, by key."
@@ -311,6 +318,7 @@ def fingerprint_fields(job: Job) -> dict[str, Any]:
     of_input = ("url", "format", "key", "label", "truth", "split", "keep")
     chosen = {name: data["input"][name] for name in of_input}
     chosen |= {name: data["input"][name] for name in ("subset", "classes") if data["input"][name]}  # Rare.
+    chosen |= {} if job.input.min_score == SURE else {"min_score": job.input.min_score}
     return {"task": task, "input": chosen}
 
 

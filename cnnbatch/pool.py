@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +27,13 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inline import as_error, failure_of
 from cnnbatch.job import Compute
 from cnnbatch.process import Order, Settling, WorkerProcess, take_journal
-from cnnbatch.records import Fault, Ready, Receipt, Work
-from cnnbatch.storage import is_local, normalize
+from cnnbatch.records import Fault, Ready, Receipt, Shard, Work
+from cnnbatch.storage import is_local, parent
 from cnnbatch.strikes import Strikes
 
 SHARDS_IN_FLIGHT = 2
 LOOK_AGAIN_S = 5.0
+FOLDERS_ASKED = 8  # of the first images, whether every node sees them
 LOCAL_OBJECT_STORE_BYTES = 128 * 2**20
 # glibc's malloc reads these when a process starts (man mallopt). A forward pass frees and asks for the
 # same tens of megabytes again and again; by default they go back to the kernel each time, and every
@@ -122,7 +124,6 @@ class Pool:
         self._nodes: list[Node] = alive_nodes(_reported_nodes())
         self._share = share(compute, self._nodes)
         require_room(compute, self._nodes, self._share)
-        self._require_shared_paths()
         self._actors: list[Actor] = []
         self._room: dict[str, int] = {}
         self._attempts = Attempts()
@@ -136,6 +137,11 @@ class Pool:
         Of the shards numbered ``suspects`` every image is tried alone first. Raises UserError and
         EnvironmentFault.
         """
+        first = next((work for work in works if work is not None), None)
+        if first is None:
+            return
+        self._require_shared_paths(first.shard)
+        works = chain([first], works)
         self._suspects = set(suspects)
         self._started = time.monotonic()
         waiting: Work | None = None
@@ -428,11 +434,15 @@ class Pool:
                 f"({self._share.cpus} CPUs, {self._share.gpus:g} GPUs), or start more nodes",
             )
 
-    def _require_shared_paths(self) -> None:
-        """Refuse local paths that some node does not see, before any image is called missing."""
-        urls = self._order.job.input.url if isinstance(self._order.job.input.url, str) else ""
-        paths = [self._order.output.path("_job"), normalize(urls.split("*")[0]) if urls else ""]
-        local = [path for path in paths if path and is_local(path)]
+    def _require_shared_paths(self, shard: Shard) -> None:
+        """Refuse local paths that some node does not see, before any image is called missing.
+
+        Asked are the output's and the folders of the first images that are there as this node sees it: what
+        the job's input names may be a pattern, a list or an earlier output.
+        """
+        folders = dict.fromkeys(parent(ref.uri) for ref in shard.refs if is_local(ref.uri))
+        seen = islice((folder for folder in folders if Path(folder).is_dir()), FOLDERS_ASKED)
+        local = [path for path in (self._order.output.path("_job"), *seen) if is_local(path)]
         if len(self._nodes) < 2 or not local:
             return
         look = ray.remote(_missing)

@@ -17,6 +17,7 @@ from cnnbatch.evaluation import evaluate
 from cnnbatch.evaluation.summary import Evaluation, headline
 from cnnbatch.inline import predict_inline
 from cnnbatch.job import MapJob
+from cnnbatch.known_classes import KnownClasses
 from cnnbatch.listing import Looking, Planner
 from cnnbatch.output import Output
 from cnnbatch.parallel import chosen_map
@@ -166,7 +167,9 @@ def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receip
     planner.wait_for(FEW)
     head = _head(first, works)
     refs = [ref for work in head for ref in work.shard.refs]
-    settling = Settling(job, output, refs, lambda: planner.images, running.options.allow_mixed)
+    known = KnownClasses(job, running.source, planner.shards)
+    known.require_early()
+    settling = Settling(job, output, refs, lambda: planner.images, running.options.allow_mixed, known)
     suspects = output.suspects()
     inline = _runs_inline(job, planner, suspects)
     order = Order(job, running.source, output, inline, settling.kept())

@@ -7,12 +7,15 @@ What is settled lies in ``_job/``: ``settings.json`` has the one precision and t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnnbatch.estimate import spread
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.output import Output
 from cnnbatch.records import ImageRef, Ready, Sample, Shard
+
+if TYPE_CHECKING:
+    from cnnbatch.known_classes import KnownClasses
 
 FEW = 100
 """The least number of images on which a way through a network is judged."""
@@ -27,7 +30,8 @@ class Settling:
     """Keeps what the workers of a run settle, and says what is to be measured first.
 
     ``refs`` are the first images to predict, ``images`` counts those planned so far. With
-    ``allow_mixed`` an output may hold parts of several precisions.
+    ``allow_mixed`` an output may hold parts of several precisions. ``known`` is asked of the first model that
+    was loaded.
     """
 
     def __init__(
@@ -37,8 +41,9 @@ class Settling:
         refs: Sequence[ImageRef] = (),
         images: Callable[[], int] = lambda: 0,
         allow_mixed: bool = False,
+        known: KnownClasses | None = None,
     ) -> None:
-        self._job, self._output = job, output
+        self._job, self._output, self._known = job, output, known
         self._refs, self._images = refs, images
         self._allow_mixed = allow_mixed
 
@@ -48,6 +53,7 @@ class Settling:
 
     def sample(self, ready: Ready, workers: int) -> Sample | None:
         """Return what a worker is to measure on; None where nothing is open or too little is there."""
+        self._require_known(ready)
         kept = self.kept()
         if not ready.open or self._images() < FEW or len(self._refs) < FEW or _is_settled(ready, kept):
             return None
@@ -61,8 +67,9 @@ class Settling:
         """Keep how a worker runs, unless that is settled for its kind of device; return what is kept.
 
         A worker whose settings are not those has to load again. Raises UserError where the output was
-        made by another identity.
+        made by another identity, and where the model does not know the classes of the ground truth.
         """
+        self._require_known(ready)
         settings = ready.settings
         mine = {name: settings[name] for name in ("precision", "decoder")}
         kept = {"decoder": "cpu", **self._output.decide("settings", mine)}
@@ -72,6 +79,10 @@ class Settling:
             record = {**settings, "trials": list(ready.trials), "operators_on_cpu": ready.operators_on_cpu}
             self._output.decide(f"settings/{ready.key}", record)
         return self.kept()
+
+    def _require_known(self, ready: Ready) -> None:
+        if self._known is not None:
+            self._known.require(ready.classes)
 
     def _require_identity(self, ready: Ready) -> None:
         compared = {

@@ -19,6 +19,7 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.output import FOOTER_KEY
 from cnnbatch.records import Failure, ImageRef
 from cnnbatch.storage import redact
+from cnnbatch.truth import OBJECT_LABEL
 
 ERROR = pa.struct([("stage", pa.string()), ("code", pa.string()), ("message", pa.string())])
 _FIELDS: list[pa.Field[Any]] = [
@@ -38,9 +39,9 @@ SPOOL = "cnnbatch-spool-"
 def part_schema(source: pa.Schema, keep: Sequence[str], task: pa.Schema) -> pa.Schema:
     """Return a part's columns: the engine's, those of the ``source`` that the job keeps, the task's.
 
-    Raises UserError where two of them share a name.
+    Objects that an earlier job found keep what it called them. Raises UserError where two share a name.
     """
-    kept = [field for field in source if field.name in keep]
+    kept = [field for field in source if field.name in keep or field.name == OBJECT_LABEL]
     fields = [*ENGINE_COLUMNS, *kept, *(field.with_nullable(True) for field in task)]
     names = [field.name for field in fields]
     twice = sorted({name for name in names if names.count(name) > 1})

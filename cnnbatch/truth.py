@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,12 @@ LABEL_SCHEMA = pa.schema(_LABEL)
 
 OBJECTS_SCHEMA = pa.schema(_SIZED)
 """Objects an image, null where the image has no truth; ``width`` and ``height`` as the truth states them."""
+
+SURE = 0.5
+"""The score from which on a predicted object counts as found, where a person does not say another."""
+
+OBJECT_LABEL = "object_label"
+"""The column that repeats what an earlier job called an object: a prediction, and so no ground truth."""
 
 _CLASSES = b"classes"
 _SHOWN = 100  # of a model's names, in a message
@@ -190,15 +196,19 @@ class ModelClasses:
 
 
 def match_classes(
-    model: ModelClasses, truth: Sequence[Class], given: Mapping[str, str | None]
+    model: ModelClasses,
+    truth: Sequence[Class],
+    given: Mapping[str, str | None],
+    occurring: Collection[str] | None = None,
 ) -> dict[str, str | None]:
     """Return for each class of the truth the model's name of it; None where the job leaves it out.
 
     ``given`` leads from the truth's names to the model's and wins; then the name counts, then the id
-    where the two number at least half of the classes alike.
+    where the two number at least half of the classes alike. ``occurring`` are the names that something
+    has, None where that is all of them; another class that the model does not know is left out.
 
     Raises:
-        UserError: a class of the truth is none of the model's; it names the nearest.
+        UserError: a class of the truth that occurs is none of the model's; it names the nearest.
     """
     by_name, by_id = model.by_name(), model.by_id(truth)
     wanted = {one.name: given.get(one.name, one.name) for one in truth}
@@ -206,9 +216,23 @@ def match_classes(
     found = {
         name: None if want is None else by_name.get(want, ids.get(name)) for name, want in wanted.items()
     }
-    if lacking := {name: want for name, want in wanted.items() if want is not None and found[name] is None}:
-        raise _unknown(lacking, by_name)
-    return found
+    lacking = {name: want for name, want in wanted.items() if want is not None and found[name] is None}
+    if told := {name: want for name, want in lacking.items() if occurring is None or name in occurring}:
+        raise _unknown(told, by_name)
+    return {name: ours for name, ours in found.items() if name not in lacking}
+
+
+def no_known_label(model: ModelClasses, labels: Sequence[str]) -> UserError:
+    """Return what to raise where no image has a label that the model can give."""
+    known = model.by_name()
+    near = next(((label, name) for label in labels if (name := nearest(label, known))), None)
+    hint = "" if near is None else f", as {near[1]!r} instead of {near[0]!r}"
+    return UserError(
+        f"none of the labels of the ground truth is a class of the model: {_some(labels)}\n"
+        f"  the model's: {_some([*dict.fromkeys(known.values())])}\n"
+        f"  what to do: give labels by the model's names{hint}, or leave the ground truth out (input.label, "
+        "input.truth, input.format=files)"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from cnnbatch import identity, plan
 from cnnbatch.job import MapJob
 from cnnbatch.journal import Journal
+from cnnbatch.known_classes import aliases_of, judged_column, require_occurring
 from cnnbatch.output import Output
 from cnnbatch.predictor import PredictFault, Predictor
 from cnnbatch.readahead import Item, ReadAhead, Reading
@@ -37,7 +38,7 @@ from cnnbatch.storage import AlreadyExists, Changed
 from cnnbatch.tally import Tally
 from cnnbatch.tasks import Model
 from cnnbatch.transfer import Direct, transfer_for
-from cnnbatch.truth import Class, ModelClasses, check_sizes, classes_of, object_labels
+from cnnbatch.truth import ModelClasses, check_sizes, classes_of, object_labels
 
 if TYPE_CHECKING:
     from cnnbatch.nvjpeg import OnDevice
@@ -66,10 +67,8 @@ class Worker:
         self._output = output
         self.journal = journal
         self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
-        self._match = getattr(self.model, "match", None)
-        truth = source.truth_schema
-        if self._match and truth is not None and "objects" in truth.names:
-            self._match(classes_of(truth))
+        self._aliases = aliases_of(job)
+        self._matches = judged_column(source.truth_schema, job.task.columns()) == "objects"
         beside = settings.type != "cpu"
         threads, on_device = settings.decode_threads, _on_device(settings)
         self._ahead = ReadAhead(source, self.model, journal, threads, settings.window, beside, on_device)
@@ -179,10 +178,10 @@ class Worker:
                 yield window.items, window.outputs()
 
     def _truth(self, shard: Shard) -> pa.Table | None:
-        """Return the shard's truth; classes that its source did not tell before are matched now."""
-        truth = self._source.truth(shard)
-        if truth is not None and self._match and not classes_of(truth.schema):
-            self._match([Class(name, name) for name in object_labels(truth)])
+        """Return the shard's truth; an object of a class that the model does not know raises UserError."""
+        truth, model = self._source.truth(shard), getattr(self.model, "classes", None)
+        if truth is not None and self._matches and isinstance(model, ModelClasses):
+            require_occurring(model, classes_of(truth.schema), object_labels(truth), self._aliases)
         return truth
 
     def _window_rows(

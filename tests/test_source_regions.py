@@ -156,7 +156,8 @@ def test_what_one_job_detects_another_classifies(tmp_path: Path, photos: Callabl
     cnnbatch.run(spec, quiet=True, compute={"pool": "inline"}, task={"max_objects": 4})
     detected = cnnbatch.open(tmp_path / "boxes").arrow().to_pylist()
     out = tmp_path / "kinds"
-    run(job(Path(f"{tmp_path}/boxes#objects"), out, input={"keep": ["image", "box", "box_score"]}), QUIET)
+    given = {"keep": ["image", "box", "box_score"], "min_score": 0.0}
+    run(job(Path(f"{tmp_path}/boxes#objects"), out, input=given), QUIET)
     rows = table(out).to_pylist()
     expected = [
         (f"{row['key']}#{number}", row["key"], one["box"], one["score"])

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice, pairwise
 from tempfile import TemporaryDirectory
@@ -19,13 +20,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from cnnbatch import cluster_nodes, result
+from cnnbatch import cluster_nodes, plan, result
 from cnnbatch.bench.again import Again, own_key
 from cnnbatch.bench.processes import apart
-from cnnbatch.checking import machine_for
+from cnnbatch.checking import SHARD, machine_for
 from cnnbatch.estimate import Machine
 from cnnbatch.inline import predict_inline
 from cnnbatch.job import MapJob
+from cnnbatch.known_classes import KnownClasses
 from cnnbatch.output import Output
 from cnnbatch.process import Order
 from cnnbatch.records import ImageRef, Ready, Receipt, Sample, Shard, Work
@@ -184,7 +186,8 @@ class _Run:
         self._trial = trial
         self._output = output
         first = tuple(islice(again.refs(), len(trial.refs)))
-        self._settling = Settling(trial.job, output, first, lambda: len(first))
+        known = KnownClasses(trial.job, trial.source, partial(plan.cut, trial.refs, lambda index: SHARD))
+        self._settling = Settling(trial.job, output, first, lambda: len(first), known=known)
         self._order = Order(trial.job, again, output, trial.inline, None)
         self._ready: Ready | None = None
         self._ray_s = self._start_s = 0.0

@@ -35,6 +35,7 @@ from cnnbatch.metrics import Value
 from cnnbatch.parallel import chosen_map
 from cnnbatch.screen import Screen
 from cnnbatch.storage import Storage, join, redact
+from cnnbatch.truth import SURE
 
 MEASURES: Mapping[str, Callable[[Options], Measure]] = {
     "objects": lambda options: ObjectMeasure(options.iou),
@@ -52,7 +53,7 @@ class Options:
     """
 
     iou: float = 0.5
-    score_threshold: float = 0.5
+    score_threshold: float = SURE
     gates: Sequence[Gate] = ()
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.judges import JUDGES, Columns, judges
+from cnnbatch.evaluation.notes import UNKNOWN
 from cnnbatch.evaluation.parts import WHOLE, Judged, Order, Slice, judge_part
 from cnnbatch.evaluation.summary import Evaluation
 from cnnbatch.evaluation.truths import Aligned
@@ -29,10 +30,12 @@ from cnnbatch.output import PART, Output
 from cnnbatch.parallel import Map, here
 from cnnbatch.result import Result
 from cnnbatch.storage import NotFound, Storage, join
-from cnnbatch.truth import ModelClasses, classes_of, match_classes
+from cnnbatch.truth import ModelClasses, classes_of, match_classes, no_known_label
 
 MOST_VALUES = 100
 """Values that a column of slices may have: each of them is judged as a whole collection is."""
+
+_SHOWN = 1000  # labels that are remembered for a message
 
 Advance = Callable[[int], None]
 
@@ -86,6 +89,8 @@ def judge(
     for judged in apply(partial(judge_part, order), sorted(output.finished())):
         merged.add(judged)
         advance(judged.images)
+    if terms.only is None:
+        merged.require_known_label()
     found = merged.close(apply)
     for name, table in found.tables.items():
         pq.write_table(table, folder / f"{name}.parquet")
@@ -116,7 +121,7 @@ def _order(output: Output, result: Result, terms: Terms) -> Order | None:
     with output.storage.open(parts[0]) as file:
         schema = pq.read_schema(file)
     difficult = "objects" in schema.names and _difficult(output, parts)
-    there = Columns(result.schema, schema, difficult)
+    there = Columns(_predicted(result.schema, settings), schema, difficult)
     chosen = tuple(judge.name for judge in judges(there))
     if not chosen:
         return None
@@ -134,11 +139,17 @@ def _order(output: Output, result: Result, terms: Terms) -> Order | None:
         task=str(task.get("name", "")),
         judges=chosen,
         slices=tuple(columns),
-        names=match_classes(classes, known, aliases) if known and classes else {},
+        names=match_classes(classes, known, aliases, ()) if known and classes else {},
         classes=classes,
         aliases=aliases,
         only=terms.only,
     )
+
+
+def _predicted(schema: pa.Schema, settings: Mapping[str, Any]) -> pa.Schema:
+    """Return the columns of an output but for those that were kept from its input, whatever their names."""
+    kept = (settings.get("input") or {}).get("keep") or ()
+    return pa.schema([field for field in schema if field.name not in kept])
 
 
 def _truth_parts(output: Output, folder: str) -> list[str]:
@@ -170,6 +181,7 @@ class _Merged:
     def __init__(self, order: Order, path: Path) -> None:
         self.images = self.failed = 0
         self.notes = Counter[str]()
+        self.strange: dict[str, None] = {}
         self._order, self._path = order, path
         self._partials: dict[Slice, dict[str, Any]] = {}
         self._values: dict[str, set[str]] = defaultdict(set)
@@ -179,6 +191,8 @@ class _Merged:
         """Take one part in."""
         self.images += judged.images
         self.failed += judged.failed
+        if judged.strange and len(self.strange) < _SHOWN:
+            self.strange |= dict.fromkeys(judged.strange)
         self.notes += judged.notes
         for slice_, partials in judged.partials.items():
             self._check(slice_)
@@ -187,6 +201,12 @@ class _Merged:
                 merged[name].add(found)
         self._writer = self._writer or pq.ParquetWriter(self._path, judged.rows.schema)
         self._writer.write_table(judged.rows)
+
+    def require_known_label(self) -> None:
+        """Insist on an image whose label the model can give; raises UserError."""
+        classes = self._order.classes
+        if classes is not None and self.strange and self.notes[UNKNOWN] == self.images:
+            raise no_known_label(classes, list(self.strange))
 
     def close(self, apply: Map) -> Evaluated:
         """Return the numbers and the tables of all images."""

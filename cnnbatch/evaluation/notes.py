@@ -41,6 +41,14 @@ def oddities(predictions: pa.Table, truth: pa.Table, classes: ModelClasses | Non
     return Counter({reason: int(flags.sum()) for reason, flags in counts.items()}) + Counter()
 
 
+def unknown_labels(truth: pa.Table, classes: ModelClasses | None) -> list[str]:
+    """Return the labels of images that the model does not know, each once."""
+    if classes is None or "objects" in truth.schema.names:
+        return []
+    known = set(classes.names)
+    return [label for label in truth["label"].unique().to_pylist() if label not in known]
+
+
 def _unknown(labels: pa.ChunkedArray[Any], classes: ModelClasses | None) -> int:
     if classes is None:
         return 0

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch.evaluation.judges import JUDGES, Judge, Piece
-from cnnbatch.evaluation.notes import oddities, without_truth
+from cnnbatch.evaluation.notes import oddities, unknown_labels, without_truth
 from cnnbatch.output import Output
 from cnnbatch.storage import NotFound, Storage, StorageOptions, join
 from cnnbatch.truth import Class, ModelClasses, match_classes, object_labels, renamed
@@ -49,7 +49,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One part's contribution: a partial for each slice and judge, and a row an image."""
+    """One part's contribution: a partial for each slice and judge, and a row an image.
+
+    ``strange`` are labels of its ground truth that the model does not know.
+    """
 
     part: int
     images: int
@@ -57,6 +60,7 @@ class Judged:
     notes: Counter[str]
     partials: Mapping[Slice, Mapping[str, Any]]
     rows: pa.Table
+    strange: Sequence[str] = ()
 
 
 def judge_part(order: Order, part: int) -> Judged:
@@ -67,6 +71,7 @@ def judge_part(order: Order, part: int) -> Judged:
     output = Output(order.uri, Storage(order.options))
     chosen = [JUDGES[name] for name in order.judges]
     predictions, truth = _read(output, order, part, chosen)
+    truth = _with_aliases(truth, order.aliases)
     known = truth[_truth_column(truth)].is_valid().to_numpy()
     wanted = np.ones(len(known), np.bool_) if order.only is None else order.only[part]
     rows = np.flatnonzero(known & wanted)
@@ -83,6 +88,7 @@ def judge_part(order: Order, part: int) -> Judged:
         notes=notes,
         partials=partials,
         rows=_rows(part, rows, chosen, partials[WHOLE]),
+        strange=unknown_labels(truth, order.classes),
     )
 
 
@@ -111,6 +117,16 @@ def _read(output: Output, order: Order, part: int, chosen: Sequence[Judge]) -> t
 
 def _truth_column(truth: pa.Table) -> str:
     return "objects" if "objects" in truth.schema.names else "label"
+
+
+def _with_aliases(truth: pa.Table, aliases: Mapping[str, str | None]) -> pa.Table:
+    """Return labels by the names that the job gives them; those that it leaves out are null."""
+    if not aliases or "objects" in truth.schema.names:
+        return truth
+    coded: Any = truth["label"].combine_chunks().dictionary_encode()
+    names = [aliases.get(label, label) for label in coded.dictionary.to_pylist()]
+    labels: Any = pa.array(names, pa.string()).take(coded.indices)
+    return truth.set_column(truth.schema.get_field_index("label"), "label", labels)
 
 
 def _named(truth: pa.Table, order: Order, notes: Counter[str]) -> pa.Table:

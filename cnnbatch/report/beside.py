@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnbatch.errors import UserError
 from cnnbatch.evaluation.summary import Evaluation, read_evaluation
 from cnnbatch.output import Output
 from cnnbatch.report.pictures import Truth
@@ -113,10 +112,7 @@ class Beside:
         """Return the model's names of the truth's classes, where the job alone tells them."""
         known, task = classes_of(schema), self._settings.get("task")
         aliases = task.get("aliases") if isinstance(task, dict) else None
-        try:
-            return match_classes(self._classes, known, aliases or {}) if self._classes else {}
-        except UserError:
-            return {}  # An evaluation by other aliases than the job's; its truth keeps its own names.
+        return match_classes(self._classes, known, aliases or {}, ()) if self._classes else {}
 
     def _evaluated(self, name: str) -> str:
         return self._output.path("evaluation", f"{name}.parquet")

@@ -21,8 +21,9 @@ from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.metrics.objects import Labels, ranks
 from cnnbatch.report.beside import Beside
 from cnnbatch.report.numbers import kinds
-from cnnbatch.report.pictures import SURE, Alarm
+from cnnbatch.report.pictures import Alarm
 from cnnbatch.report.tally import Place
+from cnnbatch.truth import SURE
 
 MOST = 40
 

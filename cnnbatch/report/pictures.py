@@ -23,6 +23,7 @@ from cnnbatch.errors import EnvironmentFault
 from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.report.marked import marked
 from cnnbatch.storage import Forbidden, NotFound, Storage, StorageOptions
+from cnnbatch.truth import SURE
 
 if TYPE_CHECKING:
     from cnnbatch.sources import Source
@@ -31,9 +32,6 @@ MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 32 * 10**6
 READERS = 4
 FAULTS_BEFORE_GIVING_UP = 3
-SURE = 0.5
-"""The least score of a detected object that is shown."""
-
 _WORDS = {"not_found": "no longer where it was", "forbidden": "may not be read from here"}
 JPEG_QUALITY = 80
 

@@ -1,7 +1,7 @@
 """Another source's images of some classes only, as if there were no others.
 
 Which class an image has is asked of the truth while the images are listed; so are listings of sources whose
-truth lies beside the images slower.
+truth lies beside the images slower. An object that an earlier job found has the class that this job gave it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.mistakes import nearest
 from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.sources import Source
-from cnnbatch.truth import classes_of, with_classes
+from cnnbatch.truth import OBJECT_LABEL, classes_of, with_classes
 
 _CHUNK = 4096  # refs whose labels are asked for at once
 
@@ -37,6 +37,8 @@ class OfClasses:
     def truth_schema(self) -> pa.Schema | None:
         """The truth of the source, with the chosen classes where it knows its classes."""
         schema = self.source.truth_schema
+        if schema is None and OBJECT_LABEL in self.source.columns.names:
+            return None
         if schema is None or "label" not in schema.names:
             raise UserError(
                 "input.classes: these images have no label to choose by\n"
@@ -54,16 +56,19 @@ class OfClasses:
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the images of the classes; an input without any is a `UserError`."""
         found, refs = after is not None, self.source.refs(after)
-        assert self.truth_schema is not None
+        predicted = self.truth_schema is None
         while chunk := tuple(islice(refs, _CHUNK)):
-            truth = self.source.truth(Shard(0, chunk))
-            labels = [None] * len(chunk) if truth is None else truth["label"].to_pylist()
+            labels = [ref.columns[OBJECT_LABEL] for ref in chunk] if predicted else self._labels(chunk)
             for ref, label in zip(chunk, labels, strict=True):
                 if label in self.names:
                     found = True
                     yield ref
         if not found:
             raise UserError(f"input.classes: no image is one of {', '.join(self.names)}")
+
+    def _labels(self, refs: tuple[ImageRef, ...]) -> list[str | None]:
+        truth = self.source.truth(Shard(0, refs))
+        return [None] * len(refs) if truth is None else truth["label"].to_pylist()
 
     def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
         """Give the source's readers."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from cnnbatch.changes import Changes
@@ -16,7 +17,6 @@ from cnnbatch.records import ImageRef, Shard
 from cnnbatch.sources import Source
 from cnnbatch.sources.regions import Region, regions_of
 from cnnbatch.storage import NotFound, Storage, normalize, redact
-from cnnbatch.truth import Class
 
 if TYPE_CHECKING:
     from cnnbatch.job import Input
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FoundBoxes:
-    """The images of a finished output, read as its own job read them, with the objects that it found."""
+    """The images of a finished output, read as its own job read them, with the objects that it found.
+
+    Only those are taken whose score is at least ``min_score``, and those without a score. What the model
+    called them is no ground truth, so there are no classes.
+    """
 
     output: Output
     source: Source
-
-    @property
-    def classes(self) -> Sequence[Class]:
-        """The classes of the model that found them."""
-        kept = self.output.decided("classes") or {"names": []}
-        return [Class(name, number) for number, name in enumerate(kept["names"]) if name]
+    min_score: float
+    classes: None = None
 
     def pairs(self) -> Iterator[tuple[ImageRef, Sequence[Region]]]:
         """Stream the images in the order of the plan; those that failed have no objects."""
@@ -53,7 +53,11 @@ class FoundBoxes:
                 "  what to do: give the command that makes it again, and let it end"
             ) from None
         for ref, objects in zip(shard.refs, rows, strict=True):
-            yield ref, regions_of(objects)
+            yield ref, [region for region in regions_of(objects) if self._is_sure(region)]
+
+    def _is_sure(self, region: Region) -> bool:
+        """Compare in 32 bits, as which the scores were written."""
+        return region.score is None or np.float32(region.score) >= np.float32(self.min_score)
 
 
 def is_output(url: str, storage: Storage) -> bool:
@@ -61,19 +65,20 @@ def is_output(url: str, storage: Storage) -> bool:
     return storage.exists(Output(normalize(url), storage).path("_job", "job.yaml"))
 
 
-def open_earlier(url: str, storage: Storage) -> FoundBoxes:
+def open_earlier(url: str, storage: Storage, min_score: float) -> FoundBoxes:
     """Return the objects of an output; `UserError` where its task writes none."""
     from cnnbatch.result import Result
     from cnnbatch.sources.formats import open_format
 
     result = Result(url, storage)
-    if "objects" not in result.schema.names:
+    input = _input(result.settings)
+    if "objects" not in result.schema.names or "objects" in input.keep:
         raise UserError(
             f"{redact(url)} has no objects: its columns are {', '.join(result.schema.names)}\n"
             "  what to do: give the output of a task that finds some, such as detect"
         )
-    input = _input(result.settings)
-    return FoundBoxes(Output(normalize(url), storage), open_format(input, Storage(input.storage)))
+    source = open_format(input, Storage(input.storage))
+    return FoundBoxes(Output(normalize(url), storage), source, min_score)
 
 
 def _input(settings: dict[str, Any]) -> Input:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from cnnbatch.sources import globs
 from cnnbatch.sources.files import SUFFIXES
 from cnnbatch.sources.labelled import FOLDER, INNER_FOLDER, Labelled, labelled_by_pattern
 from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, join, normalize, parent, redact
+from cnnbatch.truth import OBJECT_LABEL
 
 if TYPE_CHECKING:
     from cnnbatch.job import Input
@@ -92,8 +93,9 @@ def _open_whole(input: Input, storage: Storage) -> Source:
 
 def _refuse_others(input: Input, name: str, allowed: frozenset[str]) -> None:
     """Refuse what the job says of an input and what means nothing to its format ``name``."""
-    for field in ("key", "label", "keep", "truth", "split", "inventory"):
-        if getattr(input, field) and field not in allowed:
+    for field in ("key", "label", "keep", "truth", "split", "inventory", "min_score"):
+        default = type(input).model_fields[field].default
+        if getattr(input, field) != default and field not in allowed:
             raise _means_nothing(field, name, input)
 
 
@@ -101,18 +103,15 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
     """Return the objects or patches of the source at ``whole`` as images."""
     from cnnbatch.sources import earlier, regions
 
-    if strange := [name for name in input.keep if name not in regions.KEPT]:
-        raise UserError(
-            f"input.keep: of a part of a picture {', '.join(regions.KEPT)} can be kept; "
-            f"got {', '.join(strange)}"
-        )
     inner = input.model_copy(update={"url": whole, "keep": ()})
+    if side is None and input.format == "auto" and earlier.is_output(whole, storage):
+        _refuse_others(inner, "the output of a job", frozenset({"min_score"}))
+        _require_kept(input, (*regions.KEPT, OBJECT_LABEL))
+        return regions.RegionImages(earlier.open_earlier(whole, storage, input.min_score))
+    _require_kept(input, regions.KEPT)
     if side is not None:
         _refuse_others(inner, "patches", frozenset({"truth"}))
         return regions.RegionImages(_open_patches(inner, int(side), storage))
-    if input.format == "auto" and earlier.is_output(whole, storage):
-        _refuse_others(inner, "the output of a job", frozenset())
-        return regions.RegionImages(earlier.open_earlier(whole, storage))
     source = _open_whole(inner, storage)
     if source.truth_schema is None or "objects" not in source.truth_schema.names:
         raise UserError(
@@ -120,6 +119,14 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
             "  what to do: give the output of detect, or a source with box truth (COCO, VOC, tar, Parquet)"
         )
     return regions.RegionImages(regions.TruthBoxes(source))
+
+
+def _require_kept(input: Input, known: Sequence[str]) -> None:
+    """Refuse columns that a part of a picture does not have."""
+    if strange := [name for name in input.keep if name not in known]:
+        raise UserError(
+            f"input.keep: of a part of a picture {', '.join(known)} can be kept; got {', '.join(strange)}"
+        )
 
 
 def _open_patches(input: Input, side: int, storage: Storage) -> MaskPatches:
@@ -173,6 +180,8 @@ def _holds_images(url: str, storage: Storage) -> bool:
 
 def _recognise_folder(root: str, storage: Storage) -> str:
     names = _first_names(root, storage)
+    if any(name.startswith("_job/") for name in names):
+        _refuse_output(root, storage)
     if not _CIFAR10.isdisjoint(names):
         return "cifar10"
     if names and names[0].startswith("Annotations/DET/"):
@@ -186,6 +195,17 @@ def _recognise_folder(root: str, storage: Storage) -> str:
         if any(name.lower().endswith(TARS) for name in names):
             return "tar"
     return "files"
+
+
+def _refuse_output(root: str, storage: Storage) -> None:
+    from cnnbatch.sources.earlier import is_output
+
+    if is_output(root, storage):
+        raise UserError(
+            f"input.url: {redact(root)} is the output of a job, with rows and no images\n"
+            f"  what to do: give its own input for the same images, or {redact(root)}#objects for what it "
+            "found in them"
+        )
 
 
 def _first_names(root: str, storage: Storage) -> list[str]:
@@ -224,7 +244,7 @@ def open_folders(input: Input, storage: Storage) -> Source:
 
 def _means_nothing(field: str, name: str, input: Input) -> UserError:
     url = input.url if isinstance(input.url, str) else input.url[0]
-    reading = [known for known, entry in FORMATS.items() if field in entry.fields]
+    reading = [known for known, entry in FORMATS.items() if field in entry.fields] or ["OUT#objects"]
     return UserError(
         f"input.{field}: {redact(url)} is read as {name}, which has no use for it\n"
         f"  what to do: leave it out, or name the format in input.format; input.{field} is for "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 from math import ceil, floor
@@ -20,15 +20,15 @@ from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.sources import Source
-from cnnbatch.truth import BOX, Class
+from cnnbatch.truth import BOX, OBJECT_LABEL, Class
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _AT_ONCE = 256  # images whose truth is asked for together
 
+_LABEL = "label"
 _COLUMNS: list[pa.Field[Any]] = [
-    pa.field("label", pa.string()),
     pa.field("image", pa.string()),
     pa.field("box", BOX),
     pa.field("box_score", pa.float32()),
@@ -57,8 +57,8 @@ class Regions(Protocol):
         """What reads the pictures."""
 
     @property
-    def classes(self) -> Sequence[Class]:
-        """The classes of the regions, where they are known."""
+    def classes(self) -> Sequence[Class] | None:
+        """The classes of the ground truth, as far as they are known; None where regions were predicted."""
 
     def pairs(self) -> Iterator[tuple[ImageRef, Sequence[Region]]]:
         """Stream the pictures with their regions, in an order that is the same in every listing."""
@@ -69,12 +69,17 @@ class RegionImages:
     """Every region of ``regions`` as an image: its key is the picture's and its number, ``photo.jpg#3``."""
 
     regions: Regions
-    columns: pa.Schema = field(default_factory=lambda: pa.schema(_COLUMNS))
 
     @property
-    def truth_schema(self) -> pa.Schema:
-        """The label of a region is its class."""
-        return truth.with_classes(truth.LABEL_SCHEMA, self.regions.classes)
+    def columns(self) -> pa.Schema:
+        """What is known of a region, and its label by a name that says whose word it is."""
+        return pa.schema([pa.field(self._label, pa.string()), *_COLUMNS])
+
+    @property
+    def truth_schema(self) -> pa.Schema | None:
+        """The label of a region is its class, unless a model said so."""
+        classes = self.regions.classes
+        return None if classes is None else truth.with_classes(truth.LABEL_SCHEMA, classes)
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the regions; to go on behind one, the truth is read again from the beginning."""
@@ -82,15 +87,16 @@ class RegionImages:
         for ref, regions in self.regions.pairs():
             for region in regions:
                 found = True
-                one = _ref(ref, region)
+                one = _ref(ref, region, self._label)
                 if behind:
                     yield one
                 elif after is not None and one.key == after.key:
                     behind = True
         if not found:
+            lower = ", or give a lower input.min_score" if self.regions.classes is None else ""
             raise UserError(
                 "input.url: expected pictures with boxes or patches, found none in the whole input\n"
-                "  what to do: look at what it has with `cnnbatch describe`"
+                f"  what to do: look at what it has with `cnnbatch describe`{lower}"
             )
 
     def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
@@ -102,10 +108,25 @@ class RegionImages:
             for ref in group:
                 yield partial(_cut, shared, ref)
 
-    def truth(self, shard: Shard) -> pa.Table:
-        """Return ``image_id``, which is the key, and ``label``."""
-        rows = [{"image_id": ref.key, "label": ref.columns["label"]} for ref in shard.refs]
-        return truth.table(rows, self.truth_schema)
+    def truth(self, shard: Shard) -> pa.Table | None:
+        """Return ``image_id``, which is the key, and ``label``; None where regions were predicted.
+
+        Raises UserError for a plan of an earlier version, which has predicted labels as ground truth.
+        """
+        schema = self.truth_schema
+        if schema is not None:
+            rows = [{"image_id": ref.key, "label": ref.columns[_LABEL]} for ref in shard.refs]
+            return truth.table(rows, schema)
+        if any(_LABEL in ref.columns for ref in shard.refs):
+            raise UserError(
+                "this output was begun by an earlier version of cnnbatch, which took the labels of predicted "
+                "objects for ground truth\n  what to do: give a new output"
+            )
+        return None
+
+    @property
+    def _label(self) -> str:
+        return OBJECT_LABEL if self.regions.classes is None else _LABEL
 
 
 @dataclass(frozen=True)
@@ -139,9 +160,9 @@ def regions_of(objects: Sequence[Mapping[str, Any]] | None) -> list[Region]:
     ]
 
 
-def _ref(ref: ImageRef, region: Region) -> ImageRef:
+def _ref(ref: ImageRef, region: Region, label: str) -> ImageRef:
     columns = {
-        "label": region.label,
+        label: region.label,
         "image": ref.key,
         "box": dict(region.box),
         "box_score": region.score,

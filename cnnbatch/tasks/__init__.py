@@ -99,6 +99,10 @@ class Task(BaseModel):
         """Return the task's own columns; key, uri, size and error are the engine's."""
         raise NotImplementedError
 
+    def class_names(self) -> Sequence[str] | None:
+        """Return the model's classes where the job tells them without loading it, else None."""
+        return None
+
     def load(self, runtime: Runtime) -> Model:
         """Build the network on ``runtime.device``; imports torch, runs once an actor."""
         raise NotImplementedError

@@ -16,7 +16,7 @@ from pydantic import Field
 from cnnbatch.errors import UserError
 from cnnbatch.tasks import Runtime
 from cnnbatch.tasks.weighted import Size, WeightedTask
-from cnnbatch.truth import BOX, KEYPOINT, ModelClasses, match_classes
+from cnnbatch.truth import BOX, KEYPOINT, ModelClasses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from cnnbatch.records import Image, Prepared
     from cnnbatch.training.recipe import Recipe, TrainingData
     from cnnbatch.training.spec import Train
-    from cnnbatch.truth import Class
 
 Adapter = Literal["torchvision", "yolo", "detr"]
 
@@ -110,10 +109,6 @@ class ObjectDetector:
             "library": detector.library,
             "classes": hashlib.sha256("\n".join(detector.classes).encode()).hexdigest(),
         }
-
-    def match(self, truth: Sequence[Class]) -> None:
-        """Insist that every class of the truth is one of the model's; raises UserError."""
-        match_classes(self.classes, truth, self._task.aliases)
 
     def decode_size(self, size: tuple[int, int]) -> None:
         """Ask for the whole picture: the reference resizes it from there."""

@@ -63,6 +63,10 @@ class WeightedTask(Task):
             )
         return self
 
+    def class_names(self) -> tuple[str, ...] | None:
+        """Return the names in the job, else those in the trained folder that is the model."""
+        return self.choice({}).classes
+
     def choice(self, preprocessing: Mapping[str, Any]) -> Choice:
         """Return which network the job means; ``preprocessing`` replaces fields of what its weights ask for.
 
