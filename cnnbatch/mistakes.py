@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cnnbatch.overrides import Override, texts, unlike
+from cnnbatch.overrides import Override, texts
 from cnnbatch.schema import Schema, at, branches
 from cnnbatch.spec import Document, Path, dotted
-from cnnbatch.terminal import steering
+from cnnbatch.terminal import steering, unlike
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

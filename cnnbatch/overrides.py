@@ -14,7 +14,7 @@ from typing import Any
 from cnnbatch.errors import UserError
 from cnnbatch.schema import Schema, at, branches, is_text
 from cnnbatch.spec import DEEPEST, Path, parse_flow, plain_scalar
-from cnnbatch.terminal import steering
+from cnnbatch.terminal import steering, unlike
 
 Keys = tuple[str, ...]
 
@@ -126,13 +126,6 @@ def _without_control(keys: Keys, value: Any) -> Any:
         if mark := steering(text):
             raise UserError(f"expected {unlike(mark)}; rename what is called so")
     return value
-
-
-def unlike(mark: str) -> str:
-    """Return in words what was expected where a text has ``mark``, and what came."""
-    if mark >= "\ud800":
-        return "text in UTF-8, got bytes that are none"
-    return f"text without control characters, got {ascii(mark)} in it"
 
 
 def texts(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:

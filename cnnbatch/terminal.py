@@ -31,12 +31,17 @@ def lines(text: str) -> str:
 
 
 def say(text: str, err: bool = False) -> None:
-    """Print ``text``, which may have several lines, on the standard output or on the standard error."""
-    print(lines(text), file=sys.stderr if err else sys.stdout, flush=True)
+    """Print ``text``, which may have several lines, on the standard output or on the standard error.
+
+    Characters that its encoding lacks are printed as escapes.
+    """
+    stream = sys.stderr if err else sys.stdout
+    encoding = stream.encoding or "utf-8"
+    print(lines(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def never_fail() -> None:
-    """Have characters that the terminal's encoding lacks printed as escapes, from here on."""
+    """Have whatever else prints do as `say` with characters that the encoding lacks, from here on."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -46,6 +51,13 @@ def steering(text: str) -> str | None:
     """Return the first character of ``text`` that is a control character or no Unicode; None without any."""
     found = re.search(f"[{_CONTROL}]", text)
     return found[0] if found else None
+
+
+def unlike(mark: str) -> str:
+    """Return in words what was expected of a text that has the character ``mark``, and what came."""
+    if mark >= "\ud800":
+        return "text in UTF-8, got bytes that are none"
+    return f"text without control characters, got {ascii(mark)} in it"
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -199,7 +199,6 @@ def test_overrides_are_yaml_values() -> None:
             "s3://b/k?x=[1",
             "[a",
             "[a] b",
-            "{a: 1}",
             "{a",
             "C:\\photos",
             "'a'",
@@ -280,6 +279,7 @@ def test_what_a_study_varies_is_read_by_the_types_of_its_fields() -> None:
     assert (job.input.url, job.output.url) == ("photos #2", "out #2")
 
 
+@settings(max_examples=30)
 @given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
 def test_any_name_is_the_same_in_python_and_on_the_command_line(name: str) -> None:
     job = parse_job(GOOD, "x", [f"output={name}", f"task.weights={name}"])
