@@ -10,11 +10,27 @@ from functools import partial
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from cnnbatch import __version__, data_commands
 from cnnbatch.errors import EnvironmentFault, OutputHeld, UserError
+from cnnbatch.terminal import never_fail, say, steering, unlike
+
+
+class _Commands(TyperGroup):
+    """Looks at the arguments of every command before anything else does."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        never_fail()
+        for text in args:
+            if mark := steering(text.replace("\n", "").replace("\t", "")):
+                say(f"the argument {text!r}: expected {unlike(mark)}", err=True)
+                raise typer.Exit(2)
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,7 +45,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"cnnbatch {__version__}")
+        say(f"cnnbatch {__version__}")
         raise typer.Exit
 
 
@@ -106,7 +122,7 @@ def _check(
 
         speed.keep_freed_memory()  # This process is the check's own, and measures as a worker does.
         for line in checking.lines(checking.check(loaded, images), price):
-            typer.echo(line)
+            say(line)
         return 0
 
     _exit_with(action)
@@ -134,9 +150,9 @@ def _bench(
         from cnnbatch.bench.summary import show, to_json
         from cnnbatch.console import plain_console
 
-        found = bench(loaded, images, partial(typer.echo, err=True))
+        found = bench(loaded, images, partial(say, err=True))
         if as_json:
-            typer.echo(to_json(found))
+            say(to_json(found))
         else:
             show(found, plain_console())
         return 0
@@ -154,7 +170,7 @@ def _jobs() -> None:
         names = job_names()
         width = max(map(len, names), default=0)
         for name in names:
-            typer.echo(f"{name:{width}}  {job_purpose(name)}")
+            say(f"{name:{width}}  {job_purpose(name)}")
         return 0
 
     _exit_with(action)
@@ -167,7 +183,7 @@ def _schema() -> None:
     def action() -> int:
         from cnnbatch.job import job_schema
 
-        typer.echo(json.dumps(job_schema(), indent=2))
+        say(json.dumps(job_schema(), indent=2))
         return 0
 
     _exit_with(action)
@@ -258,7 +274,7 @@ def _models(
 
         rows = published.listing(pattern, task, family)
         if as_json:
-            typer.echo(published.to_json(rows))
+            say(published.to_json(rows))
         else:
             published.show(rows, timm_apart=pattern is None and family is None)
         return 0
@@ -287,7 +303,7 @@ def _export(
         from cnnbatch.export import Options, export
 
         for line in export(output, format, to, Options(score_threshold, scores)).lines():
-            typer.echo(line)
+            say(line)
         return 0
 
     _exit_with(action)
@@ -333,7 +349,7 @@ def _compare(
             found.save(normalize(to), storage)
         broken = found.broken()
         for line in broken:
-            typer.echo(line, err=True)
+            say(line, err=True)
         return 1 if broken else 0
 
     _exit_with(action)
@@ -352,7 +368,7 @@ def _exit_with(action: Callable[[], int], stopped: str = "Stopped.") -> None:
     except KeyboardInterrupt:
         status, words = 130, f"\n{stopped}"
     if words:
-        typer.echo(words, err=True)
+        say(words, err=True)
     raise typer.Exit(status)
 
 

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
+
+from cnnbatch import terminal
 
 WIDE = 1000  # columns without a terminal: no row is folded, so that other programs can read them
 
 
+class _Plain(Console):
+    """Takes nothing for markup, and writes what would steer a terminal as escapes."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(terminal.lines(one) if isinstance(one, str) else one for one in objects), **options)
+
+
+class _Rows(Table):
+    """A table of which no cell steers a terminal or breaks its line."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        super().add_row(
+            *(terminal.line(cell) if isinstance(cell, str) else cell for cell in cells), **options
+        )
+
+
 def plain_console() -> Console:
-    """Return the standard output; nothing that is printed there is taken for markup."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=WIDE)
+    """Return the standard output; nothing that is printed there is taken for markup, or steers."""
+    console = _Plain(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else _Plain(highlight=False, markup=False, emoji=False, width=WIDE)
 
 
 def columns(first: str, *others: str, left: tuple[str, ...] = ()) -> Table:
     """Return an empty table without lines; ``others`` stand to the right as numbers do, but ``left``."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    table = _Rows(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for name in (first, *others):
+        justify: Any = "left" if name in (first, *left) else "right"
+        table.add_column(terminal.line(name), justify=justify, overflow="fold")
     return table

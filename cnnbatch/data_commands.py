@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnbatch.errors import UserError
+from cnnbatch.terminal import say
 
 if TYPE_CHECKING:
     from cnnbatch.datasets import Copy
@@ -51,7 +52,7 @@ def _show_all(as_json: bool) -> int:
     storage = Storage()
     found = [(entry, find(entry, storage)) for entry in DATASETS.values()]
     if as_json:
-        typer.echo(json.dumps([_facts(*one) for one in found], indent=2))
+        say(json.dumps([_facts(*one) for one in found], indent=2))
     else:
         _show_table(found)
     return 0
@@ -94,16 +95,16 @@ def _fetch_one(name: str, yes: bool) -> int:
 
     entry, storage = named(name), Storage(StorageOptions(timeout_s=PATIENCE_S))
     if copy := find(entry, storage):
-        typer.echo(f"{name} is here: {redact(copy.folder)}")
+        say(f"{name} is here: {redact(copy.folder)}")
         return 0
     if entry.download is None:
         raise absent(entry, storage)
     if not yes and not _agreed(entry):
-        typer.echo("Nothing was fetched.")
+        say("Nothing was fetched.")
         return 0
     with _progress(entry.download.size_bytes) as advance:
         folder = fetch(entry, storage, advance)
-    typer.echo(f"{name} is here: {folder}")
+    say(f"{name} is here: {folder}")
     return 0
 
 
@@ -120,7 +121,7 @@ def _agreed(entry: DataSet) -> bool:
     )
     if not sys.stdin.isatty():
         raise UserError(f"{about}\n  what to do: agree to it by --yes")
-    typer.echo(about)
+    say(about)
     return typer.confirm("Fetch it?")
 
 

@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cnnbatch import spec
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import Sentences
+from cnnbatch.overrides import apply, overrides, read_value
+from cnnbatch.schema import at
+from cnnbatch.spec import Document
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -21,13 +23,16 @@ def read_fields(model: type[M], given: Mapping[str, Any], texts: Sequence[str], 
         UserError: every mistake, each with the expected, what came, and the nearest known name; it begins
             with ``what``.
     """
-    changes, wrong = spec.overrides(texts, {})
-    data = {**spec.apply({}, changes, {}), **given}
+    schema = model.model_json_schema()
+    changes, wrong = overrides(
+        texts, {}, lambda keys, text: read_value(text, at(keys, schema, schema), schema)
+    )
+    data = {**apply({}, changes, {}), **given}
     found = None
     try:
         found = model.model_validate(data)
     except ValidationError as error:
-        sentences = Sentences(spec.Document("", {}, {}), changes, data, model.model_json_schema())
+        sentences = Sentences(Document("", {}, {}), changes, data, schema)
         wrong = [*sentences.all(error.errors(include_url=False)), *wrong]
     if found is None or wrong:
         count = "one mistake" if len(wrong) == 1 else f"{len(wrong)} mistakes"

@@ -16,9 +16,11 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from cnnbatch import spec
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import Sentences, nearest
+from cnnbatch.overrides import Override, apply, overrides, read_value
+from cnnbatch.schema import Schema, at
 from cnnbatch.section import Count, Place, Seconds, Section, Share, Text, Texts
 from cnnbatch.storage import StorageOptions, normalize, redact
-from cnnbatch.study.spec import Study
+from cnnbatch.study.spec import Range, Study
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
 from cnnbatch.training.spec import Train
@@ -257,7 +259,7 @@ Job = MapJob | TrainJob | StudyJob
 _KINDS: Mapping[str, type[Job]] = {"map": MapJob, "train": TrainJob, "study": StudyJob}
 
 
-def load_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Job:
+def load_job(name_or_path: str, changed: Sequence[str] | Mapping[str, Any] = ()) -> Job:
     """Read a job by its name in ``jobs/`` or by its path, with ``key=value`` overrides.
 
     Raises UserError with every mistake, each with file and line, the expected, what came, and
@@ -265,15 +267,16 @@ def load_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = (
     """
     path = _find(name_or_path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(spec.LONGEST_TEXT + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a job: {error}") from None
-    return parse_job(text, _shown(path), overrides)
+    return parse_job(text, _shown(path), changed)
 
 
-def load_map_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> MapJob:
+def load_map_job(name_or_path: str, changed: Sequence[str] | Mapping[str, Any] = ()) -> MapJob:
     """Read a job as `load_job` does, for what only a map job has; raises UserError for another kind."""
-    job = load_job(name_or_path, overrides)
+    job = load_job(name_or_path, changed)
     if not isinstance(job, MapJob):
         raise UserError(
             f"{name_or_path}: expected a job of kind map, got one of kind {job.kind}; use cnnbatch run"
@@ -281,12 +284,12 @@ def load_map_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any]
     return job
 
 
-def parse_job(text: str, name: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Job:
+def parse_job(text: str, name: str, changed: Sequence[str] | Mapping[str, Any] = ()) -> Job:
     """Read a job from YAML ``text``; ``name`` stands for the file in messages. Raises as `load_job`."""
     document = spec.parse_text(text, name)
-    changes, wrong = spec.overrides(_plain(overrides) if isinstance(overrides, Mapping) else overrides, SHORT)
-    data = spec.apply(document.data, changes, SHORT)
-    found = list(document.mistakes)
+    changes, wrong = _changes(document.data, _plain(changed) if isinstance(changed, Mapping) else changed)
+    data = apply(document.data, changes, SHORT)
+    found = [*document.mistakes, *Sentences(document, changes, data, {}).unclean()]
     job: Job | None = None
     try:
         job = _KINDS.get(str(data.get("kind")), MapJob).model_validate(data)
@@ -297,6 +300,31 @@ def parse_job(text: str, name: str, overrides: Sequence[str] | Mapping[str, Any]
         count = "one mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise UserError("\n  ".join([f"{name}: {count} in the job; nothing was run", *mistakes]))
     return job
+
+
+def _changes(
+    data: Mapping[str, Any], changed: Sequence[str] | Mapping[str, Any]
+) -> tuple[list[Override], list[str]]:
+    """Return the overrides and the mistakes among them; the task that they name says what its fields take."""
+    if isinstance(changed, Mapping):
+        return overrides(changed, SHORT, lambda keys, text: text)
+    guessed, _ = overrides(changed, SHORT, lambda keys, text: read_value(text, {}, {}))
+    schema = _schema_for(apply(data, guessed, SHORT))
+    return overrides(changed, SHORT, lambda keys, text: read_value(text, _field(keys, schema), schema))
+
+
+def _field(keys: Sequence[str], schema: Schema) -> Schema:
+    """Return what may stand at a field of a job; in a study also below what stands for fields of its own."""
+    match keys:
+        case ["study", "cases"]:
+            return {"type": "object", "additionalProperties": schema}
+        case ["study", "cases", _, *rest] | ["study", "lesson", *rest]:
+            return _field(rest, schema)
+        case ["study", "vary", _, *_]:
+            return {"type": "array", "items": _field(keys[2:], schema)}
+        case ["study", "search", _, *_] if keys[-1] not in Range.model_fields:
+            return {"anyOf": [{"type": "array", "items": _field(keys[2:], schema)}, {"type": "object"}]}
+    return at(keys, schema, schema)
 
 
 def to_yaml(job: Job) -> str:
@@ -377,7 +405,7 @@ def _schema_for(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema with the one task that ``data`` names; with none where it names none."""
     section = data.get("task")
     try:
-        return _schema({str(section["name"]): _class_of(section)} if isinstance(section, Mapping) else {})
+        return _schema({str(section.get("name")): _class_of(section)} if isinstance(section, Mapping) else {})
     except ValidationError:
         return _schema({})
 
@@ -428,12 +456,14 @@ def _redacted(value: Any) -> Any:
     return redact(value) if isinstance(value, str) and "://" in value else value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """Return a Python value as YAML would have given it: paths as text, models as mappings."""
+    if depth > spec.DEEPEST:
+        raise UserError(f"expected a job, whose sections nest at most {spec.DEEPEST} deep")
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [_plain(item, depth + 1) for item in value]
     return str(value) if isinstance(value, pathlib.PurePath) else value

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cnnbatch.spec import Document, Override, Path, dotted
+from cnnbatch.overrides import Override, texts
+from cnnbatch.schema import Schema, at, branches
+from cnnbatch.spec import Document, Path, dotted
+from cnnbatch.terminal import steering, unlike
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-Schema = Mapping[str, Any]
-
+_LONGEST_NUMBER = 10**100
 _OWN_WORDS = ("value_error", "assertion_error", "custom")
 
 
@@ -48,6 +50,14 @@ class Sentences:
         """Return the mistakes in values that stand in no file, each after its path."""
         found = self._deepest(errors).items()
         return [f"{dotted(path)}{': ' * bool(path)}{self._sentence(path, error)}" for path, error in found]
+
+    def unclean(self) -> list[str]:
+        """Return the mistakes in texts with control characters; line breaks and tabs are none."""
+        found = []
+        for path, text in texts(self.data):
+            if mark := steering(text.replace("\n", "").replace("\t", "")):
+                found.append(f"{self._shown(self._origin(path), path)}: expected {unlike(mark)}")
+        return found
 
     def _deepest(self, errors: Iterable[ErrorDetails]) -> dict[Path, ErrorDetails]:
         """Return one mistake a place; of a place around another one only where it has words of its own."""
@@ -114,18 +124,13 @@ class Sentences:
         return f"known here: {', '.join(siblings) or 'nothing'}"
 
     def _at(self, path: Path) -> Schema:
-        schema: Schema = self.schema
-        for part in path:
-            branches = list(_branches(schema, self.schema))
-            inner = [_inside(branch, part) for branch in branches]
-            schema = next((found for found in inner if found is not None), {})
-        return schema
+        return at(path, self.schema, self.schema)
 
 
 def describe(schema: Schema, root: Schema) -> str:
     """Return in words what ``schema`` accepts; ``root`` holds its definitions."""
     words: list[str] = []
-    for branch in _branches(schema, root):
+    for branch in branches(schema, root):
         word = _describe_one(branch, root)
         words += [] if word in words else [word]
     return _either(words) if words else "a value"
@@ -166,31 +171,9 @@ def _bounds(schema: Schema) -> str:
     return f" ({' and '.join(said)})" if said else ""
 
 
-def _branches(schema: Schema, root: Schema) -> Iterator[Schema]:
-    """Yield the alternatives that ``schema`` stands for, references followed."""
-    if "$ref" in schema:
-        yield from _branches(root["$defs"][schema["$ref"].rpartition("/")[2]], root)
-        return
-    inner = [*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ())]
-    for branch in inner:
-        yield from _branches(branch, root)
-    if not inner:
-        yield schema
-
-
-def _inside(schema: Schema, part: str | int) -> Schema | None:
-    if isinstance(part, int):
-        found = schema.get("items")
-    else:
-        found = schema.get("properties", {}).get(part) or schema.get("additionalProperties")
-    return found if isinstance(found, Mapping) else None
-
-
 def _fields(schema: Schema, root: Schema) -> dict[str, Schema]:
     return {
-        key: value
-        for branch in _branches(schema, root)
-        for key, value in branch.get("properties", {}).items()
+        key: value for branch in branches(schema, root) for key, value in branch.get("properties", {}).items()
     }
 
 
@@ -206,7 +189,7 @@ def _leaves(schema: Schema, root: Schema, around: Path = ()) -> Iterator[tuple[s
 def _literals(schema: Schema, root: Schema) -> list[str]:
     values = [
         value
-        for branch in _branches(schema, root)
+        for branch in branches(schema, root)
         for value in (*branch.get("enum", ()), *([branch["const"]] if "const" in branch else []))
     ]
     return [value for value in values if isinstance(value, str)]
@@ -231,5 +214,7 @@ def _either(words: Sequence[str]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a section with {', '.join(map(str, value)) or 'nothing'}"
+    if isinstance(value, int) and abs(value) >= _LONGEST_NUMBER:
+        return "a number of a hundred digits or more"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}…"

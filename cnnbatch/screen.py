@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from cnnbatch import result
+from cnnbatch import result, terminal
 from cnnbatch.records import Receipt
 from cnnbatch.storage import Storage
 
@@ -52,12 +52,12 @@ class Screen:
 
     def note(self, text: str) -> None:
         """Say what a person should know at once."""
-        self.console.print(Text(text))
+        self.console.print(Text(terminal.lines(text)))
 
     def say(self, text: str) -> None:
         """Say a line of the result, on the standard output."""
         if not self.console.quiet:
-            print(text)
+            terminal.say(text)
 
     def count(self, receipt: Receipt, total: int | None) -> None:
         """Take one finished shard; ``total`` is the number of images planned, once it is known."""
@@ -77,10 +77,10 @@ class Screen:
     def tell(self, line: str) -> None:
         """Show a line that the next one replaces; without a terminal one every ten seconds."""
         if self.console.is_terminal:
-            self._live.update(Text(line))
+            self._live.update(Text(terminal.line(line)))
         elif time.monotonic() - self._said >= PLAIN_EVERY_S:
             self._said = time.monotonic()
-            self.console.print(Text(line))
+            self.console.print(Text(terminal.line(line)))
 
     def stage(self, name: str, total: int, unit: str = "images") -> Callable[[int], None]:
         """Show a stage after predicting; return what it calls with each number of images that are done.
@@ -129,7 +129,7 @@ def seen(output: str, storage: Storage) -> Iterator[str]:
             words = f"failed: {row['error']['code']} ({row['error']['message']})"
         else:
             words = _found(row)
-        yield f"  {row['key']}: {words}"
+        yield terminal.line(f"  {row['key']}: {words}")
 
 
 def _found(row: Mapping[str, Any]) -> str:

@@ -1,12 +1,14 @@
 """YAML text to plain values that remember their lines; YAML 1.2 scalars, so `no` is text and 1e-3 a number.
 
-The trade-off: merge keys (`<<`), tags and timestamps are not read, in return every value is plain JSON.
+The trade-off: merge keys (`<<`), tags and timestamps are not read, in return every value is plain JSON. Size,
+depth and what aliases make are bounded, so that no file costs more than a second or two.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +18,42 @@ from cnnbatch.errors import UserError
 
 Path = tuple[str | int, ...]
 
+LONGEST_TEXT = 1 << 20
+"""Characters of a job; the reader takes a second for 50 thousand values."""
+DEEPEST = 64
+"""Sections and lists inside each other; a job of a study needs nine."""
+_MOST_VALUES = 50_000
+_MOST_DIGITS = 100
+
 _PREFIX = "tag:yaml.org,2002:"
+_NULL = re.compile(r"(null|Null|NULL|~|)$")
+_BOOL = re.compile(r"(true|True|TRUE|false|False|FALSE)$")
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
 _FLOAT = re.compile(
     r"[-+]?([0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
 )
+_PLAIN = {"null": _NULL, "bool": _BOOL, "int": _INT, "float": _FLOAT}
 
 
 class _Loader(yaml.SafeLoader):
+    """Stops at what no job has: values by the ten thousands, or nested so deep that Python's stack ends."""
+
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth, self._nodes = self._depth + 1, self._nodes + 1
+        if self._depth > DEEPEST or self._nodes > _MOST_VALUES:
+            most = f"{DEEPEST} levels" if self._depth > DEEPEST else f"{_MOST_VALUES:,} values"
+            raise yaml.MarkedYAMLError(
+                problem=f"it has more than {most}", problem_mark=self.peek_event().start_mark
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -39,8 +68,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
-_Loader.add_implicit_resolver(_PREFIX + "null", re.compile(r"(null|Null|NULL|~|)$"), [*"nN~", ""])
-_Loader.add_implicit_resolver(_PREFIX + "bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), [*"tTfF"])
+_Loader.add_implicit_resolver(_PREFIX + "null", _NULL, [*"nN~", ""])
+_Loader.add_implicit_resolver(_PREFIX + "bool", _BOOL, [*"tTfF"])
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(_PREFIX + "int", _INT, [*"-+0123456789"])
     _class.add_implicit_resolver(_PREFIX + "float", _FLOAT, [*"-+.0123456789"])
@@ -60,118 +89,74 @@ class Document:
         return next((self.lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in self.lines), 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Override:
-    """One ``key=value``: where it goes, its value, and its text for messages."""
-
-    path: tuple[str, ...]
-    value: Any
-    text: str
-
-
-def parse(text: str, name: str) -> Document:
-    """Read one YAML mapping; raises UserError with file and line where it is none."""
-    loader = _Loader(text)
-    reader = _Reader(name, loader)
-    try:
-        node = loader.get_single_node()
+def parse_text(text: str, name: str) -> Document:
+    """Read one YAML mapping; raises UserError with file and line where it is none, or too large for a job."""
+    if len(text) > LONGEST_TEXT:
+        raise UserError(
+            f"{name}: expected a job, which has at most {LONGEST_TEXT:,} characters, got {len(text):,}"
+        )
+    with _reading(text, name, lambda path, text: False) as (reader, node):
         if not isinstance(node, yaml.MappingNode):
             raise UserError(f"{name}: expected `key: value` lines, got {_kind(node)}")
         data = reader.value(node, ())
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise UserError(f"{name}:{mark.line + 1 if mark else 1}: this is not YAML: {error.problem}") from None
-    finally:
-        loader.dispose()
     return Document(name, data, reader.lines, reader.mistakes)
 
 
-def parse_text(text: str, name: str) -> Document:
-    """Read one YAML mapping as `parse` does; a character that YAML forbids is a UserError, too."""
+def parse_flow(text: str, as_text: Callable[[Path, str], bool]) -> list[Any] | dict[str, Any] | None:
+    """Return the list or the section that ``text`` is in YAML's flow style; None where it is neither.
+
+    ``as_text`` says of a place in it, and of what stands there, whether that is text whatever it looks like.
+    Raises UserError for one with a key twice, or one that is too large for a job.
+    """
     try:
-        return parse(text, name)
+        with _reading(text, "", as_text) as (reader, node):
+            if not isinstance(node, yaml.CollectionNode) or not node.flow_style:
+                return None
+            value: list[Any] | dict[str, Any] = reader.value(node, ())
+    except _NotYaml:
+        return None
+    if reader.mistakes:
+        raise UserError(reader.mistakes[0].removeprefix(":1: "))
+    return value
+
+
+def plain_scalar(text: str) -> str | int | float | bool | None:
+    """Return what ``text`` is as a plain scalar of YAML 1.2: null, true, false, a number, or itself."""
+    tag = next((tag for tag, pattern in _PLAIN.items() if pattern.fullmatch(text)), "str")
+    return _scalar(tag, text)
+
+
+class _NotYaml(UserError):
+    """The text is no YAML."""
+
+
+@contextmanager
+def _reading(
+    text: str, name: str, as_text: Callable[[Path, str], bool]
+) -> Iterator[tuple[_Reader, yaml.Node | None]]:
+    """Give the one node of ``text`` and what reads it; raises UserError for whatever is wrong with it."""
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        yield _Reader(name, loader, as_text), node
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _NotYaml(f"{name}:{mark.line + 1 if mark else 1}: this is not YAML: {error.problem}") from None
     except yaml.reader.ReaderError as error:
-        raise UserError(
+        raise _NotYaml(
             f"{name}: this is not YAML text: {error.reason} at character {error.position}"
         ) from None
-
-
-def parse_value(text: str) -> Any:
-    """Read the value of ``key=value``; what is no YAML (a glob such as ``*.jpg``) is taken as text."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        return None if node is None else _Reader("", loader).value(node, ())
-    except (yaml.YAMLError, UserError):
-        return text
+    except (ValueError, OverflowError) as error:  # An escape for a character that is none.
+        raise _NotYaml(f"{name}: this is not YAML: {error}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def dump(data: Mapping[str, Any]) -> str:
     """Write plain values as YAML that `parse_text` reads back unchanged, in the order given."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def overrides(
-    items: Sequence[str] | Mapping[str, Any], short: Mapping[str, str]
-) -> tuple[list[Override], list[str]]:
-    """Return the overrides and the mistakes among them; ``items`` are ``key=value`` texts or a mapping.
-
-    ``short`` names the sections that may be given as one value, and the field that it stands for:
-    with ``{"input": "url"}`` both ``input=photos`` and ``input.limit=3`` apply, in any order. A
-    mapping as value stands for its fields, one by one.
-    """
-    if isinstance(items, Mapping):
-        given = [(key, value, f"{key}={value}") for key, value in items.items()]
-        wrong = []
-    else:
-        parts = [(item, *item.partition("=")) for item in items]
-        given = [
-            (key, _from_text(key, value, short), item) for item, key, sign, value in parts if key and sign
-        ]
-        bad = [item for item, key, sign, _ in parts if not (key and sign)]
-        wrong = [f"override {item}: expected key=value, as in input=photos" for item in bad]
-    return [
-        leaf for key, value, text in given for leaf in _leaves(tuple(key.split(".")), value, text, short)
-    ], wrong
-
-
-def apply(data: Mapping[str, Any], changes: Iterable[Override], short: Mapping[str, str]) -> dict[str, Any]:
-    """Return ``data`` with ``changes`` set in order, and its ``short`` sections written in full."""
-    result = {key: _full(key, value, short) for key, value in data.items()}
-    for change in changes:
-        section = result
-        for key in change.path[:-1]:
-            inner = section.get(key)
-            section[key] = dict(inner) if isinstance(inner, Mapping) else {}
-            section = section[key]
-        section[change.path[-1]] = change.value
-    return result
-
-
-def _from_text(key: str, text: str, short: Mapping[str, str]) -> Any:
-    value = parse_value(text)
-    addresses = {*short, *(f"{section}.{field}" for section, field in short.items())}
-    return (
-        text if key in addresses and isinstance(value, int | float | None) else value
-    )  # a folder may be called 2026
-
-
-def _leaves(path: tuple[str, ...], value: Any, text: str, short: Mapping[str, str]) -> Iterator[Override]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _leaves((*path, str(key)), item, text, short)
-        return
-    if len(path) == 1 and path[0] in short:
-        path = (path[0], short[path[0]])
-    yield Override(path, value, text)
-
-
-def _full(key: str, value: Any, short: Mapping[str, str]) -> Any:
-    if key in short and value is not None and not isinstance(value, Mapping):
-        return {short[key]: value}
-    return value
 
 
 def _kind(node: yaml.Node | None) -> str:
@@ -186,51 +171,85 @@ class _Reader:
 
     name: str
     loader: _Loader
+    as_text: Callable[[Path, str], bool]
     lines: dict[Path, int] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
     around: list[yaml.Node] = field(default_factory=list)
+    values: int = 0
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
+        self.values += 1
+        if self.values > _MOST_VALUES:
+            raise self.error(node, f"its aliases make more than {_MOST_VALUES:,} values of it")
         if isinstance(node, yaml.ScalarNode):
-            return self.scalar(node)
+            return self.scalar(node, path)
         if node in self.around:
-            raise UserError(f"{self.name}:{node.start_mark.line + 1}: an alias may not contain itself")
+            raise self.error(node, "an alias may not contain itself")
+        if len(path) > DEEPEST:
+            raise self.error(node, f"its aliases make more than {DEEPEST} levels of it")
+        kind, read = ("map", self.mapping) if isinstance(node, yaml.MappingNode) else ("seq", self.sequence)
+        if node.tag != _PREFIX + kind:
+            raise self.error(node, f"expected a plain value, got the YAML tag {node.tag}")
         self.around.append(node)
-        value = self.mapping(node, path) if isinstance(node, yaml.MappingNode) else self.sequence(node, path)
+        value = read(node, path)
         self.around.pop()
         return value
 
-    def scalar(self, node: yaml.ScalarNode) -> Any:
-        match node.tag.removeprefix(_PREFIX):
-            case "null":
-                return None
-            case "bool":
-                return node.value.lower() == "true"
-            case "int":
-                return int(node.value)
-            case "float":
-                return float(node.value)
-            case "str":
-                return str(node.value)
-        line = node.start_mark.line + 1
-        raise UserError(f"{self.name}:{line}: expected a plain value, got the YAML tag {node.tag}")
+    def error(self, node: yaml.Node, words: str) -> UserError:
+        return UserError(f"{self.name}:{node.start_mark.line + 1}: {words}")
+
+    def scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+        if node.style is None and self.as_text(path, node.value):
+            return self.text(node)
+        tag = node.tag.removeprefix(_PREFIX)
+        if tag == "str":
+            return self.text(node)
+        pattern = _PLAIN.get(tag)
+        if pattern is None:
+            raise self.error(node, f"expected a plain value, got the YAML tag {node.tag}")
+        if not pattern.fullmatch(node.value):
+            raise self.error(node, f"expected a value of the YAML tag !!{tag}, got {node.value[:80]!r}")
+        try:
+            return _scalar(tag, node.value)
+        except UserError as error:
+            raise self.error(node, str(error)) from None
+
+    def text(self, node: yaml.ScalarNode) -> str:
+        """Return a scalar's text, in which JSON may have written one character as two halves."""
+        try:
+            return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise self.error(node, "expected Unicode, got half of a character (\\ud800 to \\udfff)") from None
 
     def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
+            key = self.text(key_node) if isinstance(key_node, yaml.ScalarNode) else ""
             if not key:
-                raise UserError(f"{self.name}:{line}: expected a name before the colon")
+                raise self.error(key_node, "expected a name before the colon")
+            line = key_node.start_mark.line + 1
             if key in values:
                 self.mistakes.append(f"{self.name}:{line}: {dotted((*path, key))}: is there twice; keep one")
             self.lines[(*path, key)] = line
             values[key] = self.value(value_node, (*path, key))
         return values
 
-    def sequence(self, node: yaml.Node, path: Path) -> list[Any]:
+    def sequence(self, node: yaml.SequenceNode, path: Path) -> list[Any]:
         return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+
+
+def _scalar(tag: str, text: str) -> str | int | float | bool | None:
+    """Return the value of a scalar whose text fits its tag; raises UserError for too long a number."""
+    if tag == "null":
+        return None
+    if tag == "bool":
+        return text.lower() == "true"
+    if tag == "float":
+        return float(text)
+    if tag == "int" and len(text) > _MOST_DIGITS:
+        raise UserError(f"expected a number of at most {_MOST_DIGITS} digits, got one of {len(text):,}")
+    return int(text) if tag == "int" else text
 
 
 def dotted(path: Path) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import sys
 import threading
 import time
 from pathlib import Path
 
 from cnnbatch.journal import Journal
+from cnnbatch.terminal import say
 
 EXIT_STATUS = 3
 
@@ -52,7 +52,7 @@ class Watchdog:
     def _end(self) -> None:
         faulthandler.dump_traceback(self._file)
         if self._words:
-            print(self._words, file=sys.stderr, flush=True)
+            say(self._words, err=True)
         os._exit(EXIT_STATUS)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -125,14 +125,22 @@ def test_the_mistake_of_a_replaced_value_belongs_to_the_override_alone() -> None
         ("input.sample=.nan", "a number"),
         ("input.shard_size=0", "at least 1"),
         ("input.shard_size=all", "auto"),
-        ("input.keep=[1]", "input.keep[0]: expected text"),
-        (
-            "input.url={a: 1}",
-            "text (not empty) or a list (not empty) of text (not empty), got a section with a",
-        ),
+        ("input.keep=1", "expected a list of text (not empty), got 1"),
+        ("input.keep=[[a]]", "input.keep[0]: expected text"),
+        ("input.keep=[]]", "expected a list"),
+        ("input={url: {a: 1}}", "input.url: expected text (not empty) or a list"),
+        ("input={a: 1}", "input.a: no such field"),
+        ("input={limit: 1, limit: 2}", "limit: is there twice; keep one"),
+        ("input.limit=3 # three", "expected a whole number"),
+        ("input.limit=" + "9" * 5000, "expected a number of at most 100 digits, got one of 5,000"),
+        ("input.sample=" + "9" * 99, "a number"),
+        ("input..limit=3", "expected key=value"),
+        (".".join("a" * 99) + "=3", "expected key=value"),
+        ("input.keep=" + "[" * 99 + "]" * 99, "expected a list"),
+        ("input.limit=!!int x", "expected a whole number"),
         ("input=[]", "not empty"),
         ("input=", "not empty"),
-        ("output=[a, b]", "output.url: expected text"),
+        ("output={url: [a, b]}", "output.url: expected text"),
         ("max_failed=-0.1", "at least 0"),
         ("compute.workers=0", "at least 1"),
         (
@@ -145,7 +153,7 @@ def test_the_mistake_of_a_replaced_value_belongs_to_the_override_alone() -> None
         ("compute.start_timeout_s=.inf", "a number"),
         ("input.storage.timeout_s=0", "above 0"),
         ("task=classify", "a section with name"),
-        ("task.name=3", "the name of a task"),
+        ("task.name=3", "no task is called '3'"),
         ("task.name=classfy", "classify"),
         ("task.top_k=0", "at least 1"),
         ("kind=mapp", "expected map"),
@@ -171,15 +179,128 @@ def test_overrides_are_yaml_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["*.jpg", "**/a*.png", "2026", "null", "a: b", "s3://b/k?x=[1", "C:\\photos", "#1"]
+    "text",
+    [
+        *(
+            "*.jpg",
+            "**/a*.png",
+            "2026",
+            "1e3",
+            "null",
+            "~",
+            "true",
+            "a: b",
+            "photos: ",
+            "#1",
+            "photos #2",
+            "- a",
+        ),
+        *(
+            "s3://b/k?x=[1",
+            "[a",
+            "[a] b",
+            "{a",
+            "C:\\photos",
+            "'a'",
+            '"a"',
+            "a\\x41",
+            "&a",
+            "*a",
+            "!a",
+        ),
+        *("!!int x", "%a", "@a", "`a`", "|", ">", "a=b", " a", "a ", "a, b", "---", "...", "?", "猫 ☃", "‮a"),
+    ],
 )
-def test_an_address_on_the_command_line_is_taken_as_it_is(address: str) -> None:
-    if address == "a: b":
-        assert any("no such field" in line for line in mistakes(GOOD, f"input={address}"))
-        return
-    if address == "#1":
-        address = "photos#1"
-    assert parse_job(GOOD, "x", [f"input={address}", f"output={address}"]).input.url == address
+def test_text_on_the_command_line_is_taken_as_it_is(text: str) -> None:
+    fields = (
+        f"input={text}",
+        f"output={text}",
+        f"task.model={text}",
+        f"input.key={text}x",
+        f"task.classes={text}",
+    )
+    job = parse_job(GOOD, "x", fields)
+    values = (job.input.url, job.output.url, job.task.model, job.input.key, job.task.classes)  # type: ignore[attr-defined]
+    assert values == (text, text, text, f"{text}x", None if text == "null" else text)
+
+
+def test_a_file_named_like_a_list_is_that_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_job(GOOD, "x", ["input=[2019, b]"]).input.url == ("2019", "b")
+    for name in ("[2019, b]", "{url: a}", "null"):
+        (tmp_path / name).touch()
+        assert parse_job(GOOD, "x", [f"input={name}"]).input.url == name
+        assert parse_job(GOOD, "x", [f"task.classes={name}"]).task.classes == name  # type: ignore[attr-defined]
+
+
+def test_nothing_and_null_stand_for_no_value_where_a_text_may_be_left_out() -> None:
+    text = GOOD.replace("photos", "{url: photos, label: kind, truth: t}")
+    job = parse_job(text, "x", ["input.label=", "input.truth=null"])
+    assert (job.input.label, job.input.truth) == (None, None)
+    assert any("input.url=: expected text (not empty)" in line for line in mistakes(GOOD, "input.url="))
+
+
+def test_a_text_is_read_by_the_type_of_its_field() -> None:
+    changes = [
+        *(
+            "input={url: 2026, limit: 3, keep: [1, null, a b]}",
+            "task.name=detect",
+            "task.aliases={1: null, b: 2}",
+        ),
+        *("task.aliases.c=3 #", "task.sha256=" + "1" * 64, "input.storage={region: 1, retries: 2}"),
+        "task.size=[320, 640]",
+    ]
+    job: Any = parse_job(GOOD, "x", changes)
+    assert (job.input.url, job.input.limit, job.input.keep) == ("2026", 3, ("1", "null", "a b"))
+    assert (job.task.aliases, job.task.sha256) == ({"1": None, "b": "2", "c": "3 #"}, "1" * 64)
+    assert (job.input.storage.region, job.input.storage.retries, job.task.size) == ("1", 2, (320, 640))
+    assert parse_job(GOOD, "x", ["task.embedding=true"]).task.embedding is True  # type: ignore[attr-defined]
+    assert parse_job(GOOD, "x", ["task.embedding=[1, b]"]).task.embedding == ("1", "b")  # type: ignore[attr-defined]
+
+
+def test_what_a_study_varies_is_read_by_the_types_of_its_fields() -> None:
+    job: Any = load_job(
+        "sweep",
+        [
+            *(
+                "input=photos #2",
+                "output=out #2",
+                "study.search.input.url=[2019, b#]",
+                "study.cases={1: {input: 2}}",
+            ),
+            *(
+                "study.search.input.label=[1, 2]",
+                "study.search.train.batch=[8, 16]",
+                "study.cases.a.input.url=3 #",
+            ),
+            "study.search.train.momentum={low: 0.1, high: 1e-0}",
+        ],
+    )
+    assert (job.input.url, job.output.url) == ("photos #2", "out #2")
+
+
+@settings(max_examples=30)
+@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
+def test_any_name_is_the_same_in_python_and_on_the_command_line(name: str) -> None:
+    job = parse_job(GOOD, "x", [f"output={name}", f"task.weights={name}"])
+    assert (job.output.url, job.task.weights) == (name, name)  # type: ignore[attr-defined]
+    assert parse_job(GOOD, "x", {"output": name, "task.weights": name}) == job
+
+
+def test_overrides_of_other_types_are_yaml_values() -> None:
+    job = parse_job(GOOD, "x", ["input.keep=[a, b]", "compute.workers={min: 1, max: 4}", "max_failed=1e-3"])
+    assert job.input.keep == ("a", "b")
+    assert (
+        job.compute.workers == parse_job(GOOD + "compute: {workers: {min: 1, max: 4}}", "x").compute.workers
+    )
+    assert job.max_failed == 0.001
+
+
+@pytest.mark.parametrize("text", ["a\x1b[2J", "a\x7f", "a\x85", "a\nb", "a\tb", "\udcff", "[a, 'b\x01']"])
+@pytest.mark.parametrize("key", ["input", "task.weights", "input.keep", "nothing"])
+def test_control_characters_and_bytes_that_are_no_utf_8_are_refused(key: str, text: str) -> None:
+    (said,) = mistakes(GOOD, f"{key}={text}")[-1:]
+    assert "text without control characters" in said or "text in UTF-8" in said
 
 
 def test_overrides_from_python() -> None:
@@ -192,6 +313,17 @@ def test_overrides_from_python() -> None:
     assert (job.input.url, job.input.limit, job.input.keep, job.output.url) == ("/photos", 3, ("a",), "o=1")
     with pytest.raises(UserError, match=r"override max_faild=3: no such field"):
         parse_job(GOOD, "x", {"max_faild": 3})
+    assert parse_job(GOOD, "x", {"input": "[a, b]"}).input.url == "[a, b]"
+    with pytest.raises(UserError, match="without control characters"):
+        parse_job(GOOD, "x", {"input": "a\0b"})
+    with pytest.raises(UserError, match="in UTF-8"):
+        parse_job(GOOD, "x", {"input": "\udcff"})
+    with pytest.raises(UserError, match="a number of a hundred digits or more"):
+        parse_job(GOOD, "x", {"input.shard_size": -(10**5000)})
+    around: dict[str, Any] = {}
+    around["input"] = around
+    with pytest.raises(UserError, match="nest at most 64 deep"):
+        parse_job(GOOD, "x", around)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +338,33 @@ def test_overrides_from_python() -> None:
         ("a: 1\n---\nb: 2\n", "job.yaml:2: this is not YAML"),
         ("? [a]\n: 1\n", "job.yaml:1: expected a name before the colon"),
         ("a: \x00\n", "this is not YAML text"),
+        ("a: !!int x\n", "job.yaml:1: expected a value of the YAML tag !!int, got 'x'"),
+        ("a: !!float x\n", "the YAML tag !!float, got 'x'"),
+        ("a: !!bool x\n", "the YAML tag !!bool, got 'x'"),
+        ("a: !!null x\n", "the YAML tag !!null, got 'x'"),
+        ("a: !!int [1]\n", "got the YAML tag tag:yaml.org,2002:int"),
+        ("a: !!set {b}\n", "got the YAML tag tag:yaml.org,2002:set"),
+        ("a: !!omap [b: 1]\n", "got the YAML tag tag:yaml.org,2002:omap"),
+        ("a: !!binary YQ==\n", "got the YAML tag tag:yaml.org,2002:binary"),
+        ("a: !!timestamp 2020-01-01\n", "got the YAML tag tag:yaml.org,2002:timestamp"),
+        ("\n\na: " + "1" * 5000, "job.yaml:3: expected a number of at most 100 digits, got one of 5,000"),
+        ("a: " + "[" * 400 + "]" * 400, "job.yaml:1: this is not YAML: it has more than 64 levels"),
+        ("a: " + "- " * 400, "job.yaml:1: this is not YAML"),
+        (
+            "\n".join(" " * depth + "a:" for depth in range(400)),
+            "job.yaml:64: this is not YAML: it has more than 64",
+        ),
+        ("a: [" + "a," * 60_000 + "]", "it has more than 50,000 values"),
+        ("a: '" + "a" * (1 << 20) + "'", "at most 1,048,576 characters"),
+        ('a: "\\ud800"\n', "expected Unicode, got half of a character"),
+        ('a: "\\U00110000"\n', "this is not YAML"),
+        ("a: 1\n? {b: 1}\n: 2\n", "job.yaml:2: expected a name before the colon"),
+        (
+            "\n".join(
+                ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10))]
+            ),
+            "its aliases make more than 50,000 values",
+        ),
     ],
 )
 def test_what_is_no_yaml_mapping_is_refused_in_plain_words(text: str, said: str) -> None:
@@ -216,6 +375,61 @@ def test_what_is_no_yaml_mapping_is_refused_in_plain_words(text: str, said: str)
 
 def test_a_key_that_is_there_twice_is_a_mistake() -> None:
     assert mistakes(GOOD + "input: others\n") == ["job.yaml:5: input: is there twice; keep one"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "task: {}",
+            "task: {name: null}",
+            "task: {name: [a]}",
+            "task: {name: {a: 1}}",
+            "task: {1: 2}",
+            "task: []",
+        ),
+        *(
+            "kind: []",
+            "kind: {a: 1}",
+            "kind: null",
+            "input: {1: 2}",
+            "input: [[a]]",
+            "input: [1]",
+            "output: 3",
+        ),
+        *(
+            "compute: []",
+            "study: 3",
+            "kind: study\nstudy: {cases: {a: 3}}",
+            "kind: study\nstudy: {vary: {a: 3}}",
+        ),
+        *("kind: study\nstudy: {vary: {a.b.c: [3]}}", "kind: study\nstudy: {search: {a: {low: a, high: b}}}"),
+        *(
+            "kind: study\nstudy: {cases: {a: {task: 3}}}",
+            "kind: study\nstudy: {lesson: {study: 3}, seeds: 2}",
+        ),
+        *(
+            "null: 1",
+            "true: 1",
+            "1: 1",
+            "<<: {a: 1}",
+            "max_failed: 1e999",
+            "max_failed: 2020-01-01",
+            "train: 1",
+        ),
+        *('input: "a\\0b"', 'input: "a\\eb"', '"a\\eb": 1', "lesson: 1", "evaluate: [a]"),
+    ],
+)
+def test_no_shape_of_a_job_is_a_traceback(text: str) -> None:
+    with pytest.raises(UserError, match=r"^job\.yaml"):
+        parse_job(text, "job.yaml")
+
+
+def test_a_job_may_be_json() -> None:
+    text = json.dumps(
+        {"task": {"name": "classify", "model": "m"}, "input": "photos/\U0001f408", "output": "o"}
+    )
+    assert parse_job(text, "job.json").input.url == "photos/\U0001f408"
 
 
 def test_words_of_yaml_1_1_are_text() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from cnnbatch import plan
+from cnnbatch import plan, terminal
 from cnnbatch.console import columns, plain_console
 from cnnbatch.decode import DecodeError
 from cnnbatch.describe import Candidate, Description, Named, Spread, Truths, describe
@@ -223,7 +223,7 @@ def _scales(truths: Truths) -> str:
 
 def print_collection(url: str, found: Description, console: Console) -> None:
     """Print the facts, the classes, the set beside published ones, and what is wrong."""
-    console.print(url, soft_wrap=True)
+    console.print(terminal.line(url), soft_wrap=True)
     _print_facts(facts(found), console)
     if found.truths:
         _print_facts(truth_facts(found.truths), console)
@@ -231,7 +231,7 @@ def print_collection(url: str, found: Description, console: Console) -> None:
     for trouble in troubles(found):
         console.print(f"\n{trouble.name}: {number(trouble.count)}. {trouble.meaning}", soft_wrap=True)
         for key, words in trouble.examples:
-            console.print(f"  {key}{': ' if words else ''}{words}", soft_wrap=True)
+            console.print(terminal.line(f"  {key}{': ' if words else ''}{words}"), soft_wrap=True)
 
 
 def _print_facts(rows: Iterable[Fact], console: Console) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
+from cnnbatch import terminal
 from cnnbatch.report.pictures import percent
 from cnnbatch.report.words import clipped, decimal, duration, moment, number
 
@@ -37,6 +38,13 @@ class Chart:
     legend: Sequence[tuple[str, str]] = ()
 
 
+class _Inert(jinja2.Template):
+    """Fills a page in which no name steers: not the browser, since all is escaped, nor a line's direction."""
+
+    def render(self, *values: Any, **named: Any) -> str:
+        return terminal.lines(super().render(*values, **named))
+
+
 def template(name: str) -> jinja2.Template:
     """Return a template of this folder, with the filters that put numbers into words."""
     return _environment().get_template(name)
@@ -52,6 +60,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.template_class = _Inert
     environment.filters |= {
         "number": number,
         "decimal": decimal,
