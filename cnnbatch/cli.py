@@ -67,6 +67,21 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="Changes to the job, as in input=photos compute.workers=4."
     ),
 ]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="MODULE:NAME",
+        help="Code that an output's job.yaml may name: a task, or a network's function. May come again.",
+    ),
+]
+
+
+def _give(plugins: list[str] | None) -> None:
+    if plugins:
+        from cnnbatch.plugins import give
+
+        give(plugins)
 
 
 @app.command("run", no_args_is_help=True)
@@ -86,6 +101,7 @@ def _run(
         bool, typer.Option("--allow-mixed", help="Let one output hold parts of several precisions.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no summary.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Run a job, or go on with it where it was interrupted."""
 
@@ -94,6 +110,7 @@ def _run(
         from cnnbatch.launch import launch
         from cnnbatch.run import RunOptions
 
+        _give(plugin)
         loaded = load_job(job, overrides or [])
         options = RunOptions(retry_failed, new, prune, allow_mixed, quiet)
         return launch(loaded, options).exit_status
@@ -111,12 +128,14 @@ def _check(
         typer.Option("--price-per-hour", min=0, help="What an hour of this machine costs, in any currency."),
     ] = None,
     images: Annotated[int, typer.Option("--images", min=1, help="How many images to try.")] = 8,
+    plugin: Plugins = None,
 ) -> None:
     """Try a job on a few images, write nothing, and say what a run of it would cost."""
 
     def action() -> int:
         from cnnbatch.job import load_map_job
 
+        _give(plugin)
         loaded = load_map_job(job, overrides or [])  # Its mistakes are told before torch is imported.
         from cnnbatch import checking, speed
 
@@ -139,12 +158,14 @@ def _bench(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Measure a job's stages and a run of a sample here: how fast, what bounds it, and what would help."""
 
     def action() -> int:
         from cnnbatch.job import load_map_job
 
+        _give(plugin)
         loaded = load_map_job(job, overrides or [])
         from cnnbatch.bench import bench
         from cnnbatch.bench.summary import show, to_json
@@ -200,6 +221,7 @@ def _evaluate(
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no numbers.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Judge an output again, perhaps by another truth, without predicting; also writes its report again."""
 
@@ -208,6 +230,7 @@ def _evaluate(
         from cnnbatch.evaluation.summary import lines
         from cnnbatch.screen import Screen
 
+        _give(plugin)
         with Screen(quiet) as screen:
             evaluation = evaluate_again(output, fields or [], screen)
         for line in lines(evaluation):
@@ -218,13 +241,17 @@ def _evaluate(
 
 
 @app.command("report", no_args_is_help=True)
-def _report(output: Annotated[str, typer.Argument(metavar="OUT", help="The output of a job.")]) -> None:
+def _report(
+    output: Annotated[str, typer.Argument(metavar="OUT", help="The output of a job.")],
+    plugin: Plugins = None,
+) -> None:
     """Write report.html again from what a job has left in OUT."""
 
     def action() -> int:
         from cnnbatch.report import write_report
         from cnnbatch.storage import Storage, normalize
 
+        _give(plugin)
         write_report(normalize(output), Storage())
         return 0
 
@@ -296,12 +323,14 @@ def _export(
         bool,
         typer.Option("--scores", help="End YOLO's lines with the score; such files are not for training."),
     ] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Write the predictions in OUT as other tools read them: as COCO, VOC or YOLO have it, or as CSV."""
 
     def action() -> int:
         from cnnbatch.export import Options, export
 
+        _give(plugin)
         for line in export(output, format, to, Options(score_threshold, scores)).lines():
             say(line)
         return 0
@@ -330,6 +359,7 @@ def _compare(
     score_threshold: Annotated[
         float, typer.Option("--score-threshold", help="In the agreement, leave out objects that score less.")
     ] = 0.5,
+    plugin: Plugins = None,
 ) -> None:
     """Say how two outputs over the same images differ, and by their truth which is better."""
 
@@ -341,6 +371,7 @@ def _compare(
         from cnnbatch.screen import Screen
         from cnnbatch.storage import Storage, normalize
 
+        _give(plugin)
         storage, options = Storage(), Options(iou, score_threshold, read_gates(fail_under or []))
         with Screen(quiet=False) as screen:
             found = compare(a, b, options, storage, screen)

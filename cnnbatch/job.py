@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, Validati
 from pydantic.json_schema import models_json_schema
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from cnnbatch import spec
+from cnnbatch import plugins, spec
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import Sentences, nearest
 from cnnbatch.overrides import Override, apply, overrides, read_value
@@ -271,7 +271,7 @@ def load_job(name_or_path: str, changed: Sequence[str] | Mapping[str, Any] = ())
             text = file.read(spec.LONGEST_TEXT + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a job: {error}") from None
-    return parse_job(text, _shown(path), changed)
+    return parse_job(text, _shown(path), changed, plugins.CODE_FIELDS if _is_of_output(path) else ())
 
 
 def load_map_job(name_or_path: str, changed: Sequence[str] | Mapping[str, Any] = ()) -> MapJob:
@@ -284,11 +284,20 @@ def load_map_job(name_or_path: str, changed: Sequence[str] | Mapping[str, Any] =
     return job
 
 
-def parse_job(text: str, name: str, changed: Sequence[str] | Mapping[str, Any] = ()) -> Job:
-    """Read a job from YAML ``text``; ``name`` stands for the file in messages. Raises as `load_job`."""
+def parse_job(
+    text: str,
+    name: str,
+    changed: Sequence[str] | Mapping[str, Any] = (),
+    no_code_in: Sequence[str] = (),
+) -> Job:
+    """Read a job from YAML ``text``; ``name`` stands for the file in messages. Raises as `load_job`.
+
+    Of a text that is data, the fields ``no_code_in`` name no code by themselves; see `cnnbatch.plugins`.
+    """
     document = spec.parse_text(text, name)
     changes, wrong = _changes(document.data, _plain(changed) if isinstance(changed, Mapping) else changed)
     data = apply(document.data, changes, SHORT)
+    plugins.require_given(data, name, no_code_in, [change.value for change in changes])
     found = [*document.mistakes, *Sentences(document, changes, data, {}).unclean()]
     job: Job | None = None
     try:
@@ -393,6 +402,11 @@ def _find(name_or_path: str) -> pathlib.Path:
         f"expected the name of a job or a YAML file, got {name_or_path!r}, which is neither\n"
         f"  {f'did you mean {near}? ' if near else ''}known names: {', '.join(names)}"
     )
+
+
+def _is_of_output(path: pathlib.Path) -> bool:
+    """Say whether a job file is an output's own record, which came with data, rather than a person's."""
+    return "_job" in {*path.absolute().parts, *path.resolve().parts}
 
 
 def _shown(path: pathlib.Path) -> str:

@@ -23,6 +23,8 @@ from cnnbatch.training.worker import Recorder, precision_for
 from tests import tiny
 
 QUIET = RunOptions(quiet=True)
+USED = {"name": "classify", "model": "tests.tiny:build"}
+"""A network of another package, which a job names itself; a trained folder is its weights."""
 
 
 def model_of(out: Path) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def test_the_trained_folder_is_a_model_for_other_jobs(tmp_path: Path) -> None:
     others = tiny.colours(tmp_path / "others", 5)
     spec = MapJob.model_validate(
         {
-            "task": {"name": "classify", "model": str(out), "probabilities": True},
+            "task": {**USED, "weights": str(out), "probabilities": True},
             "input": {"url": str(others), "format": "folders"},
             "output": str(tmp_path / "labels"),
             "compute": {"pool": "inline"},
@@ -83,7 +85,9 @@ def test_the_trained_folder_is_a_model_for_other_jobs(tmp_path: Path) -> None:
     rows = cnnbatch.open(str(tmp_path / "labels")).arrow(["key", "label", "probabilities"]).to_pylist()
     assert all(row["label"] == row["key"].split("/")[0] for row in rows)
     # A training that begins with it knows its architecture, too.
-    again = tiny.job(folder, tmp_path / "again", {"strategy": "head", "epochs": 1}, task={"model": str(out)})
+    again = tiny.job(
+        folder, tmp_path / "again", {"strategy": "head", "epochs": 1}, task={"weights": str(out)}
+    )
     launch(again, QUIET)
     assert model_of(tmp_path / "again")["architecture"]["model"] == "tests.tiny:build"
 
@@ -296,16 +300,16 @@ def test_a_head_on_earlier_features_is_a_model_without_the_rest(tmp_path: Path) 
     assert json.loads((out / "evaluation.json").read_text())["metrics"]["top1"]["value"] > 0.9
     # It is a model for other trainings, which don't cut it again.
     again = {"strategy": "all", "epochs": 1}
-    launch(tiny.job(folder, tmp_path / "again", again, task={"model": str(out)}), QUIET)
+    launch(tiny.job(folder, tmp_path / "again", again, task={"weights": str(out)}), QUIET)
     assert model_of(tmp_path / "again")["architecture"]["features"] == "0.1"
     launch(
-        tiny.job(folder, tmp_path / "auto", {"strategy": "auto", "epochs": 1}, task={"model": str(out)}),
+        tiny.job(folder, tmp_path / "auto", {"strategy": "auto", "epochs": 1}, task={"weights": str(out)}),
         QUIET,
     )
     assert model_of(tmp_path / "auto")["depths"] == []
     twice = {"strategy": "head", "epochs": 1, "features": "body.0.0"}
     with pytest.raises(UserError, match=r"train\.features: .* reads the block 0\.1 already"):
-        launch(tiny.job(folder, tmp_path / "twice", twice, task={"model": str(out)}), QUIET)
+        launch(tiny.job(folder, tmp_path / "twice", twice, task={"weights": str(out)}), QUIET)
 
 
 def test_only_a_head_reads_earlier_features(tmp_path: Path) -> None:

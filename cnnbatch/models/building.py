@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from cnnbatch import tensorflow_files
+from cnnbatch import plugins, tensorflow_files
 from cnnbatch import weights as files
 from cnnbatch.errors import UserError
 from cnnbatch.models import catalogue, keras_models, timm_models, torchvision_models
@@ -83,7 +83,7 @@ def build_classifier(choice: Choice) -> Network:
 
 
 def _built(choice: Choice) -> Network:
-    if ":" in choice.model:
+    if plugins.is_code(choice.model):
         return external(choice, Network)
     if choice.model == ONNX:
         from cnnbatch.models.onnx import classifier

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from cnnbatch import tensorflow_files
+from cnnbatch import plugins, tensorflow_files
 from cnnbatch.errors import UserError
 from cnnbatch.models import darknet_models, onnx, torchvision_detectors
 from cnnbatch.models.building import ONNX, Choice, check_classes, external
@@ -33,7 +33,7 @@ def build_detector(choice: Choice, keypoints: bool = False) -> Detector:
     if choice.seed is not None and choice.sha256:
         raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
     with seeded(choice.seed or 0):
-        found = external(choice, Detector) if ":" in choice.model else _named(choice, keypoints)
+        found = external(choice, Detector) if plugins.is_code(choice.model) else _named(choice, keypoints)
     if choice.seed is not None:
         found = replace(found, weights=f"random:{choice.seed}")
     found = replace(found, resizing=replace(found.resizing, **choice.preprocessing))

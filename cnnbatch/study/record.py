@@ -31,7 +31,7 @@ def record(trial: Trial, output: Output) -> Row:
     evaluation = read_evaluation(output.uri, output.storage)
     tested = {} if evaluation is None else evaluation.metrics
     subset = trial.job.input.subset
-    known = dict(about.get("validation", {}))
+    known = dict(about.get("validation") or {})
     course = curve(output, str(known.get("of", "")))
     return {
         **identity(trial),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from cnnbatch.errors import UserError
-from cnnbatch.storage import Storage, StorageOptions, join, normalize
+from cnnbatch.storage import Storage, StorageOptions, normalize
 from cnnbatch.tasks import Backend, Precision, Task
-from cnnbatch.training.model_file import WEIGHTS, read_model, require_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,9 +32,10 @@ class WeightedTask(Task):
     """Conventions of ONNX files that the task reads; where there is one only, it need not be said."""
 
     model: str
-    """A model's name (see ``cnnbatch models``), or ``mypackage.module:build``."""
+    """A model's name (see ``cnnbatch models``), a trained folder, or ``mypackage.module:build``."""
     weights: str = "DEFAULT"
-    """``DEFAULT`` or another published name, a path, a URL, ``package:NAME/PATH``, ``random[:SEED]``."""
+    """``DEFAULT`` or another published name, a path, a URL, ``package:NAME/PATH``, ``random[:SEED]``, or a
+    trained folder."""
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
     """What the weights' file has to be."""
     classes: Names | str | None = None
@@ -71,9 +70,10 @@ class WeightedTask(Task):
         """Return which network the job means; ``preprocessing`` replaces fields of what its weights ask for.
 
         Raises:
-            UserError: the file of the classes can't be read.
+            UserError: the file of the classes can't be read, or a trained folder is none.
         """
         from cnnbatch.models import Choice
+        from cnnbatch.models.trained import with_trained
 
         choice = Choice(
             model=self.model,
@@ -85,27 +85,7 @@ class WeightedTask(Task):
             adapter=self.adapter,
             storage=Storage(self.storage),
         )
-        about = read_model(self.model, choice.storage)
-        return choice if about is None else _of_trained(choice, about, self.trained_to or self.name)
-
-
-def _of_trained(choice: Choice, about: Mapping[str, Any], task: str) -> Choice:
-    """Return the network that a training has written into the folder ``choice.model``."""
-    require_task(about, task, choice.model)
-    kept = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in about["preprocessing"].items()
-    }
-    found = replace(
-        choice,
-        model=about["architecture"]["model"],
-        classes=choice.classes or tuple(about["classes"]),
-        preprocessing={**kept, **choice.preprocessing},
-        features=about["architecture"].get("features"),
-    )
-    if choice.weights != "DEFAULT":
-        return found
-    return replace(found, weights=join(normalize(choice.model), WEIGHTS), sha256=about["sha256"])
+        return with_trained(choice, self.trained_to or self.name)
 
 
 def read_names(uri: str) -> tuple[str, ...]:

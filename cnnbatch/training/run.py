@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
 
-from cnnbatch import begun, identity, lock
+from cnnbatch import begun, identity, lock, plugins
 from cnnbatch.errors import UserError
 from cnnbatch.job import Input, MapJob, TrainJob, to_yaml
 from cnnbatch.output import Output, differences
@@ -132,9 +132,10 @@ def _test(job: TrainJob, parts: Parts, output: Output, options: RunOptions) -> S
 
 def _trained(job: TrainJob, output: Output, chosen: Input) -> dict[str, Any]:
     """Return the fields by which the task runs the trained model on ``chosen`` images."""
+    code = job.task.model if plugins.is_code(getattr(job.task, "model", "")) else None
     fields = {
-        "model": output.uri,
-        "weights": "DEFAULT",
+        "model": code or output.uri,
+        "weights": output.uri if code else "DEFAULT",  # No folder's word is enough to run code.
         "sha256": None,
         "classes": None,
         "key_map": None,
