@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cnnbatch import interrupts
 from cnnbatch.errors import EnvironmentFault, OutputHeld
 from cnnbatch.storage import AlreadyExists, Changed, NotFound, Storage, redact
 
@@ -30,13 +31,18 @@ def hold(storage: Storage, uri: str, run: str) -> Iterator[None]:
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(storage, uri, run, etag, stop), daemon=True)
     renewal.start()
+
+    def release() -> None:
+        if _holder(storage, uri).get("run") == run:
+            storage.delete(uri)
+
     try:
-        yield
+        with interrupts.cleaned_up_by(release):
+            yield
     finally:
         stop.set()
         renewal.join()
-        if _holder(storage, uri).get("run") == run:
-            storage.delete(uri)
+        release()
 
 
 def _take(storage: Storage, uri: str, run: str) -> str:
