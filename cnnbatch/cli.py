@@ -9,6 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
+from cnnbatch import interrupts
+
+if __name__ == "__main__":
+    interrupts.install()  # Before anything that takes long to import.
+
 import typer
 from typer.core import TyperGroup
 
@@ -39,8 +44,20 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line, and end the Ray that it started."""
+    interrupts.install()
+    try:
+        app()
+    except SystemExit as end:
+        if not _close_ray():
+            interrupts.leave(end.code if isinstance(end.code, int) else 1)
+        raise
+
+
+def _close_ray() -> bool:
+    """End the connection to Ray, where there is one; say whether Ray let go."""
+    session = sys.modules.get("cnnbatch.ray_session")
+    return session is None or session.close()
 
 
 def _print_version(wanted: bool) -> None:
@@ -389,7 +406,8 @@ def _compare(
 def _exit_with(action: Callable[[], int], stopped: str = "Stopped.") -> None:
     """Leave with the status of ``action``: a person's mistake, a fault and a stop in plain words."""
     try:
-        status, words = action(), ""
+        with interrupts.unwinding(stopped):
+            status, words = action(), ""
     except UserError as error:
         status, words = 2, str(error)
     except EnvironmentFault as error:
@@ -398,6 +416,8 @@ def _exit_with(action: Callable[[], int], stopped: str = "Stopped.") -> None:
         status, words = 4, str(error)
     except KeyboardInterrupt:
         status, words = 130, f"\n{stopped}"
+    except interrupts.Terminated as signalled:
+        status, words = signalled.status, stopped
     if words:
         say(words, err=True)
     raise typer.Exit(status)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cnnbatch.errors import UserError
+from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.job import Compute, Workers
 
 
@@ -72,6 +72,30 @@ def require_room(compute: Compute, nodes: Sequence[Node], wanted: Share) -> None
             f"compute.gpus_per_worker: expected nodes with {wanted.gpus:g} GPUs each, got {describe(nodes)}\n"
             "  what to do: leave it at auto, or start Ray on the machines with GPUs"
         )
+
+
+def lacking(compute: Compute, nodes: Sequence[Node], wanted: Share) -> EnvironmentFault | None:
+    """Return the fault that there is no room for the least number of workers, or None."""
+    least, _ = bounds(compute)
+    room = sum(wanted.fits(node) for node in nodes)
+    return None if room >= least else _lack(least, wanted, f"there is room for {room}", nodes)
+
+
+def too_few(
+    compute: Compute, nodes: Sequence[Node], wanted: Share, least: int, ready: int
+) -> EnvironmentFault:
+    """Return the fault that fewer workers than ``least`` were ready in time."""
+    when = f"got {ready} within compute.start_timeout_s = {compute.start_timeout_s:g} s"
+    return _lack(least, wanted, when, nodes)
+
+
+def _lack(least: int, wanted: Share, got: str, nodes: Sequence[Node]) -> EnvironmentFault:
+    each = f"{wanted.cpus} CPUs, {wanted.gpus:g} GPUs"
+    return EnvironmentFault(
+        f"expected at least {least} workers with {each} each, {got}; there is: {describe(nodes)}",
+        "ask for fewer (compute.workers), for less each (compute.cpus_per_worker, "
+        "compute.gpus_per_worker), or start more nodes",
+    )
 
 
 def describe(nodes: Sequence[Node]) -> str:

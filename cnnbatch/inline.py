@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from cnnbatch import interrupts
 from cnnbatch.attempts import Alone, Attempts
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.output import Output
@@ -60,10 +61,15 @@ def _try_suspects(process: WorkerProcess, attempts: Attempts) -> None:
 def _noted(output: Output, work: Work) -> Iterator[None]:
     note = output.suspect(work.shard.index)
     output.storage.put(note, b"{}")
-    try:
-        yield
-    finally:  # A crash does not come here: then the note stays.
+
+    def remove() -> None:
         output.storage.delete(note)
+
+    try:
+        with interrupts.cleaned_up_by(remove):
+            yield
+    finally:  # A crash does not come here: then the note stays.
+        remove()
 
 
 def as_error(fault: Fault) -> UserError | EnvironmentFault:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cnnbatch import interrupts
 from cnnbatch.errors import EnvironmentFault, OutputHeld, UserError
 from cnnbatch.storage import AlreadyExists, Changed, NotFound, Storage, redact
 
@@ -32,13 +33,18 @@ def hold(storage: Storage, uri: str, run: str) -> Iterator[None]:
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(storage, uri, run, etag, stop), daemon=True)
     renewal.start()
+
+    def release() -> None:
+        if _is_ours(storage, uri, run):
+            storage.delete(uri)
+
     try:
-        yield
+        with interrupts.cleaned_up_by(release):
+            yield
     finally:
         stop.set()
         renewal.join()
-        if _is_ours(storage, uri, run):
-            storage.delete(uri)
+        release()
 
 
 def _take(storage: Storage, uri: str, run: str) -> str:

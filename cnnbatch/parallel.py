@@ -20,6 +20,9 @@ R = TypeVar("R")
 MANY_IMAGES = 50_000
 """Images from which on it is worth the start of Ray."""
 
+LOOK_S = 1.0
+"""How long to wait for a result before looking whether Ray is still there."""
+
 AHEAD = 4
 """Results that may wait for an earlier one, for each worker."""
 
@@ -54,22 +57,23 @@ def on_ray(compute: Compute | None, workers: int) -> Map:
     def over(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
         import ray
 
+        from cnnbatch import ray_session
         from cnnbatch.job import Compute
-        from cnnbatch.pool import connect
 
-        connect(compute or Compute())
+        ray_session.connect(compute or Compute())
         task: Any = ray.remote(num_cpus=1)(_call)
         shared, stream = ray.put(function), iter(values)
         order: deque[Any] = deque()
         running: set[Any] = set()
         while True:
+            ray_session.require_alive()
             for value in islice(stream, min(workers - len(running), AHEAD * workers - len(order))):
                 order.append(task.remote(shared, value))
                 running.add(order[-1])
             if not order:
                 return
             if running:
-                running = set(ray.wait([*running], fetch_local=False)[1])
+                running = set(ray.wait([*running], timeout=LOOK_S, fetch_local=False)[1])
             while order and order[0] not in running:
                 yield _result(order.popleft())
 
@@ -84,7 +88,10 @@ def _result(reference: Any) -> Any:
     """Return what a task gave; its own error comes as it was raised, without Ray's around it."""
     import ray
 
+    from cnnbatch import ray_session
+
     try:
-        return ray.get(reference)
+        with ray_session.faults(but=ray.exceptions.RayTaskError):
+            return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None

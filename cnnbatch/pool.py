@@ -7,34 +7,33 @@ lies in `attempts`, `strikes` and `cluster_nodes`.
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
-from ray.exceptions import ActorUnschedulableError, RayActorError, RayError
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cnnbatch import ray_session
+from cnnbatch.actors import SHARDS_IN_FLIGHT, Actor, Call, Heartbeats
 from cnnbatch.attempts import Attempts, Probe, Question
-from cnnbatch.cluster_nodes import Node, alive_nodes, bounds, describe, placements, require_room, share
+from cnnbatch.cluster_nodes import Node, bounds, lacking, placements, require_room, share, too_few
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inline import as_error, failure_of
-from cnnbatch.job import Compute
 from cnnbatch.process import Order, Settling, WorkerProcess, take_journal
 from cnnbatch.records import Fault, Ready, Receipt, Shard, Work
 from cnnbatch.storage import is_local, parent
 from cnnbatch.strikes import Strikes
 
-SHARDS_IN_FLIGHT = 2
 LOOK_AGAIN_S = 5.0
 FOLDERS_ASKED = 8  # of the first images, whether every node sees them
-LOCAL_OBJECT_STORE_BYTES = 128 * 2**20
+ANSWER_S = 60.0
+CLOSE_S = 5.0
 # glibc's malloc reads these when a process starts (man mallopt). A forward pass frees and asks for the
 # same tens of megabytes again and again; by default they go back to the kernel each time, and every
 # page is faulted in anew: 1,300 faults and a quarter of the time an image for MobileNetV2. One arena,
@@ -45,60 +44,6 @@ KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "MALLOC_TOP_PAD_": str(2**26),
 }
-
-Call = Literal["load", "measure", "run", "question"]
-
-
-@dataclass(slots=True, eq=False)
-class Actor:
-    """One worker process as the driver sees it: where it is and what it was asked."""
-
-    handle: Any
-    node: str
-    calls: dict[Any, tuple[Call, Any]] = field(default_factory=dict)
-    ready: Ready | None = None
-
-    def is_measuring(self) -> bool:
-        """Say whether it looks for the fastest way through the network."""
-        return any(kind == "measure" for kind, _ in self.calls.values())
-
-    def is_free(self) -> bool:
-        """Say whether another shard may be sent."""
-        asked = list(self.calls.values())
-        return (
-            self.ready is not None
-            and len(asked) < SHARDS_IN_FLIGHT
-            and all(kind == "run" for kind, _ in asked)
-        )
-
-
-def connect(compute: Compute) -> None:
-    """Join the Ray cluster that is there, or start one on this machine with room for the job's workers."""
-    if ray.is_initialized():
-        return
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address != "local":
-        try:
-            ray.init(address=address, **quiet)
-        except ConnectionError:
-            if address != "auto":
-                raise EnvironmentFault(
-                    f"no Ray cluster answers at {address}, which RAY_ADDRESS names",
-                    "start it, or unset RAY_ADDRESS",
-                ) from None
-        else:
-            return
-    least, _ = bounds(compute)
-    each = 1 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
-    cpus = max(os.cpu_count() or 1, least * each)
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        **quiet,
-    )
 
 
 class Pool:
@@ -121,14 +66,19 @@ class Pool:
         self._class = ray.remote(WorkerProcess)
         self._least, self._most = bounds(compute)
         self._useful = shards if compute.workers == "auto" else None
-        self._nodes: list[Node] = alive_nodes(_reported_nodes())
+        self._nodes: list[Node] = ray_session.nodes()
         self._share = share(compute, self._nodes)
         require_room(compute, self._nodes, self._share)
+        if lack := lacking(compute, self._nodes, self._share):
+            if ray_session.is_own():
+                raise lack
+            note(f"waiting up to {compute.start_timeout_s:g} s for nodes: {lack.what}")
         self._actors: list[Actor] = []
+        self._heartbeats = Heartbeats(compute)
         self._room: dict[str, int] = {}
         self._attempts = Attempts()
         self._strikes = Strikes()
-        self._started = self._looked = 0.0
+        self._enough_at = self._looked = 0.0
         self._started_enough = False
 
     def predict(self, works: Iterator[Work | None], suspects: Collection[int]) -> Iterator[Receipt]:
@@ -143,11 +93,12 @@ class Pool:
         self._require_shared_paths(first.shard)
         works = chain([first], works)
         self._suspects = set(suspects)
-        self._started = time.monotonic()
+        self._enough_at = time.monotonic()
         waiting: Work | None = None
         exhausted = False
         try:
             while True:
+                ray_session.require_alive()
                 self._grow(enough=exhausted and waiting is None and not self._attempts)
                 while not exhausted and (waiting is None or self._send(waiting)):
                     waiting, exhausted, slow = _next(works)
@@ -158,10 +109,10 @@ class Pool:
                     return
                 yield from self._collect()
                 self._wake()
+                self._bury_silent()
                 self._require_enough()
         finally:
-            for actor in list(self._actors):
-                self._dismiss(actor)
+            self._disband()
 
     def _grow(self, enough: bool) -> None:
         """Ask for as many actors as the nodes alive can hold; looked at again while the run lasts."""
@@ -169,9 +120,7 @@ class Pool:
         if self._looked and now - self._looked < LOOK_AGAIN_S:
             return
         self._looked = now
-        self._nodes = [
-            node for node in alive_nodes(_reported_nodes()) if node.id not in self._strikes.left_out
-        ]
+        self._nodes = [node for node in ray_session.nodes() if node.id not in self._strikes.left_out]
         for node in self._nodes:
             self._room.setdefault(node.id, self._share.fits(node))
         for lost in self._attempts.probed_nodes() - {node.id for node in self._nodes}:
@@ -199,16 +148,13 @@ class Pool:
             num_gpus=self._share.gpus,
             max_restarts=0,
             max_task_retries=0,
-            max_concurrency=SHARDS_IN_FLIGHT + 1,
+            max_concurrency=SHARDS_IN_FLIGHT + 2,  # To close, and for heartbeats.
             runtime_env={"env_vars": KEEP_FREED_MEMORY},
             scheduling_strategy=where,
         ).remote(sys.path)
         actor = Actor(handle, node)
-        self._ask(actor, "load", None, "load", self._order)
+        actor.ask("load", None, "load", self._order)
         return actor
-
-    def _ask(self, actor: Actor, kind: Call, about: Any, method: str, *values: Any) -> None:
-        actor.calls[getattr(actor.handle, method).remote(*values)] = (kind, about)
 
     def _send(self, work: Work) -> bool:
         """Send ``work`` to the free actor that has least to do; say whether it is taken care of."""
@@ -220,7 +166,7 @@ class Pool:
         if not free:
             return False
         actor = min(free, key=lambda one: len(one.calls))
-        self._ask(actor, "run", work, "run", work)
+        actor.ask("run", work, "run", work)
         return True
 
     def _send_again(self) -> None:
@@ -228,9 +174,9 @@ class Pool:
         for actor in self._actors:
             if actor.ready and not actor.calls and (question := self._attempts.next_question(actor.node)):
                 if isinstance(question, Probe):
-                    self._ask(actor, "question", question, "probe")
+                    actor.ask("question", question, "probe")
                 else:
-                    self._ask(actor, "question", question, "try_alone", question.shard, question.position)
+                    actor.ask("question", question, "try_alone", question.shard, question.position)
         while any(actor.is_free() for actor in self._actors) and (work := self._attempts.next_work()):
             self._send(work)
 
@@ -243,13 +189,13 @@ class Pool:
         if not asked:
             time.sleep(0.2)
             return
-        done, _ = ray.wait(list(asked), num_returns=1, timeout=1.0)
+        done, _ = ray.wait(list(asked), num_returns=1, timeout=1.0, fetch_local=False)
         for call in done:
             actor = asked[call]
             if actor not in self._actors:
                 continue
             try:
-                answer = ray.get(call)
+                answer = ray.get(call, timeout=ANSWER_S)
             except (RayActorError, ActorUnschedulableError) as death:
                 self._bury(actor, str(death))
                 continue
@@ -274,13 +220,13 @@ class Pool:
         self._order = replace(self._order, kept=kept)
         known = kept.get(ready.key)
         if known is None or (ready.open and not ready.settings.items() <= known.items()):
-            self._ask(actor, "load", None, "load", self._order)
+            actor.ask("load", None, "load", self._order)
             return
         actor.ready = ready
         if not actor.node:
             try:
-                actor.node = ray.get(actor.handle.__ray_call__.remote(_node_of))
-            except RayActorError as death:
+                actor.node = ray.get(actor.handle.__ray_call__.remote(_node_of), timeout=ANSWER_S)
+            except (RayActorError, GetTimeoutError) as death:
                 self._bury(actor, str(death))
                 return
         if all(other is actor or not other.ready for other in self._actors if other.node == actor.node):
@@ -296,7 +242,7 @@ class Pool:
         if sample is None:
             return False
         self._measuring[kind] = actor
-        self._ask(actor, "measure", kind, "measure", sample)
+        actor.ask("measure", kind, "measure", sample)
         return True
 
     def _wake(self) -> None:
@@ -351,7 +297,14 @@ class Pool:
         time.sleep(pause)
         self._looked = 0.0
 
-    def _bury(self, actor: Actor, words: str) -> None:
+    def _bury_silent(self) -> None:
+        """End the actors that are heard of no more; one that can't be ended is left alone."""
+        for actor in self._heartbeats.silent(self._actors):
+            self._note(f"a worker has been silent for {actor.silent_s:.0f} s: its images go to another one")
+            ray.kill(actor.handle)
+            self._bury(actor, "it was silent", silent=True)
+
+    def _bury(self, actor: Actor, words: str, silent: bool = False) -> None:
         """Take the death of an actor: its journal says which images it was at."""
         self._actors.remove(actor)
         self._looked = 0.0
@@ -383,7 +336,7 @@ class Pool:
                     actor.node, EnvironmentFault(what, "look at that machine's device, memory and logs")
                 )
             else:
-                failure = failure_of(hung, self._compute.batch_timeout_s)
+                failure = failure_of(hung or silent, self._compute.batch_timeout_s)
                 self._attempts.ask(Probe(about, failure, actor.node))
 
     def _ask_elsewhere(self, question: Question) -> None:
@@ -398,7 +351,7 @@ class Pool:
             num_cpus=0, max_retries=0, scheduling_strategy=_at(actor.node)
         )
         try:
-            found, hung = ray.get(read.remote(actor.ready.journal), timeout=60)
+            found, hung = ray.get(read.remote(actor.ready.journal), timeout=ANSWER_S)
         except RayError:
             return None, False
         return found, hung
@@ -416,23 +369,24 @@ class Pool:
         actor.calls.clear()
         self._actors.remove(actor)
         self._looked = 0.0
-        if actor.ready:
-            closed = actor.handle.close.remote()
-            ray.wait([closed], timeout=5)
-        ray.kill(actor.handle)
+        _end([actor])
+
+    def _disband(self) -> None:
+        """End all actors, in a run that is over or was stopped; of a Ray that broke nothing is asked."""
+        actors, self._actors = self._actors, []
+        if ray_session.is_alive():
+            _end(actors)
 
     def _require_enough(self) -> None:
+        """Stop where there have been too few workers for too long: at first the least number, later one."""
         ready = sum(actor.ready is not None or actor.is_measuring() for actor in self._actors)
         ready += len(self._waiting)
         self._started_enough = self._started_enough or ready >= self._least
-        waited = time.monotonic() - self._started
-        if not self._started_enough and waited > self._compute.start_timeout_s:
-            raise EnvironmentFault(
-                f"expected at least {self._least} workers within compute.start_timeout_s = "
-                f"{self._compute.start_timeout_s:g} s, got {ready}; there is: {describe(self._nodes)}",
-                "ask for fewer (compute.workers), for less each "
-                f"({self._share.cpus} CPUs, {self._share.gpus:g} GPUs), or start more nodes",
-            )
+        now, least = time.monotonic(), 1 if self._started_enough else self._least
+        if ready >= least:
+            self._enough_at = now
+        elif now - self._enough_at > self._compute.start_timeout_s:
+            raise too_few(self._compute, self._nodes, self._share, least, ready)
 
     def _require_shared_paths(self, shard: Shard) -> None:
         """Refuse local paths that some node does not see, before any image is called missing.
@@ -452,7 +406,7 @@ class Pool:
         }
         for host, call in asked.items():
             try:
-                missing = ray.get(call)
+                missing = ray.get(call, timeout=ANSWER_S)
             except RayError:
                 continue  # That node was lost meanwhile, and will be given no shard.
             if missing:
@@ -460,6 +414,14 @@ class Pool:
                     f"node {host} does not see {missing[0]}: on several nodes a local path must be shared\n"
                     "  what to do: mount it on every node, or use an object store (s3://, gs://, az://)"
                 )
+
+
+def _end(actors: Sequence[Actor]) -> None:
+    """Have actors remove their journals, and end them."""
+    if closing := [actor.handle.close.remote() for actor in actors if actor.ready]:
+        ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S, fetch_local=False)
+    for actor in actors:
+        ray.kill(actor.handle)
 
 
 def _next(works: Iterator[Work | None]) -> tuple[Work | None, bool, bool]:
@@ -475,13 +437,8 @@ def _at(node: str) -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def _reported_nodes() -> list[dict[str, Any]]:
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own lack
-    return nodes
-
-
 def _is_alive(node: str) -> bool:
-    return any(alive.id == node for alive in alive_nodes(_reported_nodes()))
+    return any(alive.id == node for alive in ray_session.nodes())
 
 
 def _missing(paths: list[str]) -> list[str]:

@@ -105,6 +105,9 @@ class WorkerProcess:
             "look at the device (driver, memory) and at the model; no row was written for these images",
         )
 
+    def beat(self) -> None:
+        """Answer, which a process that is stopped does not."""
+
     def close(self) -> None:
         """End the threads and forget the journal."""
         if self._watchdog:

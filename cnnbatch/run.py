@@ -176,11 +176,14 @@ def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receip
     if inline:
         yield from predict_inline(order, chain(head, works), settling)
         return
-    from cnnbatch.pool import Pool, connect
+    from cnnbatch import ray_session
+    from cnnbatch.pool import Pool
 
-    connect(job.compute)
-    pool = Pool(order, settling, running.screen.note, planner.count_shards())
-    yield from pool.predict(chain(head, works), suspects)
+    note = running.screen.note
+    ray_session.connect(job.compute, note)
+    with ray_session.faults():
+        pool = Pool(order, settling, note, planner.count_shards())
+        yield from pool.predict(chain(head, works), suspects)
     for index in suspects:
         output.storage.delete(output.suspect(index))
 

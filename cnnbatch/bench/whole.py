@@ -197,11 +197,13 @@ class _Run:
         if self._trial.inline:
             yield from predict_inline(self._order, self.feed.works(), self)
             return
-        from cnnbatch.pool import Pool, connect
+        from cnnbatch import ray_session
+        from cnnbatch.pool import Pool
 
-        connect(self._trial.job.compute)
+        ray_session.connect(self._trial.job.compute)
         self._ray_s = self._passed_s()
-        yield from Pool(self._order, self, note).predict(self.feed.works(), ())
+        with ray_session.faults():
+            yield from Pool(self._order, self, note).predict(self.feed.works(), ())
 
     def found(self, seconds: float) -> Whole:
         """Return what it showed; it took so many ``seconds``."""

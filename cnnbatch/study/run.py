@@ -45,7 +45,8 @@ def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
         known = {trial.name: row for trial in trials if (row := output.decided(f"trials/{trial.name}"))}
         screen.note(_begins(trials, known))
         trained = 0
-        for row in _trained(running, [trial for trial in trials if trial.name not in known]):
+        left = [trial for trial in trials if trial.name not in known]
+        for row in _trained(running, left, screen.note):
             known[row["name"]] = row
             trained += 1
             screen.note(_line(row, len(known), len(trials), running.job.study.metric))
@@ -128,13 +129,13 @@ def _output(trial: Trial) -> Output:
     return Output(normalize(trial.job.output.url), Storage(trial.job.output.storage))
 
 
-def _trained(running: _Running, trials: Sequence[Trial]) -> Iterator[Row]:
+def _trained(running: _Running, trials: Sequence[Trial], note: Callable[[str], object]) -> Iterator[Row]:
     """Train trials and yield their records, one after the other or side by side on Ray."""
     study = running.job.study
     if trials and (study.search or study.side_by_side) and running.job.compute.pool != "inline":
         from cnnbatch.study.sweep import side_by_side
 
-        yield from side_by_side(trials, running.output)
+        yield from side_by_side(trials, running.output, note)
         return
     for trial in trials:
         yield finish(trial, running.output, forgive=bool(study.search))

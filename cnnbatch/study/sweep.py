@@ -11,31 +11,40 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 from ray import tune
 
+from cnnbatch import ray_session
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.job import Compute
 from cnnbatch.output import Output
-from cnnbatch.pool import connect
 from cnnbatch.study.record import Row
 from cnnbatch.study.trials import Trial
 
 POLL_S = 0.5
+ANSWER_S = 60.0
 
 
-def side_by_side(trials: Sequence[Trial], output: Output) -> Iterator[Row]:
-    """Train trials and yield each record when it is over; one that can't be trained has its error."""
+def side_by_side(trials: Sequence[Trial], output: Output, note: Callable[[str], object]) -> Iterator[Row]:
+    """Train trials and yield each record when it is over; one that can't be trained has its error.
+
+    ``note`` is told which Ray does it.
+    """
     compute = trials[0].job.compute
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Its new output says some of it at verbose=0, too.
-    connect(compute)
-    slot, inside = slot_for(compute)
+    ray_session.connect(compute, note)
+    with ray_session.faults():
+        yield from _side_by_side(trials, output)
+
+
+def _side_by_side(trials: Sequence[Trial], output: Output) -> Iterator[Row]:
+    slot, inside = slot_for(trials[0].job.compute)
     placed = {trial.name: _inside(trial, inside) for trial in trials}
     news: Any = ray.remote(_News).options(num_cpus=0).remote()
-    with tempfile.TemporaryDirectory(prefix="cnnbatch-ray-tune-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cnnbatch-ray-tune-", ignore_cleanup_errors=True) as folder:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_train, trials=placed, output=output, news=news), slot),
             param_space={"trial": tune.grid_search(list(placed))},
@@ -43,9 +52,10 @@ def side_by_side(trials: Sequence[Trial], output: Output) -> Iterator[Row]:
         )
         fitting = _Fitting(tuner)
         while fitting.is_alive():
-            yield from ray.get(news.take.remote())
+            ray_session.require_alive()
+            yield from ray.get(news.take.remote(), timeout=ANSWER_S)
             time.sleep(POLL_S)
-        yield from ray.get(news.take.remote())
+        yield from ray.get(news.take.remote(), timeout=ANSWER_S)
         fitting.result()
 
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +21,22 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cnnbatch import ray_session
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.job import Compute, Workers
-from cnnbatch.pool import connect
 from cnnbatch.training.order import Order, Told
 
 POLL_S = 0.3
-_GROUP_START_S = 15
-"""How long Ray Train waits for a group's places before it counts anew what there is: a minute by default.
-Of a node that was just lost it believes for a moment that it is still there, and would wait all of that."""
+ANSWER_S = 60.0
+GOES_ON = "look at the machines; the same command goes on from the last checkpoint"
+_PATIENCE = {
+    # How long Ray Train waits for a group's places before it counts anew what there is: a minute by
+    # default. Of a node that was just lost it believes for a moment that it is still there, and would wait
+    # all of that.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+    # How long a worker may be silent before the group is formed anew: ten minutes by default.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+}
 
 
 class _Mailbox:
@@ -47,16 +54,25 @@ class _Mailbox:
         return taken
 
 
-def fit(order: Order) -> Iterator[Told]:
-    """Train on Ray and yield what the first worker tells; raises UserError and EnvironmentFault."""
+def fit(order: Order, note: Callable[[str], object]) -> Iterator[Told]:
+    """Train on Ray and yield what the first worker tells; raises UserError and EnvironmentFault.
+
+    ``note`` is told which Ray that is.
+    """
     compute = order.job.compute
-    connect(compute)
-    group = group_for(compute)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_GROUP_START_S))
+    ray_session.connect(compute, note)
+    with ray_session.faults():
+        yield from _fit(order, group_for(compute))
+
+
+def _fit(order: Order, group: Group) -> Iterator[Told]:
+    compute = order.job.compute
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     of_mailbox: Any = ray.remote(_Mailbox)
     mailbox = of_mailbox.options(num_cpus=0, scheduling_strategy=here).remote()
-    with tempfile.TemporaryDirectory(prefix="cnnbatch-ray-train-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cnnbatch-ray-train-", ignore_cleanup_errors=True) as folder:
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"order": order, "mailbox": mailbox},
@@ -68,13 +84,14 @@ def fit(order: Order) -> Iterator[Told]:
         )
         running, heard = _Running(trainer), time.monotonic()
         while running.is_alive():
-            if news := ray.get(mailbox.take.remote()):
+            ray_session.require_alive()
+            if news := ray.get(mailbox.take.remote(), timeout=ANSWER_S):
                 heard = time.monotonic()
             yield from news
             if time.monotonic() - heard > compute.start_timeout_s:
                 _require_room(group)
             time.sleep(POLL_S)
-        yield from ray.get(mailbox.take.remote())
+        yield from ray.get(mailbox.take.remote(), timeout=ANSWER_S)
         running.result()
 
 
@@ -105,22 +122,28 @@ class _Running(threading.Thread):
     def run(self) -> None:
         try:
             self._trainer.fit()
-        except TrainingFailedError as error:
+        except Exception as error:  # It is raised by whoever waits for the end.
             self._fault = error
 
     def result(self) -> None:
         """Raise what ended it."""
         if self._fault is None:
             return
+        if not isinstance(self._fault, TrainingFailedError):
+            raise EnvironmentFault(
+                f"the training was ended by Ray: {_last_line(self._fault)}", GOES_ON
+            ) from self._fault
         causes = getattr(self._fault, "worker_failures", {}).values()
         for cause in causes:
             if isinstance(cause, UserError) or isinstance(getattr(cause, "cause", None), UserError):
                 raise UserError(str(getattr(cause, "cause", cause)))
         first = next(iter(causes), self._fault)
-        raise EnvironmentFault(
-            f"the training was ended by its workers: {str(first).strip().splitlines()[-1]}",
-            "look at the machines; the same command goes on from the last checkpoint",
-        )
+        raise EnvironmentFault(f"the training was ended by its workers: {_last_line(first)}", GOES_ON)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 from uuid import uuid4
 
@@ -47,7 +48,7 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
             progress.expect(epochs)
             parts = replace(parts, how=collected.how)
             order = Order(job, output, parts, collected.data, decision, epochs, collected.digest)
-            for told in _fit(order):
+            for told in _fit(order, screen.note):
                 progress.take(told)
     return _test(job, parts, output, options)
 
@@ -89,14 +90,14 @@ def _known(job: TrainJob, output: Output) -> dict[str, Any] | None:
     return None if known is None else {"lesson": job.lesson, **known}
 
 
-def _fit(order: Order) -> Iterator[Told]:
-    """Train, here or on Ray, and yield what the first worker tells."""
+def _fit(order: Order, note: Callable[[str], object]) -> Iterator[Told]:
+    """Train, here or on Ray, and yield what the first worker tells; ``note`` is told which Ray."""
     if order.job.compute.pool == "inline" or order.decision.strategy == "as_is":
         yield from _here(order)
         return
     from cnnbatch.training.pool import fit
 
-    yield from fit(order)
+    yield from fit(order, note)
 
 
 def _here(order: Order) -> Iterator[Told]:
@@ -105,13 +106,22 @@ def _here(order: Order) -> Iterator[Told]:
     from cnnbatch.training.team import Team
     from cnnbatch.training.worker import work
 
-    compute, told = order.job.compute, SimpleQueue[Told | None]()
+    compute, told, stopped = order.job.compute, SimpleQueue[Told | None](), Event()
+
+    def tell(news: Told) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt  # Also here: the thread that asked for the training was stopped.
+        told.put(news)
+
     threads = compute.cpus_per_worker if compute.cpus_per_worker != "auto" else os.cpu_count() or 1
     device = speed.find_device(compute.device)
     with ThreadPoolExecutor(1, "train") as thread:
-        working = thread.submit(work, order, Team(), device, threads, told.put)
+        working = thread.submit(work, order, Team(), device, threads, tell)
         working.add_done_callback(lambda _: told.put(None))
-        yield from iter(told.get, None)
+        try:
+            yield from iter(told.get, None)
+        finally:
+            stopped.set()
         working.result()
 
 

@@ -1,0 +1,15 @@
+"""What `cnnbatch` and `python -m cnnbatch` start: signals are taken over before the large imports."""
+
+from cnnbatch import interrupts
+
+
+def main() -> None:
+    """Run the command line."""
+    interrupts.install()
+    from cnnbatch import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
