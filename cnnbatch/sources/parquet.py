@@ -8,29 +8,20 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cnnbatch import truth
-from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.errors import UserError
 from cnnbatch.records import Content, Failure, ImageRef, Row, Shard
-from cnnbatch.sources.containers import (
-    PIECE_IMAGES,
-    Containers,
-    Piece,
-    Visit,
-    find,
-    opened,
-    read_ahead,
-    unreadable,
-)
+from cnnbatch.sources.containers import Containers, Visit, find, opened, unreadable
+from cnnbatch.sources.in_turn import read_in_turn
 from cnnbatch.sources.lists import LABEL
 from cnnbatch.sources.objects import TRUTH, as_json, class_name, truth_table
+from cnnbatch.sources.parquet_files import TEXT_BYTES, Limits, ParquetTable, raise_if_disk, told
+from cnnbatch.sources.parquet_files import TooLarge as OverLimit
 from cnnbatch.sources.parquet_schema import (
     Columns,
     check_same,
@@ -39,6 +30,7 @@ from cnnbatch.sources.parquet_schema import (
     holds_images,
     kept_type,
 )
+from cnnbatch.sources.reading import MAX_BYTES
 from cnnbatch.sources.unique import unique_keys
 from cnnbatch.storage import (
     Entry,
@@ -63,8 +55,10 @@ _LISTED_BUFFER = 1 << 20  # bytes of each column read ahead while listing
 _BATCH_BYTES = 4 << 20  # bytes of images decoded at once, by the row group's mean
 _BATCH_ROWS = 64  # and no more rows than this, for a mean says little of a column that repeats itself
 _BUFFER = 4 << 20  # bytes of the image column in one request
+_IMAGES = Limits(1 << 30, MAX_BYTES)  # a page as pyarrow writes it may hold a thousand images
 _CLASSES_FILE = "classes.txt"
 _CLASSES_BYTES = 1 << 20
+_DAMAGE = (pa.ArrowException, OSError)
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ class Parquet:
     def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
         """Give one reader an image; a thread reads the next few while these are handed out."""
         cells = _Cells(self.files.storage, self.names, Visit(self.files, shard))
-        return read_ahead(_pieces(shard.refs), cells.fetch, 1, cells.close)
+        return read_in_turn(shard.refs, cells.fetch, cells.close)
 
     def truth(self, shard: Shard) -> pa.Table | None:
         """Return the objects or the labels, where the files have some."""
@@ -137,27 +131,28 @@ class Parquet:
     def _rows(self, entry: Entry, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Stream what the listing needs of the rows of a file, beginning with row ``first``."""
         where = redact(entry.uri)
-        with opened(self.files.storage, entry.uri) as handle, _whole(where):
-            file = _open(handle, _LISTED_BUFFER)
-            check_same(self.names, self.first, file.schema_arrow, where)
-            count, starts = file.metadata.num_rows, _starts(file)
+        with opened(self.files.storage, entry.uri) as handle, told(where):
+            file = ParquetTable(handle, _LISTED_BUFFER)
+            check_same(self.names, self.first, file.schema, where)
+            file.require_rows(self.names.leaf)
+            count = file.rows
             if not self.names.listed or first >= count:
                 yield from ((row, {}) for row in range(first, count))
                 return
-            group = bisect_right(starts, first) - 1
-            row = starts[group]
-            groups = list(range(group, file.num_row_groups))
-            for batch in file.iter_batches(_LISTED_ROWS, groups, self.names.listed, use_threads=False):
-                wanted = batch.slice(max(0, first - row))
-                yield from enumerate(wanted.to_pylist(), row + batch.num_rows - wanted.num_rows)
-                row += batch.num_rows
+            group = file.group_of(first)
+            row = file.starts[group]
+            for number in range(group, file.groups):
+                for cells in file.cells(number, self.names.listed, _LISTED_ROWS):
+                    if row >= first:
+                        yield row, cells
+                    row += 1
 
     def _ref(self, entry: Entry, row: int, cells: dict[str, Any]) -> ImageRef:
         names = self.names
         columns = {name: cells[name] for name in names.keep}
         try:
             if names.label is not None:
-                columns[LABEL] = class_name(cells[names.label], names.names)
+                columns[LABEL] = _short(class_name(cells[names.label], names.names))
             if names.objects is not None:
                 size = (cells.get("width"), cells.get("height")) if names.size else (None, None)
                 columns[TRUTH] = as_json(cells[names.objects], size, names.names)
@@ -170,7 +165,10 @@ class Parquet:
         key = cells[self.names.key or ""]
         if key is None or key == "":
             raise self._wrong(entry, row, self.names.key, "expected a key, got nothing")
-        return str(key)
+        try:
+            return _short(str(key)) or ""
+        except ValueError as error:
+            raise self._wrong(entry, row, self.names.key, str(error)) from None
 
     def _wrong(self, entry: Entry, row: int, column: str | None, what: str) -> UserError:
         return UserError(
@@ -217,14 +215,9 @@ def is_parquet(url: str, storage: Storage) -> bool:
         return False
 
 
-def _open(file: BinaryIO, buffer: int) -> pq.ParquetFile:
-    """Open a file to be read in pieces of ``buffer`` bytes a column, by its checksums where it has some."""
-    return pq.ParquetFile(file, buffer_size=buffer, pre_buffer=False, page_checksum_verification=True)
-
-
 def _schema(storage: Storage, entry: Entry) -> pa.Schema:
-    with opened(storage, entry.uri) as handle, _whole(redact(entry.uri)):
-        return _open(handle, _LISTED_BUFFER).schema_arrow
+    with opened(storage, entry.uri) as handle, told(redact(entry.uri)):
+        return ParquetTable(handle, _LISTED_BUFFER).schema
 
 
 def _names_beside(storage: Storage, entry: Entry) -> tuple[str, ...] | None:
@@ -236,43 +229,16 @@ def _names_beside(storage: Storage, entry: Entry) -> tuple[str, ...] | None:
     return tuple(line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip())
 
 
-@contextmanager
-def _whole(where: str) -> Iterator[None]:
-    """Turn what Arrow says of a damaged file into the user's mistake."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        _raise_if_disk(error, where)
-        raise UserError(
-            f"{where} is no whole Parquet file: {error}\n  what to do: fetch or write the file again"
-        ) from None
-
-
-def _raise_if_disk(error: Exception, where: str) -> None:
-    """Tell a failing disk or mount, whose errors have a number, from a damaged file."""
-    if isinstance(error, OSError) and error.errno is not None:
-        raise EnvironmentFault(f"{where}: {error.strerror}", "check that disk or mount") from None
-
-
-def _starts(file: pq.ParquetFile) -> list[int]:
-    """Return the first row of each row group."""
-    starts, row = [], 0
-    for group in range(file.num_row_groups):
-        starts.append(row)
-        row += file.metadata.row_group(group).num_rows
-    return starts
+def _short(text: str | None) -> str | None:
+    if text is not None and len(text) > TEXT_BYTES:
+        raise ValueError(f"expected at most {TEXT_BYTES:,} characters, got {len(text):,}")
+    return text
 
 
 def _row(ref: ImageRef) -> int:
     if not isinstance(ref.at, Row):
         raise TypeError(f"{ref.key}: expected a row, got {ref.at}")
     return ref.at.index
-
-
-def _pieces(refs: Sequence[ImageRef]) -> Iterator[Piece]:
-    for _, found in groupby(refs, key=lambda ref: ref.uri):
-        ours = list(found)
-        yield from (ours[start : start + PIECE_IMAGES] for start in range(0, len(ours), PIECE_IMAGES))
 
 
 class _Cells:
@@ -284,9 +250,9 @@ class _Cells:
         self._handle: BinaryIO | None = None
         self._groups: _Groups | None = None
 
-    def fetch(self, piece: Piece) -> list[Content | Failure]:
-        """Return the bytes of each image."""
-        return [self._visit.problem(ref) or self._cell(ref) for ref in piece]
+    def fetch(self, ref: ImageRef) -> Content | Failure:
+        """Return the bytes of an image."""
+        return self._visit.problem(ref) or self._cell(ref)
 
     def close(self) -> None:
         """Close the open file."""
@@ -299,20 +265,20 @@ class _Cells:
             cell = self._of(ref.uri).cell(_row(ref))
         except (NotFound, Forbidden, Unreadable) as error:
             return self._visit.blame(ref, error)
-        except (pa.ArrowException, OSError) as error:
-            _raise_if_disk(error, redact(ref.uri))
+        except OverLimit as error:
+            return Failure("read", "too_large", f"{redact(ref.uri)}, row {_row(ref)}: {error}")
+        except _DAMAGE as error:
+            raise_if_disk(error, redact(ref.uri))
             return unreadable(ref, f"row {_row(ref)}: {error}")
-        if self._names.nested:
-            cell = None if cell is None else cell["bytes"]
         if cell is None:
             return Failure("read", "empty", f"{redact(ref.uri)}, row {_row(ref)}: there is no image in it")
-        return bytes(cell)
+        return cell
 
     def _of(self, uri: str) -> _Groups:
         if self._groups is None or self._uri != uri:
             self.close()
             self._handle = self._storage.open(uri)
-            self._groups, self._uri = _Groups(_open(self._handle, _BUFFER), self._names.leaf), uri
+            self._groups, self._uri = _Groups(ParquetTable(self._handle, _BUFFER), self._names.leaf), uri
         return self._groups
 
 
@@ -323,18 +289,18 @@ class _Groups:
     not to be trusted behind it.
     """
 
-    def __init__(self, file: pq.ParquetFile, leaf: str) -> None:
-        self._file, self._leaf, self._starts = file, leaf, _starts(file)
-        self._damage: dict[int, str] = {}
+    def __init__(self, file: ParquetTable, leaf: str) -> None:
+        self._file, self._leaf = file, leaf
+        self._damage: dict[int, Exception] = {}
         self._group, self._first = -1, 0
         self._cells: pa.Array[Any] = pa.array([], pa.binary())
         self._batches: Iterator[pa.RecordBatch] = iter(())
 
-    def cell(self, row: int) -> Any:
-        """Return the cell of a row; raises what Arrow raises."""
-        group = bisect_right(self._starts, row) - 1
+    def cell(self, row: int) -> bytes | None:
+        """Return the image of a row; raises what reading it raises."""
+        group = self._file.group_of(row)
         if group in self._damage:
-            raise OSError(self._damage[group])
+            raise self._damage[group]
         try:
             if group != self._group or row < self._first:
                 self._begin(group)
@@ -342,15 +308,16 @@ class _Groups:
                 self._advance()
         except Exception as error:
             self._group = -1  # what was under way is over; another row begins anew
-            if isinstance(error, pa.ArrowException | OSError):
-                self._damage[group] = str(error)
+            self._cells, self._batches = self._cells[:0], iter(())
+            if isinstance(error, (*_DAMAGE, OverLimit)):
+                self._damage[group] = error
             raise
-        return self._cells[row - self._first].as_py()
+        return _image(self._cells[row - self._first])
 
     def _begin(self, group: int) -> None:
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // self._mean_bytes(group)))
-        self._batches = self._file.iter_batches(rows, [group], [self._leaf], use_threads=False)
-        self._group, self._first, self._cells = group, self._starts[group], self._cells[:0]
+        self._batches = self._file.batches(group, [self._leaf], rows, _IMAGES)
+        self._group, self._first, self._cells = group, self._file.starts[group], self._cells[:0]
 
     def _advance(self) -> None:
         behind = self._first + len(self._cells)
@@ -361,8 +328,21 @@ class _Groups:
         self._first, self._cells = behind, batch.column(0)
 
     def _mean_bytes(self, group: int) -> int:
-        """Return the mean size of an image; the row group's own where the column is not found."""
-        held = self._file.metadata.row_group(group)
-        columns = [held.column(number) for number in range(held.num_columns)]
-        ours = [one.total_uncompressed_size for one in columns if one.path_in_schema == self._leaf]
-        return max(1, (ours or [held.total_byte_size])[0] // max(1, held.num_rows))
+        """Return the mean size of an image, by the footer."""
+        column = self._file.column(group, self._leaf)
+        size = column.size if column else 0
+        return max(1, size // max(1, self._file.rows_in(group)))
+
+
+def _image(cell: Any) -> bytes | None:
+    """Return the bytes in a cell, or in the one field of a cell that is a struct."""
+    if isinstance(cell, pa.StructScalar):
+        cell = cell["bytes"] if cell.is_valid else cell
+    if isinstance(cell, pa.DictionaryScalar):
+        cell = cell.value
+    if not cell.is_valid:
+        return None
+    size = cell.as_buffer().size
+    if size > MAX_BYTES:
+        raise OverLimit(f"{size:,} bytes; at most {MAX_BYTES:,} are read")
+    return bytes(cell.as_py())

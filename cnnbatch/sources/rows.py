@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cnnbatch.errors import UserError
+from cnnbatch.sources.parquet_files import ParquetTable, told
 from cnnbatch.storage import redact
 
 ADDRESS = "\0address"
@@ -113,27 +113,18 @@ class Parquet:
 
     def header(self, file: BinaryIO, where: str) -> pa.Schema:
         """Return the file's own schema."""
-        return _parquet(file, where).schema_arrow
+        with told(where):
+            return ParquetTable(file, _BUFFER).schema
 
     def rows(self, file: BinaryIO, names: Sequence[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Stream the rows; the first is row 0."""
-        place = 0
-        try:
-            for batch in _parquet(file, where).iter_batches(_BATCH, columns=list(names), use_threads=False):
-                for cells in batch.to_pylist():
+        with told(where):
+            table = ParquetTable(file, _BUFFER)
+            place = 0
+            for group in range(table.groups):
+                for cells in table.cells(group, names, _BATCH):
                     yield place, cells
                     place += 1
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"{where}, behind row {place}: {error}\n  what to do: write the file again"
-            ) from None
-
-
-def _parquet(file: BinaryIO, where: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{where} is no Parquet file: {error}\n  what to do: check the file") from None
 
 
 def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:

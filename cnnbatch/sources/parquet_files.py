@@ -1,0 +1,276 @@
+"""Parquet files as strangers write them: whatever is decoded was checked first, and fits in memory.
+
+A footer is believed where the file's own size allows it, a page where its header does: so a damaged or
+hostile file costs a message and no more memory than a large honest one. The limits are stated here.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.sources.compact import Damaged, TooLarge
+from cnnbatch.sources.parquet_pages import (
+    DELTA_BYTE_ARRAY,
+    DICTIONARY,
+    FOOTER_BYTES,
+    Chunk,
+    Column,
+    Group,
+    NoParquet,
+    Page,
+    Watched,
+    read_footer,
+)
+
+COLUMNS = 10_000
+"""Columns that a file may have, each field of a struct counted."""
+
+MOST_IN_LIST = 100_000
+"""Row groups that a file may have, and anything else of which its footer has a list."""
+
+ROWS_A_BYTE = 16
+"""Rows that a file may have for each of its bytes."""
+
+ROW_BYTES = 16 << 20
+"""Bytes that one row may have beside its image."""
+
+TEXT_BYTES = 64 << 10
+"""Bytes that one key, address or label may have."""
+
+_VALUES = 1 << 26  # of a column of lists in one row group
+_BATCH = 256 << 20  # bytes that the rows of a batch may take where they repeat cells of a page
+_AT_ONCE = 16 << 20  # bytes of Arrow's that become Python's objects at once
+_TEXTS = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a page may have of decompressed bytes, and one value of it in the mean."""
+
+    page: int
+    value: int
+
+
+BESIDE = Limits(128 << 20, ROW_BYTES)
+"""Of columns beside the images, and of all columns of a list."""
+
+
+class _FewerRows(Exception):
+    """So many rows are to be decoded at once, rather than more."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+
+@contextmanager
+def told(where: str, mend: str = "fetch or write the file again") -> Iterator[None]:
+    """Turn whatever a damaged or too large file raises into the user's mistake."""
+    try:
+        yield
+    except TooLarge as error:
+        raise UserError(
+            f"{where}: {error}\n  what to do: write it with smaller cells or row groups"
+        ) from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, RecursionError) as error:
+        raise_if_disk(error, where)
+        kind = "Parquet file" if isinstance(error, NoParquet) else "whole Parquet file"
+        raise UserError(
+            f"{where} is no {kind}: {str(error) or type(error).__name__}\n  what to do: {mend}"
+        ) from None
+
+
+def raise_if_disk(error: Exception, where: str) -> None:
+    """Tell a failing disk or mount, whose errors have a number, from a damaged file."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise EnvironmentFault(f"{where}: {error.strerror}", "check that disk or mount") from None
+
+
+class ParquetTable:
+    """One open file, read in batches of rows, ``buffer`` bytes of a column at once.
+
+    Making it and reading from it raises `TooLarge`, and what `told` knows for damage.
+    """
+
+    def __init__(self, file: BinaryIO, buffer: int) -> None:
+        size = file.seek(0, os.SEEK_END)
+        end, self._groups = read_footer(file, size)
+        self._watched = Watched(file, size, end)
+        self._file = pq.ParquetFile(
+            self._watched,
+            buffer_size=buffer,
+            pre_buffer=False,
+            page_checksum_verification=True,
+            thrift_string_size_limit=FOOTER_BYTES,
+            thrift_container_size_limit=MOST_IN_LIST,
+        )
+        self._leaves = self._file.metadata.schema
+        _check_counts(self._groups, len(self._leaves), size)
+        self.starts = [0, *accumulate(group.rows for group in self._groups)]
+        self.schema = self._file.schema_arrow
+
+    @property
+    def rows(self) -> int:
+        """How many rows the file has."""
+        return self.starts[-1]
+
+    @property
+    def groups(self) -> int:
+        """How many row groups the file has."""
+        return len(self._groups)
+
+    def group_of(self, row: int) -> int:
+        """Return the row group that holds a row."""
+        return bisect_right(self.starts, row) - 1
+
+    def rows_in(self, group: int) -> int:
+        """Return how many rows a row group has."""
+        return self._groups[group].rows
+
+    def column(self, group: int, leaf: str) -> Column | None:
+        """Return what the footer says of a column of plain values, where there is such a one."""
+        found = self._numbers.get(leaf, [])
+        return self._groups[group].columns[found[0]] if len(found) == 1 else None
+
+    def require_rows(self, name: str) -> None:
+        """Insist that a column has as many values as there are rows, by the footer."""
+        for group in range(self.groups):
+            if self.rows_in(group):
+                self._chunks(group, [name], BESIDE, 1)
+
+    def batches(
+        self, group: int, names: Sequence[str], rows: int, limits: Limits = BESIDE
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream the columns of these names or paths of a row group, at most ``rows`` rows at once."""
+        done = 0
+        while self.rows_in(group):
+            try:
+                for batch in self._decoded(group, names, rows, limits, done):
+                    done += batch.num_rows
+                    yield batch
+                break
+            except _FewerRows as fewer:
+                rows = fewer.rows
+        if done != self.rows_in(group):
+            raise Damaged(f"row group {group} ends before its last row")
+
+    def cells(self, group: int, names: Sequence[str], rows: int) -> Iterator[dict[str, Any]]:
+        """Stream the rows of a row group as Python's values."""
+        for batch in self.batches(group, names, rows):
+            for piece in _pieces(_plain(batch)):
+                yield from piece.to_pylist()
+
+    def _decoded(
+        self, group: int, names: Sequence[str], rows: int, limits: Limits, done: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream the rows behind the first ``done``; raises `_FewerRows` where ``rows`` are too many."""
+        self._watched.watch(self._chunks(group, names, limits, rows))
+        batches = self._file.iter_batches(rows, [group], list(names), use_threads=False)
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception:
+                if self._watched.fault is not None:
+                    raise self._watched.fault from None
+                raise
+            if batch is None:
+                return
+            if batch.num_rows > done:
+                yield batch.slice(done)
+            done = max(0, done - batch.num_rows)
+
+    def _chunks(self, group: int, names: Sequence[str], limits: Limits, rows: int) -> list[Chunk]:
+        numbers = sorted({number for name in names for number in self._numbers[name]})
+        return [self._chunk(self._groups[group], number, limits, rows) for number in numbers]
+
+    def _chunk(self, held: Group, number: int, limits: Limits, rows: int) -> Chunk:
+        """Return where a column's pages lie; how many values it has is checked."""
+        column, leaf = held.columns[number], self._leaves.column(number)
+        listed = bool(leaf.max_repetition_level)
+        if not listed and column.values != held.rows:
+            raise Damaged(f"the column {leaf.path} has {column.values:,} of {held.rows:,} values")
+        if listed and column.values > _VALUES:
+            raise TooLarge(f"column {leaf.path}: {column.values:,} values; at most {_VALUES:,} are read")
+        about = _Checked(leaf.path, leaf.physical_type in _TEXTS, listed)
+        return Chunk(column.start, column.end, partial(about.check, limits, rows))
+
+    @cached_property
+    def _numbers(self) -> dict[str, list[int]]:
+        """The numbers of the columns of plain values by each path that names them or what they lie in."""
+        found: dict[str, list[int]] = {}
+        for number in range(len(self._leaves)):
+            parts = self._leaves.column(number).path.split(".")
+            for end in range(1, len(parts) + 1):
+                found.setdefault(".".join(parts[:end]), []).append(number)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """One column of plain values: its path, whether they are of any length, whether they lie in lists."""
+
+    path: str
+    of_any_length: bool
+    listed: bool
+
+    def check(self, limits: Limits, rows: int, page: Page) -> None:
+        """Raise `TooLarge` for a page over a limit, `_FewerRows` where its values repeat in too many rows."""
+        if page.size > limits.page:
+            raise TooLarge(
+                f"column {self.path}: a page of {page.size:,} bytes; at most {limits.page:,} are read"
+            )
+        if page.values > _VALUES and (self.listed or page.kind == DICTIONARY):
+            raise TooLarge(
+                f"column {self.path}: a page of {page.values:,} values; at most {_VALUES:,} are read"
+            )
+        if not self.of_any_length or not page.size:
+            return
+        mean = page.size // max(1, page.values)
+        if mean > limits.value:
+            raise TooLarge(f"column {self.path}: values of {mean:,} bytes; at most {limits.value:,} are read")
+        repeats = page.kind == DICTIONARY or page.encoding == DELTA_BYTE_ARRAY
+        fitting = max(1, _BATCH // max(1, page.size if repeats else mean))
+        if fitting < rows:
+            raise _FewerRows(fitting)
+
+
+def _check_counts(groups: Sequence[Group], columns: int, size: int) -> None:
+    """Check what a footer claims against the limits and against the ``size`` of the file."""
+    if columns > COLUMNS:
+        raise TooLarge(f"{columns:,} columns; at most {COLUMNS:,} are read")
+    rows = sum(group.rows for group in groups)
+    if rows > size * ROWS_A_BYTE:
+        raise Damaged(f"its footer claims {rows:,} rows, in a file of {size:,} bytes")
+    if any(len(group.columns) != columns for group in groups):
+        raise Damaged("its row groups have other columns than its schema")
+
+
+def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the rows without dictionaries, whose bytes would count for every piece of them."""
+    columns: list[Any] = [
+        column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cut rows into pieces that fit in memory as Python's objects."""
+    if batch.nbytes <= _AT_ONCE:
+        yield batch
+    elif batch.num_rows == 1:
+        raise TooLarge(f"a row has {batch.nbytes:,} bytes; at most {ROW_BYTES:,} are read")
+    else:
+        half = batch.num_rows // 2
+        yield from _pieces(batch.slice(0, half))
+        yield from _pieces(batch.slice(half))
