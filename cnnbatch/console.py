@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
 from rich.console import Console
 from rich.table import Table
 
@@ -21,3 +26,17 @@ def columns(first: str, *others: str, left: tuple[str, ...] = ()) -> Table:
     for name in others:
         table.add_column(name, justify="left" if name in left else "right", overflow="fold")
     return table
+
+
+@contextmanager
+def printing_to_stderr() -> Iterator[None]:
+    """Send what the block prints to stderr, also what libraries write to the file descriptor."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(ours, 1)
+        os.close(ours)

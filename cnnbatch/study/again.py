@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from cnnbatch import kept
 from cnnbatch.job import StudyJob, parse_job
 from cnnbatch.output import Output
 from cnnbatch.report.study import write_study_report
+from cnnbatch.storage import NotFound, redact
 from cnnbatch.study.findings import find
 from cnnbatch.study.trials import in_force, trials_of
 
 
 def report_again(output: Output) -> str:
     """Write the page of a study's output; return its address."""
-    given = parse_job(output.storage.read(output.path("_job", "job.yaml")).decode(), "_job/job.yaml")
-    assert isinstance(given, StudyJob)
+    given = _given(output)
     job = in_force(given, given.lesson)
     kept = (output.decided(f"trials/{trial.name}") for trial in trials_of(job))
     write_study_report(output, find(given, job, [row for row in kept if row is not None], output))
     return output.path("report.html")
+
+
+def _given(output: Output) -> StudyJob:
+    """Return the study as it was given; raises UserError where its ``job.yaml`` is damaged."""
+    uri = output.path("_job", "job.yaml")
+    try:
+        data = output.storage.read(uri)
+    except NotFound:
+        raise kept.damaged(uri, "it is missing", kept.PUT_BACK) from None
+    with kept.reading(uri):
+        job = parse_job(data.decode(), redact(uri))
+        if not isinstance(job, StudyJob):
+            raise ValueError(f"expected a study, got a job of kind {job.kind}")
+        return job
