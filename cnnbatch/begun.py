@@ -22,7 +22,7 @@ Note = Callable[[str], None]
 
 _RECORDS: Mapping[str, str] = {"map": "begun", "train": "training/identity", "study": "study"}
 _WORDS: Mapping[str, str] = {"map": "predictions", "train": "a training", "study": "a study"}
-_OF_MAP = {"settings", "identity", "classes", "unreported", "plan", "suspects", "truth", "runs"}
+_OF_MAP = {"settings", "identity", "classes", "unreported", "failed", "plan", "suspects", "truth", "runs"}
 """What a map job has in ``_job/`` that is of no use to another one."""
 _OF_TRIALS = re.compile(r"[^/]+/(model\.json|predictions/part-.*|_job/training/checkpoints/.*)$")
 _NOT_CHOOSING = {"storage", "shard_size", "allow"}
@@ -53,9 +53,11 @@ def begin(job: MapJob, output: Output, finished: Collection[int], anew: bool, no
 
 
 def make_room(output: Output, kind: Kind, note: Note) -> None:
-    """Discard what a job of another kind left unfinished in ``output``; raises UserError where it finished."""
+    """Discard what a job of another kind left unfinished in ``output``; raises UserError if it finished."""
     tops = {name.split("/")[0].removesuffix(".json") for name in output.names("_job")}
-    there = "study" if "study" in tops else "train" if "training" in tops else "map" if tops & _OF_MAP else kind
+    there = (
+        "study" if "study" in tops else "train" if "training" in tops else "map" if tops & _OF_MAP else kind
+    )
     if there == kind:
         return
     if holds_results(output):
@@ -96,7 +98,9 @@ def discarded(output: Output, known: Mapping[str, Any] | None, fields: Mapping[s
 
 def _fields(job: MapJob) -> dict[str, Any]:
     """Return what tells a job's plan from another's: its task, and all that names its images."""
-    own = {name: value for name, value in identity.of_job(job).items() if name.startswith(("task.", "input."))}
+    own = {
+        name: value for name, value in identity.of_job(job).items() if name.startswith(("task.", "input."))
+    }
     told = {name.split(".")[1] for name in own if name.startswith("input.")}
     chosen = job.input.model_dump(mode="json", exclude=_NOT_CHOOSING | told, exclude_defaults=True)
     chosen |= {"limit": job.input.limit, "sample": job.input.sample}
@@ -114,8 +118,8 @@ def _require_same_choice(
     if found := differences(before, now):
         raise UserError(
             f"{redact(output.uri)} has planned other images than this job names:\n" + "\n".join(found) + "\n"
-            "  what to do: give the job that made this one, look at the input anew (--new), or choose another "
-            "output"
+            "  what to do: give the job that made this one, look at the input anew (--new), or choose another"
+            " output"
         )
 
 

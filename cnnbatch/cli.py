@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import typer
 from typer.core import TyperGroup
 
-from cnnbatch import __version__, data_commands
+from cnnbatch import __version__, data_commands, failures
 from cnnbatch.errors import EnvironmentFault, OutputHeld, UserError
 from cnnbatch.terminal import never_fail, say, steering, unlike
 
@@ -119,6 +119,9 @@ def _run(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no summary.")] = False,
     plugin: Plugins = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print counts, status and paths as JSON, and nothing else.")
+    ] = False,
 ) -> None:
     """Run a job, or go on with it where it was interrupted."""
 
@@ -130,10 +133,17 @@ def _run(
         _give(plugin)
         loaded = load_job(job, overrides or [])
         options = RunOptions(retry_failed, new, prune, allow_mixed, quiet)
-        return launch(loaded, options).exit_status
+        if not as_json:
+            return launch(loaded, options).exit_status
+        from cnnbatch.console import printing_to_stderr
+
+        with printing_to_stderr():
+            summary = launch(loaded, options)
+        say(summary.to_json())
+        return summary.exit_status
 
     again = shlex.join(["cnnbatch", *sys.argv[1:]])
-    _exit_with(action, f"Stopped. Finished parts are kept; the same command continues: {again}")
+    _exit_with(action, f"Stopped. Finished parts are kept; the same command continues: {again}", as_json)
 
 
 @app.command("check", no_args_is_help=True)
@@ -403,8 +413,11 @@ def _compare(
     _exit_with(action)
 
 
-def _exit_with(action: Callable[[], int], stopped: str = "Stopped.") -> None:
-    """Leave with the status of ``action``: a person's mistake, a fault and a stop in plain words."""
+def _exit_with(action: Callable[[], int], stopped: str = "Stopped.", as_json: bool = False) -> None:
+    """Leave with the status of ``action``: a person's mistake, a fault and a stop in plain words.
+
+    With ``as_json`` these are a JSON object on the standard output, too.
+    """
     try:
         with interrupts.unwinding(stopped):
             status, words = action(), ""
@@ -420,10 +433,13 @@ def _exit_with(action: Callable[[], int], stopped: str = "Stopped.") -> None:
         status, words = signalled.status, stopped
     if words:
         say(words, err=True)
+        if as_json:
+            say(json.dumps({"status": status, "error": words.strip()}))
     raise typer.Exit(status)
 
 
 data_commands.add_to(app, _exit_with)
+failures.add_to(app, _exit_with)
 
 if __name__ == "__main__":
     main()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from rich.console import Console
@@ -41,3 +45,17 @@ def columns(first: str, *others: str, left: tuple[str, ...] = ()) -> Table:
         justify: Any = "left" if name in (first, *left) else "right"
         table.add_column(terminal.line(name), justify=justify, overflow="fold")
     return table
+
+
+@contextmanager
+def printing_to_stderr() -> Iterator[None]:
+    """Send what the block prints to stderr, also what libraries write to the file descriptor."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(ours, 1)
+        os.close(ours)

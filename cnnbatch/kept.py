@@ -1,4 +1,4 @@
-"""Checks what is read back from an output's ``_job/``: what is damaged is named, with a way out, never guessed at.
+"""Checks what is read back from an output's ``_job/``: what is damaged is named, with a way out.
 
 Each record has its shape here, in one place; a record may hold more than that, for a later version's sake.
 """
@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, NotRequired
 
 import pyarrow as pa
+import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
@@ -66,8 +67,8 @@ class _Classes(TypedDict):
 @_open
 class _Listing(TypedDict):
     images: _Natural
-    limit: int | None
-    sample: float
+    limit: NotRequired[int | None]
+    sample: NotRequired[float]
     change_pages: NotRequired[_Natural]
 
 
@@ -78,6 +79,12 @@ class _Run(TypedDict):
     failed: _Counts
     seconds: float
     found: NotRequired[_Counts]
+
+
+@_open
+class _Failed(TypedDict):
+    rows: _Natural
+    failed: _Counts
 
 
 @_open
@@ -127,6 +134,35 @@ class _Inside(TypedDict):
     layers: list[dict[str, Any]]
 
 
+@_open
+class _Job(TypedDict):
+    task: NotRequired[dict[str, Any]]
+    input: NotRequired[dict[str, Any]]
+    evaluate: NotRequired[dict[str, Any]]
+
+
+@_closed
+class _Value(TypedDict):
+    value: float | None
+    low: float | None
+    high: float | None
+    count: _Natural
+    reason: NotRequired[str]
+
+
+@_closed
+class _Evaluation(TypedDict):
+    task: str
+    images: _Natural
+    failed: _Natural
+    truth: str
+    metrics: dict[str, _Value]
+    slices: NotRequired[dict[str, dict[str, dict[str, _Value]]]]
+    notes: NotRequired[dict[str, int]]
+    aliases: NotRequired[dict[str, str | None]]
+
+
+_JOB: TypeAdapter[Any] = TypeAdapter(Annotated[_Job, Field(min_length=1)])
 _OBJECT: TypeAdapter[Any] = TypeAdapter(dict[str, Any])
 _SHAPES: Mapping[str, tuple[TypeAdapter[Any], str]] = {
     "begun": (TypeAdapter(_Fields), DELETE),
@@ -136,10 +172,12 @@ _SHAPES: Mapping[str, tuple[TypeAdapter[Any], str]] = {
     "classes": (TypeAdapter(_Classes), PUT_BACK),
     r"plan/\d+/complete": (TypeAdapter(_Listing), DELETE),
     r"runs/.+": (TypeAdapter(_Run), DELETE),
+    "failed": (TypeAdapter(_Failed), DELETE),
     r"trials/.+": (TypeAdapter(_Trial), DELETE),
     "training/identity": (TypeAdapter(_Fields), PUT_BACK),
     "training/data": (TypeAdapter(_Data), DELETE),
     "training/strategy": (TypeAdapter(_Strategy), DELETE),
+    "evaluation": (TypeAdapter(_Evaluation), "cnnbatch evaluate with this output writes it anew"),
     "training/inside": (TypeAdapter(_Inside), DELETE),
 }
 """By a pattern of the record's name its shape, and the way out where it is damaged."""
@@ -156,6 +194,14 @@ def record(name: str, uri: str, data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise damaged(uri, _why(data, error), way_out) from None
     return value
+
+
+def job(uri: str, data: bytes) -> dict[str, Any]:
+    """Return what ``_job/job.yaml``, read from ``uri``, says; raises UserError where it is damaged."""
+    try:
+        return _JOB.validate_python(yaml.safe_load(data.decode()), strict=True)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise damaged(uri, _why(data, error), PUT_BACK) from None
 
 
 @contextmanager
@@ -176,7 +222,9 @@ def require_columns(schema: pa.Schema, expected: pa.Schema) -> None:
     """Raise ValueError where a table lacks one of the ``expected`` columns, or has it in another type."""
     for one in expected:
         if schema.names.count(one.name) != 1:
-            raise ValueError(f"expected the columns {', '.join(expected.names)}, got {', '.join(schema.names)}")
+            raise ValueError(
+                f"expected the columns {', '.join(expected.names)}, got {', '.join(schema.names)}"
+            )
         if schema.field(one.name).type != one.type:
             raise ValueError(f"expected {one.name} of type {one.type}, got {schema.field(one.name).type}")
 

@@ -27,6 +27,8 @@ from cnnbatch.planned import Planned
 from cnnbatch.records import ImageRef, Shard
 from cnnbatch.scratch import on_disk
 from cnnbatch.sources import Source
+from cnnbatch.sources.reachable import some_are_there
+from cnnbatch.storage import Storage, redact
 
 WAIT_S = 0.2
 _READERS = 16
@@ -34,10 +36,14 @@ _READERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Looking:
-    """What a run looks for in an input that is planned: ``new`` and changed images, ``prune``: gone ones."""
+    """What a run looks for in an input that is planned: ``new`` and changed images, ``prune``: gone ones.
+
+    ``some``: where nothing is planned yet, whether any of the first images is there.
+    """
 
     new: bool = False
     prune: bool = False
+    some: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +88,9 @@ class Planner:
         """Return the listing that is to be made or gone on with; None where the plan is all there is."""
         if not listings:
             return Listing(output, "00000")
-        counts = listings[-1].complete()
-        if counts is None:
+        if listings[-1].complete() is None:
             return listings[-1]
-        if self._looking.new or _is_larger(self._chosen, counts):
+        if self._looking.new or _is_larger(self._chosen, listings[-1]):
             return Listing(output, f"{len(listings):05}")
         return None
 
@@ -120,6 +125,7 @@ class Planner:
         """
         older = 0 if self.complete else sum(page.listing.name != self._current for page in self._pages)
         page = older
+        self.skipped = sum(one.images for one in self._pages if not _left(one, finished))
         while True:
             with self._changed:
                 self._changed.wait_for(partial(self._has, page), WAIT_S)
@@ -154,8 +160,10 @@ class Planner:
                 listing.settle()
 
     def _unfinished(self, page: _Page, finished: Collection[int]) -> Iterator[Shard]:
-        left = [index for index in range(page.first, page.last + 1) if index not in finished]
-        shards = page.listing.read(page.number, left) if left else []
+        left = _left(page, finished)
+        if not left:  # Counted before the first shard.
+            return
+        shards = page.listing.read(page.number, left)
         self.skipped += page.images - sum(len(shard.refs) for shard in shards)
         yield from map(self.changes().apply, shards)
 
@@ -193,13 +201,17 @@ class Planner:
     def _says_more(self, listing: Listing) -> bool:
         """Say whether a listing that found nothing keeps its record: the first, a begun or a larger one."""
         begun = any(page.listing.name == listing.name for page in self._pages)
-        return not self._done or begun or _is_larger(self._chosen, self._done[-1].complete() or {})
+        return not self._done or begun or _is_larger(self._chosen, self._done[-1])
 
     def _list_first(self, listing: Listing) -> bool:
         """Plan what the source has, behind what is planned already; say whether that is all."""
         last = listing.last_ref()
         limit = None if self._chosen.limit is None else max(0, self._chosen.limit - self.images)
-        return self._plan(listing, plan.select(self._source.refs(last), self._chosen.sample, limit))
+        refs = plan.select(self._source.refs(last), self._chosen.sample, limit)
+        if last is None and self._looking.some:
+            where = self._chosen.url if isinstance(self._chosen.url, str) else "the input"
+            refs = some_are_there(refs, Storage(self._chosen.storage), redact(where))
+        return self._plan(listing, refs)
 
     def _list_again(self, listing: Listing) -> bool:
         """Plan what the source has and the plan has not, and note what became of the others."""
@@ -290,11 +302,16 @@ def _require_consecutive(pages: Sequence[_Page]) -> None:
         expected = page.last + 1
 
 
-def _is_larger(chosen: Input, counts: dict[str, Any]) -> bool:
-    """Say whether the job asks for more images than the listing with these ``counts`` took."""
-    before = counts["limit"]
-    more = before is not None and (chosen.limit is None or chosen.limit > before)
-    return more or chosen.sample > counts["sample"]
+def _left(page: _Page, finished: Collection[int]) -> list[int]:
+    """Return the shards of a page that are not finished."""
+    return [index for index in range(page.first, page.last + 1) if index not in finished]
+
+
+def _is_larger(chosen: Input, listing: Listing) -> bool:
+    """Say whether the job asks for more images than a finished listing took."""
+    limit, sample = listing.chosen()
+    more = limit is not None and (chosen.limit is None or chosen.limit > limit)
+    return more or chosen.sample > sample
 
 
 def _images(table: pa.Table) -> Iterator[tuple[str, str | None, int, int]]:

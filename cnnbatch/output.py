@@ -26,7 +26,7 @@ from cnnbatch.storage import AlreadyExists, NotFound, Storage, join, redact
 
 PART = re.compile(r"part-(\d{8})\.parquet$")
 _PAGE = re.compile(r"(\d{5,})\.parquet$")
-_LISTING = re.compile(r"\d{5,}/")
+_LISTING = re.compile(r"\d+/")
 _SUSPECT = re.compile(r"(\d+)\.json$")
 _READERS = 16
 FOOTER_KEY = b"cnnbatch"
@@ -165,6 +165,12 @@ class Listing:
         """Return the counts of a finished listing, which stay as they are; None while it is under way."""
         self._counts = self._counts or self.output.decided(f"plan/{self.name}/complete")
         return self._counts
+
+    def chosen(self) -> tuple[int | None, float]:
+        """Return the limit and the sample of a finished listing."""
+        with kept.reading(self.output.path(*self.folder, "complete.json"), kept.DELETE):
+            counts = self.complete() or {}
+            return counts["limit"], counts["sample"]
 
     def finish(self, counts: Mapping[str, Any]) -> None:
         """Say that no page follows."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
+from cnnbatch import kept
 from cnnbatch.changes import Changes
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.output import FOOTER_KEY, Listing, Output
@@ -80,11 +80,11 @@ class Result:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The job as it was resolved, from ``_job/job.yaml``; empty where that is missing."""
+        uri = self._output.path("_job", "job.yaml")
         try:
-            settings = yaml.safe_load(self._storage.read(self._output.path("_job", "job.yaml")))
+            return kept.job(uri, self._storage.read(uri))
         except NotFound:
             return {}
-        return settings if isinstance(settings, dict) else {}
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -94,7 +94,7 @@ class Result:
                 f"expected a finished part in {redact(self._output.path('predictions'))}, but found none.\n"
                 "  what to do: let the run go on until its first part is written"
             )
-        with self._storage.open(self._parts[0]) as file:
+        with self._storage.open(self._parts[0]) as file, kept.reading(self._parts[0], kept.MAKE_AGAIN):
             return pq.read_schema(file).remove_metadata()
 
     def receipts(self) -> list[Footer]:
@@ -145,15 +145,18 @@ class Result:
 
     def failed(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of the images that failed; only parts that have some are read."""
-        parts = [index for index, footer in enumerate(self._footers) if _may_have_failures(footer)]
+        return self._table(self.failed_batches(columns), columns)
+
+    def failed_batches(
+        self, columns: Sequence[str] | None = None, shards: Collection[int] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of the images that failed, a bounded number at a time, or those of some shards."""
         names = self.names(columns)
         wanted = names if "error" in names else [*names, "error"]
-        rows = (
-            batch.filter(pc.is_valid(batch["error"])).select(names)
-            for index in parts
-            for batch in self.batches(wanted, index)
-        )
-        return self._table(rows, columns)
+        for index, footer in enumerate(self._footers):
+            if _may_have_failures(footer) and (shards is None or footer.receipt.shard in shards):
+                for batch in self.batches(wanted, index):
+                    yield batch.filter(pc.is_valid(batch["error"])).select(names)
 
     def row(self, key: str) -> dict[str, Any]:
         """Return the row of the image ``key``. Raises UserError where there is none."""
@@ -224,7 +227,8 @@ class Result:
         """Return the storage that the job's images are read from."""
         settings = self.settings.get("input")
         options = settings.get("storage") if isinstance(settings, dict) else None
-        return Storage(StorageOptions(**options)) if options else Storage()
+        with kept.reading(self._output.path("_job", "job.yaml")):
+            return Storage(StorageOptions(**options)) if options else Storage()
 
     @cached_property
     def _plan(self) -> list[tuple[Listing, int, int, int]]:
@@ -251,25 +255,25 @@ class Result:
             return list(pool.map(self._footer, self._parts))
 
     def _footer(self, part: str) -> Footer:
-        with self._storage.open(part) as file:
+        with self._storage.open(part) as file, kept.reading(part, kept.MAKE_AGAIN):
             metadata = pq.read_metadata(file)
-        info = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
-        receipt = info.get("receipt") or {}
-        return Footer(
-            part=part,
-            rows=metadata.num_rows,
-            receipt=Receipt(
-                shard=receipt.get("shard", -1),
-                rows=receipt.get("rows", metadata.num_rows),
-                predicted=receipt.get("predicted", metadata.num_rows),
-                failed=receipt.get("failed") or {},
-                seconds=receipt.get("seconds") or {},
-            ),
-            started=_time(info.get("started")),
-            finished=_time(info.get("finished")),
-            keys=_key_range(metadata),
-            info=info,
-        )
+            info = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
+            receipt = info.get("receipt") or {}
+            return Footer(
+                part=part,
+                rows=metadata.num_rows,
+                receipt=Receipt(
+                    shard=receipt.get("shard", -1),
+                    rows=receipt.get("rows", metadata.num_rows),
+                    predicted=receipt.get("predicted", metadata.num_rows),
+                    failed=dict(receipt.get("failed") or {}),
+                    seconds=dict(receipt.get("seconds") or {}),
+                ),
+                started=_time(info.get("started")),
+                finished=_time(info.get("finished")),
+                keys=_key_range(metadata),
+                info=info,
+            )
 
     def names(self, columns: Sequence[str] | None) -> list[str]:
         """Return these columns, or all of them. Raises UserError for one that the predictions lack."""

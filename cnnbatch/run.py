@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 from uuid import uuid4
 
-from cnnbatch import begun, identity, lock, plan
+from cnnbatch import begun, identity, lock, plan, terminal
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import evaluate
 from cnnbatch.evaluation.summary import Evaluation, headline
+from cnnbatch.failures import failed_images
 from cnnbatch.inline import predict_inline
 from cnnbatch.job import MapJob
 from cnnbatch.known_classes import KnownClasses
@@ -25,12 +27,15 @@ from cnnbatch.process import Order
 from cnnbatch.records import CODES, PASSING, Receipt, Work
 from cnnbatch.report import write_report
 from cnnbatch.report.ways import ran_by
-from cnnbatch.screen import Screen, seen
+from cnnbatch.result import Result
+from cnnbatch.screen import EXAMPLES, Screen, seen
 from cnnbatch.settling import FEW, SAMPLE, Settling
 from cnnbatch.sources import Source, open_source
 from cnnbatch.storage import Storage, normalize, redact
 
 HANDFUL = 20
+TOO_MANY = "more failures than max_failed allows; the same command with --retry-failed tries those again"
+_PLACES = {"predictions": "predictions", "evaluation": "evaluation.json", "report": "report.html"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,8 @@ class RunOptions:
 class Summary:
     """What a run did: ``images`` were predicted now, ``total`` are planned, ``failed`` counts codes.
 
-    ``found`` counts what its listing found: ``new``, ``changed`` and ``vanished`` images.
+    ``found`` counts what its listing found: ``new``, ``changed`` and ``vanished`` images. ``failed_in_all``
+    counts the codes of all rows, ``paths`` say where what it made lies.
     """
 
     output: str
@@ -66,6 +72,13 @@ class Summary:
     seconds: float
     exit_status: int
     found: Mapping[str, int] = field(default_factory=dict)
+    failed_in_all: Mapping[str, int] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return all of it as a line of JSON; the exit status is called ``status``."""
+        fields = asdict(self) | {"output": redact(self.output)}
+        return json.dumps({"status": fields.pop("exit_status"), **fields})
 
 
 def run(job: MapJob, options: RunOptions | None = None) -> Summary:
@@ -78,10 +91,14 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
     output = Output(normalize(job.output.url), Storage(job.output.storage))
     source = open_source(job.input, Storage(job.input.storage))
     name, started = uuid4().hex, datetime.now(UTC)
-    with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), name):
+    anew = options.new or options.prune
+    with (
+        Screen(options.quiet, of_this_run=anew) as screen,
+        lock.hold(output.storage, output.path("_job", "lock"), name),
+    ):
         finished = output.finished()
         _begin(job, output, finished, options, screen)
-        looking = Looking(options.new or options.prune, options.prune)
+        looking = Looking(anew, options.prune, some=job.max_failed < 1)
         planner = Planner(output, source, job.input, job.task.shard_size, looking)
         running = _Running(job, source, output, planner, options, screen)
         planner.start()
@@ -91,7 +108,9 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
             planner.settle()
         finally:
             planner.stop()
-        summary = _summarize(job, output, planner, screen)
+            if not planner.images and not planner.complete:
+                output.undecide("begun")  # Nothing was written, so nothing is begun.
+        summary = _summarize(job, output, planner, screen, judges_all=not anew)
         if screen.done or any(summary.found.values()):
             record = {**asdict(summary), **_record(output, started)}
             output.storage.put(output.path("_job", "runs", f"{name}.json"), json.dumps(record).encode())
@@ -102,7 +121,14 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
             write_report(output.uri, output.storage, partial(screen.stage, "report", unit="pictures"))
             output.undecide("unreported")
     tell(summary, evaluation, output, screen)
-    return summary
+    return replace(summary, paths=places(output, _PLACES))
+
+
+def places(output: Output, names: Mapping[str, str]) -> dict[str, str]:
+    """Return the addresses of those files and folders of an output that are there."""
+    found = {name: output.path(place) for name, place in names.items()}
+    there = {name for name, uri in found.items() if name == "predictions" or output.storage.exists(uri)}
+    return {name: redact(uri) for name, uri in found.items() if name in there}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +189,7 @@ def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receip
     if first is None:
         return
     job, output, planner = running.job, running.output, running.planner
+    output.undecide("failed")
     output.decide("unreported", {})
     planner.wait_for(FEW)
     head = _head(first, works)
@@ -209,14 +236,36 @@ def _runs_inline(job: MapJob, planner: Planner, suspects: Collection[int]) -> bo
     return job.compute.pool == "inline"
 
 
-def _summarize(job: MapJob, output: Output, planner: Planner, screen: Screen) -> Summary:
-    failed = sum(screen.failed.values())
-    status = 1 if failed > job.max_failed * screen.done else 0
+def _summarize(job: MapJob, output: Output, planner: Planner, screen: Screen, judges_all: bool) -> Summary:
+    """Return what the run did; all rows are judged by ``max_failed``, or those that were predicted now."""
+    rows, failed_in_all = _failed_in_all(output)
+    if not judges_all:
+        rows = screen.done
+    failed = sum((failed_in_all if judges_all else screen.failed).values())
     found: dict[str, int] = {
         name: planner.found[name] for name in ("new", "changed", "vanished") if name in planner.found
     }
-    seconds = round(screen.seconds, 3)
-    return Summary(output.uri, screen.done, planner.images, dict(screen.failed), seconds, status, found)
+    return Summary(
+        output=output.uri,
+        images=screen.done,
+        total=planner.images,
+        failed=dict(screen.failed),
+        seconds=round(screen.seconds, 3),
+        exit_status=1 if failed > job.max_failed * rows else 0,
+        found=found,
+        failed_in_all=failed_in_all,
+    )
+
+
+def _failed_in_all(output: Output) -> tuple[int, dict[str, int]]:
+    """Return the number of rows, and of failures by code, of all parts; kept until more is predicted."""
+    kept = output.decided("failed")
+    if kept is None:
+        result = Result(output.uri, output.storage)
+        kept = output.decide(
+            "failed", {"rows": len(result), "failed": dict(sorted(result.failures().items()))}
+        )
+    return kept["rows"], kept["failed"]
 
 
 def _record(output: Output, started: datetime) -> dict[str, Any]:
@@ -245,6 +294,9 @@ def tell(summary: Summary, evaluation: Evaluation | None, output: Output, screen
         say(f"the input has {', '.join(words) or 'nothing new'}")
     if not summary.images:
         say(f"nothing to do: all {summary.total:,} images are in {redact(output.path('predictions'))}")
+        _tell_failed(summary, output, screen)
+        if summary.exit_status:
+            say(TOO_MANY)
         return
     if summary.total <= HANDFUL:
         for line in seen(output.uri, output.storage):
@@ -253,8 +305,7 @@ def tell(summary: Summary, evaluation: Evaluation | None, output: Output, screen
     whole = f" of {summary.total:,}" if summary.total > summary.images else ""
     cost = f"{summary.seconds:.1f} s ({rate:,.1f} images/s, start-up included)"
     say(f"{summary.images:,}{whole} images in {cost}")
-    for code, count in sorted(summary.failed.items()):
-        say(f"  failed: {count:,} {code}")
+    _tell_failed(summary, output, screen)
     if evaluation is not None:
         say(f"  {headline(evaluation)}")
     if ways := ran_by(output):
@@ -262,4 +313,20 @@ def tell(summary: Summary, evaluation: Evaluation | None, output: Output, screen
     say(f"  rows:   {redact(output.path('predictions'))}")
     say(f"  report: {redact(output.path('report.html'))}")
     if summary.exit_status:
-        say("more failures than max_failed allows; the same command with --retry-failed tries those again")
+        say(TOO_MANY)
+
+
+def _tell_failed(summary: Summary, output: Output, screen: Screen) -> None:
+    """Say how many images failed in this run, which for instance, and how many in all."""
+    for code, count in sorted(summary.failed.items()):
+        screen.say(f"  failed: {count:,} {code}")
+    if summary.failed and summary.total > HANDFUL:  # Of a handful each image was told.
+        result = Result(output.uri, output.storage)
+        for one in islice(failed_images(result, screen.failed_in), EXAMPLES):
+            screen.say(terminal.line(f"    {one.key}: {one.message}"))
+    if summary.failed_in_all:
+        count = sum(summary.failed_in_all.values())
+        screen.say(
+            f"  failed in all: {count:,} of {summary.total:,}; cnnbatch failed "
+            f"{shlex.quote(redact(output.uri))} lists them"
+        )

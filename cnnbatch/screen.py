@@ -18,17 +18,24 @@ from cnnbatch.storage import Storage
 
 PLAIN_EVERY_S = 10.0
 RECENT_S = 30.0
+EXAMPLES = 3
+"""Failed images that a run names at its end."""
 
 
 class Screen:
-    """Counts receipts and shows done/total, images a second, time left and failures."""
+    """Counts receipts and shows done/total, images a second, time left and failures.
 
-    def __init__(self, quiet: bool) -> None:
+    ``of_this_run``: what was skipped, since it was done before, counts neither as done nor in the total.
+    """
+
+    def __init__(self, quiet: bool, of_this_run: bool = False) -> None:
+        self._of_this_run = of_this_run
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
         self.total: int | None = None
         self.done = 0
         self.skipped = 0
         self.failed: dict[str, int] = {}
+        self.failed_in: list[int] = []
         self._started = time.monotonic()
         self._recent: list[tuple[float, int]] = []
         self._said = self._started
@@ -67,6 +74,8 @@ class Screen:
             self.skipped = min(self.skipped, total - self.done)
         for code, number in receipt.failed_now.items():
             self.failed[code] = self.failed.get(code, 0) + number
+        if receipt.failed_now and len(self.failed_in) < EXAMPLES:
+            self.failed_in.append(receipt.shard)
         self._recent.append((time.monotonic(), self.done))
         self.show()
 
@@ -101,8 +110,9 @@ class Screen:
     def line(self) -> str:
         """Return the line: done/total, images a second, time left, failures."""
         rate = self._rate()
-        total = "?" if self.total is None else f"{self.total:,}"
-        parts = [f"predict {self.skipped + self.done:,}/{total} images"]
+        before = -self.skipped if self._of_this_run else 0
+        total = "?" if self.total is None else f"{self.total + before:,}"
+        parts = [f"predict {self.skipped + self.done + before:,}/{total} images"]
         if rate:
             parts.append(f"{rate:,.1f} images/s")
         if rate and self.total is not None:

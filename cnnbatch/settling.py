@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cnnbatch import identity
+from cnnbatch.errors import UserError
 from cnnbatch.estimate import spread
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.output import Output
 from cnnbatch.records import ImageRef, Ready, Sample, Shard
+from cnnbatch.storage import redact
 
 if TYPE_CHECKING:
     from cnnbatch.known_classes import KnownClasses
@@ -91,10 +94,23 @@ class Settling:
             if name != "precision" or not self._allow_mixed
         }
         self._output.require_identity(compared)
+        self._require_parts_of(ready.identity)
         self._output.decide("identity", ready.identity)
         if ready.classes is not None:
             self._output.decide("classes", ready.classes)
         self._output.storage.put(self._output.path("_job", "job.yaml"), to_yaml(self._job).encode())
+
+    def _require_parts_of(self, made: Mapping[str, Any]) -> None:
+        """Refuse finished parts of another identity where the output has lost its record of it."""
+        if self._allow_mixed or self._output.decided("identity") is not None:
+            return
+        for index in sorted(self._output.finished())[:1]:
+            if self._output.footer(index).get("fingerprint") != identity.fingerprint(made):
+                part = redact(self._output.part(index))
+                raise UserError(
+                    f"{part} was made by another job, and one output never mixes two\n"
+                    "  what to do: choose another output, or give the job that made this one"
+                )
 
 
 def _is_settled(ready: Ready, kept: Mapping[str, Any]) -> bool:

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnbatch import identity, plan
+from cnnbatch.errors import UserError
 from cnnbatch.job import MapJob
 from cnnbatch.journal import Journal
 from cnnbatch.known_classes import aliases_of, judged_column, require_occurring
@@ -34,7 +35,7 @@ from cnnbatch.records import Failure, Receipt, Shard, Work
 from cnnbatch.sink import PartSpool, part_rows, part_schema, sweep
 from cnnbatch.sources import Source
 from cnnbatch.speed import Settings
-from cnnbatch.storage import AlreadyExists, Changed
+from cnnbatch.storage import AlreadyExists, Changed, redact
 from cnnbatch.tally import Tally
 from cnnbatch.tasks import Model
 from cnnbatch.transfer import Direct, transfer_for
@@ -239,8 +240,23 @@ class Worker:
                 self._output.storage.create(uri, file)
             else:
                 self._output.storage.replace(uri, file, etag)
-        except (AlreadyExists, Changed):
-            return  # Another worker finished this shard first: its part stands.
+        except AlreadyExists:
+            self._require_ours(shard)  # Another worker finished this shard first: its part stands.
+        except Changed:
+            return
+
+    def _require_ours(self, shard: Shard) -> None:
+        """Refuse a part that a run of another job, which had not ended yet, has put in this one's place."""
+        found = self._output.footer(shard.index)
+        same = found.get("precision") != self.settings.precision or (
+            found.get("fingerprint") == identity.fingerprint(self.identity)
+        )
+        if not same or found["digest"] != plan.digest(shard):
+            part = redact(self._output.part(shard.index))
+            raise UserError(
+                f"{part} was written by a run of another job, which had not ended when this one began\n"
+                "  what to do: choose another output, or delete this one"
+            )
 
 
 @dataclass(frozen=True, slots=True)

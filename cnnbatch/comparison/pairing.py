@@ -19,6 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cnnbatch import kept
+from cnnbatch.evaluation.summary import read_evaluation
 from cnnbatch.output import PART, Output
 from cnnbatch.result import ROWS_IN_A_BATCH, Footer, Result
 from cnnbatch.result import open as open_result
@@ -99,11 +101,14 @@ class Side:
         """Return which images of a part have a truth, (rows,)."""
         if self.truth is None:
             return np.zeros(rows, np.bool_)
-        with self.storage.open(join(self.truth, f"part-{index:08}.parquet")) as file:
+        uri = join(self.truth, f"part-{index:08}.parquet")
+        with self.storage.open(uri) as file, kept.reading(uri):
             parquet = pq.ParquetFile(file)
             name = "objects" if "objects" in parquet.schema_arrow.names else "label"
             leaves = _leaves(parquet, ["objects.label", "label"])
             known: NDArray[np.bool_] = parquet.read(leaves)[name].is_valid().to_numpy()
+            if len(known) != rows:
+                raise ValueError(f"expected {rows:,} rows, as its part has, got {len(known):,}")
         return known
 
 
@@ -112,12 +117,11 @@ def open_side(uri: str, storage: Storage) -> Side:
     result = open_result(uri, storage)
     result.schema  # noqa: B018 - raises before the first part
     output = Output(result.uri, storage)
-    try:
-        judged = json.loads(storage.read(output.path("evaluation.json")))
-    except (NotFound, ValueError):
-        judged = {}
-    again = str(judged.get("truth")).endswith("/evaluation/truth")  # Its folder may have moved since.
-    return Side(result, storage, _truth(output, result, again), judged.get("aliases"))
+    judged = read_evaluation(output.uri, storage)
+    # Its folder may have moved since.
+    again = judged is not None and judged.truth.endswith("/evaluation/truth")
+    aliases = None if judged is None else judged.aliases
+    return Side(result, storage, _truth(output, result, again), aliases or None)
 
 
 def _truth(output: Output, result: Result, again: bool) -> str | None:

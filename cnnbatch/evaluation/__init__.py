@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cnnbatch import kept
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.judges import JUDGES, Columns, judges
 from cnnbatch.evaluation.notes import UNKNOWN
@@ -118,8 +119,9 @@ def _order(output: Output, result: Result, terms: Terms) -> Order | None:
     parts = _truth_parts(output, folder)
     if not parts:
         return None
-    with output.storage.open(parts[0]) as file:
+    with output.storage.open(parts[0]) as file, kept.reading(parts[0]):
         schema = pq.read_schema(file)
+        known = classes_of(schema)
     difficult = "objects" in schema.names and _difficult(output, parts)
     there = Columns(_predicted(result.schema, settings), schema, difficult)
     chosen = tuple(judge.name for judge in judges(there))
@@ -130,7 +132,6 @@ def _order(output: Output, result: Result, terms: Terms) -> Order | None:
     task = settings.get("task") or {}
     classes = _model_classes(output)
     aliases = task.get("aliases", {}) if terms.aliases is None else terms.aliases
-    known = classes_of(schema)
     return Order(
         uri=output.uri,
         options=output.storage.options,
@@ -163,10 +164,10 @@ def _truth_parts(output: Output, folder: str) -> list[str]:
 def _difficult(output: Output, parts: Sequence[str]) -> bool:
     """Say whether the truth tells difficult objects apart, as its first part with objects shows."""
     for part in parts:
-        with output.storage.open(part) as file:
+        with output.storage.open(part) as file, kept.reading(part):
             objects: Any = pc.list_flatten(pq.read_table(file, columns=["objects"])["objects"])
-        if len(objects):
-            return bool(pc.struct_field(objects, "difficult").null_count < len(objects))
+            if len(objects):
+                return bool(pc.struct_field(objects, "difficult").null_count < len(objects))
     return False
 
 

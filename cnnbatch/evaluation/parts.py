@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cnnbatch import kept
 from cnnbatch.evaluation.judges import JUDGES, Judge, Piece
 from cnnbatch.evaluation.notes import oddities, unknown_labels, without_truth
 from cnnbatch.output import Output
@@ -108,11 +109,20 @@ def _read(output: Output, order: Order, part: int, chosen: Sequence[Judge]) -> t
         )
         predictions = pq.read_table(file, columns=[name for name in wanted if name in schema.names])
     try:
-        with output.storage.open(join(order.truth, f"part-{part:08}.parquet")) as file:
-            return predictions, pq.read_table(file)
+        return predictions, _read_truth(output, order, part, predictions.num_rows)
     except NotFound:
         none: list[Any] = [pa.nulls(predictions.num_rows, one.type) for one in order.schema]
         return predictions, pa.table(none, schema=order.schema)
+
+
+def _read_truth(output: Output, order: Order, part: int, rows: int) -> pa.Table:
+    uri = join(order.truth, f"part-{part:08}.parquet")
+    with output.storage.open(uri) as file, kept.reading(uri):
+        truth = pq.read_table(file)
+        kept.require_columns(truth.schema, order.schema)
+        if truth.num_rows != rows:
+            raise ValueError(f"expected {rows:,} rows, as its part has, got {truth.num_rows:,}")
+        return truth
 
 
 def _truth_column(truth: pa.Table) -> str:

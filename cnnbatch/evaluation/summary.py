@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cnnbatch import kept
 from cnnbatch.metrics import Value
 from cnnbatch.storage import NotFound, Storage, join
 
@@ -45,11 +46,16 @@ class Evaluation:
 
 
 def read_evaluation(uri: str, storage: Storage) -> Evaluation | None:
-    """Return what ``evaluation.json`` of the output at ``uri`` says; None where there is none."""
+    """Return what ``evaluation.json`` of the output at ``uri`` says; None where there is none.
+
+    Raises UserError where it is damaged, or of another version.
+    """
+    place = join(uri, "evaluation.json")
     try:
-        data: dict[str, Any] = json.loads(storage.read(join(uri, "evaluation.json")))
+        read = storage.read(place)
     except NotFound:
         return None
+    data = kept.record("evaluation", place, read)
     slices = {
         column: {value: _values(metrics) for value, metrics in values.items()}
         for column, values in data.get("slices", {}).items()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count, islice, repeat
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cnnbatch import kept
 from cnnbatch.errors import UserError
 from cnnbatch.export.predictions import Predictions
 from cnnbatch.storage import NotFound, redact
@@ -80,9 +82,12 @@ class TruthIds:
             )
         return column
 
-    def _open(self, part: int) -> Any:
+    @contextmanager
+    def _open(self, part: int) -> Iterator[BinaryIO]:
         output, footer = self._predictions.output, self._predictions.footers[part]
-        return output.storage.open(output.truth(footer.receipt.shard))
+        uri = output.truth(footer.receipt.shard)
+        with output.storage.open(uri) as file, kept.reading(uri):
+            yield file
 
 
 def _is_coco(input: Mapping[str, Any]) -> bool:

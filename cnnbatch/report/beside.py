@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cnnbatch.errors import UserError
 from cnnbatch.evaluation.summary import Evaluation, read_evaluation
 from cnnbatch.output import Output
 from cnnbatch.report.pictures import Truth
@@ -41,7 +42,7 @@ class Beside:
         """What ``evaluation.json`` says; None where there is none, or none that can be read."""
         try:
             return read_evaluation(self._output.uri, self._output.storage)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except UserError:
             self.problem = "evaluation.json is of another version, or damaged."
             return None
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
+from cnnbatch import kept
 from cnnbatch.output import Output
 from cnnbatch.report.curves import Titled, training_charts
 from cnnbatch.report.facts import Fact
@@ -109,10 +109,10 @@ def write_training_report(output: Output) -> None:
     try:
         with output.storage.open(output.path("metrics.parquet")) as file:
             metrics = pq.read_table(file)
-        job = yaml.safe_load(output.storage.read(output.path("_job", "training", "job.yaml")))
+        uri = output.path("_job", "training", "job.yaml")
+        task = kept.job(uri, output.storage.read(uri)).get("task", {})
     except NotFound:
         return
-    task = job.get("task", {})
     page = template("training.html.j2").render(
         title=Fact(str(task.get("name", "")), str(task.get("model", ""))),
         output=redact(output.uri),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from cnnbatch import kept
 from cnnbatch.changes import Changes
 from cnnbatch.errors import UserError
 from cnnbatch.output import Listing, Output
@@ -45,7 +46,8 @@ class FoundBoxes:
 
     def _of_shard(self, shard: Shard) -> Iterator[tuple[ImageRef, Sequence[Region]]]:
         try:
-            with self.output.storage.open(self.output.part(shard.index)) as file:
+            uri = self.output.part(shard.index)
+            with self.output.storage.open(uri) as file, kept.reading(uri, kept.MAKE_AGAIN):
                 rows = pq.read_table(file, columns=["objects"])["objects"].to_pylist()
         except NotFound:
             raise UserError(

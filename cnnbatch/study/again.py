@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from cnnbatch.errors import UserError
+from cnnbatch import kept
 from cnnbatch.job import StudyJob, parse_job
 from cnnbatch.output import Output
 from cnnbatch.report.study import write_study_report
-from cnnbatch.storage import redact
+from cnnbatch.storage import NotFound, redact
 from cnnbatch.study.findings import find
 from cnnbatch.study.trials import in_force, trials_of
 
 
 def report_again(output: Output) -> str:
     """Write the page of a study's output; return its address."""
-    place = output.path("_job", "job.yaml")
-    try:
-        text = output.storage.read(place).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{redact(place)} is not the job that was written there: {error}") from None
-    given = parse_job(text, redact(place), no_code_in=["task.name"])  # Networks are not built here.
-    if not isinstance(given, StudyJob):
-        raise UserError(
-            f"{redact(place)}: expected a job of kind study, got one of kind {given.kind}\n"
-            "  what to do: put back the job that made this output"
-        )
+    given = _given(output)
     job = in_force(given, given.lesson)
-    kept = (output.decided(f"trials/{trial.name}") for trial in trials_of(job))
-    write_study_report(output, find(given, job, [row for row in kept if row is not None], output))
+    rows = (output.decided(f"trials/{trial.name}") for trial in trials_of(job))
+    write_study_report(output, find(given, job, [row for row in rows if row is not None], output))
     return output.path("report.html")
+
+
+def _given(output: Output) -> StudyJob:
+    """Return the study as it was given; raises UserError where its ``job.yaml`` is damaged."""
+    uri = output.path("_job", "job.yaml")
+    try:
+        data = output.storage.read(uri)
+    except NotFound:
+        raise kept.damaged(uri, "it is missing", kept.PUT_BACK) from None
+    with kept.reading(uri):
+        # Networks are not built here, so a trial's model may be what cannot be imported.
+        job = parse_job(data.decode("utf-8-sig"), redact(uri), no_code_in=["task.name"])
+        if not isinstance(job, StudyJob):
+            raise ValueError(f"expected a study, got a job of kind {job.kind}")
+        return job

@@ -19,7 +19,7 @@ from cnnbatch.job import StudyJob, to_yaml
 from cnnbatch.output import Output, differences
 from cnnbatch.report.study import write_study_report
 from cnnbatch.report.words import duration
-from cnnbatch.run import RunOptions, Summary
+from cnnbatch.run import RunOptions, Summary, places
 from cnnbatch.screen import Screen
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.study import words
@@ -66,6 +66,7 @@ def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
         failed={"training": len(failed)} if failed else {},
         seconds=round(screen.seconds, 3),
         exit_status=0,
+        paths=places(output, {"trials": "study.parquet", "study": "study.json", "report": "report.html"}),
     )
 
 
@@ -113,8 +114,11 @@ def begin(job: StudyJob, trials: Sequence[Trial], output: Output, note: Callable
     known = (output.decided("study") or {}).get("fields")  # Earlier records have none.
     if begun.holds_results(output):
         for trial in trials:
-            require_same_training(trial.job, _output(trial))
-        if known is not None and (found := differences(known, json.loads(json.dumps(identity.of_training(job))))):
+            if begun.holds_results(_output(trial)):
+                require_same_training(trial.job, _output(trial))
+        if known is not None and (
+            found := differences(known, json.loads(json.dumps(identity.of_training(job))))
+        ):
             raise UserError(
                 f"{redact(output.uri)} holds another study:\n" + "\n".join(found) + "\n"
                 "  what to do: choose another output, or give the job that made this one"

@@ -71,7 +71,17 @@ class Checkpoints:
         data = self._output.storage.read(uri)
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except (RuntimeError, ValueError, EOFError, OSError, UnpicklingError) as error:
+            if not isinstance(state, dict):
+                raise ValueError(f"it holds a {type(state).__name__}")
+        except (
+            RuntimeError,
+            ValueError,
+            LookupError,
+            TypeError,
+            EOFError,
+            OSError,
+            UnpicklingError,
+        ) as error:
             raise UserError(
                 f"the checkpoint {redact(uri)} cannot be read: {error}\n"
                 "  what to do: delete it, to begin again, or choose another output"

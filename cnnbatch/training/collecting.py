@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cnnbatch import plan
+from cnnbatch import kept, plan
 from cnnbatch.errors import UserError
 from cnnbatch.job import Input, TrainJob
 from cnnbatch.output import Output
 from cnnbatch.sources import Source, open_source
-from cnnbatch.storage import Storage
+from cnnbatch.storage import NotFound, Storage, redact
 from cnnbatch.tasks.weighted import WeightedTask, read_names
 from cnnbatch.training.parts import Parts
 from cnnbatch.training.recipe import TrainingData
@@ -47,7 +47,13 @@ def refs_uri(output: Output, part: str) -> str:
 
 def read_refs(output: Output, part: str) -> Refs:
     """Return the images of a part, as they were collected."""
-    return Refs.from_bytes(output.storage.read(refs_uri(output, part)))
+    uri = refs_uri(output, part)
+    try:
+        data = output.storage.read(uri)
+    except NotFound:
+        raise UserError(f"{redact(uri)} is missing\n  what to do: {kept.PUT_BACK}") from None
+    with kept.reading(uri):
+        return Refs.from_bytes(data)
 
 
 def collect(job: TrainJob, parts: Parts, output: Output) -> Collected:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cnnbatch import kept
 from cnnbatch.output import Output
 from cnnbatch.training.position import Position
 
@@ -36,10 +37,11 @@ def put_metrics(output: Output) -> None:
     """Write ``metrics.parquet`` from the pieces that are there."""
     tables = []
     for name in sorted(output.names("/".join(_PIECES))):
-        with output.storage.open(output.path(*_PIECES, name)) as file:
+        uri = output.path(*_PIECES, name)
+        with output.storage.open(uri) as file, kept.reading(uri, kept.DELETE):
             tables.append(pq.read_table(file))
+            whole = pa.concat_tables(tables, promote_options="permissive")
     if tables:
-        whole = pa.concat_tables(tables, promote_options="permissive")
         output.storage.put(output.path("metrics.parquet"), _bytes(whole))
 
 

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnbatch import plan
+from cnnbatch import kept, plan
 from cnnbatch.records import ImageRef, Shard
 from cnnbatch.sources import Source
 from cnnbatch.training import deal
 
 _CHUNK = 4096
 LABEL = "class"
+_COLUMNS = plan.PAGE_COLUMNS.append(pa.field(LABEL, pa.string()))
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,10 @@ class Refs:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Refs:
-        """Read what `to_bytes` gave."""
-        return cls(pq.read_table(pa.BufferReader(data)))
+        """Read what `to_bytes` gave; raises ValueError for another table."""
+        table = pq.read_table(pa.BufferReader(data))
+        kept.require_columns(table.schema, _COLUMNS)
+        return cls(table)
 
 
 @dataclass(frozen=True)

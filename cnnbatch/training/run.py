@@ -16,7 +16,7 @@ from cnnbatch import begun, identity, lock, plugins
 from cnnbatch.errors import UserError
 from cnnbatch.job import Input, MapJob, TrainJob, to_yaml
 from cnnbatch.output import Output, differences
-from cnnbatch.run import RunOptions, Summary, run
+from cnnbatch.run import RunOptions, Summary, places, run
 from cnnbatch.screen import Screen
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage, normalize, redact
@@ -137,7 +137,8 @@ def _test(job: TrainJob, parts: Parts, output: Output, options: RunOptions) -> S
         evaluate=job.evaluate,
         max_failed=job.max_failed,
     )
-    return run(test, replace(options, tests_training=True))
+    tested = run(test, replace(options, tests_training=True))
+    return replace(tested, paths={**tested.paths, **places(output, {"model": "model.json"})})
 
 
 def _trained(job: TrainJob, output: Output, chosen: Input) -> dict[str, Any]:

@@ -94,9 +94,7 @@ def _lesson_ends(order: Order, recipe: Any, begun: Mapping[str, torch.Tensor] | 
     """Keep what the report shows of a lesson's inside."""
     if begun is None:
         return
-    learned = Checkpoints(order.output).best()
-    assert learned is not None
-    layers = inside.changes(begun, recipe.learned(learned["learned"]).state)
+    layers = inside.changes(begun, recipe.learned(_best(order)["learned"]).state)
     order.output.decide("training/inside", {"pictures": inside.pictures(loader), "layers": layers})
 
 
@@ -135,10 +133,20 @@ def _loader(order: Order, part: str, recipe: Any, team: Team, device: str, threa
     )
 
 
+def _best(order: Order) -> dict[str, Any]:
+    """Return the checkpoint of the best epoch; raises Broken where somebody has put another file there."""
+    best = Checkpoints(order.output).best()
+    if best is None or not {"learned", "row"} <= set(best):
+        raise Broken(
+            "the checkpoint of the best epoch, _job/training/checkpoints/best.pt, is missing or damaged\n"
+            "  what to do: delete _job/training/checkpoints, to begin again, or choose another output"
+        )
+    return best
+
+
 def _finish(order: Order, recipe: Any, history: History, about: Mapping[str, Any]) -> None:
     """Write the model as it was in its best epoch."""
-    best = Checkpoints(order.output).best()
-    assert best is not None
+    best = _best(order)
     row = best["row"] | {"of": recipe.metric, "interval": interval(best["row"], recipe.metric, order)}
     _put(order, recipe, best["learned"], {"validation": row, "epochs": history.epochs, **about})
 
