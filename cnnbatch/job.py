@@ -18,6 +18,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.mistakes import Sentences, nearest
 from cnnbatch.section import Count, Place, Seconds, Section, Share, Text, Texts
 from cnnbatch.storage import StorageOptions, normalize, redact
+from cnnbatch.storage.text import decoded
 from cnnbatch.study.spec import Study
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
@@ -265,7 +266,7 @@ def load_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = (
     """
     path = _find(name_or_path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a job: {error}") from None
     return parse_job(text, _shown(path), overrides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnbatch.errors import UserError
-from cnnbatch.storage import redact
+from cnnbatch.storage import redact, without_query
+from cnnbatch.storage.text import LongLine, text_lines
 
 ADDRESS = "\0address"
 """The one column of a plain text list; no file can have a column of this name."""
@@ -39,7 +41,7 @@ class Form(Protocol):
 
 def form_of(url: str) -> Form:
     """Return the form that an address's suffix tells; plain text when it tells none."""
-    suffix = posixpath.splitext(redact(url).split("?")[0])[1].lower()
+    suffix = posixpath.splitext(without_query(redact(url)))[1].lower()
     forms: dict[str, Form] = {".parquet": Parquet(), ".csv": Csv(), ".tsv": Csv("\t")}
     return forms.get(suffix, Text())
 
@@ -56,7 +58,7 @@ class Text:
 
     def rows(self, file: BinaryIO, names: Sequence[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Stream the lines."""
-        for number, line in enumerate(_lines(file, where), 1):
+        for number, line in enumerate(lines_of(file, where), 1):
             if text := line.strip():
                 yield number, {ADDRESS: text}
 
@@ -65,7 +67,8 @@ class Text:
 class Csv:
     """Cells with the columns' ``names`` in the first row, where they are not given.
 
-    The delimiter is the most frequent one in the first row.
+    The delimiter is the most frequent one in the first row. Blanks around names and cells, outside and inside
+    of quotes, are no part of them.
     """
 
     delimiter: str | None = None
@@ -75,12 +78,12 @@ class Csv:
     def header(self, file: BinaryIO, where: str) -> pa.Schema:
         """Return the names; all types are strings."""
         names = list(self.names) or next((cells for _, cells in self._cells(file, where)), [])
-        return pa.schema([(name.strip(), pa.string()) for name in names])
+        return pa.schema([(name, pa.string()) for name in names])
 
     def rows(self, file: BinaryIO, names: Sequence[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Stream the rows behind the names; one with more or fewer cells is a `UserError`."""
         cells_of = self._cells(file, where)
-        header = [name.strip() for name in self.names or next(cells_of)[1]]
+        header = list(self.names or next(cells_of)[1])
         positions = [(name, header.index(name)) for name in names]
         for line, cells in cells_of:
             if len(cells) != len(header):
@@ -91,14 +94,18 @@ class Csv:
             yield line, {name: cells[position] for name, position in positions}
 
     def _cells(self, file: BinaryIO, where: str) -> Iterator[tuple[int, list[str]]]:
-        lines = _lines(file, where)
+        lines = lines_of(file, where)
         first = next(lines, "")
         delimiter = self.delimiter or max(_DELIMITERS, key=first.count)
-        reader = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
+        padded = _Padding(delimiter)
+        reader = csv.reader(
+            map(padded.removed, _chain(first, lines)), delimiter=delimiter, skipinitialspace=True, strict=True
+        )
         try:
             for cells in reader:
-                if cells:
-                    yield reader.line_num, cells
+                trimmed = [cell.strip() for cell in cells]
+                if trimmed not in ([], [""]):
+                    yield reader.line_num, trimmed
         except csv.Error as error:
             raise UserError(
                 f"{where}, line {reader.line_num}: {error}\n  what to do: mend the quotes"
@@ -136,22 +143,46 @@ def _parquet(file: BinaryIO, where: str) -> pq.ParquetFile:
         raise UserError(f"{where} is no Parquet file: {error}\n  what to do: check the file") from None
 
 
+class _Padding:
+    """The blanks between a closing quote and a delimiter, which the csv module takes for a mistake."""
+
+    def __init__(self, delimiter: str) -> None:
+        self._delimiter = delimiter
+        self._blanks = re.compile(rf" +(?={re.escape(delimiter)}|[\r\n]|$)")
+        self._quoted = False
+
+    def removed(self, line: str) -> str:
+        """Return the next line without them; a quoted cell may reach over several lines."""
+        pieces = line.split('"')
+        for place in range(1, len(pieces)):
+            before = pieces[place - 1].rstrip(" ")
+            if self._quoted:
+                self._quoted = False
+                if found := self._blanks.match(pieces[place]):
+                    pieces[place] = pieces[place][found.end() :]
+            elif not before or before.endswith(self._delimiter):  # else a quote amid a cell, which is a sign
+                self._quoted = True
+        return '"'.join(pieces)
+
+
 def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
     yield first
     yield from lines
 
 
-def _lines(file: BinaryIO, where: str) -> Iterator[str]:
-    """Stream the lines of a UTF-8 file, each with its end."""
-    number = 1
-    while line := file.readline(_LINE):
-        if len(line) == _LINE:
-            raise UserError(f"{where}, line {number}: an address was expected, got {_LINE:,} bytes")
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where}, line {number}: UTF-8 was expected ({error.reason})\n"
-                "  what to do: save the list as UTF-8"
-            ) from None
-        number += 1
+def lines_of(file: BinaryIO, where: str, errors: str = "strict") -> Iterator[str]:
+    """Stream the lines of a list, each with its end; raises UserError for what is no such text."""
+    number = 0
+    try:
+        for line in text_lines(file, _LINE, errors):
+            number += 1
+            yield line
+    except LongLine:
+        raise UserError(
+            f"{where}, line {number + 1}: a name or an address was expected, got {_LINE:,} bytes"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}, line {number + 1}: UTF-8 was expected ({error.reason})\n"
+            "  what to do: save the list as UTF-8"
+        ) from None
