@@ -1,4 +1,4 @@
-"""File names with backslashes: written on Windows they are paths, elsewhere a name may hold one of its own."""
+"""File names with backslashes: on Windows they are paths, elsewhere a name may hold one of its own."""
 
 from __future__ import annotations
 

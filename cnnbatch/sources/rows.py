@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
@@ -67,8 +68,8 @@ class Text:
 class Csv:
     """Cells with the columns' ``names`` in the first row, where they are not given.
 
-    The delimiter is the most frequent one in the first row. Blanks around names and cells, outside and inside
-    of quotes, are no part of them.
+    The delimiter is the most frequent one in the first row. Blanks around names and cells are no
+    part of them, but those in quotes.
     """
 
     delimiter: str | None = None
@@ -78,12 +79,12 @@ class Csv:
     def header(self, file: BinaryIO, where: str) -> pa.Schema:
         """Return the names; all types are strings."""
         names = list(self.names) or next((cells for _, cells in self._cells(file, where)), [])
-        return pa.schema([(name, pa.string()) for name in names])
+        return pa.schema([(name.strip(), pa.string()) for name in names])
 
     def rows(self, file: BinaryIO, names: Sequence[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Stream the rows behind the names; one with more or fewer cells is a `UserError`."""
         cells_of = self._cells(file, where)
-        header = list(self.names or next(cells_of)[1])
+        header = [name.strip() for name in self.names or next(cells_of)[1]]
         positions = [(name, header.index(name)) for name in names]
         for line, cells in cells_of:
             if len(cells) != len(header):
@@ -97,15 +98,12 @@ class Csv:
         lines = lines_of(file, where)
         first = next(lines, "")
         delimiter = self.delimiter or max(_DELIMITERS, key=first.count)
-        padded = _Padding(delimiter)
-        reader = csv.reader(
-            map(padded.removed, _chain(first, lines)), delimiter=delimiter, skipinitialspace=True, strict=True
-        )
+        trimmed = map(_Trimmed(delimiter).line, chain([first], lines))
+        reader = csv.reader(trimmed, delimiter=delimiter, strict=True)
         try:
             for cells in reader:
-                trimmed = [cell.strip() for cell in cells]
-                if trimmed not in ([], [""]):
-                    yield reader.line_num, trimmed
+                if cells:
+                    yield reader.line_num, cells
         except csv.Error as error:
             raise UserError(
                 f"{where}, line {reader.line_num}: {error}\n  what to do: mend the quotes"
@@ -143,31 +141,40 @@ def _parquet(file: BinaryIO, where: str) -> pq.ParquetFile:
         raise UserError(f"{where} is no Parquet file: {error}\n  what to do: check the file") from None
 
 
-class _Padding:
-    """The blanks between a closing quote and a delimiter, which the csv module takes for a mistake."""
+class _Trimmed:
+    """Takes the blanks off the cells of a CSV, line by line; those in quotes are meant.
+
+    The csv module keeps them, and takes those behind a closing quote for a mistake.
+    """
 
     def __init__(self, delimiter: str) -> None:
+        blank = rf"[^\S\r\n{re.escape(delimiter)}]"
         self._delimiter = delimiter
-        self._blanks = re.compile(rf" +(?={re.escape(delimiter)}|[\r\n]|$)")
+        self._around = re.compile(rf"{blank}*{re.escape(delimiter)}{blank}*")
+        self._first, self._last = re.compile(rf"{blank}+"), re.compile(rf"{blank}+(?=[\r\n]*$)")
         self._quoted = False
 
-    def removed(self, line: str) -> str:
-        """Return the next line without them; a quoted cell may reach over several lines."""
+    def line(self, line: str) -> str:
+        """Return the next line; a quoted cell may reach over several."""
         pieces = line.split('"')
-        for place in range(1, len(pieces)):
-            before = pieces[place - 1].rstrip(" ")
-            if self._quoted:
-                self._quoted = False
-                if found := self._blanks.match(pieces[place]):
-                    pieces[place] = pieces[place][found.end() :]
-            elif not before or before.endswith(self._delimiter):  # else a quote amid a cell, which is a sign
-                self._quoted = True
+        opens = True  # whether a quote would, where nothing stands before it
+        for place, piece in enumerate(pieces):
+            if place:
+                before = pieces[place - 1]
+                opens, self._quoted = (
+                    self._quoted,
+                    not self._quoted and (before.endswith(self._delimiter) or (opens and not before)),
+                )
+            if not self._quoted:
+                pieces[place] = self._bare(piece, place == 0, place == len(pieces) - 1)
         return '"'.join(pieces)
 
-
-def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
+    def _bare(self, piece: str, first: bool, last: bool) -> str:
+        """Return a piece outside of quotes."""
+        piece = self._around.sub(self._delimiter, piece)
+        if first and (found := self._first.match(piece)):
+            piece = piece[found.end() :]
+        return self._last.sub("", piece) if last else piece
 
 
 def lines_of(file: BinaryIO, where: str, errors: str = "strict") -> Iterator[str]:
@@ -178,9 +185,7 @@ def lines_of(file: BinaryIO, where: str, errors: str = "strict") -> Iterator[str
             number += 1
             yield line
     except LongLine:
-        raise UserError(
-            f"{where}, line {number + 1}: a name or an address was expected, got {_LINE:,} bytes"
-        ) from None
+        raise UserError(f"{where}, line {number + 1}: an address was expected, got {_LINE:,} bytes") from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where}, line {number + 1}: UTF-8 was expected ({error.reason})\n"

@@ -172,11 +172,10 @@ class XmlTree:
                         f"input.split: {split!r} names {name!r} in line {number:,}, which leaves the folder "
                         "of the images\n  what to do: mend the list"
                     )
-                found = pictures.find(name) or pictures.find(name.replace("\\", "/"))
+                found = pictures.meant(name)
                 if found is None and (marked := _MARKED.fullmatch(name)):
                     name, mark = marked.groups()
-                path = name.replace("\\", "/")
-                found = found or pictures.find(name) or pictures.find(path) or pictures.find(f"{part}/{path}")
+                found = found or pictures.meant(name) or pictures.meant(f"{part}/{name}")
                 if name and mark != "-1":
                     yield number, found or self._absent(name)
 
@@ -284,6 +283,10 @@ class _Pictures:
         """Return the image of a name."""
         row = self._base.execute("SELECT key, uri, etag FROM picture WHERE name = ?", (name,)).fetchone()
         return None if row is None else ImageRef(row[0], row[1], etag=row[2])
+
+    def meant(self, name: str) -> ImageRef | None:
+        """Return the image of a name in a list, whose backslashes may be slashes."""
+        return self.find(name) or (self.find(name.replace("\\", "/")) if "\\" in name else None)
 
     def close(self) -> None:
         """Remove it."""
