@@ -150,9 +150,7 @@ def test_labels_of_which_none_is_known_stop_before_the_first_shard(
 ) -> None:
     folder = colours(tmp_path / "photos", 2, classes=("blue", "green"))
     spec = classifying(folder, tmp_path / "out", format="folders")
-    with pytest.raises(
-        UserError, match="none of the labels of .*: blue, green\n.*warm, cold"
-    ):
+    with pytest.raises(UserError, match="none of the labels of .*: blue, green\n.*warm, cold"):
         run(spec, QUIET)
     assert not parts(tmp_path / "out")
     with pytest.raises(UserError, match="none of the labels"):

@@ -147,7 +147,7 @@ class Coco:
     def _of_folder(self, folder: str, after: ImageRef | None) -> Iterator[ImageRef]:
         seen, behind = bytearray(self._index.images), Behind(after)
         for number, ref in enumerate(Files(self.storage, (folder,)).refs(), 1):
-            place = self._index.place(ref.key)
+            place = self._place(ref)
             if place is not None:
                 seen[place] = 1
             elif number == _UNKNOWN and not any(seen) and not self._has_any(normalize(folder)):
@@ -160,6 +160,13 @@ class Coco:
         if ref.uri == join(normalize(folder), ref.key):  # a pattern or a single file means no others
             absent = behind.absent()
             yield from self._absent(seen, 0 if absent is None else self._place_behind(absent))
+
+    def _place(self, ref: ImageRef) -> int | None:
+        """Return an image's place in the file; None where the file means another one, or does not know it."""
+        place = self._index.place(ref.key)
+        if place is None or self._index.name(place) == ref.key:
+            return place
+        return place if self._key(ref.uri.removesuffix(ref.key), place) == ref.key else None
 
     def _absent(self, seen: bytearray, first: int) -> Iterator[ImageRef]:
         """Yield the images that are not in the folder."""
