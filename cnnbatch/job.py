@@ -20,6 +20,7 @@ from cnnbatch.overrides import Override, apply, overrides, read_value
 from cnnbatch.schema import Schema, at
 from cnnbatch.section import Count, Place, Seconds, Section, Share, Text, Texts
 from cnnbatch.storage import StorageOptions, normalize, redact
+from cnnbatch.storage.text import decoded
 from cnnbatch.study.spec import Range, Study
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
@@ -267,8 +268,8 @@ def load_job(name_or_path: str, changed: Sequence[str] | Mapping[str, Any] = ())
     """
     path = _find(name_or_path)
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(spec.LONGEST_TEXT + 1)
+        with path.open("rb") as file:
+            text = decoded(file.read(spec.LONGEST_TEXT + 1))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a job: {error}") from None
     return parse_job(text, _shown(path), changed, plugins.CODE_FIELDS if _is_of_output(path) else ())

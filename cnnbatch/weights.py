@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from cnnbatch import keras_files, onnx_files, tensorflow_files
 from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.storage.text import decoded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -175,7 +176,7 @@ def read_key_map(name: str) -> dict[str, str]:
     bundled = resources.files("cnnbatch.models") / "key_maps" / f"{name}.json"
     source = bundled if PurePosixPath(name).name == name and bundled.is_file() else Path(name).expanduser()
     try:
-        content = json.loads(source.read_text(encoding="utf-8"))
+        content = json.loads(decoded(source.read_bytes()))
     except (OSError, ValueError) as error:
         raise UserError(f"task.key_map: {name!r} is no known key map and no JSON file: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):

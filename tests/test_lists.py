@@ -84,7 +84,7 @@ def test_a_csv_list(tmp_path: Path, delimiter: str) -> None:
     assert [(ref.key, ref.uri) for ref in refs] == [("1", f"{tmp_path}/a.jpg"), ("2", f"{tmp_path}/b.jpg")]
     assert [dict(ref.columns) for ref in refs] == [
         {"note": f"two\nlines{delimiter}", "label": "cat"},
-        {"note": " 007 ", "label": None},
+        {"note": "007", "label": None},
     ]
     assert found.columns == pa.schema([("note", pa.string()), ("label", pa.string())])
     assert found.truth_schema == pa.schema([("label", pa.string())])

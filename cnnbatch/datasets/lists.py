@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cnnbatch.datasets.layouts import ALL, Lists
 from cnnbatch.datasets.matlab import read_numbers
+from cnnbatch.storage.text import decoded
 
 Rows = Iterable[tuple[str, str]]
 
@@ -98,6 +99,6 @@ def _by_folder(root: Path, folder: Path) -> list[tuple[str, str]]:
 
 def _lines(path: Path) -> Iterable[str]:
     """Yield the lines of a text that say something."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in decoded(path.read_bytes()).splitlines():
         if line.strip() and not line.startswith("#"):
             yield line.strip()

@@ -23,6 +23,7 @@ from cnnbatch.result import open as open_result
 from cnnbatch.screen import Screen
 from cnnbatch.section import Count, Section, Text, Texts
 from cnnbatch.sources import open_source
+from cnnbatch.sources.earlier import is_output
 from cnnbatch.storage import Storage, redact
 
 
@@ -52,6 +53,7 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
     result = open_result(out)
     output = Output(result.uri, Storage())
     changes = wanted.input_changes()
+    _require_truth(wanted.truth, result)
     aligned = align(_source(result, changes), output, result) if changes else None
     evaluation = evaluate(
         output.uri,
@@ -67,6 +69,16 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
         )
     write_report(output.uri, output.storage, partial(screen.stage, "report", unit="pictures"))
     return evaluation
+
+
+def _require_truth(place: str | None, result: Result) -> None:
+    """Refuse the output of a job as ground truth."""
+    named = place and place.removesuffix("#objects")
+    if named and is_output(named, result.input_storage()):
+        raise UserError(
+            f"truth: {redact(named)} is the output of a job, and predictions are no ground truth\n"
+            f"  what to do: compare the two with `cnnbatch compare {redact(result.uri)} {redact(named)}`"
+        )
 
 
 def _source(result: Result, changes: Mapping[str, Any]) -> Any:

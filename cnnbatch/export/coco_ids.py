@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from cnnbatch import kept
 from cnnbatch.errors import UserError
 from cnnbatch.export.predictions import Predictions
-from cnnbatch.storage import NotFound, redact
+from cnnbatch.storage import NotFound, redact, without_query
 from cnnbatch.truth import Class, ModelClasses, classes_of
 
 Id = int | str
@@ -92,7 +92,7 @@ class TruthIds:
 
 def _is_coco(input: Mapping[str, Any]) -> bool:
     """Say whether a job's input is a COCO file, or has one as its truth."""
-    files = [str(file).split("?")[0].lower() for file in (input.get("truth"), input.get("url"))]
+    files = [without_query(str(file)).lower() for file in (input.get("truth"), input.get("url"))]
     guessed = input.get("format", "auto") == "auto" and any(file.endswith(".json") for file in files)
     return guessed or input.get("format") == "coco"
 

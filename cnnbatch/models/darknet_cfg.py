@@ -99,7 +99,8 @@ def parse_cfg(text: str, where: str) -> list[Section]:
     """
     if len(text) > _LONGEST_CFG:
         raise UserError(f"{where}: expected a Darknet .cfg, but it has more than {_LONGEST_CFG} characters")
-    lines = [(number, bare) for number, line in enumerate(text.splitlines(), 1) if (bare := _bare(line))]
+    whole = text.removeprefix("\ufeff").splitlines()
+    lines = [(number, bare) for number, line in enumerate(whole, 1) if (bare := _bare(line))]
     if not lines or not lines[0][1].startswith("["):
         line, came = lines[0] if lines else (1, "")
         raise UserError(

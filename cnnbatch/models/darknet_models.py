@@ -13,6 +13,7 @@ from cnnbatch.models.detector import Detector
 from cnnbatch.models.network import library
 from cnnbatch.models.resizing import Resizing
 from cnnbatch.storage.package import is_installed
+from cnnbatch.storage.text import decoded
 
 COCO_ALIASES: Mapping[str, str] = {
     "aeroplane": "airplane",
@@ -67,8 +68,8 @@ def yolov3_tiny(choice: Choice) -> Detector:
     """
     published = YOLOV3_TINY
     _require_package()
-    module = darknet.build(files.fetch(*published.cfg).read_text(encoding="utf-8"), published.cfg[0])
-    names = tuple(files.fetch(*published.names).read_text(encoding="utf-8").split("\n"))[: module.num_classes]
+    module = darknet.build(decoded(files.fetch(*published.cfg).read_bytes()), published.cfg[0])
+    names = tuple(decoded(files.fetch(*published.names).read_bytes()).splitlines())[: module.num_classes]
     given = published.weights if choice.weights == "DEFAULT" else (choice.weights, choice.sha256)
     digest = ""
     if choice.seed is None:

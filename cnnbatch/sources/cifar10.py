@@ -30,6 +30,7 @@ from cnnbatch.storage import (
     normalize,
     redact,
 )
+from cnnbatch.storage.text import decoded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -181,7 +182,7 @@ def _classes(storage: Storage, root: str, binary: bool) -> tuple[str, ...]:
         data = storage.read(uri, limit=_MOST_BYTES)
     except (NotFound, Forbidden, Unreadable, TooLarge):
         return CLASSES
-    lines = data.splitlines() if binary else _unpickled(data, uri).get("label_names")
+    lines = decoded(data, "replace").splitlines() if binary else _unpickled(data, uri).get("label_names")
     texts = [_text(line).strip() for line in lines] if isinstance(lines, list) else []
     names = tuple(filter(None, texts))
     if len(names) != len(CLASSES):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ import pyarrow as pa
 from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.sources.backslashes import Backslashes
 from cnnbatch.sources.behind import Behind
 from cnnbatch.sources.containers import opened
 from cnnbatch.sources.files import Files
@@ -35,6 +36,7 @@ from cnnbatch.storage import (
     normalize,
     parent,
     redact,
+    without_query,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +60,10 @@ class Coco:
     url: str
     folder: str | None = None
     columns: pa.Schema = field(default_factory=lambda: pa.schema([(TRUTH, pa.string())]))
+
+    def __post_init__(self) -> None:
+        """Prepare to ask what backslashes mean."""
+        self._backslashes = Backslashes(self.storage)
 
     @cached_property
     def classes(self) -> tuple[truth.Class, ...]:
@@ -110,9 +116,15 @@ class Coco:
         return opened(self.storage, self.url)
 
     def _ref(self, root: str, place: int) -> ImageRef:
-        key = self._index.name(place)
+        key = self._key(root, place)
         uri = join(root, key)
         return ImageRef(key, uri, etag=self._etag(uri), columns={TRUTH: self._index.entry(place)})
+
+    def _key(self, root: str, place: int) -> str:
+        """Return an image's path below ``root``: its name, whose backslashes may be slashes."""
+        name = self._index.name(place)
+        path = self._index.path(place) if "\\" in name else None
+        return name if path is None or self._backslashes.belong_to(join(root, name)) else path
 
     def _etag(self, uri: str) -> str | None:
         """Return the etag of a local file, which costs no request."""
@@ -135,7 +147,7 @@ class Coco:
     def _of_folder(self, folder: str, after: ImageRef | None) -> Iterator[ImageRef]:
         seen, behind = bytearray(self._index.images), Behind(after)
         for number, ref in enumerate(Files(self.storage, (folder,)).refs(), 1):
-            place = self._index.place(ref.key)
+            place = self._place(ref)
             if place is not None:
                 seen[place] = 1
             elif number == _UNKNOWN and not any(seen) and not self._has_any(normalize(folder)):
@@ -148,6 +160,13 @@ class Coco:
         if ref.uri == join(normalize(folder), ref.key):  # a pattern or a single file means no others
             absent = behind.absent()
             yield from self._absent(seen, 0 if absent is None else self._place_behind(absent))
+
+    def _place(self, ref: ImageRef) -> int | None:
+        """Return an image's place in the file; None where the file means another one, or does not know it."""
+        place = self._index.place(ref.key)
+        if place is None or self._index.name(place) == ref.key:
+            return place
+        return place if self._key(ref.uri.removesuffix(ref.key), place) == ref.key else None
 
     def _absent(self, seen: bytearray, first: int) -> Iterator[ImageRef]:
         """Yield the images that are not in the folder."""
@@ -176,7 +195,7 @@ class Coco:
 
     def _likely_folders(self) -> Iterator[str]:
         here = parent(self.url)
-        split = posixpath.splitext(posixpath.basename(self.url.split("?")[0]))[0].rpartition("_")[2]
+        split = posixpath.splitext(posixpath.basename(without_query(self.url)))[0].rpartition("_")[2]
         yield from (here, join(here, "images"))
         above = parent(here)
         if not above.endswith("://"):  # above a bucket are other people's
@@ -185,8 +204,9 @@ class Coco:
 
     def _has_any(self, folder: str) -> bool:
         """Say whether one of the file's first images lies in a folder."""
-        names = (self._index.name(place) for place in range(min(_TRIED, self._index.images)))
-        return any(self._is_there(join(folder, name)) for name in names)
+        places = range(min(_TRIED, self._index.images))
+        names = chain.from_iterable((self._index.name(place), self._index.path(place)) for place in places)
+        return any(self._is_there(join(folder, name)) for name in names if name)
 
     def _is_there(self, uri: str) -> bool:
         try:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from cnnbatch.errors import UserError
 from cnnbatch.scratch import on_disk, scratch
+from cnnbatch.sources.coco_categories import Ambiguous, Categories, Category, categories_of
 from cnnbatch.sources.coco_checks import is_id, problem, side
 from cnnbatch.sources.json_lists import Element, NotJson, sections
 from cnnbatch.truth import Class
@@ -22,7 +23,7 @@ _SHORT = {*_KEPT, "id", "image_id", "category_id", "num_keypoints"}
 _SIDES = ("width", "height")
 _CACHE_KB = 32 << 10
 _TABLES = """
-CREATE TABLE image (place INTEGER PRIMARY KEY, id UNIQUE, name TEXT UNIQUE, width, height);
+CREATE TABLE image (place INTEGER PRIMARY KEY, id UNIQUE, name TEXT UNIQUE, path TEXT, width, height);
 CREATE TABLE object (place INTEGER PRIMARY KEY, image, category, body TEXT);
 """
 _compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
@@ -36,20 +37,45 @@ class CocoIndex:
 
     def __init__(self, open_file: OpenFile, where: str) -> None:
         self._where = where
-        self.classes = tuple[Class, ...]()
+        self._categories = Categories((), {})
         with on_disk(f"the index of {where}"):
             self._base = scratch(self, _TABLES, _CACHE_KB)
             self._annotated = self._read(open_file)
             self._base.execute("CREATE INDEX of_image ON object (image)")
+            self._base.execute("CREATE INDEX by_path ON image (path) WHERE path IS NOT NULL")
             self._base.commit()
             self.images = int(self._base.execute("SELECT COUNT(*) FROM image").fetchone()[0])
             self._require_all()
-        self._labels = {one.id: _compact(one.name) for one in self.classes}
+        self._labels = {number: _compact(name) for number, name in self._categories.names.items()}
+
+    @property
+    def classes(self) -> tuple[Class, ...]:
+        """The classes in the file's order."""
+        return self._categories.classes
 
     def place(self, name: str) -> int | None:
-        """Return the place of the image with this file name; None where the file doesn't know it."""
-        found = self._base.execute("SELECT place FROM image WHERE name = ?", (name,)).fetchone()
-        return None if found is None else int(found[0])
+        """Return the place of the image with this file name; None where the file doesn't know it.
+
+        A name that the file has with backslashes is known by the path that it means, too.
+        """
+        for column in ("name", "path"):
+            sql = f"SELECT place FROM image WHERE {column} = ? ORDER BY place"
+            if found := self._base.execute(sql, (name,)).fetchone():
+                return int(found[0])
+        return None
+
+    def path(self, place: int) -> str | None:
+        """Return the path that the name of the image at ``place`` means if its backslashes are slashes.
+
+        None where it has none, or leaves the folder so. Raises UserError where another image has that path.
+        """
+        found = self._base.execute("SELECT path FROM image WHERE place = ?", (place,)).fetchone()[0]
+        if found is None:
+            return None
+        sql = "SELECT place FROM image WHERE (name = ? OR path = ?) AND place != ? ORDER BY place"
+        if other := self._base.execute(sql, (found, found, place)).fetchone():
+            self._wrong(f"images[{other[0]}] and images[{place}]", f"are the same image, {found}")
+        return str(found)
 
     def name(self, place: int) -> str:
         """Return the file name of the image at ``place``."""
@@ -80,7 +106,7 @@ class CocoIndex:
         with open_file() as file, _whole(self._where):
             for name, items in sections(file):
                 if name == "categories":
-                    self.classes = _classes(items, self._where)
+                    self._categories = _categories(items, self._where)
                 elif name == "images":
                     self._add_images(items)
                 elif name == "annotations":
@@ -92,11 +118,12 @@ class CocoIndex:
         for place, (one, _) in enumerate(items):
             here = f"images[{place}]"
             name = posixpath.normpath(str(_of(one, "file_name", here, self._where)))
-            if name.startswith(("/", "../")) or name == ".." or not _is_path(name):
+            if _leaves(name):
                 self._wrong(here, f"the file_name {name!r} leaves the folder of the images")
-            row = place, _id(one, "id", here, self._where), name, *(side(one.get(of)) for of in _SIDES)
+            sides = (side(one.get(of)) for of in _SIDES)
+            row = place, _id(one, "id", here, self._where), name, _with_slashes(name), *sides
             try:
-                self._base.execute("INSERT INTO image VALUES (?, ?, ?, ?, ?)", row)
+                self._base.execute("INSERT INTO image VALUES (?, ?, ?, ?, ?, ?)", row)
             except sqlite3.IntegrityError:
                 self._twice(row)
 
@@ -121,9 +148,9 @@ class CocoIndex:
 
     def _require_all(self) -> None:
         """Insist on images and classes, and that every object is of one of each."""
-        if not self.images or not self.classes:
+        known = self._categories.names
+        if not self.images or not known:
             raise _lacking(self._where, "categories" if self.images else "images")
-        known = {one.id for one in self.classes}
         places = dict(self._base.execute("SELECT category, MIN(place) FROM object GROUP BY category"))
         if strange := {category: place for category, place in places.items() if category not in known}:
             category = min(strange, key=strange.__getitem__)
@@ -147,23 +174,22 @@ def read_classes(open_file: OpenFile, where: str) -> tuple[Class, ...]:
     """Return the categories of a COCO file alone, in its order."""
     with open_file() as file, _whole(where):
         for name, items in sections(file):
-            if name == "categories" and (found := _classes(items, where)):
+            if name == "categories" and (found := _categories(items, where).classes):
                 return found
     raise _lacking(where, "categories")
 
 
-def _classes(items: Iterator[Element], where: str) -> tuple[Class, ...]:
-    found: dict[tuple[str, Any], int] = {}
-    classes = []
+def _categories(items: Iterator[Element], where: str) -> Categories:
+    entries = []
     for place, (one, _) in enumerate(items):
         here = f"categories[{place}]"
-        made = Class(str(_of(one, "name", here, where)), _id(one, "id", here, where))
-        for of, value in (("name", made.name), ("id", made.id)):
-            first = found.setdefault((of, value), place)
-            if first != place:
-                raise _mistake(where, f"categories[{first}] and {here}", f"have the same {of} {value!r}")
-        classes.append(made)
-    return tuple(classes)
+        name, number = str(_of(one, "name", here, where)), _id(one, "id", here, where)
+        above = one.get("supercategory")
+        entries.append(Category(place, number, name, above if isinstance(above, str) else None))
+    try:
+        return categories_of(entries)
+    except Ambiguous as error:
+        raise _mistake(where, error.where, error.what) from None
 
 
 def _body(one: dict[str, Any], text: str) -> str:
@@ -186,6 +212,17 @@ def _id(item: Any, key: str, here: str, where: str) -> int | str:
     if not is_id(value):
         raise _mistake(where, here, f"the {key} must be a whole number or text, got {str(value)[:100]}")
     return int(value) if isinstance(value, float) else value
+
+
+def _leaves(name: str) -> bool:
+    """Say whether a normal path leaves the folder that it is relative to, or is no path."""
+    return name.startswith(("/", "../")) or name == ".." or not _is_path(name)
+
+
+def _with_slashes(name: str) -> str | None:
+    """Return what a name with backslashes, as Windows writes it, means; None for a name without."""
+    path = posixpath.normpath(name.replace("\\", "/"))
+    return None if "\\" not in name or _leaves(path) else path
 
 
 def _is_path(name: str) -> bool:

@@ -6,7 +6,6 @@ What several images share, a range or a row group, is read once, by threads that
 
 from __future__ import annotations
 
-import os
 import posixpath
 import threading
 from collections import deque
@@ -20,7 +19,7 @@ from typing import BinaryIO
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.records import Content, Failure, ImageRef, Shard, Span
-from cnnbatch.sources import globs
+from cnnbatch.sources import globs, patterns
 from cnnbatch.sources.reading import MAX_BYTES, read
 from cnnbatch.storage import (
     Entry,
@@ -32,6 +31,7 @@ from cnnbatch.storage import (
     normalize,
     parent,
     redact,
+    without_query,
 )
 
 PIECE_IMAGES = 16
@@ -89,7 +89,7 @@ class Containers:
     def name(self, uri: str) -> str:
         """Return a file's path below the root; of a single one its name."""
         if self.single:
-            return posixpath.basename(redact(uri).split("?")[0])
+            return posixpath.basename(without_query(redact(uri)))
         return uri[len(self.root) :].lstrip("/")
 
     def lost(self, after: ImageRef) -> UserError:
@@ -152,9 +152,8 @@ def find(url: str | Sequence[str], storage: Storage, suffixes: tuple[str, ...], 
             "  what to do: put them into one folder, or give a glob that matches them"
         )
     address = normalize(url)
-    literal = address.startswith(_WEB) or (is_local(address) and os.path.lexists(address))
-    if globs.has_wildcard(address) and not literal:
-        root, pattern = globs.split(address)
+    root, pattern = patterns.split(address, storage)
+    if pattern is not None:
         return Containers(storage, address, suffixes, kind, root, pattern)
     if _is_file(address, storage):
         return Containers(storage, address, suffixes, kind, parent(address), single=True)

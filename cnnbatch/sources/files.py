@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.records import Failure, ImageRef, Shard
-from cnnbatch.sources import globs
+from cnnbatch.sources import globs, patterns
 from cnnbatch.sources.inventory import INVENTORY, Inventory, require_same
 from cnnbatch.sources.reading import readers
 from cnnbatch.storage import (
@@ -29,6 +29,7 @@ from cnnbatch.storage import (
     normalize,
     parent,
     redact,
+    without_query,
 )
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .mpo .ppm .pgm .pbm .pnm .avif"
@@ -81,10 +82,11 @@ class Files:
         address = normalize(url)
         if address.startswith(("http://", "https://")):
             return Single(address, len(self.urls) == 1)
+        root, pattern = patterns.split(address, None if self.inventory else self.storage)
+        if pattern is not None:
+            return Folder(root, pattern)
         if is_local(address) and os.path.lexists(address):
             return Folder(address) if os.path.isdir(address) else Single(address, len(self.urls) == 1)
-        if globs.has_wildcard(address):
-            return Folder(*globs.split(address))
         if _is_image(address) or is_local(address) or self._is_object(address):
             return Single(address, len(self.urls) == 1)
         return Folder(address)
@@ -183,7 +185,7 @@ class Single:
 
     def key(self, uri: str) -> str:
         """Return the file's name."""
-        return posixpath.basename(redact(uri).split("?")[0].rstrip("/")) or redact(uri)
+        return posixpath.basename(without_query(redact(uri)).rstrip("/")) or redact(uri)
 
 
 def _is_image(uri: str) -> bool:

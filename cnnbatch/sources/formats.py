@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import posixpath
 import re
 from collections.abc import Callable, Sequence
@@ -13,10 +14,22 @@ from typing import TYPE_CHECKING, Any
 from cnnbatch import datasets
 from cnnbatch.datasets.placed import Placed
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.sources import globs
 from cnnbatch.sources.files import SUFFIXES
 from cnnbatch.sources.labelled import FOLDER, INNER_FOLDER, Labelled, labelled_by_pattern
-from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, join, normalize, parent, redact
+from cnnbatch.sources.patterns import is_pattern
+from cnnbatch.storage import (
+    Forbidden,
+    NotFound,
+    Storage,
+    Unreadable,
+    is_local,
+    join,
+    normalize,
+    parent,
+    redact,
+    without_query,
+)
+from cnnbatch.storage.text import decoded
 from cnnbatch.truth import OBJECT_LABEL
 
 if TYPE_CHECKING:
@@ -83,12 +96,17 @@ def open_format(input: Input, storage: Storage) -> Source:
 def _open_whole(input: Input, storage: Storage) -> Source:
     if located := datasets.resolve(input, storage):
         return Placed(_open_whole(located.input, storage), located.name, located.folder)
-    if isinstance(input.url, str) and (part := _PART.match(input.url)):
+    if isinstance(input.url, str) and (part := _PART.match(input.url)) and not _is_there(input.url):
         return _open_part(input, part["whole"], part["side"], storage)
     name = recognise(input, storage) if input.format == "auto" else input.format
     chosen = FORMATS[name]
     _refuse_others(input, name, chosen.fields | ({"label"} if chosen.labelled else set()))
     return chosen.open(input, storage)
+
+
+def _is_there(url: str) -> bool:
+    """Say whether there is a local file or folder of this very name."""
+    return is_local(url) and os.path.lexists(normalize(url))
 
 
 def _refuse_others(input: Input, name: str, allowed: frozenset[str]) -> None:
@@ -146,7 +164,7 @@ def _class_names(masks: str, storage: Storage) -> tuple[str, ...]:
     """Return the lines of ``classes.txt`` in a folder or beside it; none where there is no such file."""
     for file in (join(masks, "classes.txt"), join(parent(masks), "classes.txt")):
         try:
-            lines = storage.read(file).decode("utf-8", "replace").splitlines()
+            lines = decoded(storage.read(file), "replace").splitlines()
         except (NotFound, Forbidden, Unreadable):
             continue
         return tuple(line.strip() for line in lines if line.strip())
@@ -158,16 +176,16 @@ def recognise(input: Input, storage: Storage) -> str:
     urls = [input.url] if isinstance(input.url, str) else list(input.url)
     if len(urls) > 1 or input.inventory:
         return "files"
-    path = redact(urls[0]).split("?")[0].lower()
+    path, pattern = without_query(redact(urls[0])).lower(), is_pattern(normalize(urls[0]), storage)
     if path.endswith(".json") or (input.truth or "").lower().endswith(".json"):
         return "coco"
     if path.endswith(".parquet"):
-        return "parquet" if globs.has_wildcard(path) or _holds_images(urls[0], storage) else "list"
+        return "parquet" if pattern or _holds_images(urls[0], storage) else "list"
     if path.endswith(LISTS):
         return "list"
     if path.endswith(TARS):
         return "tar"
-    if posixpath.splitext(path)[1] or globs.has_wildcard(path) or path.startswith(("http:", "https:")):
+    if posixpath.splitext(path)[1] or pattern or path.startswith(("http:", "https:")):
         return "files"
     return _recognise_folder(normalize(urls[0]), storage)
 

@@ -16,10 +16,15 @@ def has_wildcard(address: str) -> bool:
     return bool(_WILDCARD.search(address))
 
 
-def split(address: str) -> tuple[str, str]:
-    """Return the folder before the first wildcard, and the pattern below it."""
-    first = _WILDCARD.search(address)
-    cut = address.rindex("/", 0, first.start() if first else len(address))
+def first_wildcard(address: str, start: int = 0) -> int | None:
+    """Return the place of the first wildcard from ``start`` on; None where there is none."""
+    found = _WILDCARD.search(address, start)
+    return None if found is None else found.start()
+
+
+def split(address: str, wildcard: int) -> tuple[str, str]:
+    """Return the folder before the wildcard at a place, and the pattern below it."""
+    cut = address.rindex("/", 0, wildcard)
     return address[:cut] or "/", address[cut + 1 :]
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from codecs import getincrementaldecoder
+from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
+
+from cnnbatch.storage.text import MARK_BYTES, encoding_of
 
 _BLOCK = 4 << 20  # bytes of a read: few requests, should the file lie in a bucket
 _LARGEST = 64 << 20  # characters of one element
@@ -50,7 +52,7 @@ class _Text:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._decoder = getincrementaldecoder("utf-8-sig")()
+        self._decoder: IncrementalDecoder | None = None
         self._json = json.JSONDecoder(parse_constant=self._constant)
         self._text, self._at, self._before = "", 0, 0
 
@@ -112,6 +114,8 @@ class _Text:
         if len(rest) > _LARGEST:
             self.fail(f"one element has more than {_LARGEST:,} characters")
         data = self._file.read(max(_BLOCK, len(rest)))
+        if self._decoder is None:
+            self._decoder = getincrementaldecoder(encoding_of(data[:MARK_BYTES]))()
         try:
             read = self._decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import nearest
 from cnnbatch.records import Failure, ImageRef, Shard
+from cnnbatch.sources.backslashes import Backslashes
 from cnnbatch.sources.reading import readers
 from cnnbatch.sources.rows import ADDRESS, Form, form_of
 from cnnbatch.sources.unique import unique_keys
@@ -129,6 +130,10 @@ class Listed:
             return None
 
     @cached_property
+    def _backslashes(self) -> Backslashes:
+        return Backslashes(self.storage)
+
+    @cached_property
     def _folder(self) -> str:
         return parent(self.url)
 
@@ -154,7 +159,10 @@ class Listed:
             return ""
         if scheme(text) or text.startswith(("/", "~/", "file:")):
             return normalize(text)
-        return join(self._folder, posixpath.normpath(text))
+        uri = join(self._folder, posixpath.normpath(text))
+        if "\\" not in text or self._backslashes.belong_to(uri):
+            return uri
+        return join(self._folder, posixpath.normpath(text.replace("\\", "/")))
 
     def _lost(self, after: ImageRef) -> UserError:
         return UserError(

@@ -43,6 +43,7 @@ from cnnbatch.storage import (
     parent,
     redact,
 )
+from cnnbatch.storage.text import decoded
 
 if TYPE_CHECKING:
     from cnnbatch.job import Input
@@ -226,7 +227,7 @@ def _names_beside(storage: Storage, entry: Entry) -> tuple[str, ...] | None:
         data = storage.read(join(parent(entry.uri), _CLASSES_FILE), limit=_CLASSES_BYTES)
     except (NotFound, Forbidden, Unreadable, TooLarge):
         return None
-    return tuple(line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip())
+    return tuple(line.strip() for line in decoded(data, "replace").splitlines() if line.strip())
 
 
 def _short(text: str | None) -> str | None:

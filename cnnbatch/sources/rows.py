@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 
 from cnnbatch.errors import UserError
 from cnnbatch.sources.parquet_files import ParquetTable, told
-from cnnbatch.storage import redact
+from cnnbatch.storage import redact, without_query
+from cnnbatch.storage.text import LongLine, text_lines
 
 ADDRESS = "\0address"
 """The one column of a plain text list; no file can have a column of this name."""
@@ -39,7 +42,7 @@ class Form(Protocol):
 
 def form_of(url: str) -> Form:
     """Return the form that an address's suffix tells; plain text when it tells none."""
-    suffix = posixpath.splitext(redact(url).split("?")[0])[1].lower()
+    suffix = posixpath.splitext(without_query(redact(url)))[1].lower()
     forms: dict[str, Form] = {".parquet": Parquet(), ".csv": Csv(), ".tsv": Csv("\t")}
     return forms.get(suffix, Text())
 
@@ -56,7 +59,7 @@ class Text:
 
     def rows(self, file: BinaryIO, names: Sequence[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Stream the lines."""
-        for number, line in enumerate(_lines(file, where), 1):
+        for number, line in enumerate(lines_of(file, where), 1):
             if text := line.strip():
                 yield number, {ADDRESS: text}
 
@@ -65,7 +68,8 @@ class Text:
 class Csv:
     """Cells with the columns' ``names`` in the first row, where they are not given.
 
-    The delimiter is the most frequent one in the first row.
+    The delimiter is the most frequent one in the first row. Blanks around names and cells are no
+    part of them, but those in quotes.
     """
 
     delimiter: str | None = None
@@ -91,10 +95,11 @@ class Csv:
             yield line, {name: cells[position] for name, position in positions}
 
     def _cells(self, file: BinaryIO, where: str) -> Iterator[tuple[int, list[str]]]:
-        lines = _lines(file, where)
+        lines = lines_of(file, where)
         first = next(lines, "")
         delimiter = self.delimiter or max(_DELIMITERS, key=first.count)
-        reader = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
+        trimmed = map(_Trimmed(delimiter).line, chain([first], lines))
+        reader = csv.reader(trimmed, delimiter=delimiter, strict=True)
         try:
             for cells in reader:
                 if cells:
@@ -127,22 +132,53 @@ class Parquet:
                     place += 1
 
 
-def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
+class _Trimmed:
+    """Takes the blanks off the cells of a CSV, line by line; those in quotes are meant.
+
+    The csv module keeps them, and takes those behind a closing quote for a mistake.
+    """
+
+    def __init__(self, delimiter: str) -> None:
+        blank = rf"[^\S\r\n{re.escape(delimiter)}]"
+        self._delimiter = delimiter
+        self._around = re.compile(rf"{blank}*{re.escape(delimiter)}{blank}*")
+        self._first, self._last = re.compile(rf"{blank}+"), re.compile(rf"{blank}+(?=[\r\n]*$)")
+        self._quoted = False
+
+    def line(self, line: str) -> str:
+        """Return the next line; a quoted cell may reach over several."""
+        pieces = line.split('"')
+        opens = True  # whether a quote would, where nothing stands before it
+        for place, piece in enumerate(pieces):
+            if place:
+                before = pieces[place - 1]
+                opens, self._quoted = (
+                    self._quoted,
+                    not self._quoted and (before.endswith(self._delimiter) or (opens and not before)),
+                )
+            if not self._quoted:
+                pieces[place] = self._bare(piece, place == 0, place == len(pieces) - 1)
+        return '"'.join(pieces)
+
+    def _bare(self, piece: str, first: bool, last: bool) -> str:
+        """Return a piece outside of quotes."""
+        piece = self._around.sub(self._delimiter, piece)
+        if first and (found := self._first.match(piece)):
+            piece = piece[found.end() :]
+        return self._last.sub("", piece) if last else piece
 
 
-def _lines(file: BinaryIO, where: str) -> Iterator[str]:
-    """Stream the lines of a UTF-8 file, each with its end."""
-    number = 1
-    while line := file.readline(_LINE):
-        if len(line) == _LINE:
-            raise UserError(f"{where}, line {number}: an address was expected, got {_LINE:,} bytes")
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where}, line {number}: UTF-8 was expected ({error.reason})\n"
-                "  what to do: save the list as UTF-8"
-            ) from None
-        number += 1
+def lines_of(file: BinaryIO, where: str, errors: str = "strict") -> Iterator[str]:
+    """Stream the lines of a list, each with its end; raises UserError for what is no such text."""
+    number = 0
+    try:
+        for line in text_lines(file, _LINE, errors):
+            number += 1
+            yield line
+    except LongLine:
+        raise UserError(f"{where}, line {number + 1}: an address was expected, got {_LINE:,} bytes") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}, line {number + 1}: UTF-8 was expected ({error.reason})\n"
+            "  what to do: save the list as UTF-8"
+        ) from None

@@ -40,6 +40,7 @@ from cnnbatch.sources.reading import MAX_BYTES
 from cnnbatch.sources.tar_members import DAMAGE, Member, Stream, is_gzip, members, stream
 from cnnbatch.sources.unique import unique_keys
 from cnnbatch.storage import Entry, Forbidden, NotFound, Storage, Unreadable, redact
+from cnnbatch.storage.text import decoded
 
 if TYPE_CHECKING:
     from cnnbatch.job import Input
@@ -72,7 +73,7 @@ class Sample:
         if self.columns is None:
             return {}
         try:
-            found = json.loads(self.columns.text or b"")
+            found = json.loads(decoded(self.columns.text or b""))
         except (ValueError, RecursionError) as error:
             raise _wrong(where, self.columns, f"is not whole JSON: {error}") from None
         if not isinstance(found, dict):
@@ -84,7 +85,7 @@ class Sample:
         if self.label is None:
             return None
         try:
-            return (self.label.text or b"").decode().strip() or None
+            return decoded(self.label.text or b"").strip() or None
         except UnicodeDecodeError:
             raise _wrong(where, self.label, "a class as text in UTF-8 was expected") from None
 

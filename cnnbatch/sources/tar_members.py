@@ -18,7 +18,7 @@ from typing import IO, BinaryIO, Protocol, cast
 
 from cnnbatch.errors import UserError
 from cnnbatch.records import Span
-from cnnbatch.storage import Entry, Forbidden, NotFound, Storage, Unreadable, is_local, redact
+from cnnbatch.storage import Entry, Forbidden, NotFound, Storage, Unreadable, is_local, redact, without_query
 
 DAMAGE = (gzip.BadGzipFile, zlib.error, EOFError)
 """What a damaged stream of gzip raises."""
@@ -62,7 +62,7 @@ class Stream(Protocol):
 
 def is_gzip(uri: str) -> bool:
     """Say whether an address is that of a compressed tar."""
-    return redact(uri).split("?")[0].lower().endswith((".gz", ".tgz"))
+    return without_query(redact(uri)).lower().endswith((".gz", ".tgz"))
 
 
 def stream(storage: Storage, entry: Entry) -> Stream:

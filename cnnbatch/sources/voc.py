@@ -26,6 +26,7 @@ from cnnbatch.sources.behind import Behind
 from cnnbatch.sources.files import SUFFIXES
 from cnnbatch.sources.lists import opened
 from cnnbatch.sources.reading import readers
+from cnnbatch.sources.rows import lines_of
 from cnnbatch.sources.unique import unique_keys
 from cnnbatch.sources.voc_xml import parse
 from cnnbatch.storage import (
@@ -164,17 +165,17 @@ class XmlTree:
         """Yield the images of a list's lines, whose names lie below the images or below their ``split``."""
         part = split.partition("_")[0]
         with self._open_list(split) as lines:
-            for number, line in enumerate(lines, 1):
-                name, mark = line.decode("utf-8", "replace").strip("\ufeff \t\r\n"), ""
+            for number, line in enumerate(lines_of(lines, f"input.split: {split!r}", "replace"), 1):
+                name, mark = line.strip(), ""
                 if name.startswith("/") or ".." in name.split("/") or "\0" in name:
                     raise UserError(
                         f"input.split: {split!r} names {name!r} in line {number:,}, which leaves the folder "
                         "of the images\n  what to do: mend the list"
                     )
-                found = pictures.find(name)
+                found = pictures.meant(name)
                 if found is None and (marked := _MARKED.fullmatch(name)):
                     name, mark = marked.groups()
-                found = found or pictures.find(name) or pictures.find(f"{part}/{name}")
+                found = found or pictures.meant(name) or pictures.meant(f"{part}/{name}")
                 if name and mark != "-1":
                     yield number, found or self._absent(name)
 
@@ -282,6 +283,10 @@ class _Pictures:
         """Return the image of a name."""
         row = self._base.execute("SELECT key, uri, etag FROM picture WHERE name = ?", (name,)).fetchone()
         return None if row is None else ImageRef(row[0], row[1], etag=row[2])
+
+    def meant(self, name: str) -> ImageRef | None:
+        """Return the image of a name in a list, whose backslashes may be slashes."""
+        return self.find(name) or (self.find(name.replace("\\", "/")) if "\\" in name else None)
 
     def close(self) -> None:
         """Remove it."""

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from xml.etree.ElementTree import Element, ParseError, TreeBuilder, XMLParser
 
 from cnnbatch.errors import UserError
+from cnnbatch.storage.text import MARK_BYTES, decoded, encoding_of
 
 _LARGEST = 2**31
 
@@ -34,9 +35,10 @@ class _Plain(TreeBuilder):
 
 
 def _xml(data: bytes, where: str) -> Element:
-    parser = XMLParser(target=_Plain())
+    marked = encoding_of(data[:MARK_BYTES]) != "utf-8"
+    parser = XMLParser(target=_Plain(), encoding="utf-8" if marked else None)  # a mark beats what it declares
     try:
-        parser.feed(data)
+        parser.feed(decoded(data).encode() if marked else data)
         return parser.close()
     except (ParseError, ValueError, LookupError) as error:  # the last two: an encoding that is not known
         _wrong(where, f"is no whole XML in UTF-8: {error}", "write the file again")

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.records import Span
-from cnnbatch.storage.address import is_local, join, normalize, parent, redact, scheme
+from cnnbatch.storage.address import is_local, join, normalize, parent, redact, scheme, without_query
 from cnnbatch.storage.contract import (
     AlreadyExists,
     Backend,
@@ -41,6 +41,7 @@ __all__ = [
     "parent",
     "redact",
     "scheme",
+    "without_query",
 ]
 
 

@@ -75,11 +75,16 @@ def join(uri: str, *parts: str) -> str:
 
 def parent(uri: str) -> str:
     """Return the folder that holds ``uri``, without its closing slash; for http without the query."""
-    bare = uri.split("?")[0].split("#")[0] if scheme(uri) in ("http", "https") else uri
+    bare = without_query(uri)
     head = scheme(uri)
     start = len(head) + 3 if head not in ("", *_NAMING) else 0
     folder = posixpath.dirname(bare[start:])
     return bare[:start] + folder
+
+
+def without_query(uri: str) -> str:
+    """Return an address without query and fragment, which only ``http(s)`` has: elsewhere they are names."""
+    return uri.split("?")[0].split("#")[0] if scheme(uri) in ("http", "https") else uri
 
 
 def redact(uri: str) -> str:

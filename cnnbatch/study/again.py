@@ -7,6 +7,7 @@ from cnnbatch.job import StudyJob, parse_job
 from cnnbatch.output import Output
 from cnnbatch.report.study import write_study_report
 from cnnbatch.storage import NotFound, redact
+from cnnbatch.storage.text import decoded
 from cnnbatch.study.findings import find
 from cnnbatch.study.trials import in_force, trials_of
 
@@ -29,7 +30,7 @@ def _given(output: Output) -> StudyJob:
         raise kept.damaged(uri, "it is missing", kept.PUT_BACK) from None
     with kept.reading(uri):
         # Networks are not built here, so a trial's model may be what cannot be imported.
-        job = parse_job(data.decode("utf-8-sig"), redact(uri), no_code_in=["task.name"])
+        job = parse_job(decoded(data), redact(uri), no_code_in=["task.name"])
         if not isinstance(job, StudyJob):
             raise ValueError(f"expected a study, got a job of kind {job.kind}")
         return job

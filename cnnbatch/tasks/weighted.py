@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from cnnbatch.errors import UserError
 from cnnbatch.storage import Storage, StorageOptions, normalize
+from cnnbatch.storage.text import decoded
 from cnnbatch.tasks import Backend, Precision, Task
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def read_names(uri: str) -> tuple[str, ...]:
     from cnnbatch.storage import Forbidden, NotFound, Unreadable
 
     try:
-        text = Storage().read(normalize(uri)).decode()
+        text = decoded(Storage().read(normalize(uri)))
     except (NotFound, Forbidden, Unreadable, UnicodeDecodeError) as error:
         raise UserError(
             f"task.classes: expected a list of names, or a text file with one a line; got {uri!r}, "
