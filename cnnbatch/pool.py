@@ -21,7 +21,16 @@ from ray.exceptions import ActorUnschedulableError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cnnbatch.attempts import Attempts, Probe, Question
-from cnnbatch.cluster_nodes import Node, alive_nodes, bounds, describe, placements, require_room, share
+from cnnbatch.cluster_nodes import (
+    Node,
+    alive_nodes,
+    bounds,
+    describe,
+    placements,
+    require_cores,
+    require_room,
+    share,
+)
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inline import as_error, failure_of
 from cnnbatch.job import Compute
@@ -87,6 +96,7 @@ def connect(compute: Compute) -> None:
                 ) from None
         else:
             return
+    require_cores(compute, os.cpu_count() or 1)
     least, _ = bounds(compute)
     each = 1 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
     cpus = max(os.cpu_count() or 1, least * each)

@@ -61,7 +61,7 @@ class Watchdog:
                 faulthandler.dump_traceback_later(1.5 * limit_s + 1, exit=True, file=self._file)
             elif time.monotonic() - since > limit_s * (1.25 if stopped else 1):
                 if stopped or not self._stopped(trials):
-                    self._end(_TRIAL_WORDS.format(seconds=limit_s) if trials else self._words)
+                    self._end(self._words if self._journal.busy() else _TRIAL_WORDS.format(seconds=limit_s))
                 stopped = True
 
     def _stopped(self, trials: Sequence[passes.Trial]) -> bool:
