@@ -9,6 +9,8 @@ from typing import Any
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.job import Compute, Workers
 
+WORKERS_A_CORE = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -63,6 +65,16 @@ def bounds(compute: Compute) -> tuple[int, int | None]:
     if compute.workers == "auto":
         return 1, None
     return compute.workers, compute.workers
+
+
+def require_cores(compute: Compute, cores: int) -> None:
+    """Refuse more workers than a machine without a cluster can start, let alone hold."""
+    least, _ = bounds(compute)
+    if least > WORKERS_A_CORE * cores:
+        raise UserError(
+            f"compute.workers: expected at most {WORKERS_A_CORE * cores} on this machine's {cores} cores, "
+            f"got {least:,}\n  what to do: leave it at auto, or name a cluster by RAY_ADDRESS"
+        )
 
 
 def require_room(compute: Compute, nodes: Sequence[Node], wanted: Share) -> None:

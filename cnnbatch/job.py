@@ -18,7 +18,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.mistakes import Sentences, nearest
 from cnnbatch.overrides import Override, apply, overrides, read_value
 from cnnbatch.schema import Schema, at
-from cnnbatch.section import Count, Place, Seconds, Section, Share, Text, Texts
+from cnnbatch.section import Batch, Count, Folds, Place, Seconds, Section, Seed, Share, Text, Texts
 from cnnbatch.storage import StorageOptions, normalize, redact
 from cnnbatch.storage.text import decoded
 from cnnbatch.study.spec import Range, Study
@@ -54,9 +54,9 @@ class Subset(Section):
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     per_class: Count | None = None
     rest: Literal["test", "none"] = "test"
-    folds: Annotated[int, Field(ge=2)] | None = None
+    folds: Folds | None = None
     fold: Annotated[int, Field(ge=0)] = 0
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _fold_of_folds(self) -> Self:
@@ -101,12 +101,15 @@ class Input(Place):
     sample: float = Field(
         1.0, gt=0, le=1, allow_inf_nan=False, description="Take this part of the images, by key."
     )
-    shard_size: Count | Literal["auto"] = Field(
+    shard_size: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = Field(
         "auto", description="Images in one part; auto: the task's own."
     )
     storage: StorageOptions = Field(
         StorageOptions(), description="Options of the storage, none of them secret."
     )
+
+
+MOST_WORKERS = 10_000
 
 
 class Workers(Section):
@@ -119,6 +122,8 @@ class Workers(Section):
     def _in_order(self) -> Self:
         if self.max < self.min:
             raise ValueError(f"expected max to be at least min, got min {self.min} and max {self.max}")
+        if self.max > MOST_WORKERS:
+            raise ValueError(f"expected max to be at most {MOST_WORKERS:,}, got {self.max:,}")
         return self
 
 
@@ -126,16 +131,16 @@ class Compute(Section):
     """Where and how fast; none of it but the precision can change a row."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    workers: Literal["auto"] | Count | Workers = Field(
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_WORKERS)] | Workers = Field(
         "auto", description="auto: as many as the machines hold."
     )
-    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] = Field(
         "auto", description="A part of one GPU, or whole GPUs."
     )
-    cpus_per_worker: Literal["auto"] | Count = Field(
+    cpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
         "auto", description="CPUs, decode threads and torch threads."
     )
-    batch: Literal["auto"] | Count = Field("auto", description="Images in one forward pass.")
+    batch: Literal["auto"] | Batch = Field("auto", description="Images in one forward pass.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: the fastest that gives the same results, by measuring."
     )

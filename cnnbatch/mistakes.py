@@ -166,9 +166,13 @@ def _bounds(schema: Schema) -> str:
         "maximum": "at most",
         "exclusiveMaximum": "below",
     }
-    said = [f"{word} {schema[key]:g}" for key, word in words.items() if key in schema]
+    said = [f"{word} {_plain(schema[key])}" for key, word in words.items() if key in schema]
     said += ["not empty"] if schema.get("minLength") or schema.get("minItems") else []
     return f" ({' and '.join(said)})" if said else ""
+
+
+def _plain(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 def _fields(schema: Schema, root: Schema) -> dict[str, Schema]:

@@ -7,8 +7,9 @@ the file parses it once more.
 from __future__ import annotations
 
 import importlib
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,22 @@ from typing import TYPE_CHECKING, Any
 from cnnbatch.errors import UserError
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+    from onnx import (
+        AttributeProto,
+        GraphProto,
+        ModelProto,
+        NodeProto,
+        SparseTensorProto,
+        TensorProto,
+        ValueInfoProto,
+    )
     from torch import Tensor
 
 SUFFIX = ".onnx"
 
 _SHAPING = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+_WHOLE = re.compile("[0-9]{1,18}")
+_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # of types smaller than a byte
 _DOTTED = re.compile(r"\w+(\.\w+)+")  # the name of a tensor in a module, as torch's exporter keeps it
 
 
@@ -119,7 +130,7 @@ def initialisers(path: Path) -> dict[str, Tensor]:
             raise _damaged(path, error) from error
     state = {tensor.name: _tensor(tensor, path) for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "Identity" and node.input[0] in state:
+        if node.op_type == "Identity" and node.output and node.input and node.input[0] in state:
             state[node.output[0]] = state[node.input[0]]
     return {name: tensor for name, tensor in state.items() if _is_weight(name, tensor)}
 
@@ -177,39 +188,106 @@ def _maker(name: str, by_output: dict[str, NodeProto]) -> str:
 
 
 def _other_files(model: ModelProto, path: Path) -> list[Path]:
-    graph = model.graph
-    nodes = [*graph.node, *(node for function in model.functions for node in function.node)]
-    places = {
-        entry.value
-        for tensor in _tensors(graph.initializer, graph.sparse_initializer, nodes)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return [_inside(place, path) for place in sorted(places)]
+    """Return the files that hold tensors, after a look at what each tensor asks of them."""
+    tensors = list(_graph_tensors(model.graph))
+    for function in model.functions:
+        tensors += _attribute_tensors(function.attribute_proto)
+        tensors += _node_tensors(function.node)
+    for training in model.training_info:
+        tensors += [*_graph_tensors(training.initialization), *_graph_tensors(training.algorithm)]
+    return sorted({_holder(tensor, path) for tensor in tensors if _is_elsewhere(tensor)})
 
 
-def _tensors(plain: Any, sparse: Any, nodes: Any) -> Iterator[TensorProto]:
+def _graph_tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Yield every tensor of a graph and of the graphs inside it."""
-    yield from plain
-    for pair in sparse:
-        yield from (pair.values, pair.indices)
-    for attribute in (attribute for node in nodes for attribute in node.attribute):
-        pairs = (attribute.sparse_tensor, *attribute.sparse_tensors)
-        yield from _tensors((attribute.t, *attribute.tensors), pairs, ())
+    yield from graph.initializer
+    yield from _parts(graph.sparse_initializer)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        yield from _attribute_tensors(node.attribute)
+
+
+def _attribute_tensors(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
+    for attribute in attributes:
+        yield from (attribute.t, *attribute.tensors)
+        yield from _parts((attribute.sparse_tensor, *attribute.sparse_tensors))
         for graph in (attribute.g, *attribute.graphs):
-            yield from _tensors(graph.initializer, graph.sparse_initializer, graph.node)
+            yield from _graph_tensors(graph)
+
+
+def _parts(pairs: Iterable[SparseTensorProto]) -> Iterator[TensorProto]:
+    for pair in pairs:
+        yield from (pair.values, pair.indices)
+
+
+def _is_elsewhere(tensor: TensorProto) -> bool:
+    return bool(tensor.external_data) or tensor.data_location == package("onnx").TensorProto.EXTERNAL
+
+
+def _holder(tensor: TensorProto, path: Path) -> Path:
+    """Return the file that holds ``tensor``: one in the folder, that has as many bytes as it claims."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    place = entries.get("location", "")
+    if len(entries) < len(tensor.external_data):
+        raise _refused(path, tensor, f"says twice where in {place!r} it lies")
+    found = _inside(place, path)
+    size, needed = found.stat().st_size, _needed_bytes(tensor)
+    offset = _whole(entries.get("offset", "0"))
+    length = _whole(entries["length"]) if "length" in entries else needed
+    if needed is None or offset is None or length is None:
+        raise _refused(path, tensor, f"has sides or a place in {place!r} that are no whole numbers from 0")
+    if length != needed or offset + length > size:
+        raise _refused(
+            path,
+            tensor,
+            f"has {needed:,} bytes and claims {length:,} from {offset:,} on of {place!r}, which has {size:,}",
+        )
+    return found
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if _WHOLE.fullmatch(text) else None
+
+
+def _needed_bytes(tensor: TensorProto) -> int | None:
+    """Return how many bytes a tensor takes; None of a type or of sides that no file can hold."""
+    onnx = package("onnx")
+    try:
+        name = onnx.TensorProto.DataType.Name(tensor.data_type)
+        bits = _BITS.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except (KeyError, ValueError):
+        return None
+    if name in ("UNDEFINED", "STRING") or any(side < 0 for side in tensor.dims):
+        return None
+    return -(-math.prod(tensor.dims) * bits // 8)
+
+
+def _refused(path: Path, tensor: TensorProto, words: str) -> UserError:
+    return UserError(
+        f"task.weights: the tensor {tensor.name!r} of {str(path)!r} {words}\n"
+        "  what to do: export the file again, or fetch its data again"
+    )
 
 
 def _inside(place: str, path: Path) -> Path:
     """Return where ``place`` lies; links count by where they lead."""
     folder = path.parent.resolve()
-    found = (folder / place).resolve()
-    if not place or Path(place).is_absolute() or not found.is_relative_to(folder):
+    try:
+        found = (folder / place).resolve()
+        is_inside = found.is_relative_to(folder) and not Path(place).is_absolute()
+        is_file = found.is_file()
+    except (ValueError, OSError, RuntimeError):  # A null byte, a name too long, links in a circle.
+        is_inside = is_file = False
+    # ONNX Runtime takes this name for an address in memory.
+    if not place or not is_inside or "_ORT_MEM_ADDR_" in place:
         raise UserError(
             f"task.weights: {str(path)!r} keeps tensors in {place!r}, which is outside its own folder\n"
             "  what to do: put that file beside it if you trust it, and export it with a plain file name"
         )
-    if not found.is_file():
+    if not is_file:
         raise UserError(
             f"task.weights: {str(path)!r} keeps tensors in {place!r}, which is not there\n"
             "  what to do: put both files into one local folder, and give the path of the ONNX file"

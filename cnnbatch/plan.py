@@ -8,6 +8,7 @@ is read back, never made anew.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -49,7 +50,8 @@ def is_sampled(key: str, fraction: float) -> bool:
 
 def select(refs: Iterable[ImageRef], sample: float, limit: int | None) -> Iterator[ImageRef]:
     """Keep the sampled refs, at most ``limit`` of them, in order."""
-    return islice((ref for ref in refs if is_sampled(ref.key, sample)), limit)
+    most = None if limit is None else min(limit, sys.maxsize)
+    return islice((ref for ref in refs if is_sampled(ref.key, sample)), most)
 
 
 def cut(refs: Iterable[ImageRef], length: Callable[[int], int], index: int = 0) -> Iterator[Shard]:

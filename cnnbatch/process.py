@@ -127,13 +127,13 @@ class WorkerProcess:
         self._order = order
         settings, is_open = speed.choose(order.job, order.inline, order.kept)
         journal = Journal(Path(tempfile.gettempdir()) / f"cnnbatch-journal-{os.getpid()}-{uuid4().hex}")
+        words = HANG_WORDS if order.inline else ""
+        self._watchdog = Watchdog(journal, order.job.compute.batch_timeout_s, _hang_file(journal.path), words)
         try:
             with speed.operators_on_cpu() as self._on_cpu:
                 self._worker = self._make(journal, settings)
         except Unavailable as error:
             raise _unavailable(settings.backend, str(error), order.job) from error
-        words = HANG_WORDS if order.inline else ""
-        self._watchdog = Watchdog(journal, order.job.compute.batch_timeout_s, _hang_file(journal.path), words)
         return self._ready(is_open, peak_rss_bytes())
 
     def _make(self, journal: Journal, settings: Settings, model: Model | None = None) -> Worker:

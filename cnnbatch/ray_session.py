@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 import psutil  # isort: skip  # After ray, which has its own.
 
 from cnnbatch import interrupts, ray_address
-from cnnbatch.cluster_nodes import Node, alive_nodes, bounds, describe
+from cnnbatch.cluster_nodes import Node, alive_nodes, bounds, describe, require_cores
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.job import Compute
 
@@ -60,6 +60,8 @@ def connect(compute: Compute, note: Callable[[str], object] = lambda _: None) ->
         address = _found() or "local"
     elif address != "local":
         ray_address.require_answer(address)
+    if address == "local":
+        require_cores(compute, os.cpu_count() or 1)
     session = Session(starts=address == "local")
     _begin(session)
     session.start(address, compute)

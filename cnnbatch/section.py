@@ -11,7 +11,10 @@ from pydantic_core import CoreSchema
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]  # YAML has lists, not tuples
 Count = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Batch = Annotated[int, Field(ge=1, le=16_384)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Folds = Annotated[int, Field(ge=2, le=1_000)]
+Seconds = Annotated[float, Field(gt=0, le=1e8, allow_inf_nan=False)]  # three years
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _NAMES_SHOWN = 8
 _WRAPPERS = ("state_dict", "model")  # the keys under which training scripts keep the state dict
 _MD5_DIGITS = 32
+_LONGEST_MAP = 4 << 20  # characters; a detector's of 500 tensors has 50 thousand
 _COUNTER = "num_batches_tracked"  # counts training steps; inference never reads it
 
 
@@ -176,8 +177,12 @@ def read_key_map(name: str) -> dict[str, str]:
     bundled = resources.files("cnnbatch.models") / "key_maps" / f"{name}.json"
     source = bundled if PurePosixPath(name).name == name and bundled.is_file() else Path(name).expanduser()
     try:
-        content = json.loads(decoded(source.read_bytes()))
-    except (OSError, ValueError) as error:
+        with source.open("rb") as file:
+            text = decoded(file.read(_LONGEST_MAP + 1))
+        if len(text) > _LONGEST_MAP:
+            raise ValueError(f"it has more than {_LONGEST_MAP:,} characters")
+        content = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"task.key_map: {name!r} is no known key map and no JSON file: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
         raise UserError(f"task.key_map: expected {{name in the file: name in the model}} in {name!r}")

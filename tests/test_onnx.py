@@ -18,10 +18,11 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image as Pictures
 from torch import Tensor, nn
 
 import cnnbatch
-from cnnbatch import onnx_files, weights
+from cnnbatch import onnx_files, passes, weights
 from cnnbatch.errors import UserError
 from cnnbatch.job import parse_job
 from cnnbatch.models import Choice, Resizing, build_classifier
@@ -665,6 +666,83 @@ def test_a_key_map_renames_them_and_what_belongs_to_the_graph_stays_out(tmp_path
     assert module.bias.tolist() == [0, 1]
 
 
+# --- Pictures with the channels last, and pixels as they are ---
+
+
+def with_channels_last(
+    path: Path, sides: Sequence[int | str], pixels: bool = False, channels_last: bool = True
+) -> Path:
+    """Write a classifier of three classes: twenty times the means of the channels, from 0 to 1."""
+    axes = [1, 2] if channels_last else [2, 3]
+    axes = axes if len(sides) == 4 else [axis - 1 for axis in axes]
+    nodes = [helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT)]
+    nodes += [helper.make_node("ReduceMean", ["floats"], ["means"], axes=axes, keepdims=0)]
+    nodes += [helper.make_node("Mul", ["means", "scale"], ["scaled"])]
+    nodes += [helper.make_node("Reshape", ["scaled", "shape"], ["logits"])]
+    tensors = [
+        numpy_helper.from_array(np.array(20 / 255 if pixels else 20, np.float32), "scale"),
+        numpy_helper.from_array(np.array([-1, 3]), "shape"),
+    ]
+    kinds = {"images": TensorProto.UINT8} if pixels else {}
+    return graph(path, nodes, {"images": sides}, {"logits": ["n", 3]}, tensors, kinds)
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+@pytest.mark.parametrize(
+    ("sides", "channels_last"),
+    [
+        (["n", 8, 12, 3], True),
+        ([2, 8, 12, 3], True),
+        (["n", "h", "w", 3], True),
+        ([8, 12, 3], True),
+        (["n", 3, 8, 12], False),
+    ],
+)
+def test_a_classifier_takes_its_pictures_in_its_own_order(
+    tmp_path: Path, sides: list[int | str], channels_last: bool, pixels: bool
+) -> None:
+    path = with_channels_last(tmp_path / "m.onnx", sides, pixels, channels_last)
+    free: dict[str, Any] = {"crop": (8, 12)} if "h" in sides else {}
+    network = build_classifier(Choice("onnx", str(path), classes=ABC, preprocessing=free))
+    assert network.preprocessing.crop == (8, 12)
+    assert (network.preprocessing.std == (1.0, 1.0, 1.0)) == pixels
+    batch = torch.randint(0, 256, (3, 3, 8, 12), generator=torch.Generator().manual_seed(0)) / 255
+    assert torch.allclose(network.module(batch), 20 * batch.mean((2, 3)), atol=1e-4)
+    if find_spec("openvino"):
+        run = network.module.executable(Runtime("cpu", backend="openvino"))  # type: ignore[operator]
+        assert torch.allclose(run(batch), 20 * batch.mean((2, 3)), atol=1e-3)
+
+
+def test_pixels_are_not_normalised_twice(tmp_path: Path) -> None:
+    path = with_channels_last(tmp_path / "m.onnx", ["n", 8, 8, 3], pixels=True)
+    mean = {"mean": (0.5, 0.5, 0.5)}
+    with pytest.raises(UserError, match=r"task\.preprocessing\.mean: m\.onnx takes pixels from 0 to 255"):
+        build_classifier(Choice("onnx", str(path), classes=ABC, preprocessing=mean))
+
+
+@pytest.mark.parametrize("adapter", ["yolo", "detr"])
+def test_a_detector_takes_its_pictures_in_its_own_order(tmp_path: Path, adapter: str) -> None:
+    module, names = (Yolo(), ["rows"]) if adapter == "yolo" else (Detr(), ["logits", "pred_boxes"])
+    made = export(module, tmp_path / "first.onnx", output_names=names)
+    model = onnx.load(made)
+    turned = helper.make_node("Transpose", ["turned"], ["images"], perm=[0, 3, 1, 2])
+    model.graph.node.insert(0, turned)
+    model.graph.input[0].CopyFrom(
+        helper.make_tensor_value_info("turned", TensorProto.FLOAT, ["n", SIDE, SIDE, 3])
+    )
+    last = tmp_path / "last.onnx"
+    onnx.save(model, last)
+    batch = torch.rand((1, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    found = [
+        build_detector(Choice("onnx", str(path), classes=ABC, adapter=adapter)).module(
+            batch, torch.tensor([[SIDE, SIDE]])
+        )[0]
+        for path in (made, last)
+    ]
+    assert len(found[0]["boxes"])
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 # --- Safety and damage ---
 
 
@@ -699,18 +777,193 @@ def test_tensors_beside_a_file_are_read_and_count_for_its_digest(tmp_path: Path)
         weights.verify(path, before)
 
 
-@pytest.mark.parametrize("place", ["../secret", "{folder}/secret", "link", "*/_ORT_MEM_ADDR_/*", "", "."])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "../secret",
+        "{folder}/secret",
+        "link",
+        "circle",
+        "*/_ORT_MEM_ADDR_/*",
+        "",
+        ".",
+        "a\0b",
+        "a/../../secret",
+        "a" * 5000,
+    ],
+)
 def test_tensors_outside_a_files_folder_are_never_read(tmp_path: Path, place: str) -> None:
     folder = tmp_path / "models"
-    folder.mkdir()
-    np.ones(5, dtype=np.float32).tofile(tmp_path / "secret")
+    (folder / "*" / "_ORT_MEM_ADDR_").mkdir(parents=True)
+    for secret in (tmp_path / "secret", folder / "*" / "_ORT_MEM_ADDR_" / "*"):
+        np.ones(5, dtype=np.float32).tofile(secret)
     (folder / "link").symlink_to("../secret")
+    (folder / "circle").symlink_to("circle")
     path = outside(folder / "m.onnx", place.format(folder=tmp_path))
     for read in (onnx_files.read, weights.load, weights.digest):
         with pytest.raises(UserError, match=r"outside its own folder|not there"):
             read(path)
     with pytest.raises(UserError, match=r"outside its own folder|not there"):
         build_classifier(Choice("onnx", str(path), classes=tuple("abcde")))
+
+
+def elsewhere(
+    dims: Sequence[int] = (5,), kind: int = TensorProto.FLOAT, name: str = "t", **entries: str
+) -> TensorProto:
+    """Return a tensor that lies in another file."""
+    tensor = TensorProto(name=name, data_type=kind, dims=dims, data_location=TensorProto.EXTERNAL)
+    for key, value in entries.items():
+        tensor.external_data.add(key=key.rstrip("_"), value=value)
+    return tensor
+
+
+def holders(tensor: TensorProto) -> dict[str, onnx.ModelProto]:
+    """Return a model for each place where one may have a tensor."""
+    sparse = onnx.SparseTensorProto(values=tensor, dims=[5])
+    inner = helper.make_graph([], "inner", [], [], [tensor])
+    indices = onnx.SparseTensorProto(indices=tensor, dims=[5])
+    nodes = {
+        "constant": helper.make_node("Constant", [], ["c"], value=tensor),
+        "sparse_constant": helper.make_node("Constant", [], ["c"], sparse_value=sparse),
+        "tensors": helper.make_node("Odd", [], ["c"], values=[tensor]),
+        "sparse_tensors": helper.make_node("Odd", [], ["c"], values=[sparse]),
+        "branch": helper.make_node("If", ["x"], ["c"], then_branch=inner, else_branch=inner),
+        "graphs": helper.make_node("Odd", [], ["c"], bodies=[inner]),
+    }
+    nodes["nested"] = helper.make_node(
+        "Loop", ["x"], ["c"], body=helper.make_graph([nodes["branch"]], "outer", [], [])
+    )
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
+    same = helper.make_node("Identity", ["x"], ["y"])
+
+    def model(*graph_nodes: onnx.NodeProto, **rest: Any) -> onnx.ModelProto:
+        made = helper.make_graph([same, *graph_nodes], "g", [value], [], **rest)
+        return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)])
+
+    found = {name: model(node) for name, node in nodes.items()}
+    found["initializer"] = model(initializer=[tensor])
+    found["sparse_initializer"] = model(sparse_initializer=[sparse])
+    found["sparse_indices"] = model(sparse_initializer=[indices])
+    for name in ("function", "function_default", "training", "training_start"):
+        found[name] = model()
+    function = onnx.FunctionProto(name="f", domain="d", node=[nodes["nested"]])
+    found["function"].functions.append(function)
+    default = helper.make_attribute("a", tensor)
+    found["function_default"].functions.append(
+        onnx.FunctionProto(name="f", domain="d", attribute_proto=[default])
+    )
+    found["training"].training_info.append(onnx.TrainingInfoProto(algorithm=inner))
+    found["training_start"].training_info.append(onnx.TrainingInfoProto(initialization=inner))
+    return found
+
+
+@pytest.mark.parametrize("place", [*holders(TensorProto())])
+def test_a_tensor_outside_is_refused_wherever_a_model_has_it(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    np.ones(5, dtype=np.float32).tofile(tmp_path / "secret")
+    model = holders(elsewhere(location="../secret"))[place]
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    for read in (onnx_files.read, onnx_files.other_files, weights.load):
+        with pytest.raises(UserError, match="outside its own folder"):
+            read(folder / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (elsewhere((6,), location="data"), "has 24 bytes and claims 24 from 0 on"),
+        (elsewhere((5,), location="data", offset="4"), "claims 20 from 4 on of 'data', which has 20"),
+        (elsewhere((5,), location="data", length="24"), "has 20 bytes and claims 24"),
+        (elsewhere((5,), location="data", length="16"), "has 20 bytes and claims 16"),
+        (elsewhere((1,), location="data", offset=str(2**64 - 4)), "no whole numbers"),
+        (
+            elsewhere((1,), location="data", offset=str(2**59), length="4"),
+            "claims 4 from 576,460,752,303,423,488",
+        ),
+        (elsewhere((1,), location="data", offset="-4"), "no whole numbers"),
+        (elsewhere((1,), location="data", offset="0x4"), "no whole numbers"),
+        (elsewhere((1,), location="data", offset=" 4"), "no whole numbers"),
+        (elsewhere((1,), location="data", offset="٤"), "no whole numbers"),
+        (elsewhere((1,), location="data", length="1e1"), "no whole numbers"),
+        (elsewhere((1,), location="data", length=""), "no whole numbers"),
+        (elsewhere((-1,), location="data"), "no whole numbers"),
+        (elsewhere((2**40, 2**40), location="data"), "claims 4,835,703,278,458,516,698,824,704 from"),
+        (elsewhere((1,), TensorProto.UNDEFINED, location="data"), "no whole numbers"),
+        (elsewhere((1,), 999, location="data"), "no whole numbers"),
+        (elsewhere((1,), TensorProto.STRING, location="data"), "no whole numbers"),
+        (elsewhere((1,), location="data", location_="data"), "says twice"),
+        (elsewhere((41,), TensorProto.INT4, location="data"), "has 21 bytes"),
+        (elsewhere(offset="0"), "outside its own folder"),
+        (elsewhere(), "outside its own folder"),
+    ],
+)
+def test_a_tensor_beyond_its_file_is_refused(tmp_path: Path, tensor: TensorProto, said: str) -> None:
+    np.ones(5, dtype=np.float32).tofile(tmp_path / "data")
+    path = tmp_path / "m.onnx"
+    path.write_bytes(holders(tensor)["constant"].SerializeToString())
+    for read in (onnx_files.read, weights.load):
+        with pytest.raises(UserError) as caught:
+            read(path)
+        assert said in str(caught.value)
+
+
+def test_a_tensor_that_its_file_holds_is_taken(tmp_path: Path) -> None:
+    np.arange(5, dtype=np.float32).tofile(tmp_path / "data")
+    for tensor in (
+        elsewhere((5,), location="data"),
+        elsewhere((2,), location="data", offset="8", length="8", checksum="a"),
+        elsewhere((40,), TensorProto.INT4, location="data"),
+        elsewhere((0,), location="data", offset="20"),
+    ):
+        (tmp_path / "m.onnx").write_bytes(holders(tensor)["initializer"].SerializeToString())
+        assert onnx_files.other_files(tmp_path / "m.onnx") == [tmp_path / "data"]
+
+
+def endless(path: Path) -> Path:
+    """Write a classifier that goes round for 2^62 times."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", [name], [f"{name}_out"]) for name in ("go", "x")],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x_out", TensorProto.FLOAT, None),
+        ],
+    )
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["images"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["flat"]),
+        helper.make_node("Loop", ["turns", "always", "flat"], ["logits"], body=body),
+    ]
+    numbers = [
+        numpy_helper.from_array(np.array(2**62), "turns"),
+        numpy_helper.from_array(np.array(True), "always"),
+    ]
+    return graph(path, nodes, {"images": ["n", 3, 8, 8]}, {"logits": ["n", 3]}, numbers)
+
+
+def test_a_file_that_never_ends_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "cnnbatch.models.onnx.engines.trying", lambda stop=None, least_s=0.0: passes.trying(stop, 0.0)
+    )
+    Pictures.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    task = {"name": "classify", "model": "onnx", "weights": str(endless(tmp_path / "m.onnx")), "classes": ABC}
+    with pytest.raises(
+        UserError, match=r"m\.onnx gives nothing for a picture within compute\.batch_timeout_s"
+    ):
+        cnnbatch.run(
+            "classify",
+            task=task,
+            input=tmp_path / "a.png",
+            output=tmp_path / "out",
+            compute={"pool": "inline", "batch_timeout_s": 0.5},
+            quiet=True,
+        )
 
 
 def test_an_operator_of_another_library_is_refused(tmp_path: Path) -> None:
@@ -744,10 +997,10 @@ def test_inputs_and_outputs_that_nothing_is_known_of_are_told(tmp_path: Path) ->
             build_classifier(Choice("onnx", str(path), classes=ABC))
         return str(caught.value)
 
-    assert "its inputs are: x float32 (?, 8, 8, 3)" in told({"x": ["n", 8, 8, 3]})
+    assert "its inputs are: x float32 (?, 8, 8, 4)" in told({"x": ["n", 8, 8, 4]})
     assert "its inputs are: x float32 (?, 3, 8, 8); y" in told({"x": ["n", 3, 8, 8], "y": [1]})
-    halves = {"x": TensorProto.UINT8, "out": TensorProto.UINT8}
-    assert "x uint8 (?, 3, 8, 8)" in told({"x": ["n", 3, 8, 8]}, halves)
+    whole = {"x": TensorProto.INT32, "out": TensorProto.INT32}
+    assert "x int32 (?, 3, 8, 8)" in told({"x": ["n", 3, 8, 8]}, whole)
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxruntime"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,14 +14,14 @@ from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.summary import Evaluation
 from cnnbatch.evaluation.truths import align
 from cnnbatch.fields import read_fields
-from cnnbatch.job import FormatName, Input
+from cnnbatch.job import MOST_WORKERS, FormatName, Input
 from cnnbatch.output import Output
 from cnnbatch.parallel import chosen_map
 from cnnbatch.report import write_report
 from cnnbatch.result import Result
 from cnnbatch.result import open as open_result
 from cnnbatch.screen import Screen
-from cnnbatch.section import Count, Section, Text, Texts
+from cnnbatch.section import Section, Text, Texts
 from cnnbatch.sources import open_source
 from cnnbatch.sources.earlier import is_output
 from cnnbatch.storage import Storage, redact
@@ -36,7 +36,9 @@ class Again(Section):
     split: Text | None = None
     slices: Texts | None = None
     aliases: dict[str, str | None] | None = None
-    workers: Literal["auto"] | Count = Field("auto", description="auto: one for few images, else all CPUs.")
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
+        "auto", description="auto: one for few images, else all CPUs."
+    )
 
     def input_changes(self) -> dict[str, Any]:
         """Return the fields of the job's input that are other ones now."""

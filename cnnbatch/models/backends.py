@@ -20,6 +20,7 @@ from torch.fx.experimental import _config as fx_config
 
 from cnnbatch.models.fusion import fuse
 from cnnbatch.models.structure import flatten
+from cnnbatch.passes import trying
 
 if TYPE_CHECKING:
     from cnnbatch.tasks import Precision, Runtime
@@ -266,7 +267,7 @@ def _references(module: nn.Module, example: Sequence[Any]) -> list[tuple[Sequenc
     tensors, rebuild = flatten(tuple(example))
     other: Sequence[Any] = rebuild([-one[:1] for one in tensors])
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), trying():
             return [(inputs, module(*inputs)) for inputs in (example, other)]
     except Exception as error:  # The model's own.
         raise Unavailable(f"the network refuses its input: {_first_line(error)}") from error

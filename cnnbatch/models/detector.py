@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cnnbatch.errors import UserError
 from cnnbatch.models.resizing import Resizing
+from cnnbatch.passes import trying
 
 if TYPE_CHECKING:
     from cnnbatch.tasks import Runtime
@@ -72,7 +73,7 @@ def check(detector: Detector, model: str) -> None:
     """
     height, width = probe_size(detector.resizing)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), trying():
             found = detector.module(torch.zeros(1, 3, height, width), torch.tensor([[height, width]]))
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from cnnbatch.errors import UserError
 from cnnbatch.models.preprocessing import Preprocessing
+from cnnbatch.passes import trying
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def check(logits: Callable[[Tensor], Tensor], crop: tuple[int, int], classes: in
         UserError: it refuses its input, gives other than (1, ``classes``) logits, or they are not finite.
     """
     try:
-        found = logits(torch.zeros((1, 3, *crop), dtype=torch.uint8))
+        with trying():
+            found = logits(torch.zeros((1, 3, *crop), dtype=torch.uint8))
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:

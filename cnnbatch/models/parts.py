@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cnnbatch.models.backends import DTYPES, Executable, Unavailable, executable, noise
 from cnnbatch.models.detector import Detections, Detector, probe_size
 from cnnbatch.models.structure import flatten
+from cnnbatch.passes import trying
 from cnnbatch.tasks import Runtime
 
 Detect = Callable[[Tensor, Tensor], list[Detections]]
@@ -80,7 +81,7 @@ def _examples(detector: Detector, runtime: Runtime) -> Mapping[str, Sequence[Any
         for name in (*detector.parts, *detector.box_parts)
     ]
     height, width = _probe(detector, runtime)
-    with torch.no_grad():  # Not inference_mode, whose tensors can't be traced.
+    with torch.no_grad(), trying():  # Not inference_mode, whose tensors can't be traced.
         detector.module(*noise((height, width)), torch.tensor([[height, width]] * 2))
     for handle in handles:
         handle.remove()

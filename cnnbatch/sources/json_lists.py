@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NoReturn
 from cnnbatch.storage.text import MARK_BYTES, encoding_of
 
 _BLOCK = 4 << 20  # bytes of a read: few requests, should the file lie in a bucket
-_LARGEST = 64 << 20  # characters of one element
+_LARGEST = 8 << 20  # characters of one element, which as lists of nothing take 25 times that
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 

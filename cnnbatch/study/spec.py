@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from cnnbatch.section import Count, Section, Text
+from cnnbatch.section import Count, Folds, Section, Text
+
+MOST_TRAININGS = 2_000
+"""Of a study; each is looked at before the first begins."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
@@ -65,9 +68,13 @@ class Study(Section):
     search: Annotated[Mapping[Text, Range | Values], BeforeValidator(_by_path)] = Field(
         {}, description="By path of a field what it is drawn from: a list, or low, high and log."
     )
-    trials: Count = Field(16, description="How many combinations a search draws.")
-    seeds: Count = Field(1, description="How often each training is done, with another seed.")
-    folds: Annotated[int, Field(ge=2)] | None = Field(
+    trials: Annotated[int, Field(ge=1, le=MOST_TRAININGS)] = Field(
+        16, description="How many combinations a search draws."
+    )
+    seeds: Annotated[int, Field(ge=1, le=1_000)] = Field(
+        1, description="How often each training is done, with another seed."
+    )
+    folds: Folds | None = Field(
         None, description="Cut the training images into so many, each of which validates once."
     )
     first: Count | None = Field(None, description="Train only so many of the runs that seeds and folds make.")
@@ -88,7 +95,19 @@ class Study(Section):
             raise ValueError("expected either vary or search, got both")
         if not (self.search or self.vary or self.cases or self.runs > 1):
             raise ValueError("expected something that varies: cases, vary, search, seeds or folds")
+        if self.trainings > MOST_TRAININGS:
+            raise ValueError(f"expected at most {MOST_TRAININGS:,} trainings, got {self.trainings:,}")
+        if (
+            drawn := sum(len(one) for one in self.search.values() if isinstance(one, tuple))
+        ) > MOST_TRAININGS:
+            raise ValueError(f"expected search to have at most {MOST_TRAININGS:,} values, got {drawn:,}")
         return self
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings there are in all."""
+        each = self.trials if self.search else math.prod(map(len, self.vary.values()))
+        return max(1, len(self.cases)) * each * self.runs
 
     @property
     def runs(self) -> int:

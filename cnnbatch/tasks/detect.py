@@ -55,7 +55,7 @@ class Detect(WeightedTask):
     adapter: Adapter | None = None
     score_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     """The least score of an object; without it, the model's own."""
-    max_objects: Annotated[int, Field(ge=1)] | None = None
+    max_objects: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """How many objects of a picture are kept, the best; without it, the model's own number."""
     size: Size | None = None
     """The input's size where not the model's own: (shorter side, longest side) or (height, width)."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cnnbatch.models import Choice
 
-Side = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=16_384)]
 Size = Annotated[tuple[Side, Side], Field(strict=False)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cnnbatch.section import Count, Section, Share
+from cnnbatch.section import Batch, Count, Seconds, Section, Share
 
 Strategy = Literal["as_is", "head", "last_blocks", "all", "scratch"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -46,8 +46,10 @@ class Train(Section):
     features: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="With head: the block whose output it reads, none after it; null: the last."
     )
-    epochs: Literal["auto"] | Count = Field("auto", description="How often every picture is seen.")
-    batch: Count = Field(32, description="Pictures of one step, of all workers together.")
+    epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)] = Field(
+        "auto", description="How often every picture is seen."
+    )
+    batch: Batch = Field(32, description="Pictures of one step, of all workers together.")
     optimizer: Literal["sgd", "adadelta", "adamw", "muon"] = "adamw"
     learning_rate: Literal["auto"] | Positive = Field(
         "auto", description="The highest, of the head; auto: what suits optimizer and strategy."
@@ -64,7 +66,9 @@ class Train(Section):
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: rare classes count more, by the inverse of their pictures."
     )
-    accumulate: Count = Field(1, description="Steps whose gradients are added up.")
+    accumulate: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        1, description="Steps whose gradients are added up."
+    )
     clip: Positive | None = Field(1.0, description="The gradient's greatest norm; null: any.")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="Decay of the weights' average; 0: none."
@@ -79,7 +83,7 @@ class Train(Section):
     )
     test: Share = Field(0.15, description="Part that tests, where the input sets none apart; 0: none.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    checkpoint_s: Positive = Field(300.0, description="Seconds between two checkpoints inside an epoch.")
+    checkpoint_s: Seconds = Field(300.0, description="Seconds between two checkpoints inside an epoch.")
     max_failures: Annotated[int, Field(ge=0)] = Field(
         10, description="How often lost workers are replaced before the run gives up."
     )

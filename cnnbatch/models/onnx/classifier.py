@@ -13,7 +13,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.models.building import Choice, require_equal
 from cnnbatch.models.network import Network, library
 from cnnbatch.models.onnx.choice import first_outputs, names_inside, open_file, require_size, unnamed
-from cnnbatch.models.onnx.module import OnnxModule, Outputs, picture_size
+from cnnbatch.models.onnx.module import OnnxModule, Outputs, picture_size, takes_pixels
 from cnnbatch.models.preprocessing import Preprocessing, Size
 from cnnbatch.models.torchvision_models import imagenet_classes
 from cnnbatch.onnx_files import OnnxFile, Port
@@ -30,13 +30,18 @@ def classifier(choice: Choice) -> Network:
     """Return the classifier in the ONNX file that the job's weights are.
 
     Its preprocessing is torchvision's for ImageNet at the file's size; for a file of Ultralytics the one
-    of its makers, which neither leaves a margin nor normalises.
+    of its makers, which neither leaves a margin nor normalises. A file that takes uint8 gets pixels.
 
     Raises:
         UserError: the file can't be had or run, gives no logits, or its classes have no names.
     """
     file = open_file(choice)
     how = _preprocessing(file)
+    if takes_pixels(file) and (given := sorted({"mean", "std"} & choice.preprocessing.keys())):
+        raise UserError(
+            f"task.preprocessing.{given[0]}: {file.path.name} takes pixels from 0 to 255 and normalises them "
+            "itself; leave it out"
+        )
     picture = choice.adjusted(how).crop
     require_size(file, picture, "task.preprocessing.crop")
     network = OnnxModule(file, picture)
@@ -80,7 +85,8 @@ def _preprocessing(file: OnnxFile) -> Preprocessing:
     size = picture_size(file) or (_SIDE, _SIDE)
     if file.metadata.get("author") == "Ultralytics":
         return Preprocessing(_resize(size, 1.0), size, mean=_PLAIN.mean, std=_PLAIN.std)
-    return Preprocessing(_resize(size, _MARGIN), size)
+    colours = _PLAIN if takes_pixels(file) else Preprocessing()
+    return Preprocessing(_resize(size, _MARGIN), size, mean=colours.mean, std=colours.std)
 
 
 def _resize(size: Size, margin: float) -> int | Size:

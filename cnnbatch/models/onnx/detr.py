@@ -13,7 +13,7 @@ from cnnbatch.models.building import Choice, require_equal
 from cnnbatch.models.detector import PROBE, Detections, Detector
 from cnnbatch.models.onnx.choice import Names, coco_labels, first_outputs, names_inside, require_size, unnamed
 from cnnbatch.models.onnx.detector import OnnxDetector, as_detector, best, unfit, wanted_size
-from cnnbatch.models.onnx.module import OnnxModule, Outputs, picture_size
+from cnnbatch.models.onnx.module import OnnxModule, Outputs, picture_size, takes_pixels
 from cnnbatch.models.preprocessing import Preprocessing
 from cnnbatch.models.resizing import Resizing
 from cnnbatch.onnx_files import OnnxFile
@@ -29,7 +29,7 @@ def detr(choice: Choice, file: OnnxFile) -> Detector:
     outputs = first_outputs(network, fixed or PROBE)
     head = _head(file, outputs)
     classes, ids = _classes(choice, file, int(outputs[head.logits].shape[-1]))
-    colours = Preprocessing()
+    colours = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3) if takes_pixels(file) else Preprocessing()
     resizing = Resizing(
         "stretch" if fixed else "sides",
         fixed or _SIDES,

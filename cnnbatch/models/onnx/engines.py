@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cnnbatch.errors import UserError
 from cnnbatch.models.backends import Unavailable, openvino_config, openvino_package
 from cnnbatch.onnx_files import OnnxFile, package
+from cnnbatch.passes import trying
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +23,7 @@ Feed = Mapping[str, "NDArray[Any]"]
 Call = Callable[[Feed], Sequence["NDArray[Any]"]]
 """From inputs by name to outputs in the file's order; no later call changes them."""
 
+_LEAST_S = 60.0  # that a file may take to be loaded, however little time a batch has
 _ERRORS_ONLY = 4  # of ONNX Runtime's severities; it raises whatever it would print above
 
 
@@ -38,15 +40,18 @@ def onnx_runtime(file: OnnxFile, runtime: Runtime) -> Call:
     library.set_default_logger_severity(_ERRORS_ONLY)
     library.disable_telemetry_events()
     try:
-        session = library.InferenceSession(
-            str(file.path), _options(library, runtime.threads), providers=_providers(library, runtime.device)
-        )
+        with trying(least_s=_LEAST_S):
+            session = library.InferenceSession(
+                str(file.path),
+                _options(library, runtime.threads),
+                providers=_providers(library, runtime.device),
+            )
     except Exception as error:  # It has a type of its own for each of its status codes.
         raise UserError(
             f"task.weights: ONNX Runtime can't load {str(file.path)!r}: {_words(error)}\n"
             "  what to do: check the file with onnx.checker, or export it with standard operators only"
         ) from error
-    return partial(_run, session, [port.name for port in file.outputs])
+    return partial(_run, library, session, file)
 
 
 def _options(library: Any, threads: int) -> Any:
@@ -64,10 +69,17 @@ def _providers(library: Any, device: str) -> list[str]:
     return [name for name in wanted if name in library.get_available_providers()] + ["CPUExecutionProvider"]
 
 
-def _run(session: Any, names: Sequence[str], feed: Feed) -> Sequence[NDArray[Any]]:
+def _run(library: Any, session: Any, file: OnnxFile, feed: Feed) -> Sequence[NDArray[Any]]:
+    options = library.RunOptions()
     try:
-        found: Sequence[NDArray[Any]] = session.run(names, feed)
+        with trying(partial(setattr, options, "terminate", True)):
+            found: Sequence[NDArray[Any]] = session.run([port.name for port in file.outputs], feed, options)
     except Exception as error:  # As above; callers know RuntimeError from torch.
+        if options.terminate:
+            raise UserError(
+                f"task.weights: {file.path.name} gives nothing for a picture within compute.batch_timeout_s\n"
+                "  what to do: look at the file, which may go round in circles, or give it more seconds"
+            ) from error
         raise RuntimeError(_words(error)) from error
     return found
 
@@ -85,7 +97,8 @@ def openvino(file: OnnxFile, runtime: Runtime) -> Call:
     config = openvino_config(runtime)
     core = openvino_package().Core()
     try:
-        compiled = core.compile_model(core.read_model(str(file.path)), "CPU", config)
+        with trying(least_s=_LEAST_S):
+            compiled = core.compile_model(core.read_model(str(file.path)), "CPU", config)
     except Exception as error:  # Its reader refuses in its own ways; each means that ONNX Runtime stays.
         raise Unavailable(f"OpenVINO can't read {file.path.name}: {_words(error)[:200]}") from error
     return partial(_infer, compiled.create_infer_request())

@@ -6,7 +6,7 @@ a batch, small beside a network's arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ Outputs = dict[str, Tensor]
 """By name; numbers with a fraction are float32."""
 
 _FLOATS = ("float32", "float16", "float64")
+_PIXELS = "uint8"
 _NUMBERS = (*_FLOATS, "bool", "int8", "uint8", "int16", "int32", "int64")
 _MASK = "pixel_mask"
 
@@ -36,7 +37,7 @@ class OnnxModule(nn.Module):
 
     ``picture`` is the (height, width) that it will get, or one that it takes. A file that takes a fixed
     number of pictures gets as many at a time, the last of them repeated; one that takes a picture
-    without a batch gets one by one.
+    without a batch gets one by one. Floats from 0 to 1 become whole numbers for one that takes uint8.
     """
 
     def __init__(self, file: OnnxFile, picture: tuple[int, int]) -> None:
@@ -89,14 +90,15 @@ class OnnxModule(nn.Module):
         }
 
     def _feeds(self, batch: Tensor) -> Iterator[Feed]:
-        pixels = batch.detach().cpu().to(getattr(torch, self._pixels.dtype)).contiguous()
+        pixels = _as_dtype(batch.detach().cpu(), self._pixels.dtype)
         at_once = self._at_once or len(batch)
         for start in range(0, len(batch), at_once):
             part = pixels[start : start + at_once]
             lacking = at_once - len(part)
             full = torch.cat([part, part[-1:].expand(lacking, -1, -1, -1)]) if lacking else part
-            one = full[0] if len(self._pixels.shape or ()) == 3 else full
-            yield {self._pixels.name: one.numpy(), **self._masks(full)}
+            ordered = full.permute(0, 2, 3, 1) if has_channels_last(self._pixels) else full
+            one = ordered[0] if len(self._pixels.shape or ()) == 3 else ordered
+            yield {self._pixels.name: one.contiguous().numpy(), **self._masks(full)}
 
     def _masks(self, pixels: Tensor) -> Feed:
         """Say of every pixel that it is picture, where the file asks: no input here has a border."""
@@ -122,30 +124,51 @@ def _near(value: Tensor, expected: Tensor, tolerance: float) -> bool:
     return bool((far <= tolerance * expected.double().abs().max().clamp(min=1e-6)).all())
 
 
+def _as_dtype(batch: Tensor, dtype: str) -> Tensor:
+    """Return pixels as floats of a type, or floats from 0 to 1 as whole numbers to 255."""
+    if dtype == _PIXELS:
+        return (batch * 255).round().clamp(0, 255).to(torch.uint8)
+    found: Tensor = batch.to(getattr(torch, dtype))
+    return found
+
+
 def picture_port(file: OnnxFile) -> Port:
-    """Return the input that takes pictures, of floats (N, 3, H, W) or (3, H, W).
+    """Return the input that takes pictures: floats or uint8 of (N, 3, H, W), (N, H, W, 3), or without N.
 
     Raises:
         UserError: there is none, or another input that nothing is known of.
     """
     ports = [port for port in file.inputs if port.name != _MASK]
-    if len(ports) == 1 and ports[0].dtype in _FLOATS and _holds_pictures(ports[0].shape or ()):
+    if len(ports) == 1 and ports[0].dtype in (*_FLOATS, _PIXELS) and _holds_pictures(ports[0]):
         return ports[0]
     found = "; ".join(map(str, file.inputs)) or "none"
     raise UserError(
-        f"task.weights: expected {file.path.name} to have one input, floats of the shape (N, 3, height, "
-        f"width); its inputs are: {found}\n"
-        "  what to do: export the network with one picture, or one batch, of floats in this order"
+        f"task.weights: expected {file.path.name} to have one input, floats or uint8 of the shape (N, 3, "
+        f"height, width) or (N, height, width, 3); its inputs are: {found}\n"
+        "  what to do: export the network with one picture, or one batch, in one of these orders"
     )
 
 
-def _holds_pictures(shape: Sequence[int | None]) -> bool:
-    return len(shape) in (3, 4) and shape[-3] in (3, None)
+def _holds_pictures(port: Port) -> bool:
+    shape = port.shape or ()
+    return len(shape) in (3, 4) and (shape[-3] in (3, None) or has_channels_last(port))
+
+
+def has_channels_last(port: Port) -> bool:
+    """Say whether a picture is (H, W, 3) there, as TensorFlow has it, rather than (3, H, W)."""
+    shape = port.shape or ()
+    return len(shape) in (3, 4) and shape[-1] == 3 and shape[-3] != 3
+
+
+def takes_pixels(file: OnnxFile) -> bool:
+    """Say whether the file takes pixels as they are, from 0 to 255, and so normalises them itself."""
+    return picture_port(file).dtype == _PIXELS
 
 
 def picture_size(file: OnnxFile) -> tuple[int, int] | None:
     """Return the (height, width) that the file insists on, None where it takes several."""
-    height, width = (picture_port(file).shape or ())[-2:]
+    port = picture_port(file)
+    height, width = (port.shape or ())[-3:-1] if has_channels_last(port) else (port.shape or ())[-2:]
     return (height, width) if height and width else None
 
 
