@@ -164,7 +164,9 @@ def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receip
     planner.wait_for(FEW)
     head = _head(first, works)
     refs = [ref for work in head for ref in work.shard.refs]
-    settling = Settling(job, output, refs, lambda: planner.images, running.options.allow_mixed)
+    settling = Settling(
+        job, output, refs, lambda: planner.images, running.options.allow_mixed, running.screen.note
+    )
     suspects = output.suspects()
     inline = _runs_inline(job, planner, suspects)
     order = Order(job, running.source, output, inline, settling.kept())

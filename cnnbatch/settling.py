@@ -27,7 +27,7 @@ class Settling:
     """Keeps what the workers of a run settle, and says what is to be measured first.
 
     ``refs`` are the first images to predict, ``images`` counts those planned so far. With
-    ``allow_mixed`` an output may hold parts of several precisions.
+    ``allow_mixed`` an output may hold parts of several precisions. ``note`` is told what the workers note.
     """
 
     def __init__(
@@ -37,10 +37,12 @@ class Settling:
         refs: Sequence[ImageRef] = (),
         images: Callable[[], int] = lambda: 0,
         allow_mixed: bool = False,
+        note: Callable[[str], object] = lambda words: None,
     ) -> None:
         self._job, self._output = job, output
         self._refs, self._images = refs, images
-        self._allow_mixed = allow_mixed
+        self._allow_mixed, self._note = allow_mixed, note
+        self._noted: set[str] = set()
 
     def kept(self) -> dict[str, Any]:
         """Return what is settled: ``precision``, ``decoder``, and the settings by their key."""
@@ -63,6 +65,10 @@ class Settling:
         A worker whose settings are not those has to load again. Raises UserError where the output was
         made by another identity.
         """
+        for words in ready.notes:
+            if words not in self._noted:
+                self._noted.add(words)
+                self._note(words)
         settings = ready.settings
         mine = {name: settings[name] for name in ("precision", "decoder")}
         kept = {"decoder": "cpu", **self._output.decide("settings", mine)}
