@@ -168,6 +168,7 @@ class WorkerProcess:
             key=worker.settings.key,
             open=is_open,
             trials=trials,
+            notes=worker.notes(),
         )
 
     def _answer(self, ask: Callable[[], Answer]) -> Answer | Fault:

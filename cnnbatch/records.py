@@ -192,7 +192,8 @@ class Ready:
     where measuring may find better ones; ``trials`` what measuring found, as JSON values;
     ``operators_on_cpu`` what its accelerator lacks; ``identity`` is what can change a row; ``classes``
     are the model's, a `truth.ModelClasses` as JSON values, where it has any; ``rss_bytes`` is what the
-    process took, ``left_bytes`` what its host or cgroup still has.
+    process took, ``left_bytes`` what its host or cgroup still has; ``notes`` are the model's sentences for
+    the person who runs the job.
     """
 
     settings: Mapping[str, Any]
@@ -206,6 +207,7 @@ class Ready:
     open: bool = False
     trials: Sequence[Mapping[str, Any]] = ()
     operators_on_cpu: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

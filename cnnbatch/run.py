@@ -196,7 +196,15 @@ def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receip
     refs = [ref for work in head for ref in work.shard.refs]
     known = KnownClasses(job, running.source, planner.shards)
     known.require_early()
-    settling = Settling(job, output, refs, lambda: planner.images, running.options.allow_mixed, known)
+    settling = Settling(
+        job,
+        output,
+        refs,
+        lambda: planner.images,
+        running.options.allow_mixed,
+        known,
+        running.screen.note,
+    )
     suspects = output.suspects()
     inline = _runs_inline(job, planner, suspects)
     order = Order(job, running.source, output, inline, settling.kept())

@@ -34,7 +34,7 @@ class Settling:
 
     ``refs`` are the first images to predict, ``images`` counts those planned so far. With
     ``allow_mixed`` an output may hold parts of several precisions. ``known`` is asked of the first model that
-    was loaded.
+    was loaded. ``note`` is told what the workers note.
     """
 
     def __init__(
@@ -45,10 +45,12 @@ class Settling:
         images: Callable[[], int] = lambda: 0,
         allow_mixed: bool = False,
         known: KnownClasses | None = None,
+        note: Callable[[str], object] = lambda words: None,
     ) -> None:
         self._job, self._output, self._known = job, output, known
         self._refs, self._images = refs, images
-        self._allow_mixed = allow_mixed
+        self._allow_mixed, self._note = allow_mixed, note
+        self._noted: set[str] = set()
 
     def kept(self) -> dict[str, Any]:
         """Return what is settled: ``precision``, ``decoder``, and the settings by their key."""
@@ -73,6 +75,10 @@ class Settling:
         made by another identity, and where the model does not know the classes of the ground truth.
         """
         self._require_known(ready)
+        for words in ready.notes:
+            if words not in self._noted:
+                self._noted.add(words)
+                self._note(words)
         settings = ready.settings
         mine = {name: settings[name] for name in ("precision", "decoder")}
         kept = {"decoder": "cpu", **self._output.decide("settings", mine)}

@@ -12,9 +12,10 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -30,10 +31,44 @@ if TYPE_CHECKING:
     from cnnbatch.storage import Storage
 
 _NAMES_SHOWN = 8
-_WRAPPERS = ("state_dict", "model")  # the keys under which training scripts keep the state dict
+_AVERAGES = ("state_dict_ema", "model_ema")
+"""The keys under which training scripts keep averages of the weights; timm takes these before others."""
+_WRAPPERS = (*_AVERAGES, "state_dict", "model")
+"""All keys under which they keep a state dict, in the order of `timm.models.load_state_dict`."""
+_PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")
+"""What ``torch.compile`` and data-parallel training put before each name, in either order; timm's list."""
+_AVERAGED = "n_averaged"  # counts what torch's AveragedModel has averaged
 _MD5_DIGITS = 32
 _LONGEST_MAP = 4 << 20  # characters; a detector's of 500 tensors has 50 thousand
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 _COUNTER = "num_batches_tracked"  # counts training steps; inference never reads it
+
+
+class StateDict(dict[str, "Tensor"]):
+    """Tensors by name; ``part`` is the key of the checkpoint in which they lay, ``others`` what lay beside.
+
+    ``prefix`` was before every name there.
+    """
+
+    part = ""
+    others: tuple[str, ...] = ()
+    prefix = ""
+    _metadata: object = None  # Versions of modules, which torch keeps as an attribute.
+
+    @property
+    def is_average(self) -> bool:
+        """Whether these are averages of the weights."""
+        return self.part in _AVERAGES
+
+    def identity(self, path: Path) -> str:
+        """Return the SHA-256 of their file, and of averages which part of it they are."""
+        return f"{digest(path)} {self.part}" if self.is_average else digest(path)
+
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """Return in words which weights were taken where the file has several."""
+        if not self.others:
+            return ()
+        return (f"task.weights: of {path.name} {self.part} was taken, not {' and '.join(self.others)}",)
 
 
 def fetch(spec: str, sha256: str | None = None, storage: Storage | None = None) -> Path:
@@ -64,6 +99,28 @@ def fetch(spec: str, sha256: str | None = None, storage: Storage | None = None) 
     return path
 
 
+def fetch_published(address: str, published: str | None, storage: Storage | None = None) -> Path:
+    """Return the local copy of a publisher's file, checked by its published hash, or by that in its name.
+
+    Raises:
+        EnvironmentFault: it can't be had, or what came is another file, which is not kept.
+    """
+    from cnnbatch.storage import is_local, redact
+
+    try:
+        path = fetch(address, storage=storage)
+    except UserError as error:  # The address is the publisher's, not the person's.
+        raise unreachable([redact(address)], error) from error
+    named = _HASH_IN_NAME.search(PurePosixPath(address).name)
+    expected = published or (named[1] if named else "")
+    if is_file_of(path, published) if published else is_named_by_hash(path, address) or not named:
+        return path
+    came = _md5(path) if len(expected) == _MD5_DIGITS else digest(path)
+    if not is_local(address) and not address.startswith("package:"):
+        path.unlink()
+    raise other_than_published([redact(address)], f"expected the hash {expected}, came {came}")
+
+
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, hexadecimal.
 
@@ -91,6 +148,20 @@ def _digest(path: Path, _mtime_ns: int, _size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_named_by_hash(path: Path, address: str) -> bool:
+    """Say whether a file is the one at an address whose name ends with the first digits of its SHA-256.
+
+    So torchvision, torch.hub and timm name their files: ``mobilenet_v2-b0353104.pth``.
+    """
+    found = _HASH_IN_NAME.search(PurePosixPath(address).name)
+    return found is not None and digest(path).startswith(found[1])
+
+
+def is_file_of(path: Path, published: str) -> bool:
+    """Say whether a file has a published SHA-256, or MD5."""
+    return (_md5(path) if len(published) == _MD5_DIGITS else digest(path)) == published.lower()
+
+
 def verify(path: Path, sha256: str | None) -> None:
     """Check a file against the SHA-256 that the job names, if it names one, or its publisher's MD5.
 
@@ -99,9 +170,9 @@ def verify(path: Path, sha256: str | None) -> None:
     """
     if sha256 is None:
         return
-    is_md5 = len(sha256) == _MD5_DIGITS
-    came = _md5(path) if is_md5 else digest(path)
-    if came != sha256.lower():
+    if not is_file_of(path, sha256):
+        is_md5 = len(sha256) == _MD5_DIGITS
+        came = _md5(path) if is_md5 else digest(path)
         raise UserError(
             f"task.sha256: {str(path)!r} is not the file that the job names: expected "
             f"{'MD5' if is_md5 else 'SHA-256'} {sha256}, came {came}. Fetch the file again, or mend "
@@ -110,22 +181,30 @@ def verify(path: Path, sha256: str | None) -> None:
 
 
 def _md5(path: Path) -> str:
+    status = path.stat()
+    return _md5_at(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _md5_at(path: Path, _mtime_ns: int, _size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
-def load(path: Path) -> dict[str, Tensor]:
+def load(path: Path) -> StateDict:
     """Read a state dict (name -> tensor, on the CPU): ``.safetensors``, ``.onnx``, ``.h5`` or a torch file.
+
+    Of a training's checkpoint the averages are taken, where it has some, as timm does.
 
     Raises:
         UserError: the file is damaged, needs a pickle, or holds something other than a state dict.
     """
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
+        return StateDict(_load_safetensors(path))
     if path.suffix == onnx_files.SUFFIX:
-        return onnx_files.initialisers(path)
+        return StateDict(onnx_files.initialisers(path))
     if path.suffix in keras_files.SUFFIXES:
-        return keras_files.load(path)
+        return StateDict(keras_files.load(path))
     keras_files.refuse_archive(path)
     import torch
 
@@ -150,22 +229,39 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"task.weights: {str(path)!r} is no whole safetensors file: {error}.") from error
 
 
-def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
+def _state_dict(content: object, path: Path) -> StateDict:
     """Unwrap ``{"state_dict": ...}`` and insist on tensors with names."""
     from torch import Tensor
 
-    if isinstance(content, dict):
-        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
+    there = [key for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
+    inner: object = content[there[0]] if there and isinstance(content, dict) else content
     if (
-        isinstance(content, dict)
-        and content
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+        isinstance(inner, dict)
+        and inner
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in inner.items())
     ):
-        return content
+        return _named(inner, there)
     raise UserError(
-        f"task.weights: {str(path)!r} holds a {type(content).__name__} that is not a state dict. "
+        f"task.weights: {str(path)!r} holds a {type(inner).__name__} that is not a state dict. "
         "Expected tensors by name, as model.state_dict() gives them."
     )
+
+
+def _named(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> StateDict:
+    """Return a part of a checkpoint under the module's own names; a whole file keeps those that it has."""
+    found = StateDict(tensors)
+    found._metadata = getattr(tensors, "_metadata", None)
+    if not parts:
+        return found
+    found.part, found.others = parts[0], tuple(parts[1:])
+    found.pop(_AVERAGED, None)
+    for prefix in _PREFIXES:
+        if found and all(name.startswith(prefix) for name in found):
+            named = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+            found.clear()
+            found.update(named)
+            found.prefix, found._metadata = found.prefix + prefix, None
+    return found
 
 
 def read_key_map(name: str) -> dict[str, str]:
@@ -212,6 +308,12 @@ def apply(
     renamed = rename(state, key_map)
     expected = module.state_dict()
     problems = list(_misfits(expected, renamed))
+    if problems and (
+        prefix := getattr(state, "prefix", "")
+    ):  # What looked like a wrapper is the module's own.
+        whole = rename({prefix + name: tensor for name, tensor in state.items()}, key_map)
+        if not list(_misfits(expected, whole)):
+            renamed, problems = whole, []
     if problems:
         raise UserError(
             f"task.weights: {where} does not fit {type(module).__name__}.\n"
@@ -277,7 +379,12 @@ def _download(uri: str, storage: Storage | None) -> Path:
         target = cache_folder() / label / (PurePosixPath(uri.partition("?")[0]).name or "weights")
         if not target.is_file():
             _copy(storage, uri, target)
-    except (stores.NotFound, stores.Forbidden, stores.Unreadable, EnvironmentFault) as error:
+    except stores.NotFound as error:
+        raise UserError(
+            f"task.weights: there is no file at {stores.redact(uri)} ({_first_line(error)})\n"
+            "  what to do: look at the address"
+        ) from error
+    except (stores.Forbidden, stores.Unreadable, EnvironmentFault) as error:
         raise unreachable([stores.redact(uri)], error) from error
     return target
 
@@ -295,11 +402,22 @@ def _copy(storage: Storage, uri: str, target: Path) -> None:
             os.unlink(name)
 
 
-def unreachable(tried: list[str], error: Exception) -> UserError:
-    """Return the error for weights that could not be downloaded: what was tried, and what to do instead."""
-    return UserError(
+def unreachable(tried: list[str], error: Exception) -> EnvironmentFault:
+    """Return the fault that a failed download of weights is: what was tried, and what to do instead."""
+    return EnvironmentFault(
         "task.weights: these weights are not on this machine and could not be downloaded. Tried:\n"
         + "\n".join(f"  {place}" for place in tried)
-        + f"\n  the last answer: {_first_line(error)}\n"
-        "Download the file where there is a network and give it here: task.weights=/path/file.safetensors"
+        + f"\n  the last answer: {_first_line(error)}",
+        "give the same command again where there is a network, or download the file there and give it here: "
+        "task.weights=/path/file.safetensors",
+    )
+
+
+def other_than_published(places: list[str], words: str) -> EnvironmentFault:
+    """Return the fault that a file of weights is whose hash is not the one that its publisher names."""
+    return EnvironmentFault(
+        f"task.weights: what came is not the published file ({words}); nothing of it was used. Tried:\n"
+        + "\n".join(f"  {place}" for place in places),
+        "give the same command again; if it stays so, look at what lies between this machine and that "
+        "address, or give the file from elsewhere: task.weights=/path/file.safetensors",
     )

@@ -123,6 +123,10 @@ class Worker:
         found = getattr(self.model, "classes", None)
         return asdict(found) if isinstance(found, ModelClasses) else None
 
+    def notes(self) -> tuple[str, ...]:
+        """Return the model's sentences for the person who runs the job."""
+        return tuple(getattr(self.model, "notes", ()))
+
     def close(self) -> None:
         """End the threads."""
         self._ahead.close()

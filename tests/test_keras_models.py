@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 import cnnbatch
 from cnnbatch import tensorflow_files, weights
-from cnnbatch.errors import UserError
+from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models import (
     Choice,
     Network,
@@ -278,7 +278,7 @@ def test_published_weights_are_fetched_by_keras_address_and_checked(
     assert_same(network, model, "MobileNet", pixels)
     assert len(network.classes) == 1000
     monkeypatch.setitem(keras_table.MODELS, "MobileNet", replace(own, digest="0" * 32))
-    with pytest.raises(UserError, match=f"expected MD5 {'0' * 32}, came {md5}"):
+    with pytest.raises(EnvironmentFault, match=f"expected the hash {'0' * 32}, came {md5}"):
         build_classifier(Choice("keras/MobileNet"))
 
 

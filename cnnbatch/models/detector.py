@@ -37,7 +37,8 @@ class Detector:
 
     ``parts`` are the names of submodules that any backend can run: tensors of one picture each, in lists
     and mappings, go in and out, and in between nothing depends on their values. ``box_parts`` are the
-    same with tensors of one box each. Their precision is the job's; all else is in float32.
+    same with tensors of one box each. Their precision is the job's; all else is in float32. ``notes`` are
+    sentences on what was assumed of the weights, for the person who runs the job.
     """
 
     module: nn.Module
@@ -50,6 +51,7 @@ class Detector:
     library: str = ""
     parts: tuple[str, ...] = ()
     box_parts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def resizing_for(self, runtime: Runtime) -> Resizing:
         """Return how pictures are prepared: in few shapes where a shape costs time or memory.

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from cnnbatch import weights as files
 from cnnbatch.errors import UserError
 from cnnbatch.models.keras_table import MODELS, Colours, KerasModel
-from cnnbatch.models.network import Architecture, library
+from cnnbatch.models.network import Architecture, PublishedFile, library
 from cnnbatch.models.preprocessing import Preprocessing
 from cnnbatch.models.torchvision_models import imagenet_classes
 from cnnbatch.naming import meant
@@ -76,7 +78,15 @@ def architecture(name: str) -> Architecture:
         preprocessing=lambda weights: preprocessing(model),
         default=(model.url, model.digest),
         adapt=partial(_adapted, model),
+        recognised=partial(_recognised, model),
     )
+
+
+def _recognised(model: KerasModel, path: Path) -> PublishedFile | None:
+    """Return the one file that Keras publishes for a model, where that lies at ``path``."""
+    if model.digest is None or not files.is_file_of(path, model.digest):
+        return None
+    return PublishedFile(f"Keras' {model.name}", preprocessing(model), imagenet_classes())
 
 
 def _found(name: str) -> KerasModel:

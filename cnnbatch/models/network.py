@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,7 +21,8 @@ class Network:
     """A classifier: ``module`` maps floats (N, 3, H, W) to logits (N, len(classes)).
 
     ``weights`` is the SHA-256 of the file they came from, or ``random:SEED``; ``library`` is what
-    defines the architecture, with major.minor; ``licence`` is the weights', where it is known.
+    defines the architecture, with major.minor; ``licence`` is the weights', where it is known. ``notes`` are
+    sentences on what was assumed of the weights, for the person who runs the job.
     """
 
     module: nn.Module
@@ -29,6 +31,17 @@ class Network:
     licence: str | None = None
     weights: str = ""
     library: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """What a publisher says of a file of weights; ``name`` is what the publisher calls these weights."""
+
+    name: str
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,9 @@ class Architecture:
     ``make`` builds the module for a number of classes, the state dict that will be loaded (empty
     for none) and an input's (height, width). ``published`` loads weights by their own name, one of
     ``names``. ``default``, where given, is the file that ``DEFAULT`` stands for, with its SHA-256 or MD5;
-    ``key_map`` and then ``adapt`` give a file's tensors the module's names.
+    ``key_map`` and then ``adapt`` give a file's tensors the module's names. ``recognised`` says which
+    published file a local one is, by its hash alone. ``preprocessing`` is that of weights by their name, and
+    of the default ones for any other.
     """
 
     name: str
@@ -51,7 +66,7 @@ class Architecture:
     default: tuple[str, str | None] | None = None
     key_map: str | None = None
     adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda state: state
-    licence: Callable[[str], str | None] = lambda weights: None
+    recognised: Callable[[Path], PublishedFile | None] = lambda path: None
 
 
 def library(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import timm
 from huggingface_hub import hf_hub_download
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HTTPError  # type: ignore[attr-defined]
 from timm.data.config import resolve_data_config
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from timm.models import get_pretrained_cfg
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cnnbatch import weights as files
 from cnnbatch.errors import UserError
-from cnnbatch.models.network import Architecture, Network, library
+from cnnbatch.models.network import Architecture, Network, PublishedFile, library
 from cnnbatch.models.preprocessing import Preprocessing
 from cnnbatch.models.torchvision_models import imagenet_classes
 from cnnbatch.naming import meant
@@ -53,7 +53,18 @@ def architecture(name: str) -> Architecture:
         preprocessing=lambda weights: preprocessing(config),
         published=partial(_published, name, config),
         names=("DEFAULT",),
+        recognised=partial(_recognised, base),
     )
+
+
+def _recognised(base: str, path: Path) -> PublishedFile | None:
+    """Return which of an architecture's published files lies at ``path``, by the hash that is in its name."""
+    for tag in timm.list_pretrained(f"{base}.*"):
+        config = _config(tag)
+        if files.is_named_by_hash(path, str(config.get("url") or "")):
+            classes, licence = _classes(config), config.get("license")
+            return PublishedFile(f"timm's {tag}", preprocessing(config), classes, licence)
+    return None
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -135,10 +146,10 @@ def _file(name: str, config: Mapping[str, Any]) -> Path:
         known = f"; known: {', '.join('timm/' + tag for tag in tags[:5])}" if tags else ""
         raise UserError(f"task.weights: timm publishes no weights for {name!r}{known}")
     if not hub:
-        return files.fetch(str(url))
+        return files.fetch_published(str(url), None)
     try:
         return _from_hub(str(hub), config.get("hf_hub_filename"))
-    except (OSError, HfHubHTTPError) as error:  # huggingface_hub's offline errors are OSErrors, too
+    except (OSError, HTTPError) as error:  # huggingface_hub's own are one or the other.
         raise files.unreachable([f"https://huggingface.co/{hub}", HF_HUB_CACHE], error) from error
 
 

@@ -19,7 +19,7 @@ from cnnbatch.models.building import Choice
 from cnnbatch.models.detector import Detections, Detector
 from cnnbatch.models.network import library
 from cnnbatch.models.resizing import Resizing
-from cnnbatch.models.torchvision_models import licence_of, load_published, published_entry
+from cnnbatch.models.torchvision_models import entry_of, load_published, published_entry
 
 BACKGROUND = "__background__"
 
@@ -27,13 +27,13 @@ Targets = list[dict[str, Tensor]]
 
 _OF_MORE = ("maskrcnn_", "keypointrcnn_")
 
-# Their published weights were trained with another epsilon, which torchvision sets with the weights.
+# These published weights were trained with another epsilon, which torchvision sets with them.
 _EXACT = frozenset(
     {
-        "fasterrcnn_resnet50_fpn",
-        "maskrcnn_resnet50_fpn",
-        "keypointrcnn_resnet50_fpn",
-        "retinanet_resnet50_fpn",
+        ("fasterrcnn_resnet50_fpn", "COCO_V1"),
+        ("maskrcnn_resnet50_fpn", "COCO_V1"),
+        ("keypointrcnn_resnet50_fpn", "COCO_V1"),
+        ("retinanet_resnet50_fpn", "COCO_V1"),
     }
 )
 
@@ -55,18 +55,20 @@ def detector(choice: Choice, keypoints: bool) -> Detector:
     """
     known: type[WeightsEnum] = torchvision.models.get_model_weights(choice.model)
     weights = choice.weights.rpartition("_Weights.")[2]
-    digest, licence = "", None
+    entry: WeightsEnum | None = None
+    digest, notes = "", ()
     if choice.seed is None and weights in known.__members__:
         entry = published_entry(known, weights)
         module, path = load_published(choice.model, entry, choice.sha256)
-        digest, licence = files.digest(path), entry.meta.get("license")
+        digest = files.digest(path)
     elif choice.seed is None:
         path = files.fetch(choice.weights, choice.sha256, choice.storage)
-        module = _from_file(choice, known, files.load(path), path.name)
-        digest, licence = files.digest(path), licence_of(known, path.name)
+        entry, loaded = entry_of(known, path), files.load(path)
+        module = _from_file(choice, known, entry, loaded, path.name)
+        digest, notes = loaded.identity(path), (*loaded.notes(path), _said(choice, entry, path.name))
     else:
         module = _made(choice, _classes(choice, known))
-    names = _classes(choice, known)
+    names = _classes(choice, known, entry)
     resizing = _resizing(module.transform)
     whole = TorchvisionDetector(module, keypoints)
     return Detector(
@@ -74,19 +76,32 @@ def detector(choice: Choice, keypoints: bool) -> Detector:
         resizing=resizing,
         classes=names,
         ids=() if choice.classes else tuple(range(len(names))),
-        licence=licence,
+        licence=entry.meta.get("license") if entry is not None else None,
         weights=digest,
         library=library("torchvision"),
         parts=whole.parts,
         box_parts=whole.box_parts,
+        notes=tuple(filter(None, notes)),
     )
 
 
-def _classes(choice: Choice, known: type[WeightsEnum]) -> tuple[str, ...]:
+def _said(choice: Choice, entry: WeightsEnum | None, file: str) -> str:
+    """Say how pictures are prepared for a file of weights, and why; nothing where the job says it."""
+    if entry is not None:
+        return f"task.weights: {file} is torchvision's {entry}"
+    if "size" in choice.preprocessing:
+        return ""
+    return (
+        f"task.weights: {file} is no published file of {choice.model}, so pictures are resized and "
+        "normalised as torchvision does for that model; task.size changes the size"
+    )
+
+
+def _classes(choice: Choice, known: type[WeightsEnum], entry: WeightsEnum | None = None) -> tuple[str, ...]:
     """Return the names by label: the job's behind the background, else those of the published weights."""
     if choice.classes:
         return BACKGROUND, *choice.classes
-    return tuple(published_entry(known, "DEFAULT").meta["categories"])
+    return tuple((entry or published_entry(known, "DEFAULT")).meta["categories"])
 
 
 def _made(choice: Choice, classes: tuple[str, ...]) -> nn.Module:
@@ -96,12 +111,19 @@ def _made(choice: Choice, classes: tuple[str, ...]) -> nn.Module:
     return module
 
 
-def _from_file(choice: Choice, known: type[WeightsEnum], state: Mapping[str, Tensor], file: str) -> nn.Module:
-    module = _made(choice, _classes(choice, known))
+def _from_file(
+    choice: Choice,
+    known: type[WeightsEnum],
+    entry: WeightsEnum | None,
+    state: Mapping[str, Tensor],
+    file: str,
+) -> nn.Module:
+    """Load a file; of what its hash does not tell, its name says whether it was trained with epsilon 0."""
+    module = _made(choice, _classes(choice, known, entry))
     key_map = files.read_key_map(choice.key_map) if choice.key_map else None
     files.apply(module, state, key_map, file)
-    published = any(entry.url.endswith(f"/{file}") for entry in known)
-    if choice.model in _EXACT and published:
+    named = entry or next((one for one in known if one.url.endswith(f"/{file}")), None)
+    if named is not None and (choice.model, named.name) in _EXACT:
         for layer in module.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.eps = 0.0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import torch
 import torchvision
@@ -15,7 +18,8 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from cnnbatch import weights as files
-from cnnbatch.models.network import Architecture, Network, library
+from cnnbatch.errors import UserError
+from cnnbatch.models.network import Architecture, Network, PublishedFile, library
 from cnnbatch.models.preprocessing import Preprocessing
 
 
@@ -41,12 +45,12 @@ def architecture(name: str) -> Architecture:
         published=partial(_published, name, known),
         names=tuple(known.__members__),
         adapt=_modern_names if name.startswith("densenet") else lambda state: state,
-        licence=partial(licence_of, known),
+        recognised=partial(_recognised, known),
     )
 
 
 def published_entry(known: type[WeightsEnum], weights: str) -> WeightsEnum:
-    """Return the entry that ``weights`` names, or whose file it is; for any other file the default's."""
+    """Return the entry that ``weights`` names, or whose file is called so; for any other the default."""
     if weights in known.__members__:
         return known[weights]
     file = weights.rpartition("/")[2]
@@ -54,12 +58,21 @@ def published_entry(known: type[WeightsEnum], weights: str) -> WeightsEnum:
     return next((entry for entry in known if entry.url.endswith(f"/{file}")), default)
 
 
-def licence_of(known: type[WeightsEnum], weights: str) -> str | None:
-    """Return the licence of published weights, by name or by file; that of any other file is not known."""
-    entry = published_entry(known, weights)
-    published = weights in known.__members__ or entry.url.endswith(f"/{weights.rpartition('/')[2]}")
-    licence: str | None = entry.meta.get("license") if published else None
-    return licence
+def entry_of(known: type[WeightsEnum], path: Path) -> WeightsEnum | None:
+    """Return the entry whose file lies at ``path``, whatever it is called there: its name begins the hash."""
+    return next((entry for entry in known if files.is_named_by_hash(path, entry.url)), None)
+
+
+def _recognised(known: type[WeightsEnum], path: Path) -> PublishedFile | None:
+    entry = entry_of(known, path)
+    if entry is None:
+        return None
+    return PublishedFile(
+        name=f"torchvision's {entry}",
+        preprocessing=_preprocessing(entry),
+        classes=tuple(entry.meta["categories"]),
+        licence=entry.meta.get("license"),
+    )
 
 
 def _preprocessing(entry: WeightsEnum) -> Preprocessing:
@@ -112,19 +125,41 @@ def load_published(name: str, entry: WeightsEnum, sha256: str | None) -> tuple[n
     """Return torchvision's model ``name`` with published weights, and the file that they came from.
 
     Raises:
-        UserError: they are neither on this machine nor to be had, or have another SHA-256.
+        UserError: they have another SHA-256 than the job's.
+        EnvironmentFault: they are neither on this machine nor to be had, or what came is another file.
     """
     cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
     try:
-        module: nn.Module = torchvision.models.get_model(name, weights=entry, progress=False)
+        with _only_data():
+            module: nn.Module = torchvision.models.get_model(name, weights=entry, progress=False)
+    except HTTPError as error:
+        raise files.unreachable([entry.url], error) from error
     except (URLError, OSError) as error:
         raise files.unreachable([str(cached), entry.url], error) from error
     except RuntimeError as error:
         if "invalid hash value" not in str(error):
             raise
-        raise files.unreachable([str(cached), entry.url], error) from error
+        raise files.other_than_published([entry.url], str(error)) from error
+    except UnpicklingError as error:
+        raise UserError(
+            f"task.weights: {cached}, where torch keeps what it has downloaded, is no plain state dict: "
+            f"{str(error).partition(chr(10))[0]}\n  what to do: remove that file; it is fetched again"
+        ) from error
     files.verify(cached, sha256)
     return module, cached
+
+
+@contextmanager
+def _only_data() -> Iterator[None]:
+    """Have torch read what lies in its cache as data: torchvision itself would run what a pickle says."""
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[names[0]]
+        os.environ.update(before)
 
 
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")

@@ -53,8 +53,9 @@ class Preparing(Protocol):
 class Model(Preparing, Protocol):
     """A task's network, loaded on one device; the worker calls its steps, each in its own threads.
 
-    It may also have ``classes``, a `truth.ModelClasses`, which the output keeps, and ``match``: called
-    with the classes of a truth that has objects, it raises `UserError` where it can't know one of them.
+    It may also have ``classes``, a `truth.ModelClasses`, which the output keeps; ``match``: called
+    with the classes of a truth that has objects, it raises `UserError` where it can't know one of them; and
+    ``notes``, sentences that a run shows: what was assumed of its weights.
     """
 
     identity: Mapping[str, str]

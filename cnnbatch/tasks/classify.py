@@ -155,7 +155,7 @@ class Classifier:
         self._names = pa.array(network.classes, pa.string())
         self._numbers = {name: number for number, name in enumerate(network.classes)}
         self._may_overflow = runtime.precision == "fp16"
-        self.licence = network.licence
+        self.licence, self.notes = network.licence, network.notes
         self.classes = ModelClasses(network.classes)
         self.identity: Mapping[str, str] = {
             "weights": network.weights,

@@ -101,7 +101,7 @@ class ObjectDetector:
                 setattr(detector.module, name, value)
         self._run = runnable(detector, runtime)
         self._names = pa.array(detector.classes, pa.string())
-        self.licence = detector.licence
+        self.licence, self.notes = detector.licence, detector.notes
         self.classes = ModelClasses(detector.classes, detector.ids, detector.aliases)
         self.identity: Mapping[str, str] = {
             "weights": detector.weights,

@@ -46,7 +46,7 @@ class ClassifierRecipe:
         strategy: Strategy = "all" if spec.strategy == "auto" else spec.strategy
         network = _network(choice, strategy, data.classes, spec)
         self._choice, self._spec, self._network = choice, spec, network
-        self._how = network.preprocessing
+        self._how, self.notes = network.preprocessing, network.notes
         self._numbers = {name: number for number, name in enumerate(data.classes)}
         self._parts = blocks.split(network.module, strategy)
         blocks.freeze(network.module, self._parts)

@@ -59,7 +59,7 @@ class DetectorRecipe:
         strategy: Strategy = "all" if spec.strategy == "auto" else spec.strategy
         detector = _detector(choice, strategy, data.classes, spec.seed)
         self._choice, self._spec, self._detector = choice, spec, detector
-        self._classes = data.classes
+        self._classes, self.notes = data.classes, detector.notes
         self._resizing = detector.resizing
         self._labels = {name: number for number, name in enumerate(data.classes, 1)}
         self._has_learned = choice.seed is None and strategy != "scratch"

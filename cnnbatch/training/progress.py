@@ -43,6 +43,8 @@ class Progress:
         """Show something that was told."""
         row = told.row
         if told.kind == "begin":
+            for words in row.get("notes", ()):
+                self._screen.note(words)
             again = f", going on at epoch {row['epoch'] + 1}" if row["epoch"] or row["step"] else ""
             self._screen.note(f"training on {row['workers']} x {row['device']} in {row['precision']}{again}")
         elif told.kind == "step":

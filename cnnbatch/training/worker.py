@@ -55,7 +55,14 @@ def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> Non
         saved = Checkpoints(order.output).newest()
         position, state = saved or (Position(), None)
         watcher.begin(
-            position, {"device": device, "precision": precision, "rate": rate, "workers": team.world}
+            position,
+            {
+                "device": device,
+                "precision": precision,
+                "rate": rate,
+                "workers": team.world,
+                "notes": getattr(recipe, "notes", ()),
+            },
         )
         history = loop.run(position, state)
         if team.rank == 0:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cnnbatch import weights as files
 from cnnbatch.errors import UserError
-from cnnbatch.models.building import Choice, require_equal
+from cnnbatch.models.building import Choice, require_equal, says_all
 from cnnbatch.models.network import Network, library
 from cnnbatch.models.onnx.choice import first_outputs, names_inside, open_file, require_size, unnamed
 from cnnbatch.models.onnx.module import OnnxModule, Outputs, picture_size, takes_pixels
@@ -55,6 +55,15 @@ def classifier(choice: Choice) -> Network:
         licence=file.metadata.get("license"),
         weights=files.digest(file.path),
         library=library("onnxruntime"),
+        notes=() if says_all(choice) else (_assumed(choice, how),),
+    )
+
+
+def _assumed(choice: Choice, how: Preprocessing) -> str:
+    whose = "Ultralytics'" if how.mean == _PLAIN.mean else "torchvision's for ImageNet"
+    return (
+        f"task.weights: an ONNX file does not say how its pictures are prepared; taken is {whose}: "
+        f"{choice.adjusted(how).describe()}; task.preprocessing changes it"
     )
 
 
