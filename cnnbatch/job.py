@@ -17,7 +17,7 @@ from cnnbatch import spec
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import Sentences, nearest
 from cnnbatch.section import Count, Place, Seconds, Section, Share, Text, Texts
-from cnnbatch.storage import StorageOptions, normalize, redact
+from cnnbatch.storage import Allowed, StorageOptions, normalize, redact
 from cnnbatch.study.spec import Study
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
@@ -87,6 +87,9 @@ class Input(Place):
     )
     subset: Subset | None = Field(None, description="Only a part that was set apart.")
     keep: Texts = Field((), description="Columns of a list to repeat in every row.")
+    allow: Annotated[tuple[Allowed, ...], Field(strict=False)] = Field(
+        (), description="What a list from the web or a bucket may name beside public web addresses."
+    )
     limit: Count | None = Field(None, description="Take only so many images.")
     sample: float = Field(
         1.0, gt=0, le=1, allow_inf_nan=False, description="Take this part of the images, by key."

@@ -112,7 +112,7 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
         return regions.RegionImages(_open_patches(inner, int(side), storage))
     if input.format == "auto" and earlier.is_output(whole, storage):
         _refuse_others(inner, "the output of a job", frozenset())
-        return regions.RegionImages(earlier.open_earlier(whole, storage))
+        return regions.RegionImages(earlier.open_earlier(whole, storage, input.allow))
     source = _open_whole(inner, storage)
     if source.truth_schema is None or "objects" not in source.truth_schema.names:
         raise UserError(
@@ -208,7 +208,8 @@ def open_files(input: Input, storage: Storage) -> Source:
     urls = (input.url,) if isinstance(input.url, str) else tuple(input.url)
     if input.inventory is None:
         return Files(storage, urls)
-    return Files(storage, urls, COLUMNS, inventory=open_inventory(input.inventory, storage, urls))
+    inventory = open_inventory(input.inventory, storage, urls, input.allow)
+    return Files(storage, urls, COLUMNS, inventory=inventory)
 
 
 def open_folders(input: Input, storage: Storage) -> Source:
