@@ -19,7 +19,7 @@ from cnnbatch.mistakes import Sentences, nearest
 from cnnbatch.overrides import Override, apply, overrides, read_value
 from cnnbatch.schema import Schema, at
 from cnnbatch.section import Batch, Count, Folds, Place, Seconds, Section, Seed, Share, Text, Texts
-from cnnbatch.storage import StorageOptions, normalize, redact
+from cnnbatch.storage import Allowed, StorageOptions, normalize, redact
 from cnnbatch.storage.text import decoded
 from cnnbatch.study.spec import Range, Study
 from cnnbatch.tasks import Task
@@ -96,6 +96,9 @@ class Input(Place):
     keep: Texts = Field((), description="Columns of a list to repeat in every row.")
     min_score: Share = Field(
         SURE, description="Of the objects of an earlier output (OUT#objects), the least score that is taken."
+    )
+    allow: Annotated[tuple[Allowed, ...], Field(strict=False)] = Field(
+        (), description="What a list from the web or a bucket may name beside public web addresses."
     )
     limit: Count | None = Field(None, description="Take only so many images.")
     sample: float = Field(

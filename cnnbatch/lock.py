@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -44,7 +44,8 @@ def hold(storage: Storage, uri: str, run: str) -> Iterator[None]:
     finally:
         stop.set()
         renewal.join()
-        release()
+        with suppress(EnvironmentFault):  # A lock that stays is taken over; the run has ended as it has.
+            release()
 
 
 def _take(storage: Storage, uri: str, run: str) -> str:
@@ -144,6 +145,18 @@ def _renew(storage: Storage, uri: str, run: str, etag: str, stop: threading.Even
         try:
             etag = storage.replace(uri, _claim(run), etag)
         except (Changed, NotFound):
-            return  # Another run took it over: the parts are create-only, so nothing is lost.
+            found = _own(storage, uri, run)
+            if found is None:
+                return  # Another run took it over: the parts are create-only, so nothing is lost.
+            etag = found
         except EnvironmentFault:
             continue  # Storage is down for a moment; the run itself will meet it too.
+
+
+def _own(storage: Storage, uri: str, run: str) -> str | None:
+    """Return the etag of the lock where ``run`` holds it: by a renewal, then, whose answer was lost."""
+    try:
+        etag = storage.head(uri).etag
+        return etag if _holder(storage, uri).get("run") == run else None
+    except (NotFound, EnvironmentFault):
+        return None

@@ -17,7 +17,7 @@ from cnnbatch.output import Listing, Output
 from cnnbatch.records import ImageRef, Shard
 from cnnbatch.sources import Source
 from cnnbatch.sources.regions import Region, regions_of
-from cnnbatch.storage import NotFound, Storage, normalize, redact
+from cnnbatch.storage import Allowed, NotFound, OutOfReach, Storage, normalize, redact
 
 if TYPE_CHECKING:
     from cnnbatch.job import Input
@@ -67,8 +67,13 @@ def is_output(url: str, storage: Storage) -> bool:
     return storage.exists(Output(normalize(url), storage).path("_job", "job.yaml"))
 
 
-def open_earlier(url: str, storage: Storage, min_score: float) -> FoundBoxes:
-    """Return the objects of an output; `UserError` where its task writes none."""
+def open_earlier(
+    url: str, storage: Storage, min_score: float, allow: Sequence[Allowed] = ()
+) -> FoundBoxes:
+    """Return the objects of an output; `UserError` where its task writes none.
+
+    The output names its images as a list does: one in a bucket may be anybody's, so it reaches no further.
+    """
     from cnnbatch.result import Result
     from cnnbatch.sources.formats import open_format
 
@@ -79,8 +84,12 @@ def open_earlier(url: str, storage: Storage, min_score: float) -> FoundBoxes:
             f"{redact(url)} has no objects: its columns are {', '.join(result.schema.names)}\n"
             "  what to do: give the output of a task that finds some, such as detect"
         )
-    source = open_format(input, Storage(input.storage))
-    return FoundBoxes(Output(normalize(url), storage), source, min_score)
+    input = input.model_copy(update={"allow": tuple(allow)})
+    images = Storage(input.storage).for_list(normalize(url), allow)
+    try:
+        return FoundBoxes(Output(normalize(url), storage), open_format(input, images), min_score)
+    except OutOfReach as error:
+        raise UserError(f"{redact(url)} cannot be read further: {error}") from None
 
 
 def _input(settings: dict[str, Any]) -> Input:

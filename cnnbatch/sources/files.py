@@ -120,6 +120,8 @@ class Folder:
                     others[suffix if len(others) < _SEEN_SUFFIXES else "others"] += 1
         except NotFound:
             raise _absent(self.root) from None
+        except Unreadable as error:
+            raise _unreadable(error) from None
         except Forbidden as error:
             raise EnvironmentFault(
                 f"the input may not be listed: {error}", "give the right to list it"
@@ -175,7 +177,10 @@ class Single:
             except NotFound:
                 if self.required:
                     raise _absent(self.uri) from None
-            except (Forbidden, Unreadable):
+            except Unreadable as error:
+                if self.required:
+                    raise _unreadable(error) from None
+            except Forbidden:
                 pass  # reading it will say so in its row
         yield entry
 
@@ -200,6 +205,10 @@ def _place_of(uri: str, places: list[Folder | Single]) -> int:
         f"input.url no longer names {redact(uri)}, after which the listing goes on\n"
         "  what to do: give the input it began with, or a new output"
     )
+
+
+def _unreadable(error: Unreadable) -> UserError:
+    return UserError(f"input.url: {error}\n  what to do: check the address")
 
 
 def _absent(uri: str) -> UserError:

@@ -125,7 +125,7 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
     if side is None and input.format == "auto" and earlier.is_output(whole, storage):
         _refuse_others(inner, "the output of a job", frozenset({"min_score"}))
         _require_kept(input, (*regions.KEPT, OBJECT_LABEL))
-        return regions.RegionImages(earlier.open_earlier(whole, storage, input.min_score))
+        return regions.RegionImages(earlier.open_earlier(whole, storage, input.min_score, input.allow))
     _require_kept(input, regions.KEPT)
     if side is not None:
         _refuse_others(inner, "patches", frozenset({"truth"}))
@@ -246,7 +246,8 @@ def open_files(input: Input, storage: Storage) -> Source:
     urls = (input.url,) if isinstance(input.url, str) else tuple(input.url)
     if input.inventory is None:
         return Files(storage, urls)
-    return Files(storage, urls, COLUMNS, inventory=open_inventory(input.inventory, storage, urls))
+    inventory = open_inventory(input.inventory, storage, urls, input.allow)
+    return Files(storage, urls, COLUMNS, inventory=inventory)
 
 
 def open_folders(input: Input, storage: Storage) -> Source:

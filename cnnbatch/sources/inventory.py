@@ -23,6 +23,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.sources.lists import opened
 from cnnbatch.sources.rows import Csv, Form, Parquet
 from cnnbatch.storage import (
+    Allowed,
     Entry,
     Forbidden,
     NotFound,
@@ -68,7 +69,7 @@ class Inventory:
     """What one bucket held when its inventory was made: the latest version of each object.
 
     ``mark`` tells inventories apart, by a digest of the manifest; ``files`` are read in their order, all in
-    one ``form``.
+    one ``form``, by ``listing``: the storage as the manifest may use it.
     """
 
     storage: Storage
@@ -77,6 +78,7 @@ class Inventory:
     bucket: str
     files: tuple[str, ...]
     form: Form
+    listing: Storage
 
     def list(self, uri: str, after: str | None = None) -> Iterator[Entry]:
         """Yield the objects below the folder ``uri``, as `Storage.list` does but in the inventory's order."""
@@ -116,7 +118,7 @@ class Inventory:
     def check(self) -> None:
         """Raise UserError where the first file can't be read; later ones are read when their turn comes."""
         for url in self.files[:1]:
-            with opened(self.storage, url) as file:
+            with opened(self.listing, url) as file:
                 self.columns(_plain(file), redact(url))
 
     def _entries(self) -> Iterator[Entry]:
@@ -130,7 +132,7 @@ class Inventory:
                 ) from None
 
     def _entries_of(self, url: str) -> Iterator[Entry]:
-        with opened(self.storage, url) as stored:
+        with opened(self.listing, url) as stored:
             file = _plain(stored)
             names = self.columns(file, redact(url))
             for _, row in self.form.rows(file, list(names.values()), redact(url)):
@@ -146,7 +148,9 @@ class Inventory:
         return Entry(f"{self.bucket}/{key}", int(cells.get("size") or 0), quoted)
 
 
-def open_inventory(url: str, storage: Storage, urls: Sequence[str]) -> Inventory:
+def open_inventory(
+    url: str, storage: Storage, urls: Sequence[str], allow: Sequence[Allowed] = ()
+) -> Inventory:
     """Return the inventory whose ``manifest.json`` lies at ``url``, of the bucket that ``urls`` are in.
 
     Its files lie where AWS has put them, in the destination bucket; those of a manifest that was copied out
@@ -166,7 +170,8 @@ def open_inventory(url: str, storage: Storage, urls: Sequence[str]) -> Inventory
             )
     mark = f"{redact(url)}#{blake2b(data, digest_size=8).hexdigest()}"
     files = _files(url, storage, manifest)
-    found = Inventory(storage, url, mark, bucket, files, _form(url, manifest))
+    listing = storage.for_list(url, allow)
+    found = Inventory(storage, url, mark, bucket, files, _form(url, manifest), listing)
     found.check()
     return found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -23,6 +23,7 @@ from cnnbatch.sources.reading import readers
 from cnnbatch.sources.rows import ADDRESS, Form, form_of
 from cnnbatch.sources.unique import unique_keys
 from cnnbatch.storage import (
+    Allowed,
     Forbidden,
     NotFound,
     Storage,
@@ -74,6 +75,7 @@ class Listed:
     names: Columns
     columns: pa.Schema
     truth_schema: pa.Schema | None
+    allow: tuple[Allowed, ...] = ()
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the images; a key that comes twice is a `UserError` with both places."""
@@ -97,8 +99,12 @@ class Listed:
             raise UserError(f"{redact(self.url)} holds no address\n  what to do: give one address a line")
 
     def read(self, shard: Shard) -> Iterator[Callable[[], bytes | Failure]]:
-        """Give one reader an image; a relative path that leaves the list's folder is refused."""
-        for ref, reader in zip(shard.refs, readers(self.storage, shard, None), strict=True):
+        """Give one reader an image; a relative path that leaves the list's folder is refused.
+
+        So is an address beyond the reach of a list that is not the person's own.
+        """
+        images = self._images
+        for ref, reader in zip(shard.refs, readers(images, shard, None, listed=True), strict=True):
             yield partial(_outside, ref) if ref.uri.startswith(self._outside) else reader
 
     def truth(self, shard: Shard) -> pa.Table | None:
@@ -125,13 +131,18 @@ class Listed:
         if not uri or not is_local(uri) or uri.startswith(self._outside):
             return None
         try:
-            return self.storage.head(uri).etag
-        except (NotFound, Forbidden, Unreadable):
+            return self._images.head(uri).etag
+        except (NotFound, Forbidden, Unreadable, UserError):
             return None
 
     @cached_property
+    def _images(self) -> Storage:
+        """The storage as this list may use it; it travels with the list, whose own host it knows."""
+        return self.storage.for_list(self.url, self.allow)
+
+    @cached_property
     def _backslashes(self) -> Backslashes:
-        return Backslashes(self.storage)
+        return Backslashes(self._images)
 
     @cached_property
     def _folder(self) -> str:
@@ -158,7 +169,9 @@ class Listed:
         if not text or "\0" in text:
             return ""
         if scheme(text) or text.startswith(("/", "~/", "file:")):
-            return normalize(text)
+            with suppress(UserError):
+                return normalize(text)
+            return text
         uri = join(self._folder, posixpath.normpath(text))
         if "\\" not in text or self._backslashes.belong_to(uri):
             return uri
@@ -194,7 +207,9 @@ def open_list(input: Input, storage: Storage) -> Listed:
     names = _columns(input, schema, redact(url))
     kept = [pa.field(name, _plain(schema.field(name).type)) for name in names.keep]
     truth = pa.schema([(LABEL, pa.string())]) if names.label else None
-    return Listed(storage, url, form, names, pa.schema([*kept, *(truth or ())]), truth)
+    found = Listed(storage, url, form, names, pa.schema([*kept, *(truth or ())]), truth, input.allow)
+    found._images  # noqa: B018 - made here, where the list was just read from its host
+    return found
 
 
 @contextmanager

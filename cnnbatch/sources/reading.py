@@ -9,36 +9,90 @@ from itertools import chain, islice
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.records import Failure, ImageRef, Shard, Span
-from cnnbatch.storage import Forbidden, NotFound, Storage, TooLarge, Unreadable, is_local, parent, redact
+from cnnbatch.storage import (
+    Forbidden,
+    MissingPackage,
+    NoAnswer,
+    NoSuchPlace,
+    NotFound,
+    NotInstalled,
+    OutOfReach,
+    Storage,
+    TooLarge,
+    Unreadable,
+    is_local,
+    is_page,
+    parent,
+    place,
+    redact,
+    scheme,
+)
 
 MAX_BYTES = 512 << 20
 """More bytes than this are not read for one image."""
 
+_WEB = ("http", "https")
 _PROBES = 8  # other images of the shard that are asked for before credentials are blamed
+_PROBES_OF_HOSTS = 4  # before the network is: each may take as long as a host takes that does not answer
 
 
-def readers(storage: Storage, shard: Shard, root: str | None) -> Iterator[Callable[[], bytes | Failure]]:
-    """Give one reader a ref; ``root`` is the local folder that all images lie in, where there is one."""
+def readers(
+    storage: Storage, shard: Shard, root: str | None, listed: bool = False
+) -> Iterator[Callable[[], bytes | Failure]]:
+    """Give one reader a ref.
+
+    ``root`` is the local folder that all images lie in, where there is one; ``listed``: a list has named each
+    of them, so that what only its address needs, such as a package that is not installed, is its own fault.
+    """
     for ref in shard.refs:
-        yield partial(read, storage, ref, shard, root)
+        yield partial(read, storage, ref, shard, root, listed)
 
 
-def read(storage: Storage, ref: ImageRef, shard: Shard, root: str | None) -> bytes | Failure:
+def read(
+    storage: Storage, ref: ImageRef, shard: Shard, root: str | None, listed: bool = False
+) -> bytes | Failure:
     """Return an image's bytes, or the failure that is its own; raises `EnvironmentFault` for any other."""
     try:
-        return storage.read(ref.uri, ref.at if isinstance(ref.at, Span) else None, MAX_BYTES)
+        data = storage.read(ref.uri, ref.at if isinstance(ref.at, Span) else None, MAX_BYTES)
+        if scheme(ref.uri) in _WEB and is_page(data) and storage.answers(ref.uri) is False:
+            raise _a_page(ref)
+        return data
+    except NoSuchPlace as error:
+        if ref.etag is not None or storage.answers(ref.uri) is not None:
+            raise _gone(ref) from None
+        return Failure("read", "not_found", str(error))
     except NotFound as error:
         if is_local(ref.uri) and ref.etag is not None and (folder := _missing(ref.uri, root)):
             raise _not_here(folder) from None
         return Failure("read", "not_found", str(error))
+    except OutOfReach as error:
+        return Failure("read", "forbidden", str(error))
     except Forbidden as error:
         if not _served(storage, ref, shard):
             raise _refused(ref, error) from None
         return Failure("read", "forbidden", str(error))
     except TooLarge as error:
         return Failure("read", "too_large", str(error))
+    except NoAnswer as error:
+        others = islice(_others(ref, shard, place(ref.uri)), _PROBES_OF_HOSTS)
+        if not any(_readable(storage, uri) for uri in others):
+            raise
+        return Failure("read", "unreadable", f"{error.what}, while others are served")
+    except NotInstalled as error:
+        if not listed:
+            raise
+        return Failure("read", "unreadable", error.what)
+    except MissingPackage as error:
+        if ref.etag is not None:  # the machine that listed it has the package
+            raise EnvironmentFault(_first_line(error), f"install it on {os.uname().nodename}, too") from None
+        return Failure("read", "unreadable", _first_line(error))
     except (Unreadable, UserError) as error:
-        return Failure("read", "unreadable", str(error))
+        return Failure("read", "unreadable", _first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    """Return what is wrong, without what to do about it in a job."""
+    return str(error).partition("\n")[0]
 
 
 def _missing(uri: str, root: str | None) -> str | None:
@@ -64,13 +118,28 @@ def _is_empty(folder: str) -> bool:
 
 
 def _served(storage: Storage, ref: ImageRef, shard: Shard) -> bool:
-    """Say whether the place that refuses this image gives others: then the refusal is the image's own."""
-    if storage.answers(ref.uri):
-        return True
-    place = ref.uri.split("/")[:3]  # scheme and bucket: another bucket has rights of its own
-    others = [other.uri for other in shard.refs if other.uri != ref.uri and other.uri.split("/")[:3] == place]
-    spread = others[:: max(1, len(others) // _PROBES)][:_PROBES]
-    return any(_readable(storage, uri) for uri in chain(spread, _siblings(storage, ref.uri)))
+    """Say whether the place that refuses this image gives others now: then the refusal is the image's own."""
+    answers = storage.answers(ref.uri)
+    if answers is not None:
+        return answers
+    if scheme(ref.uri) in _WEB:  # who may read a web address is mostly written in the address
+        others = list(_others(ref, shard))
+        return len(others) < _PROBES or not all(_forbidden(storage, uri) for uri in others)
+    own = place(ref.uri)  # another bucket has rights of its own
+    same = [other.uri for other in shard.refs if other.uri != ref.uri and place(other.uri) == own]
+    return any(_readable(storage, uri) for uri in chain(_spread(same), _siblings(storage, ref.uri)))
+
+
+def _others(ref: ImageRef, shard: Shard, beside: str | None = None) -> Iterator[str]:
+    """Yield a few of the shard's other images, of as many hosts as can be, and none of ``beside``."""
+    places = {place(other.uri): other.uri for other in shard.refs if other.uri != ref.uri}
+    places.pop(beside or "", None)
+    more = [other.uri for other in shard.refs if place(other.uri) != beside and other.uri != ref.uri]
+    return islice(dict.fromkeys([*_spread(list(places.values())), *_spread(more)]), _PROBES)
+
+
+def _spread(uris: list[str]) -> list[str]:
+    return uris[:: max(1, len(uris) // _PROBES)][:_PROBES]
 
 
 def _siblings(storage: Storage, uri: str) -> Iterator[str]:
@@ -86,9 +155,33 @@ def _siblings(storage: Storage, uri: str) -> Iterator[str]:
 def _readable(storage: Storage, uri: str) -> bool:
     try:
         storage.head(uri)
-    except (NotFound, Forbidden, Unreadable, UserError):
+    except (NotFound, Forbidden, Unreadable, UserError, EnvironmentFault):
         return False
     return True
+
+
+def _forbidden(storage: Storage, uri: str) -> bool:
+    try:
+        storage.head(uri)
+    except Forbidden:
+        return True
+    except (NotFound, Unreadable, UserError, EnvironmentFault):
+        pass
+    return False
+
+
+def _gone(ref: ImageRef) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{redact(ref.uri)}: its bucket, which was there before, is not there now",
+        "check the endpoint and the bucket's name",
+    )
+
+
+def _a_page(ref: ImageRef) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{redact(ref.uri)} and what was read from that host before are web pages now",
+        "check whether the network or the host wants a login",
+    )
 
 
 def _not_here(folder: str) -> EnvironmentFault:

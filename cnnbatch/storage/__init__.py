@@ -6,39 +6,63 @@ Every write is one object, whole or not at all; what a storage cannot do safely 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.records import Span
-from cnnbatch.storage.address import is_local, join, normalize, parent, redact, scheme, without_query
+from cnnbatch.storage.address import (
+    is_local,
+    join,
+    normalize,
+    parent,
+    place,
+    redact,
+    scheme,
+    without_query,
+)
 from cnnbatch.storage.contract import (
     AlreadyExists,
     Backend,
     Changed,
     Entry,
     Forbidden,
+    MissingPackage,
+    NoAnswer,
+    NoSuchPlace,
     NotFound,
+    NotInstalled,
+    OutOfReach,
     StorageOptions,
     TooLarge,
     Unreadable,
+    is_page,
 )
+from cnnbatch.storage.reach import Allowed, Reach, may_name_anything, reach_of
 
 __all__ = [
+    "Allowed",
     "AlreadyExists",
     "Changed",
     "Entry",
     "Forbidden",
+    "MissingPackage",
+    "NoAnswer",
+    "NoSuchPlace",
     "NotFound",
+    "NotInstalled",
+    "OutOfReach",
     "Storage",
     "StorageOptions",
     "TooLarge",
     "Unreadable",
     "is_local",
+    "is_page",
     "join",
     "normalize",
     "parent",
+    "place",
     "redact",
     "scheme",
     "without_query",
@@ -50,17 +74,34 @@ class Storage:
 
     Whatever is the environment's fault (credentials refused, storage down after retries, disk full) raises
     `cnnbatch.errors.EnvironmentFault`; what is one object's own raises `NotFound`, `Forbidden`, `Unreadable`
-    or `TooLarge`.
+    or `TooLarge`. With a ``reach`` the address must lie within it.
     """
 
-    def __init__(self, options: StorageOptions = StorageOptions()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        options: StorageOptions = StorageOptions(),  # noqa: B008 - frozen
+        reach: Reach | None = None,
+    ) -> None:
         self.options = options
+        self.reach = reach
         self._backends: dict[str, Backend] = {}
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[type[Storage], tuple[StorageOptions]]:
-        """Pickle the options only; clients and sockets stay behind."""
-        return Storage, (self.options,)
+    def __reduce__(self) -> tuple[type[Storage], tuple[StorageOptions, Reach | None]]:
+        """Pickle the options and the reach only; clients and sockets stay behind."""
+        return Storage, (self.options, self.reach)
+
+    def for_list(self, uri: str, allow: Collection[Allowed]) -> Storage:
+        """Return this storage as the list at ``uri`` may use it, which was opened by it before.
+
+        It is itself where the list is the person's own; else what lies beyond the list's reach raises
+        `OutOfReach`.
+        """
+        if may_name_anything(uri):
+            return self
+        backend, uri = self._resolve(uri)
+        private = getattr(backend, "is_private", None)
+        return Storage(self.options, reach_of(uri, allow, bool(private and private(uri))))
 
     def list(self, uri: str, after: str | None = None) -> Iterator[Entry]:
         """Yield every object below the folder ``uri``, ascending by the UTF-8 bytes of its address.
@@ -86,6 +127,8 @@ class Storage:
             self.head(uri)
         except (NotFound, Unreadable):
             return False
+        except OutOfReach:
+            raise
         except Forbidden as error:  # a bucket that may not be listed refuses to say what is not there
             raise EnvironmentFault(
                 str(error), "give the credentials the right to list that bucket, too"
@@ -117,10 +160,11 @@ class Storage:
         backend, uri = self._resolve(uri)
         backend.delete(uri)
 
-    def answers(self, uri: str) -> bool:
-        """Say whether the bucket, host or folder that holds ``uri`` is known to serve this process.
+    def answers(self, uri: str) -> bool | None:
+        """Say whether the bucket, host or folder that holds ``uri`` gives what it gave before, asked anew.
 
-        Where it does, `Forbidden` is that one object's own; where it does not, credentials may be at fault.
+        Where it does, `Forbidden` is that one object's own; where it does not, the storage is at fault. None
+        where it has given nothing to this process so far.
         """
         backend, uri = self._resolve(uri)
         return backend.answers(uri)
@@ -128,24 +172,26 @@ class Storage:
     def _resolve(self, uri: str) -> tuple[Backend, str]:
         """Return who serves an address, and its normal form."""
         uri = normalize(uri)
+        if self.reach is not None and (refusal := self.reach.refusal(uri)):
+            raise OutOfReach(refusal)
         kind = scheme(uri)
         if kind not in self._backends:
             with self._lock:
                 if kind not in self._backends:
-                    self._backends[kind] = _build(kind, self.options)
+                    self._backends[kind] = _build(kind, self.options, self.reach)
         return self._backends[kind], uri
 
 
-def _build(kind: str, options: StorageOptions) -> Backend:
+def _build(kind: str, options: StorageOptions, reach: Reach | None) -> Backend:
     """Import and build one backend; each import costs time that most runs need not spend."""
     if kind == "":
         from cnnbatch.storage.local import LocalFiles
 
-        return LocalFiles()
+        return LocalFiles(options)
     if kind == "package":
         from cnnbatch.storage.package import PackageFiles
 
-        return PackageFiles()
+        return PackageFiles(options)
     if kind == "dataset":
         raise UserError(
             "dataset:NAME is the whole input of a job, and no place for anything else\n"
@@ -158,7 +204,7 @@ def _build(kind: str, options: StorageOptions) -> Backend:
     if kind in ("http", "https"):
         from cnnbatch.storage.web import Web
 
-        return Web(options)
+        return Web(options, reach)
     from cnnbatch.storage.others import Others
 
     return Others(kind, options)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 from cnnbatch.errors import UserError
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+._-]+)://")
+_WEB = re.compile(r"(https?)://([^/?#]*)([^?#]*)\??([^#]*)", re.IGNORECASE | re.DOTALL)
 _NAMING = ("package", "dataset")  # schemes that name something, and have no slashes behind the colon
+_LOCAL = ("file", "local")
 _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "azure": "az"}
 _SECRET_PREFIXES = ("x-amz-", "x-goog-", "x-ms-", "x-oss-", "x-cos-", "q-", "hdn")
 _SIGNATURES = (
@@ -38,14 +40,15 @@ def scheme(uri: str) -> str:
 
 def is_local(uri: str) -> bool:
     """Say whether an address names a file of this machine."""
-    return scheme(uri) in ("", "file")
+    return scheme(uri) in ("", *_LOCAL)
 
 
 def normalize(url: str) -> str:
     """Return the one form of an address that everything else works with.
 
-    A path becomes absolute, ``file://`` a path, ``~`` the home folder; a closing slash goes, except
-    in ``http(s)``, where it means something. Raises `UserError` for an empty address.
+    A path becomes absolute, ``file://`` and ``local://`` a path, ``~`` the home folder; a closing slash
+    goes, except in ``http(s)``, where it means something. Whether anything can be there is not asked.
+    Raises `UserError` for an empty address.
     """
     if not url.strip() or "\0" in url:
         raise UserError(
@@ -53,18 +56,28 @@ def normalize(url: str) -> str:
         )
     kind = scheme(url)
     if kind == "" and url.startswith("file:"):
-        kind = "file"
-    if kind in ("", "file"):
-        path = unquote(urlsplit(url).path) if kind else url
-        return os.path.abspath(os.path.expanduser(path))
+        return _path(unquote(url[len("file:") :]))
+    if kind in _LOCAL:
+        host, slash, path = url[len(kind) + 3 :].partition("/")
+        return _path(unquote(slash + path) if kind == "file" else host + slash + path)
+    if kind == "":
+        return _path(url)
     if kind == "package":
         return "package:" + url.removeprefix("package:").strip("/")
-    if kind in ("http", "https", "dataset"):
+    if kind in ("http", "https"):
+        return kind + url[len(kind) :]
+    if kind == "dataset":
         return url
     rest = url[len(kind) + 3 :].rstrip("/")
     if kind == "memory":
         rest = rest.lstrip("/")
     return f"{_ALIASES.get(kind, kind)}://{rest}"
+
+
+def _path(path: str) -> str:
+    if not path or "\0" in path:
+        raise UserError(f"the path of a file was expected, without null characters; got {path!r}")
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -87,6 +100,16 @@ def without_query(uri: str) -> str:
     return uri.split("?")[0].split("#")[0] if scheme(uri) in ("http", "https") else uri
 
 
+def place(uri: str) -> str:
+    """Return the bucket or host of an address, with its scheme and without its user; "" for a local path."""
+    kind = scheme(uri)
+    if kind in ("", *_LOCAL):
+        return ""
+    if kind in _NAMING:
+        return uri.partition("/")[0]
+    return f"{kind}://{re.split('[/?#]', uri[len(kind) + 3 :], maxsplit=1)[0].rpartition('@')[2]}"
+
+
 def redact(uri: str) -> str:
     """Return an address as rows and messages may show it: without user, password and signature.
 
@@ -94,12 +117,11 @@ def redact(uri: str) -> str:
     the others stay, since they may be all that tells one image from another.
     """
     kind = scheme(uri)
-    if kind in ("", "file", *_NAMING):
+    if kind in ("", *_LOCAL, *_NAMING):
         return uri
-    if kind in ("http", "https"):
-        parts = urlsplit(uri)
-        host = parts.netloc.rpartition("@")[2]
-        return urlunsplit((parts.scheme, host, parts.path, _open_query(parts.query), ""))
+    if found := _WEB.match(uri):
+        place, path, query = found[2].rpartition("@")[2], found[3], _open_query(found[4])
+        return f"{kind}://{place}{path}" + (f"?{query}" if query else "")
     start = len(kind) + 3
     place, slash, path = uri[start:].partition("/")
     bare, mark, query = path.rpartition("?")

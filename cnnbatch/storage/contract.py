@@ -9,13 +9,15 @@ from typing import BinaryIO, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.records import Span
 
 
 class StorageOptions(BaseModel):
     """How to reach a storage; nothing secret, for jobs are written down and shared.
 
-    ``timeout_s`` bounds one request, ``retries`` counts the attempts after the first one.
+    ``timeout_s`` bounds one request (ten times that one that writes), ``retries`` counts the attempts after
+    the first one; between them are pauses of 0.1, 0.2, 0.4 … 15 s, each shortened at random by up to half.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +28,9 @@ class StorageOptions(BaseModel):
     requester_pays: bool = False
     timeout_s: float = Field(default=60.0, gt=0)
     retries: int = Field(default=8, ge=0)
+
+
+_PAGE = (b"<!doctype html", b"<html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,28 @@ class NotFound(Exception):
     """The address names nothing."""
 
 
+class NoSuchPlace(NotFound):
+    """The bucket itself is not there."""
+
+
 class Forbidden(Exception):
     """This one object may not be read."""
+
+
+class OutOfReach(Forbidden):
+    """The list that names this address may not name it; see `cnnbatch.storage.reach`."""
+
+
+class MissingPackage(UserError):
+    """Addresses of this kind are read by a package that is not installed here."""
+
+
+class NotInstalled(EnvironmentFault):
+    """The package whose files an address names is not installed here."""
+
+
+class NoAnswer(EnvironmentFault):
+    """A place gives no answer that has given none before: is it the only one that does not?"""
 
 
 class Unreadable(Exception):
@@ -88,5 +113,10 @@ class Backend(Protocol):
     def delete(self, uri: str) -> None:
         """Remove an object; an absent one is fine."""
 
-    def answers(self, uri: str) -> bool:
-        """Say whether the place that holds ``uri`` is known to serve this process."""
+    def answers(self, uri: str) -> bool | None:
+        """Say whether the place that holds ``uri`` still serves; None where it has given nothing so far."""
+
+
+def is_page(data: bytes) -> bool:
+    """Say whether bytes are a web page: what a login or a captive portal answers instead of an image."""
+    return data[:256].lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower().startswith(_PAGE)

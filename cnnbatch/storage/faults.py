@@ -9,7 +9,7 @@ from obstore import exceptions
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.storage.address import redact
-from cnnbatch.storage.contract import AlreadyExists, Changed, Forbidden, NotFound, Unreadable
+from cnnbatch.storage.contract import AlreadyExists, Changed, Forbidden, NoSuchPlace, NotFound, Unreadable
 
 _AWS = (
     "InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken InvalidToken TokenRefreshRequired InvalidSecurity"
@@ -25,6 +25,20 @@ _REGION = (
     "AuthorizationHeaderMalformed",
     "IllegalLocationConstraintException",
 )
+_WRONG_REGION = "incorrectly configured region"
+_DECIDED = (
+    ValueError,
+    OSError,  # the built-in ones are of local files: a spool that is gone
+    exceptions.AlreadyExistsError,
+    exceptions.InvalidPathError,
+    exceptions.NotFoundError,
+    exceptions.NotModifiedError,
+    exceptions.NotSupportedError,
+    exceptions.PermissionDeniedError,
+    exceptions.PreconditionError,
+    exceptions.UnauthenticatedError,
+    exceptions.UnknownConfigurationKeyError,
+)
 _NO_CREDENTIALS = (
     "169.254.169.254",
     "169.254.170.2",
@@ -32,7 +46,7 @@ _NO_CREDENTIALS = (
     "metadata.google.internal",
     "/metadata/",
 )
-_BUSY = (429, 503)  # throttled: says nothing about the object that was asked for
+BUSY = (429, 503)  # throttled: says nothing about the object that was asked for
 
 LOGIN = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (aws configure export-credentials --format env"
@@ -66,10 +80,24 @@ class Answer:
         return Answer(int(status[1]) if status else 0, code[1] if code else "", text)
 
 
-def sort(error: Exception, uri: str, kind: str, writing: bool, served_since: bool) -> Exception:
-    """Return what to raise for an obstore ``error`` at ``uri``.
+def passes(error: Exception) -> bool:
+    """Say whether another attempt may end otherwise: no answer, a broken one, or one of a server in trouble."""
+    if isinstance(error, _DECIDED):
+        return False
+    answer = Answer.of(error)
+    if answer.code in _CREDENTIALS or answer.code in _REGION or _WRONG_REGION in str(error):
+        return False
+    return (
+        answer.status in (0, 408, 429)
+        or (answer.status >= 500 and answer.status != 501)
+        or answer.code == "RequestTimeout"  # S3 says so with status 400, of a body that came too slowly
+    )
 
-    ``served_since``: the same bucket served another object after this request began, so that it is not down.
+
+def sort(error: Exception, uri: str, kind: str, writing: bool = False, served: bool = False) -> Exception:
+    """Return what to raise for an obstore ``error`` at ``uri``, after the last attempt.
+
+    ``served``: the same bucket serves another object even now, so that it is not down.
     """
     answer = Answer.of(error)
     shown = redact(uri)
@@ -77,7 +105,7 @@ def sort(error: Exception, uri: str, kind: str, writing: bool, served_since: boo
         return EnvironmentFault(f"{shown}: no credentials were found", LOGIN[kind])
     if answer.status == 401 or answer.code in _CREDENTIALS:
         return EnvironmentFault(f"{shown}: the credentials are refused ({answer.text})", LOGIN[kind])
-    if answer.code in _REGION or "incorrectly configured region" in str(error):
+    if answer.code in _REGION or _WRONG_REGION in str(error):
         return EnvironmentFault(
             f"{shown}: the bucket is in another region ({answer.text})", "set storage.region"
         )
@@ -87,7 +115,7 @@ def sort(error: Exception, uri: str, kind: str, writing: bool, served_since: boo
         return Changed(shown)
     if writing:
         return _of_writing(answer, shown)
-    return _of_reading(error, answer, shown, served_since)
+    return _of_reading(error, answer, shown, served)
 
 
 def _of_writing(answer: Answer, shown: str) -> Exception:
@@ -99,17 +127,18 @@ def _of_writing(answer: Answer, shown: str) -> Exception:
     return EnvironmentFault(f"{shown} was not written ({answer.text})", mend.get(answer.status, _down(shown)))
 
 
-def _of_reading(error: Exception, answer: Answer, shown: str, served_since: bool) -> Exception:
+def _of_reading(error: Exception, answer: Answer, shown: str, served: bool) -> Exception:
     if isinstance(error, FileNotFoundError | exceptions.NotFoundError) or answer.status == 404:
-        bucket = " (there is no such bucket)" if answer.code in ("NoSuchBucket", "ContainerNotFound") else ""
-        return NotFound(f"{shown} does not exist{bucket}")
+        if answer.code in ("NoSuchBucket", "ContainerNotFound"):
+            return NoSuchPlace(f"{shown} does not exist (there is no such bucket)")
+        return NotFound(f"{shown} does not exist")
     if isinstance(error, exceptions.PermissionDeniedError) or answer.status == 403:
         return Forbidden(f"{shown}: {answer.text}")
     if isinstance(error, ValueError | exceptions.InvalidPathError):
         return Unreadable(f"{shown}: object stores are not asked for names with empty or dotted parts")
     if 400 <= answer.status < 500 and answer.status not in (408, 429):
         return Unreadable(f"{shown}: {answer.text}")
-    if served_since and answer.status not in _BUSY:
+    if served and answer.status not in BUSY:
         return Unreadable(f"{shown}: {answer.text}, while others beside it were served")
     return EnvironmentFault(f"{shown}: the storage does not answer ({answer.text})", _down(shown))
 
@@ -123,7 +152,7 @@ def of_listing(error: Exception, uri: str, kind: str) -> Exception:
             f" ({name[1] if name else 'unknown'}), which cannot be addressed safely\n"
             "  what to do: rename it, or give a folder without it"
         )
-    return sort(error, uri, kind, False, False)
+    return sort(error, uri, kind)
 
 
 def _down(shown: str) -> str:

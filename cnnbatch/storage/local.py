@@ -8,19 +8,40 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, TypeVar
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.records import Span
-from cnnbatch.storage.contract import AlreadyExists, Changed, Entry, Forbidden, NotFound, TooLarge, Unreadable
+from cnnbatch.storage.contract import (
+    AlreadyExists,
+    Changed,
+    Entry,
+    Forbidden,
+    NotFound,
+    StorageOptions,
+    TooLarge,
+    Unreadable,
+)
+from cnnbatch.storage.retrying import attempts
 
 _UNFINISHED = ".cnnbatch-unfinished-"  # a file under this name is no object yet; listings leave it out
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _REFUSED = {errno.EACCES, errno.EPERM}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+_PASSING = {
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ECONNRESET,
+    errno.ECONNABORTED,
+}
 _MEND = {
     errno.ENOSPC: "free space on that disk, or choose another place",
     errno.EDQUOT: "free space within the quota, or choose another place",
@@ -34,9 +55,14 @@ _MEND = {
     errno.ENOTDIR: "choose a place whose parent is a folder",
 }
 
+Result = TypeVar("Result")
+
 
 class LocalFiles:
-    """Plain paths."""
+    """Plain paths; what a mount over the network fails to do for a moment is tried again."""
+
+    def __init__(self, options: StorageOptions = StorageOptions()) -> None:  # noqa: B008 - frozen
+        self._options = options
 
     def list(self, uri: str, after: str | None) -> Iterator[Entry]:
         """Yield the files below a folder by their paths' bytes; links are followed, loops are not."""
@@ -53,27 +79,18 @@ class LocalFiles:
 
     def read(self, uri: str, span: Span | None, limit: int | None) -> bytes:
         """Return a file's bytes, or those of ``span``."""
-        with _sorted(uri), _regular(uri) as file:
-            if span is not None:
-                file.seek(span.offset)
-                return file.read(span.length)
-            size = os.fstat(file.fileno()).st_size
-            if limit is not None and size > limit:
-                raise TooLarge(f"{size:,} bytes, at most {limit:,} are read")
-            return file.read(size)
+        return self._ask(uri, lambda: _read(uri, span, limit))
 
     def head(self, uri: str) -> Entry:
         """Return a file's size and etag."""
-        with _sorted(uri):
-            status = os.stat(uri)
+        status = self._ask(uri, lambda: os.stat(uri))
         if not stat.S_ISREG(status.st_mode):
             raise Unreadable(f"{uri} is {_kind(status.st_mode)}, a file was expected")
         return Entry(uri, status.st_size, _etag(status))
 
     def open(self, uri: str) -> BinaryIO:
         """Open a file for reading."""
-        with _sorted(uri):
-            return _regular(uri)
+        return self._ask(uri, lambda: _regular(uri))
 
     def create(self, uri: str, data: bytes | Path) -> str:
         """Write a new file: under another name first, then linked into place, which never overwrites."""
@@ -81,7 +98,8 @@ class LocalFiles:
             try:
                 os.link(unfinished, uri)
             except FileExistsError:
-                raise AlreadyExists(uri) from None
+                if not os.path.samefile(unfinished, uri):  # else the answer of a mount was lost: it is ours
+                    raise AlreadyExists(uri) from None
             except OSError as error:
                 if error.errno not in _NO_LINKS:
                     raise
@@ -122,6 +140,27 @@ class LocalFiles:
     def answers(self, uri: str) -> bool:
         """Say whether this process may look into the file's folder."""
         return os.access(os.path.dirname(uri), os.X_OK)
+
+    def _ask(self, uri: str, ask: Callable[[], Result]) -> Result:
+        with _sorted(uri):
+            for attempt in attempts(self._options):
+                try:
+                    return ask()
+                except OSError as error:
+                    if error.errno not in _PASSING or attempt == self._options.retries:
+                        raise
+        raise AssertionError("an attempt either returns or raises")
+
+
+def _read(uri: str, span: Span | None, limit: int | None) -> bytes:
+    with _regular(uri) as file:
+        if span is not None:
+            file.seek(span.offset)
+            return file.read(span.length)
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise TooLarge(f"{size:,} bytes, at most {limit:,} are read")
+        return file.read(size)
 
 
 def _walk(root: bytes, below: bytes, start: bytes, seen: tuple[tuple[int, int], ...]) -> Iterator[bytes]:

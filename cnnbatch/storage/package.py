@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.errors import UserError
 from cnnbatch.records import Span
-from cnnbatch.storage.contract import Entry, Unreadable
+from cnnbatch.storage.contract import Entry, NotInstalled, StorageOptions, Unreadable
 from cnnbatch.storage.local import LocalFiles
+
+_INSIDE = re.compile(r"([^/\\\0]+(/[^/\\\0]+)*)?")
 
 
 class PackageFiles:
     """Package data; nothing is ever written there."""
 
-    def __init__(self) -> None:
-        self._files = LocalFiles()
+    def __init__(self, options: StorageOptions) -> None:
+        self._files = LocalFiles(options)
 
     def list(self, uri: str, after: str | None) -> Iterator[Entry]:
         """Yield the files below a folder of a package."""
@@ -62,19 +65,34 @@ class PackageFiles:
 
 
 def locate(uri: str) -> str:
-    """Return the local path of ``package:NAME/PATH``; `EnvironmentFault` where it is not installed."""
+    """Return the local path of ``package:NAME/PATH``; `NotInstalled` where there is no such package.
+
+    Nothing outside the package's own folders is named, neither by the text nor by a link in them.
+    """
     name, _, inside = uri.removeprefix("package:").partition("/")
-    if ".." in inside.split("/") or not name.isidentifier():
+    if not name.isidentifier() or not _INSIDE.fullmatch(inside) or ".." in inside.split("/"):
         raise Unreadable(f"{uri} names no file of a package; expected package:NAME/PATH, without '..'")
-    spec = find_spec(name)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
+    folders = _folders(name)
     if not folders:
-        raise EnvironmentFault(
+        raise NotInstalled(
             f"the package {name!r} of {uri} is not installed here",
             f"install it, for instance pip install {name}",
         )
     paths = [os.path.join(folder, inside) if inside else folder for folder in folders]
-    return next((path for path in paths if os.path.exists(path)), paths[0])
+    pairs = list(zip(map(os.path.realpath, folders), paths, strict=True))
+    folder, path = next((pair for pair in pairs if os.path.exists(pair[1])), pairs[0])
+    if os.path.commonpath([folder, os.path.realpath(path)]) != folder:
+        raise Unreadable(f"{uri} is a link that leaves its package")
+    return path
+
+
+def _folders(name: str) -> list[str]:
+    """Return the folders of a package, which is not imported; none where it is not installed."""
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):  # ValueError: of __main__, which has none
+        return []
+    return list(spec.submodule_search_locations or ()) if spec else []
 
 
 def is_installed(name: str) -> bool:
