@@ -25,7 +25,7 @@ from cnnbatch.records import CODES, PASSING, Receipt, Work
 from cnnbatch.report import write_report
 from cnnbatch.report.ways import ran_by
 from cnnbatch.screen import Screen, seen
-from cnnbatch.settling import FEW, SAMPLE, Settling
+from cnnbatch.settling import FEW, SAMPLE, Settling, model_of
 from cnnbatch.sources import Source, open_source
 from cnnbatch.storage import Storage, normalize, redact
 
@@ -82,6 +82,8 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
         looking = Looking(options.new or options.prune, options.prune)
         planner = Planner(output, source, job.input, job.task.shard_size, looking)
         running = _Running(job, source, output, planner, options, screen)
+        if not planner.complete:
+            screen.doing(f"listing {_input(job)}")
         planner.start()
         try:
             for receipt in _predict(running, _works(running, finished)):
@@ -164,20 +166,32 @@ def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receip
     planner.wait_for(FEW)
     head = _head(first, works)
     refs = [ref for work in head for ref in work.shard.refs]
-    settling = Settling(job, output, refs, lambda: planner.images, running.options.allow_mixed)
+    doing = running.screen.doing
+    settling = Settling(job, output, refs, lambda: planner.images, running.options.allow_mixed, doing)
     suspects = output.suspects()
     inline = _runs_inline(job, planner, suspects)
     order = Order(job, running.source, output, inline, settling.kept())
     if inline:
+        doing(f"loading {model_of(job)}")
         yield from predict_inline(order, chain(head, works), settling)
         return
     from cnnbatch.pool import Pool, connect
 
+    count = f"{job.compute.workers} " if isinstance(job.compute.workers, int) else ""
+    doing(f"starting {count}workers, which load {model_of(job)}")
     connect(job.compute)
     pool = Pool(order, settling, running.screen.note, planner.count_shards())
     yield from pool.predict(chain(head, works), suspects)
     for index in suspects:
         output.storage.delete(output.suspect(index))
+
+
+def _input(job: MapJob) -> str:
+    """Return the first address of the input, and how many there are."""
+    url = job.input.url
+    if isinstance(url, str):
+        return redact(url)
+    return redact(url[0]) + (f" and {len(url) - 1} more" if len(url) > 1 else "")
 
 
 def _head(first: Work, works: Iterator[Work | None]) -> list[Work]:

@@ -37,8 +37,9 @@ class Settling:
         refs: Sequence[ImageRef] = (),
         images: Callable[[], int] = lambda: 0,
         allow_mixed: bool = False,
+        doing: Callable[[str], None] = lambda what: None,
     ) -> None:
-        self._job, self._output = job, output
+        self._job, self._output, self._doing = job, output, doing
         self._refs, self._images = refs, images
         self._allow_mixed = allow_mixed
 
@@ -54,6 +55,7 @@ class Settling:
         first = "precision" not in kept
         precision_open = self._job.compute.precision == "auto" and first
         share = self._images() // (_SAMPLED * max(1, workers))
+        self._doing(f"measuring how {model_of(self._job)} runs fastest here")
         refs = spread(self._refs, min(max(SAMPLE, share), LARGE_SAMPLE))
         return Sample(Shard(0, refs), self._images(), workers, precision_open, first)
 
@@ -84,6 +86,11 @@ class Settling:
         if ready.classes is not None:
             self._output.decide("classes", ready.classes)
         self._output.storage.put(self._output.path("_job", "job.yaml"), to_yaml(self._job).encode())
+
+
+def model_of(job: MapJob) -> str:
+    """Return the model of a job as a person says it: its name, else that of the task."""
+    return str(getattr(job.task, "model", None) or job.task.name)
 
 
 def _is_settled(ready: Ready, kept: Mapping[str, Any]) -> bool:

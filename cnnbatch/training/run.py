@@ -38,13 +38,16 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
         require_same_training(job, output)
         parts = parts_of(job, Storage(job.input.storage))
         if output.decided("training/finished") is None:
+            screen.doing("looking at the images and their classes")
             collected = collect(job, parts, output)
             progress = Progress(screen, output, len(collected.train), job.train.batch)
             progress.begin(collected)
+            screen.doing("looking at what the network makes of them")
             decision = decide(job, parts, collected, output, screen.note)
             screen.note(f"strategy {decision.strategy}: {decision.why}")
             epochs = epochs_for(job, decision.strategy, collected.data)
             progress.expect(epochs)
+            screen.doing("starting the training")
             parts = replace(parts, how=collected.how)
             order = Order(job, output, parts, collected.data, decision, epochs, collected.digest)
             for told in _fit(order):
