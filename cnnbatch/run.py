@@ -29,7 +29,7 @@ from cnnbatch.report import write_report
 from cnnbatch.report.ways import ran_by
 from cnnbatch.result import Result
 from cnnbatch.screen import EXAMPLES, Screen, seen
-from cnnbatch.settling import FEW, SAMPLE, Settling
+from cnnbatch.settling import FEW, SAMPLE, Settling, model_of
 from cnnbatch.sources import Source, open_source
 from cnnbatch.storage import Storage, normalize, redact
 
@@ -101,6 +101,8 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
         looking = Looking(anew, options.prune, some=job.max_failed < 1)
         planner = Planner(output, source, job.input, job.task.shard_size, looking)
         running = _Running(job, source, output, planner, options, screen)
+        if not planner.complete:
+            screen.doing(f"listing {_input(job)}")
         planner.start()
         try:
             for receipt in _predict(running, _works(running, finished)):
@@ -196,31 +198,34 @@ def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receip
     refs = [ref for work in head for ref in work.shard.refs]
     known = KnownClasses(job, running.source, planner.shards)
     known.require_early()
-    settling = Settling(
-        job,
-        output,
-        refs,
-        lambda: planner.images,
-        running.options.allow_mixed,
-        known,
-        running.screen.note,
-    )
+    screen = running.screen
+    settling = Settling(job, output, refs, lambda: planner.images, running.options.allow_mixed, known, screen)
     suspects = output.suspects()
     inline = _runs_inline(job, planner, suspects)
     order = Order(job, running.source, output, inline, settling.kept())
     if inline:
+        screen.doing(f"loading {model_of(job)}")
         yield from predict_inline(order, chain(head, works), settling)
         return
     from cnnbatch import ray_session
     from cnnbatch.pool import Pool
 
-    note = running.screen.note
-    ray_session.connect(job.compute, note)
+    count = f"{job.compute.workers} " if isinstance(job.compute.workers, int) else ""
+    screen.doing(f"starting {count}workers, which load {model_of(job)}")
+    ray_session.connect(job.compute, screen.note)
     with ray_session.faults():
-        pool = Pool(order, settling, note, planner.count_shards())
+        pool = Pool(order, settling, screen.note, planner.count_shards())
         yield from pool.predict(chain(head, works), suspects)
     for index in suspects:
         output.storage.delete(output.suspect(index))
+
+
+def _input(job: MapJob) -> str:
+    """Return the first address of the input, and how many there are."""
+    url = job.input.url
+    if isinstance(url, str):
+        return redact(url)
+    return redact(url[0]) + (f" and {len(url) - 1} more" if len(url) > 1 else "")
 
 
 def _head(first: Work, works: Iterator[Work | None]) -> list[Work]:

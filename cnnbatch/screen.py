@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -40,15 +41,20 @@ class Screen:
         self._recent: list[tuple[float, int]] = []
         self._said = self._started
         self._live = Live("", console=self.console, transient=True, refresh_per_second=4)
+        self._doing = ""
+        self._doing_since = self._started
+        self._ended = threading.Event()
 
     def __enter__(self) -> Screen:
         if self.console.is_terminal:
             self._live.start()
+        threading.Thread(target=self._tick, name="screen", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         if self.console.is_terminal:
             self._live.stop()
 
@@ -66,6 +72,16 @@ class Screen:
         if not self.console.quiet:
             terminal.say(text)
 
+    def doing(self, what: str) -> None:
+        """Show what is done before images can be counted, with its seconds, until something else is shown.
+
+        Without a terminal the first is said at once.
+        """
+        if not self._doing:
+            self._said = time.monotonic() - PLAIN_EVERY_S
+        self._doing, self._doing_since = what, time.monotonic()
+        self.show()
+
     def count(self, receipt: Receipt, total: int | None) -> None:
         """Take one finished shard; ``total`` is the number of images planned, once it is known."""
         self.total = total
@@ -81,10 +97,14 @@ class Screen:
 
     def show(self) -> None:
         """Show the line as it stands."""
-        self.tell(self.line())
+        self._put(self.line())
 
     def tell(self, line: str) -> None:
         """Show a line that the next one replaces; without a terminal one every ten seconds."""
+        self._doing = ""
+        self._put(line)
+
+    def _put(self, line: str) -> None:
         if self.console.is_terminal:
             self._live.update(Text(terminal.line(line)))
         elif time.monotonic() - self._said >= PLAIN_EVERY_S:
@@ -108,7 +128,9 @@ class Screen:
         return advance
 
     def line(self) -> str:
-        """Return the line: done/total, images a second, time left, failures."""
+        """Return the line: what is done first, then done/total, images a second, time left, failures."""
+        if self._doing and not self._recent:
+            return f"{self._doing} · {_duration(time.monotonic() - self._doing_since)}"
         rate = self._rate()
         before = -self.skipped if self._of_this_run else 0
         total = "?" if self.total is None else f"{self.total + before:,}"
@@ -120,6 +142,12 @@ class Screen:
         if self.failed:
             parts.append(f"{sum(self.failed.values()):,} failed")
         return " · ".join(parts)
+
+    def _tick(self) -> None:
+        """Keep the seconds of what is done first going."""
+        while not self._ended.wait(1):
+            if self._doing and not self._recent:
+                self.show()
 
     def _rate(self) -> float:
         """Return images a second over the last half minute that had receipts."""

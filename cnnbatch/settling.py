@@ -19,6 +19,7 @@ from cnnbatch.storage import redact
 
 if TYPE_CHECKING:
     from cnnbatch.known_classes import KnownClasses
+    from cnnbatch.screen import Screen
 
 FEW = 100
 """The least number of images on which a way through a network is judged."""
@@ -34,7 +35,7 @@ class Settling:
 
     ``refs`` are the first images to predict, ``images`` counts those planned so far. With
     ``allow_mixed`` an output may hold parts of several precisions. ``known`` is asked of the first model that
-    was loaded. ``note`` is told what the workers note.
+    was loaded. On ``screen`` it is said what the workers note and what they do.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class Settling:
         images: Callable[[], int] = lambda: 0,
         allow_mixed: bool = False,
         known: KnownClasses | None = None,
-        note: Callable[[str], object] = lambda words: None,
+        screen: Screen | None = None,
     ) -> None:
         self._job, self._output, self._known = job, output, known
         self._refs, self._images = refs, images
-        self._allow_mixed, self._note = allow_mixed, note
+        self._allow_mixed, self._screen = allow_mixed, screen
         self._noted: set[str] = set()
 
     def kept(self) -> dict[str, Any]:
@@ -65,6 +66,8 @@ class Settling:
         first = "precision" not in kept
         precision_open = self._job.compute.precision == "auto" and first
         share = self._images() // (_SAMPLED * max(1, workers))
+        if self._screen is not None:
+            self._screen.doing(f"measuring how {model_of(self._job)} runs fastest here")
         refs = spread(self._refs, min(max(SAMPLE, share), LARGE_SAMPLE))
         return Sample(Shard(0, refs), self._images(), workers, precision_open, first)
 
@@ -76,9 +79,9 @@ class Settling:
         """
         self._require_known(ready)
         for words in ready.notes:
-            if words not in self._noted:
+            if self._screen is not None and words not in self._noted:
                 self._noted.add(words)
-                self._note(words)
+                self._screen.note(words)
         settings = ready.settings
         mine = {name: settings[name] for name in ("precision", "decoder")}
         kept = {"decoder": "cpu", **self._output.decide("settings", mine)}
@@ -117,6 +120,11 @@ class Settling:
                     f"{part} was made by another job, and one output never mixes two\n"
                     "  what to do: choose another output, or give the job that made this one"
                 )
+
+
+def model_of(job: MapJob) -> str:
+    """Return the model of a job as a person says it: its name, else that of the task."""
+    return str(getattr(job.task, "model", None) or job.task.name)
 
 
 def _is_settled(ready: Ready, kept: Mapping[str, Any]) -> bool:

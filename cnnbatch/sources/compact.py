@@ -24,12 +24,16 @@ Fields = dict[int, Any]
 """Of a struct by their numbers: whole numbers, structs and lists; None for any other value."""
 
 
-def struct(data: bytes, at: int = 0, depth: int = 0) -> tuple[Fields, int]:
+def struct(data: bytes, left: list[int], at: int = 0, depth: int = 0) -> tuple[Fields, int]:
     """Return the fields of a struct that begins at ``at``, and where it ends.
 
-    Raises IndexError where ``data`` ends before it, and `Damaged`.
+    ``left[0]`` is how many structs it may have in it, and is counted down. Raises IndexError where ``data``
+    ends before it, `Damaged`, and `TooLarge` where nothing is left.
     """
     fields: Fields = {}
+    left[0] -= 1
+    if left[0] < 0:
+        raise TooLarge("more parts than are read")
     number = 0
     while head := data[at]:
         at += 1
@@ -43,20 +47,20 @@ def struct(data: bytes, at: int = 0, depth: int = 0) -> tuple[Fields, int]:
         elif kind in (_TRUE, _FALSE):  # a field's truth is its type
             fields[number] = None
         else:
-            fields[number], at = _value(data, at, kind, depth + 1)
+            fields[number], at = _value(data, left, at, kind, depth + 1)
     return fields, at + 1
 
 
-def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
+def _value(data: bytes, left: list[int], at: int, kind: int, depth: int) -> tuple[Any, int]:
     if depth > _MOST_DEPTH:
         raise Damaged("it is nested too deeply")
     if kind == _BINARY:
         length, at = _unsigned(data, at)
         return None, at + length
     if kind == _STRUCT:
-        return struct(data, at, depth)
+        return struct(data, left, at, depth)
     if kind in (_LIST, _SET):
-        return _list(data, at, depth)
+        return _list(data, left, at, depth)
     if kind in _NUMBERS:
         return _signed(data, at)
     if kind in (_TRUE, _FALSE, _BYTE):
@@ -66,7 +70,7 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
     raise Damaged(f"a value of a type {kind} that no such file has")
 
 
-def _list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
+def _list(data: bytes, left: list[int], at: int, depth: int) -> tuple[list[Any], int]:
     kind, count, at = data[at] & 15, data[at] >> 4, at + 1
     if count == 15:
         count, at = _unsigned(data, at)
@@ -74,7 +78,7 @@ def _list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
     for _ in range(count):
         if at >= len(data):  # every element has a byte at least
             raise IndexError
-        value, at = _value(data, at, kind, depth + 1)
+        value, at = _value(data, left, at, kind, depth + 1)
         found.append(value)
     return found, at
 

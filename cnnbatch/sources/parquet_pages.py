@@ -19,6 +19,9 @@ from cnnbatch.sources.compact import Damaged, TooLarge, struct
 FOOTER_BYTES = 16 << 20
 """Bytes that a footer may have."""
 
+FOOTER_PARTS = 500_000
+"""Parts that a footer may have: a column of a row group is about six."""
+
 DICTIONARY = 2
 """`Page.kind` of a dictionary."""
 
@@ -27,6 +30,7 @@ DELTA_BYTE_ARRAY = 7
 
 _FOOTER_READ = 64 << 10  # what Arrow reads first, so that one request serves both
 _SIZES = 5, 6, 7, 9  # values, decompressed and stored bytes, where the pages begin
+_HEADER_PARTS = 100
 _USUAL_HEADER = 1 << 10  # bytes that are looked at first
 _MOST_HEADER = 1 << 20  # bytes; statistics may hold the least and the greatest cell
 _DETAILS = 5, 7, 8  # data page, dictionary page, data page of the second version
@@ -89,7 +93,7 @@ def read_footer(file: BinaryIO, size: int) -> tuple[bytes, tuple[Group, ...]]:
         file.seek(size - length - 8)
         end = file.read(length + 8)
     try:
-        fields, _ = struct(end[-length - 8 : -8])
+        fields, _ = struct(end[-length - 8 : -8], [FOOTER_PARTS])
         groups = tuple(_group(one, size - length - 8) for one in fields[4])
     except (LookupError, TypeError, AttributeError):
         raise Damaged("its footer is damaged") from None
@@ -126,7 +130,7 @@ def page_header(data: bytes) -> tuple[Page, int] | None:
         Damaged: it is no header.
     """
     try:
-        fields, length = struct(data)
+        fields, length = struct(data, [_HEADER_PARTS])
         if length > len(data):
             raise IndexError
     except IndexError:
@@ -210,7 +214,7 @@ class Watched:
         return self._at
 
     def watch(self, chunks: Sequence[Chunk]) -> None:
-        """Let these be read from now on, and nothing else but the file's end."""
+        """Let these be read from now on, and nothing else."""
         self._chunks, self.fault = chunks, None
 
     def read(self, count: int = -1) -> bytes:
@@ -227,11 +231,16 @@ class Watched:
     def _read(self, at: int, count: int) -> bytes:
         in_end = at - (self._size - len(self._end))
         if in_end >= 0:
-            return self._end[in_end : in_end + count]
-        chunk = next((chunk for chunk in self._chunks if chunk.start <= at < chunk.end), None)
-        if chunk is None:
-            raise Damaged(f"bytes at {at:,} are asked for, where no column lies")
-        self._file.seek(at)
-        data = self._file.read(count)
-        chunk.see(at, data)
+            data = self._end[in_end : in_end + count]
+        else:
+            self._file.seek(at)
+            data = self._file.read(count)
+        if self._chunks:
+            self._chunk(at).see(at, data)
         return data
+
+    def _chunk(self, at: int) -> Chunk:
+        for chunk in self._chunks:
+            if chunk.start <= at < chunk.end:
+                return chunk
+        raise Damaged(f"bytes at {at:,} are asked for, where no column lies")

@@ -19,6 +19,9 @@ from cnnbatch.sources.objects import FORMS, TRUTH, has_class, holds_objects
 if TYPE_CHECKING:
     from cnnbatch.job import Input
 
+EMBED = "write the bytes, too, as datasets' embed_external_files=True does in to_parquet"
+"""What to do where Hugging Face's images have paths and no bytes."""
+
 OBJECTS = "objects"
 """The column whose objects are the truth."""
 
@@ -90,22 +93,56 @@ def image_column(schema: pa.Schema, used: Sequence[str | None], where: str) -> s
             return by_name[name]
     if len(found) == 1:
         return found[0]
-    came = f"several have bytes: {', '.join(found)}" if found else f"its columns: {shown(schema)}"
+    came, mend = _without_one(schema, found)
     raise UserError(
         f"{where}: one column of image bytes was expected, named {', '.join(_IMAGE_NAMES[:4])} or the like; "
-        f"{came}\n"
-        "  what to do: rename the column of the images; a file of addresses is read with input.format=list"
+        f"{came}\n  what to do: {mend}"
     )
+
+
+def _without_one(schema: pa.Schema, found: Sequence[str]) -> tuple[str, str]:
+    """Say what there is in place of one column of image bytes, and what to do."""
+    if found:
+        return f"several have bytes: {', '.join(found)}", (
+            f"rename the one that is meant to {_IMAGE_NAMES[0]}, or write a file for each"
+        )
+    if lists := [
+        field.name for field in schema if _element(field.type) != field.type and _holds_lists(field)
+    ]:
+        return f"a row of {lists[0]} has a list of images: {schema.field(lists[0]).type}", (
+            f"write a row for each image, as pandas' explode({lists[0]!r}) does"
+        )
+    if paths := [field.name for field in schema if _holds_paths(field.type)]:
+        return f"{paths[0]} has paths alone: {schema.field(paths[0]).type}", (
+            f"write those paths as a column of text and give input.format=list, or {EMBED}"
+        )
+    return f"its columns: {shown(schema)}", (
+        "rename the column of the images; a file of addresses is read with input.format=list"
+    )
+
+
+def _holds_lists(field: pa.Field) -> bool:
+    return holds_bytes(_element(field.type)) or _holds_paths(_element(field.type))
+
+
+def _holds_paths(kind: pa.DataType) -> bool:
+    """Say whether this is Hugging Face's image without its bytes."""
+    return kinds.is_struct(kind) and any(field.name == "path" for field in kind)
 
 
 def holds_images(schema: pa.Schema) -> bool:
     """Say whether a file is one of images, rather than a list of addresses with some bytes beside them."""
     try:
         name = image_column(schema, (), "")
-    except UserError:
-        return False
-    addressed = any(field.name.lower() in _ADDRESS_NAMES and _is_text(field.type) for field in schema)
-    return name.lower() in _IMAGE_NAMES or kinds.is_struct(schema.field(name).type) or not addressed
+    except UserError:  # also of lists of images it is one, which its source then says
+        name = next((field.name for field in schema if _holds_lists(field) or _holds_paths(field.type)), None)
+        return name is not None and not _has_addresses(schema)
+    named = name.lower() in _IMAGE_NAMES or kinds.is_struct(schema.field(name).type)
+    return named or not _has_addresses(schema)
+
+
+def _has_addresses(schema: pa.Schema) -> bool:
+    return any(field.name.lower() in _ADDRESS_NAMES and _is_text(field.type) for field in schema)
 
 
 def holds_bytes(kind: pa.DataType) -> bool:
@@ -142,9 +179,9 @@ def class_names(schema: pa.Schema, column: str | None) -> tuple[str, ...] | None
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         feature = features[column]
-    except (KeyError, TypeError, ValueError):
+        return _names_in(feature)
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    return _names_in(feature)
 
 
 def has_numbers(schema: pa.Schema, column: str | None) -> bool:

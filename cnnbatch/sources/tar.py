@@ -62,7 +62,11 @@ _TYPES: dict[str, tuple[tuple[type, ...], pa.DataType]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The members that share a path up to the first dot of the name, one behind the other in the archive."""
+    """The members that share a path up to the first dot of the name, one behind the other in the archive.
+
+    Where several images do, as ``photo_v1.0.jpg`` and ``photo_v1.1.jpg``, each is a sample: its class and
+    columns are those that share more of the name, ``photo_v1.0.cls``, else those of all, ``photo_v1.cls``.
+    """
 
     images: tuple[Member, ...]
     label: Member | None
@@ -275,10 +279,19 @@ def _samples(found: Iterable[Member], where: str) -> Iterator[Sample]:
         plain = [member for suffix, member in parts if suffix in SUFFIXES]
         dotted = [member for suffix, member in parts if posixpath.splitext(suffix)[1] in SUFFIXES]
         others = dict(parts)
-        if others.get(_CLASS) and not (plain or dotted):
-            raise _wrong(where, others[_CLASS], f"an image of its name was expected beside it, as {base}.jpg")
-        if plain or dotted:
-            yield Sample(tuple(plain or dotted), others.get(_CLASS), others.get(_COLUMNS))
+        alone = next((member for suffix, member in parts if suffix.endswith(_CLASS)), None)
+        if alone and not (plain or dotted):
+            raise _wrong(where, alone, f"an image of its name was expected beside it, as {base}.jpg")
+        for stem, images in groupby(plain or dotted, key=_stem):
+            stem = stem.removeprefix(base)
+            label, columns = (
+                others.get(stem.lower() + kind, others.get(kind)) for kind in (_CLASS, _COLUMNS)
+            )
+            yield Sample(tuple(images), label, columns)
+
+
+def _stem(member: Member) -> str:
+    return posixpath.splitext(member.name)[0]
 
 
 def _split(member: Member, where: str) -> re.Match[str] | None:
@@ -300,7 +313,7 @@ def _split(member: Member, where: str) -> re.Match[str] | None:
 def _wanted(name: str) -> int:
     """Return how many bytes of a member to read while listing."""
     match = _NAME.fullmatch(name)
-    return _MOST_BYTES.get(match[2].lower(), 0) if match else 0
+    return _MOST_BYTES.get(posixpath.splitext(match[2].lower())[1] or match[2].lower(), 0) if match else 0
 
 
 def _pieces(refs: Iterable[ImageRef]) -> Iterator[Piece]:

@@ -10,7 +10,7 @@ import gzip
 import tarfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +26,9 @@ DAMAGE = (gzip.BadGzipFile, zlib.error, EOFError)
 _BLOCK = 512
 # Bytes of one name or set of attributes: what is quadratic in them stays below seconds.
 _MOST_HEADER = 64 << 10
+_MOST_HEADERS = 256 << 10  # bytes of all headers of one member: long names and attributes come before its own
+_MOST_GLOBAL = 1000  # attributes that stand for all members behind them: each member copies them
+_SCANNED = 64 << 10  # bytes of the zeros at an archive's end that are looked at at once
 _FIRST_WINDOW = 64 << 10
 _LARGEST_WINDOW = 4 << 20
 _NEAR = 256 << 10  # a jump no longer than this is read over: it costs less than another request
@@ -76,23 +79,67 @@ def stream(storage: Storage, entry: Entry) -> Stream:
 def members(storage: Storage, entry: Entry, most: Callable[[str], int]) -> Iterator[Member]:
     """Stream the members of a tar; ``most`` says of a name how many bytes to read as text, 0 for none.
 
-    A tar that ends too early or holds something else is a `UserError` behind its last whole member.
+    Where another archive follows the zeros at the end of the first, as ``cat`` puts it there, its members
+    follow. A tar that ends too early or holds something else is a `UserError` behind its last whole member.
     """
     file, where = _Guarded(stream(storage, entry)), redact(entry.uri)
-    at, last = 0, "its beginning"
+    begin: int | None = 0
     with _told(where):
-        tar = tarfile.TarFile(fileobj=cast(IO[bytes], file), encoding="utf-8", errors="surrogateescape")
-        while (found := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
-            member = _member(found, at, tar.offset, where)
-            if limit := most(member.name) if not member.kind else 0:
-                member = _with_text(member, file, limit, where)
-            if not file.reaches(member.offset + member.size):
-                raise _cut(where, member, file.tell())
-            at, last = tar.offset, repr(member.name)
-            yield member
+        while begin is not None:
+            file.seek(begin)
+            last = yield from _archive(file, begin, most, where)
+            begin = _next_archive(file, last, where)
+
+
+def _archive(file: _Guarded, at: int, most: Callable[[str], int], where: str) -> Generator[Member, None, str]:
+    """Stream the members of the archive at ``at``; return the last one's name for messages."""
+    last = "its beginning"
+    tar = tarfile.TarFile(fileobj=cast(IO[bytes], file), encoding="utf-8", errors="surrogateescape")
+    while (found := tar.next()) is not None:
+        file.header = 0
+        tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep them all
+        if len(tar.pax_headers) > _MOST_GLOBAL:
+            raise _wrong(
+                where, f"has more than {_MOST_GLOBAL:,} global attributes before {found.name!r:.100}"
+            )
+        member = _member(found, at, tar.offset, where)
+        if limit := most(member.name) if not member.kind else 0:
+            member = _with_text(member, file, limit, where)
+        if not file.reaches(member.offset + member.size):
+            raise _cut(where, member, file.tell())
+        at, last = tar.offset, repr(member.name)
+        yield member
     if file.last != bytes(_BLOCK):
         raise _endless(where, at, last, len(file.last) < _BLOCK)
+    file.seek(at + _BLOCK)
+    return last
+
+
+def _next_archive(file: _Guarded, last: str, where: str) -> int | None:
+    """Return where the next archive begins behind the zeros of this one; None where the file ends."""
+    begin = file.tell()
+    while block := file.whole(_SCANNED):
+        found = len(block) - len(block.lstrip(b"\0"))
+        if found < len(block):
+            begin += found // _BLOCK * _BLOCK
+            file.seek(begin)
+            if _is_header(file.whole(_BLOCK)):
+                return begin
+            raise _wrong(
+                where,
+                f"goes on at byte {begin:,}, behind its end at {last}, with what is no archive",
+                f"cut it off, if it is not needed: truncate -s {begin} {where}; else write it again",
+            )
+        begin += len(block)
+    return None
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except _BROKEN:
+        return False
+    return True
 
 
 def _member(found: tarfile.TarInfo, at: int, behind: int, where: str) -> Member:
@@ -128,16 +175,22 @@ def _with_text(member: Member, file: _Guarded, limit: int, where: str) -> Member
 
 
 class _Guarded:
-    """What `tarfile` reads from: no more at once than a header may have; ``last`` is what it read last."""
+    """What `tarfile` reads from: no more than a header may have; ``last`` is what it read last.
+
+    ``header`` counts the bytes of one member's headers.
+    """
 
     def __init__(self, file: Stream) -> None:
-        self._file, self.last = file, b""
+        self._file, self.last, self.header = file, b"", 0
         self.seek, self.tell, self.whole = file.seek, file.tell, file.read
 
     def read(self, count: int) -> bytes:
         """Return the bytes of a header."""
         if not 0 <= count <= _MOST_HEADER:
             raise tarfile.ReadError(f"a header of {count:,} bytes")
+        self.header += count
+        if self.header > _MOST_HEADERS:
+            raise tarfile.ReadError(f"more than {_MOST_HEADERS:,} bytes of headers for one member")
         self.last = self._file.read(count)
         return self.last
 

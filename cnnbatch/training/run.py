@@ -39,6 +39,7 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
         begin(job, output, screen.note)
         parts = parts_of(job, Storage(job.input.storage))
         if output.decided("training/finished") is None:
+            screen.doing("looking at the images and their classes")
             collected = collect(job, parts, output)
             progress = Progress(screen, output, len(collected.train), job.train.batch)
             progress.begin(collected)
@@ -46,6 +47,7 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
             screen.note(f"strategy {decision.strategy}: {decision.why}")
             epochs = epochs_for(job, decision.strategy, collected.data)
             progress.expect(epochs)
+            screen.doing("starting the training")
             parts = replace(parts, how=collected.how)
             order = Order(job, output, parts, collected.data, decision, epochs, collected.digest)
             for told in _fit(order, screen.note):
