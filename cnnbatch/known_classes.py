@@ -90,7 +90,10 @@ class KnownClasses:
             raise no_known_label(model, list(strange))
 
     def _objects(self) -> set[str]:
-        """Return the classes of the first images' objects."""
+        """Return the classes of the first images' objects; of all, where the source tells them."""
+        chosen = self._job.input
+        if chosen.limit is None and chosen.sample == 1 and (told := getattr(self._source, "occurring", None)):
+            return set(told)
         in_ref = TRUTH in self._source.columns.names
         found, images, most = set[str](), 0, LISTED if in_ref else READ
         for shard in filter(None, self._shards()):

@@ -139,10 +139,24 @@ def test_an_alias_leaves_a_class_out(tmp_path: Path) -> None:
 def test_a_class_behind_the_first_images_stops_at_its_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.known_classes.LISTED", 2)
+    monkeypatch.setattr("cnnbatch.known_classes.READ", 2)
+    url = str(voc(tmp_path / "tree", 6))
+    last = tmp_path / "tree" / "Annotations" / "005.xml"
+    last.write_text(last.read_text().replace(">red<", ">blue<"))
     with pytest.raises(UserError, match="'blue'"):
-        run(detecting(coco(tmp_path, ["red", "green", "red", "blue"]), tmp_path / "out"), QUIET)
-    assert len(parts(tmp_path / "out")) == 3
+        run(detecting(url, tmp_path / "out"), QUIET)
+    assert len(parts(tmp_path / "out")) == 5
+
+
+def test_of_a_coco_file_every_object_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbatch.known_classes.LISTED", 2)
+    url = coco(tmp_path, ["red", "green", "red", "blue"])
+    with pytest.raises(UserError, match="'blue'"):
+        run(detecting(url, tmp_path / "out"), QUIET)
+    assert not parts(tmp_path / "out")
+    one = detecting(f"{tmp_path}/[012].png", tmp_path / "some", truth=url)  # The fourth is not taken.
+    run(one, QUIET)
+    assert len(parts(tmp_path / "some")) == 3
 
 
 def test_labels_of_which_none_is_known_stop_before_the_first_shard(
