@@ -47,11 +47,16 @@ class KnownClasses:
         self._job, self._source, self._shards = job, source, shards
         self._asked = False
 
-    def require_early(self) -> None:
-        """Insist on them where the job alone tells the model's classes, before anything is loaded."""
-        names = self._job.task.class_names() if self._column() else None
+    def require_early(self, kept: Mapping[str, Any] | None = None) -> None:
+        """Insist on them before anything is loaded, where the job tells the model's classes.
+
+        ``kept`` are those with which the output was begun.
+        """
+        names = self._job.task.class_names() if kept is None and self._column() else None
         if names is not None:
             self._require(ModelClasses(names))
+        elif kept is not None:
+            self.require(kept)
 
     def require(self, classes: Mapping[str, Any] | None) -> None:
         """Insist on them, by the ``classes`` that a loaded model has; raises UserError.

@@ -25,10 +25,13 @@ from cnnbatch.process import Order
 from cnnbatch.records import CODES, PASSING, Receipt, Work
 from cnnbatch.report import write_report
 from cnnbatch.report.ways import ran_by
+from cnnbatch.result import Result
 from cnnbatch.screen import Screen, seen
 from cnnbatch.settling import FEW, SAMPLE, Settling
 from cnnbatch.sources import Source, open_source
+from cnnbatch.sources.regions import begun_earlier
 from cnnbatch.storage import Storage, normalize, redact
+from cnnbatch.truth import OBJECT_LABEL
 
 HANDFUL = 20
 
@@ -161,12 +164,13 @@ def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receip
     if first is None:
         return
     job, output, planner = running.job, running.output, running.planner
+    _require_object_labels(running)
     output.decide("unreported", {})
     planner.wait_for(FEW)
     head = _head(first, works)
     refs = [ref for work in head for ref in work.shard.refs]
     known = KnownClasses(job, running.source, planner.shards)
-    known.require_early()
+    known.require_early(output.decided("classes"))
     settling = Settling(job, output, refs, lambda: planner.images, running.options.allow_mixed, known)
     suspects = output.suspects()
     inline = _runs_inline(job, planner, suspects)
@@ -181,6 +185,13 @@ def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receip
     yield from pool.predict(chain(head, works), suspects)
     for index in suspects:
         output.storage.delete(output.suspect(index))
+
+
+def _require_object_labels(running: _Running) -> None:
+    """Refuse to add to an output of found objects whose rows don't say what these were called."""
+    finished = running.output.finished() if OBJECT_LABEL in running.source.columns.names else ()
+    if finished and OBJECT_LABEL not in Result(running.output.uri, running.output.storage).schema.names:
+        raise begun_earlier()
 
 
 def _head(first: Work, works: Iterator[Work | None]) -> list[Work]:

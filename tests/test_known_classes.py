@@ -335,6 +335,18 @@ def test_an_output_that_an_earlier_version_began_is_refused(boxes: Path) -> None
         found.truth(shard)
 
 
+def test_nothing_is_added_to_an_output_of_an_earlier_version(boxes: Path, tmp_path: Path) -> None:
+    """Its rows lack the column, and one of its images is not predicted yet."""
+    spec = classifying(Path(f"{boxes}#objects"), tmp_path / "out", limit=1)
+    run(spec, QUIET)
+    (part,) = parts(tmp_path / "out")
+    table = pq.read_table(part)
+    pq.write_table(table.drop_columns(["object_label"]), part)
+    run(spec, QUIET)  # Nothing to do.
+    with pytest.raises(UserError, match="begun by an earlier version.*\n.*give a new output"):
+        run(spec.model_copy(update={"input": spec.input.model_copy(update={"limit": 2})}), QUIET)
+
+
 def test_where_pictures_lie_is_asked_of_nodes_and_not_what_the_input_is_called(
     boxes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,7 @@ class Coco:
 
     @property
     def occurring(self) -> tuple[str, ...] | None:
-        """The classes that some object has; None before the listing, and where it may take but some images."""
+        """The classes that some object has; None before the listing, and where it may be of some images."""
         folder = self.folder or ""
         some = globs.has_wildcard(folder) or posixpath.splitext(folder)[1]  # a pattern or a file
         return self._index.occurring if not some and "_index" in vars(self) else None
