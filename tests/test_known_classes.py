@@ -231,6 +231,17 @@ def test_an_output_is_not_judged_by_labels_of_which_none_is_known(tmp_path: Path
     assert evaluation.notes == {"images without truth": 2}
 
 
+def test_a_message_names_a_few_of_many_classes() -> None:
+    model = truth.ModelClasses([f"name {number}" for number in range(1000)])
+    labels = [f"n{number:08}" for number in range(1000)]
+    texts = [str(truth.no_known_label(model, labels))]
+    with pytest.raises(UserError) as told:
+        truth.match_classes(model, [truth.Class(label, label) for label in labels], {})
+    for text in (*texts, str(told.value)):
+        assert "n00000019 and 980 more\n" in text
+        assert len(text) < 2500
+
+
 def test_kept_columns_are_no_predictions(tmp_path: Path) -> None:
     """Rows of some other task that kept a column ``label`` of its list."""
     write_labels(tmp_path, ["cat"])

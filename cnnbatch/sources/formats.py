@@ -198,8 +198,6 @@ def _holds_images(url: str, storage: Storage) -> bool:
 
 def _recognise_folder(root: str, storage: Storage) -> str:
     names = _first_names(root, storage)
-    if any(name.startswith("_job/") for name in names):
-        _refuse_output(root, storage)
     if not _CIFAR10.isdisjoint(names):
         return "cifar10"
     if names and names[0].startswith("Annotations/DET/"):
@@ -209,6 +207,7 @@ def _recognise_folder(root: str, storage: Storage) -> str:
     suffixes = {posixpath.splitext(name)[1].lower() for name in names}
     if suffixes.isdisjoint(SUFFIXES):  # images beside containers are what is meant
         if ".parquet" in suffixes:
+            _refuse_output(root, storage)
             return "parquet"
         if any(name.lower().endswith(TARS) for name in names):
             return "tar"
