@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,7 @@ def test_a_message_names_a_few_of_many_classes() -> None:
     with pytest.raises(UserError) as told:
         truth.match_classes(model, [truth.Class(label, label) for label in labels], {})
     for text in (*texts, str(told.value)):
-        assert "n00000019 and 980 more\n" in text
+        assert re.search(r"n00000019'? and 980 more\n", text)
         assert len(text) < 2500
 
 
