@@ -59,6 +59,9 @@ OBJECTS_SCHEMA = pa.schema(_SIZED)
 SURE = 0.5
 """The score from which on a predicted object counts as found, where a person does not say another."""
 
+NO_TRUTH = "none"
+"""What ``input.truth`` says where the ground truth that lies in the input is to be left out."""
+
 OBJECT_LABEL = "object_label"
 """The column that repeats what an earlier job called an object: a prediction, and so no ground truth."""
 
@@ -232,8 +235,8 @@ def no_known_label(model: ModelClasses, labels: Sequence[str]) -> UserError:
     return UserError(
         f"none of the labels of the ground truth is a class of the model: {_some(labels, most=_TOLD)}\n"
         f"  the model's: {_some([*dict.fromkeys(known.values())])}\n"
-        f"  what to do: give labels by the model's names{hint}, or leave the ground truth out (input.label, "
-        "input.truth, input.format=files)"
+        f"  what to do: give labels by the model's names{hint}, or leave the ground truth out "
+        f"(input.truth={NO_TRUTH})"
     )
 
 

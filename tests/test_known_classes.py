@@ -174,6 +174,26 @@ def test_labels_of_which_none_is_known_stop_before_the_first_shard(
     assert len(parts(tmp_path / "plain")) == 4
 
 
+def test_ground_truth_in_the_input_can_be_left_out(tmp_path: Path) -> None:
+    folder = colours(tmp_path / "photos", 2, classes=("blue",))
+    data = [path.read_bytes() for path in sorted(folder.rglob("*.png"))]
+    pq.write_table(pa.table({"image": data, "label": ["blue", "blue"]}), tmp_path / "images.parquet")
+    url = tmp_path / "images.parquet"
+    with pytest.raises(UserError, match="or leave the ground truth out .input.truth=none."):
+        run(classifying(url, tmp_path / "out"), QUIET)
+    assert not parts(tmp_path / "out")
+    run(classifying(url, tmp_path / "out", truth="none"), QUIET)
+    assert len(parts(tmp_path / "out")) == 2
+    assert not (tmp_path / "out" / "_job" / "truth").exists()
+    found = source(str(url), truth="none")
+    assert (found.truth_schema, found.truth(next(cut(found.refs(), lambda index: 5)))) == (None, None)
+    with pytest.raises(UserError, match="none of the labels of .*: blue\n"):  # Judged by it after all.
+        evaluate_again(str(tmp_path / "out"), ["label=label"], Screen(quiet=True))
+    given = coco(tmp_path, ["blue"])
+    run(detecting(given, tmp_path / "boxes", truth="none"), QUIET)
+    assert cnnbatch.open(tmp_path / "boxes").evaluation() is None
+
+
 def test_one_known_label_is_enough_wherever_it_is(tmp_path: Path) -> None:
     folder = colours(tmp_path / "photos", 2, classes=("blue", "green"))
     (folder / "green").rename(folder / "warm")

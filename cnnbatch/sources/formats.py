@@ -30,7 +30,7 @@ from cnnbatch.storage import (
     without_query,
 )
 from cnnbatch.storage.text import decoded
-from cnnbatch.truth import OBJECT_LABEL
+from cnnbatch.truth import NO_TRUTH, OBJECT_LABEL
 
 if TYPE_CHECKING:
     from cnnbatch.job import Input
@@ -81,6 +81,10 @@ FORMATS = {
 
 def open_format(input: Input, storage: Storage) -> Source:
     """Return the source of ``input``; a mistake in it is a `UserError`."""
+    if input.truth == NO_TRUTH:
+        from cnnbatch.sources.untold import WithoutTruth
+
+        return WithoutTruth(open_format(input.model_copy(update={"truth": None}), storage))
     source = _open_whole(input, storage)
     if input.classes is not None:
         from cnnbatch.sources.classes import OfClasses
