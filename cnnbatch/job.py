@@ -81,7 +81,9 @@ class Input(Place):
         None,
         description="Column that holds the true class; of files a regular expression for their keys.",
     )
-    truth: Text | None = Field(None, description="Where the truth lies, if not in the input itself.")
+    truth: Text | None = Field(
+        None, description="Where the truth lies, if not in the input itself; none: leave out what lies there."
+    )
     split: Text | Annotated[Texts, Field(min_length=1)] | None = Field(
         None, description="Which part of a data set that comes in several; of a VOC tree also several."
     )

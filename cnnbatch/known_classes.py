@@ -47,11 +47,16 @@ class KnownClasses:
         self._job, self._source, self._shards = job, source, shards
         self._asked = False
 
-    def require_early(self) -> None:
-        """Insist on them where the job alone tells the model's classes, before anything is loaded."""
-        names = self._job.task.class_names() if self._column() else None
+    def require_early(self, kept: Mapping[str, Any] | None = None) -> None:
+        """Insist on them before anything is loaded, where the job tells the model's classes.
+
+        ``kept`` are those with which the output was begun.
+        """
+        names = self._job.task.class_names() if kept is None and self._column() else None
         if names is not None:
             self._require(ModelClasses(names))
+        elif kept is not None:
+            self.require(kept)
 
     def require(self, classes: Mapping[str, Any] | None) -> None:
         """Insist on them, by the ``classes`` that a loaded model has; raises UserError.
@@ -90,7 +95,10 @@ class KnownClasses:
             raise no_known_label(model, list(strange))
 
     def _objects(self) -> set[str]:
-        """Return the classes of the first images' objects."""
+        """Return the classes of the first images' objects; of all, where the source tells them."""
+        chosen = self._job.input
+        if chosen.limit is None and chosen.sample == 1 and (told := getattr(self._source, "occurring", None)):
+            return set(told)
         in_ref = TRUTH in self._source.columns.names
         found, images, most = set[str](), 0, LISTED if in_ref else READ
         for shard in filter(None, self._shards()):

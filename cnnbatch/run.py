@@ -31,7 +31,9 @@ from cnnbatch.result import Result
 from cnnbatch.screen import EXAMPLES, Screen, seen
 from cnnbatch.settling import FEW, SAMPLE, Settling, model_of
 from cnnbatch.sources import Source, open_source
+from cnnbatch.sources.regions import begun_earlier
 from cnnbatch.storage import Storage, normalize, redact
+from cnnbatch.truth import OBJECT_LABEL
 
 HANDFUL = 20
 TOO_MANY = "more failures than max_failed allows; the same command with --retry-failed tries those again"
@@ -192,12 +194,13 @@ def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receip
         return
     job, output, planner = running.job, running.output, running.planner
     output.undecide("failed")
+    _require_object_labels(running)
     output.decide("unreported", {})
     planner.wait_for(FEW)
     head = _head(first, works)
     refs = [ref for work in head for ref in work.shard.refs]
     known = KnownClasses(job, running.source, planner.shards)
-    known.require_early()
+    known.require_early(output.decided("classes"))
     screen = running.screen
     settling = Settling(job, output, refs, lambda: planner.images, running.options.allow_mixed, known, screen)
     suspects = output.suspects()
@@ -226,6 +229,13 @@ def _input(job: MapJob) -> str:
     if isinstance(url, str):
         return redact(url)
     return redact(url[0]) + (f" and {len(url) - 1} more" if len(url) > 1 else "")
+
+
+def _require_object_labels(running: _Running) -> None:
+    """Refuse to add to an output of found objects whose rows don't say what these were called."""
+    finished = running.output.finished() if OBJECT_LABEL in running.source.columns.names else ()
+    if finished and OBJECT_LABEL not in Result(running.output.uri, running.output.storage).schema.names:
+        raise begun_earlier()
 
 
 def _head(first: Work, works: Iterator[Work | None]) -> list[Work]:

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -58,11 +59,15 @@ OBJECTS_SCHEMA = pa.schema(_SIZED)
 SURE = 0.5
 """The score from which on a predicted object counts as found, where a person does not say another."""
 
+NO_TRUTH = "none"
+"""What ``input.truth`` says where the ground truth that lies in the input is to be left out."""
+
 OBJECT_LABEL = "object_label"
 """The column that repeats what an earlier job called an object: a prediction, and so no ground truth."""
 
 _CLASSES = b"classes"
 _SHOWN = 100  # of a model's names, in a message
+_TOLD = 20  # of names that it does not know
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,30 +230,31 @@ def match_classes(
 def no_known_label(model: ModelClasses, labels: Sequence[str]) -> UserError:
     """Return what to raise where no image has a label that the model can give."""
     known = model.by_name()
-    near = next(((label, name) for label in labels if (name := nearest(label, known))), None)
+    near = next(((label, name) for label in labels[:_TOLD] if (name := nearest(label, known))), None)
     hint = "" if near is None else f", as {near[1]!r} instead of {near[0]!r}"
     return UserError(
-        f"none of the labels of the ground truth is a class of the model: {_some(labels)}\n"
+        f"none of the labels of the ground truth is a class of the model: {_some(labels, most=_TOLD)}\n"
         f"  the model's: {_some([*dict.fromkeys(known.values())])}\n"
-        f"  what to do: give labels by the model's names{hint}, or leave the ground truth out (input.label, "
-        "input.truth, input.format=files)"
+        f"  what to do: give labels by the model's names{hint}, or leave the ground truth out "
+        f"(input.truth={NO_TRUTH})"
     )
 
 
-def _some(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+def _some(names: Sequence[str], count: int | None = None, most: int = _SHOWN) -> str:
+    """Return the first of some names, and how many more there are of ``count`` in all."""
+    more = (len(names) if count is None else count) - len(names[:most])
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _unknown(lacking: Mapping[str, str], known: Mapping[str, str]) -> UserError:
     """Name the truth's classes, what the job called them where it did, and what comes nearest."""
     shown = []
-    for name, want in lacking.items():
+    for name, want in islice(lacking.items(), _TOLD):
         called = "" if want == name else f", called {want!r} in task.aliases"
         near = nearest(want, known)
         shown.append(repr(name) + called + (f" (the nearest: {near!r})" if near else ""))
     return UserError(
-        f"the truth has classes that the model does not know: {', '.join(shown)}\n"
+        f"the truth has classes that the model does not know: {_some(shown, len(lacking))}\n"
         f"  the model's: {_some([*dict.fromkeys(known.values())])}\n"
         "  what to do: say in task.aliases what each is called there, or null to leave it out, as in "
         f"'task.aliases={{{next(iter(lacking))}: null}}'"

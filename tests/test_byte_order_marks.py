@@ -19,7 +19,8 @@ from cnnbatch.errors import UserError
 from cnnbatch.job import load_job
 from cnnbatch.models.darknet_cfg import parse_cfg
 from cnnbatch.records import Shard
-from cnnbatch.sources import Source
+from cnnbatch.sources import Source, cifar10
+from cnnbatch.storage import Storage
 from cnnbatch.storage.text import LongLine, decoded, encoding_of, text_lines
 from cnnbatch.tasks.weighted import read_names
 from cnnbatch.training.model_file import read_model
@@ -122,6 +123,12 @@ def test_names_beside_masks(encoding: str, tmp_path: Path) -> None:
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / folder / "a.png")
     (tmp_path / "masks" / "classes.txt").write_bytes(encoded(NAME, encoding))
     assert labels(source(f"{tmp_path}/images#patches=8", truth=f"{tmp_path}/masks")) == [NAME]
+
+
+def test_names_beside_cifars_batches(encoding: str, tmp_path: Path) -> None:
+    names = [f"{NAME} {number}" for number in range(10)]
+    (tmp_path / "batches.meta.txt").write_bytes(encoded("\n".join(names), encoding))
+    assert list(cifar10._classes(Storage(), str(tmp_path), binary=True)) == names
 
 
 def test_names_of_classes(encoding: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,24 @@ def test_an_alias_leaves_a_class_out(tmp_path: Path) -> None:
 def test_a_class_behind_the_first_images_stops_at_its_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.known_classes.LISTED", 2)
+    monkeypatch.setattr("cnnbatch.known_classes.READ", 2)
+    url = str(voc(tmp_path / "tree", 6))
+    last = tmp_path / "tree" / "Annotations" / "005.xml"
+    last.write_text(last.read_text().replace(">red<", ">blue<"))
     with pytest.raises(UserError, match="'blue'"):
-        run(detecting(coco(tmp_path, ["red", "green", "red", "blue"]), tmp_path / "out"), QUIET)
-    assert len(parts(tmp_path / "out")) == 3
+        run(detecting(url, tmp_path / "out"), QUIET)
+    assert len(parts(tmp_path / "out")) == 5
+
+
+def test_of_a_coco_file_every_object_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbatch.known_classes.LISTED", 2)
+    url = coco(tmp_path, ["red", "green", "red", "blue"])
+    with pytest.raises(UserError, match="'blue'"):
+        run(detecting(url, tmp_path / "out"), QUIET)
+    assert not parts(tmp_path / "out")
+    one = detecting(f"{tmp_path}/[012].png", tmp_path / "some", truth=url)  # The fourth is not taken.
+    run(one, QUIET)
+    assert len(parts(tmp_path / "some")) == 3
 
 
 def test_labels_of_which_none_is_known_stop_before_the_first_shard(
@@ -157,6 +172,26 @@ def test_labels_of_which_none_is_known_stop_before_the_first_shard(
         check(spec)
     run(classifying(folder, tmp_path / "plain"), QUIET)  # Without ground truth they are predicted.
     assert len(parts(tmp_path / "plain")) == 4
+
+
+def test_ground_truth_in_the_input_can_be_left_out(tmp_path: Path) -> None:
+    folder = colours(tmp_path / "photos", 2, classes=("blue",))
+    data = [path.read_bytes() for path in sorted(folder.rglob("*.png"))]
+    pq.write_table(pa.table({"image": data, "label": ["blue", "blue"]}), tmp_path / "images.parquet")
+    url = tmp_path / "images.parquet"
+    with pytest.raises(UserError, match="or leave the ground truth out .input.truth=none."):
+        run(classifying(url, tmp_path / "out"), QUIET)
+    assert not parts(tmp_path / "out")
+    run(classifying(url, tmp_path / "out", truth="none"), QUIET)
+    assert len(parts(tmp_path / "out")) == 2
+    assert not (tmp_path / "out" / "_job" / "truth").exists()
+    found = source(str(url), truth="none")
+    assert (found.truth_schema, found.truth(next(cut(found.refs(), lambda index: 5)))) == (None, None)
+    with pytest.raises(UserError, match="none of the labels of .*: blue\n"):  # Judged by it after all.
+        evaluate_again(str(tmp_path / "out"), ["label=label"], Screen(quiet=True))
+    given = coco(tmp_path, ["blue"])
+    run(detecting(given, tmp_path / "boxes", truth="none"), QUIET)
+    assert cnnbatch.open(tmp_path / "boxes").evaluation() is None
 
 
 def test_one_known_label_is_enough_wherever_it_is(tmp_path: Path) -> None:
@@ -215,6 +250,17 @@ def test_an_output_is_not_judged_by_labels_of_which_none_is_known(tmp_path: Path
     assert evaluation is not None
     assert (evaluation.images, evaluation.metrics["top1"].value) == (1, 1.0)
     assert evaluation.notes == {"images without truth": 2}
+
+
+def test_a_message_names_a_few_of_many_classes() -> None:
+    model = truth.ModelClasses([f"name {number}" for number in range(1000)])
+    labels = [f"n{number:08}" for number in range(1000)]
+    texts = [str(truth.no_known_label(model, labels))]
+    with pytest.raises(UserError) as told:
+        truth.match_classes(model, [truth.Class(label, label) for label in labels], {})
+    for text in (*texts, str(told.value)):
+        assert re.search(r"n00000019'? and 980 more\n", text)
+        assert len(text) < 2500
 
 
 def test_kept_columns_are_no_predictions(tmp_path: Path) -> None:
@@ -319,6 +365,18 @@ def test_an_output_that_an_earlier_version_began_is_refused(boxes: Path) -> None
         columns["label"] = columns.pop("object_label")  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="begun by an earlier version.*\n.*give a new output"):
         found.truth(shard)
+
+
+def test_nothing_is_added_to_an_output_of_an_earlier_version(boxes: Path, tmp_path: Path) -> None:
+    """Its rows lack the column, and one of its images is not predicted yet."""
+    spec = classifying(Path(f"{boxes}#objects"), tmp_path / "out", limit=1)
+    run(spec, QUIET)
+    (part,) = parts(tmp_path / "out")
+    table = pq.read_table(part)
+    pq.write_table(table.drop_columns(["object_label"]), part)
+    run(spec, QUIET)  # Nothing to do.
+    with pytest.raises(UserError, match="begun by an earlier version.*\n.*give a new output"):
+        run(spec.model_copy(update={"input": spec.input.model_copy(update={"limit": 2})}), QUIET)
 
 
 def test_where_pictures_lie_is_asked_of_nodes_and_not_what_the_input_is_called(

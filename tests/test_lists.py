@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import shutil
@@ -12,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.records import ImageRef, Shard
 from cnnbatch.sources import unique
+from cnnbatch.sources.rows import Csv
 from cnnbatch.storage import Storage
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import failure, fill, keys, listed, read, source
@@ -93,6 +95,43 @@ def test_a_csv_list(tmp_path: Path, delimiter: str) -> None:
     assert truth.to_pydict() == {"label": ["cat", None]}
     assert list(found.refs(after=refs[0])) == refs[1:]
     assert read(found) == [b"a.jpg", b"b.jpg"]
+
+
+CELLS = st.text(alphabet='xy5 ",;\t|\n', max_size=5)
+PADDED = st.tuples(CELLS, st.booleans(), st.integers(0, 2), st.integers(0, 2))
+
+
+@given(st.sampled_from(",;\t|"), st.lists(st.tuples(PADDED, PADDED, PADDED), max_size=3))
+@settings(deadline=None)
+def test_blanks_around_cells_are_not_theirs(delimiter: str, rows: list[Any]) -> None:
+    """Cells are written by hand, in quotes or bare where they can be, with blanks around them."""
+    text, expected = delimiter.join("abc") + "\n", [["a", "b", "c"]]
+    for row in rows:
+        written, meant = [], []
+        for cell, bare, before, behind in row:
+            quotes = not bare or cell.strip()[:1] in ("", '"') or delimiter in cell or "\n" in cell
+            shown = '"' + cell.replace('"', '""') + '"' if quotes else cell
+            written.append(" " * before + shown + " " * behind)
+            meant.append(cell if quotes else cell.strip())
+        text, expected = text + delimiter.join(written) + "\n", [*expected, meant]
+    found = Csv(delimiter)._cells(io.BytesIO(text.encode()), "list.csv")
+    assert [cells for _, cells in found] == expected
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_values_are_trimmed_as_names_are(suffix: str, tmp_path: Path) -> None:
+    delimiter = "\t" if suffix == ".tsv" else ","
+    rows = [
+        ("file ", " label"),
+        (" a.jpg ", " sea lion "),
+        ('"b.jpg" ', ' "cat, black"'),
+        ("c.jpg", '  5" disk'),
+    ]
+    url = listed(tmp_path, "\r\n".join(delimiter.join(row) for row in rows) + "\r\n   \r\n", suffix)
+    found = source(url, label="label")
+    refs = tuple(found.refs())
+    assert [ref.uri for ref in refs] == [f"{tmp_path}/{name}.jpg" for name in "abc"]
+    assert [ref.columns["label"] for ref in refs] == ["sea lion", "cat, black", '5" disk']
 
 
 def test_a_parquet_list_of_one_row(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from cnnbatch.section import Section, Text, Texts
 from cnnbatch.sources import open_source
 from cnnbatch.sources.earlier import is_output
 from cnnbatch.storage import Storage, redact
+from cnnbatch.truth import NO_TRUTH
 
 
 class Again(Section):
@@ -85,5 +86,7 @@ def _require_truth(place: str | None, result: Result) -> None:
 
 def _source(result: Result, changes: Mapping[str, Any]) -> Any:
     settings = json.loads(json.dumps(result.settings.get("input") or {}))
-    asked = {**settings, "keep": [], **changes}  # What was kept of each image is in its row.
+    left_out = {"truth": None} if settings.get("truth") == NO_TRUTH else {}
+    # What was kept of each image is in its row.
+    asked = {**settings, **left_out, "keep": [], **changes}
     return open_source(Input.model_validate(asked), result.input_storage())

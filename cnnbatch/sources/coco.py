@@ -20,6 +20,7 @@ import pyarrow as pa
 from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.sources import globs
 from cnnbatch.sources.backslashes import Backslashes
 from cnnbatch.sources.behind import Behind
 from cnnbatch.sources.containers import opened
@@ -73,6 +74,13 @@ class Coco:
         from cnnbatch.sources.coco_index import read_classes
 
         return read_classes(self._open, redact(self.url))
+
+    @property
+    def occurring(self) -> tuple[str, ...] | None:
+        """The classes that some object has; None before the listing, and where it may be of some images."""
+        folder = self.folder or ""
+        some = globs.has_wildcard(folder) or posixpath.splitext(folder)[1]  # a pattern or a file
+        return self._index.occurring if not some and "_index" in vars(self) else None
 
     @property
     def truth_schema(self) -> pa.Schema:

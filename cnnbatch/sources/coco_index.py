@@ -53,6 +53,12 @@ class CocoIndex:
         """The classes in the file's order."""
         return self._categories.classes
 
+    @property
+    def occurring(self) -> tuple[str, ...]:
+        """The names of the classes that some object has."""
+        rows = self._base.execute("SELECT DISTINCT category FROM object")
+        return tuple(dict.fromkeys(self._categories.names[category] for (category,) in rows))
+
     def place(self, name: str) -> int | None:
         """Return the place of the image with this file name; None where the file doesn't know it.
 

@@ -30,7 +30,7 @@ from cnnbatch.storage import (
     without_query,
 )
 from cnnbatch.storage.text import decoded
-from cnnbatch.truth import OBJECT_LABEL
+from cnnbatch.truth import NO_TRUTH, OBJECT_LABEL
 
 if TYPE_CHECKING:
     from cnnbatch.job import Input
@@ -81,6 +81,10 @@ FORMATS = {
 
 def open_format(input: Input, storage: Storage) -> Source:
     """Return the source of ``input``; a mistake in it is a `UserError`."""
+    if input.truth == NO_TRUTH:
+        from cnnbatch.sources.untold import WithoutTruth
+
+        return WithoutTruth(open_format(input.model_copy(update={"truth": None}), storage))
     source = _open_whole(input, storage)
     if input.classes is not None:
         from cnnbatch.sources.classes import OfClasses
@@ -198,8 +202,6 @@ def _holds_images(url: str, storage: Storage) -> bool:
 
 def _recognise_folder(root: str, storage: Storage) -> str:
     names = _first_names(root, storage)
-    if any(name.startswith("_job/") for name in names):
-        _refuse_output(root, storage)
     if not _CIFAR10.isdisjoint(names):
         return "cifar10"
     if names and names[0].startswith("Annotations/DET/"):
@@ -209,6 +211,7 @@ def _recognise_folder(root: str, storage: Storage) -> str:
     suffixes = {posixpath.splitext(name)[1].lower() for name in names}
     if suffixes.isdisjoint(SUFFIXES):  # images beside containers are what is meant
         if ".parquet" in suffixes:
+            _refuse_output(root, storage)
             return "parquet"
         if any(name.lower().endswith(TARS) for name in names):
             return "tar"

@@ -118,10 +118,7 @@ class RegionImages:
             rows = [{"image_id": ref.key, "label": ref.columns[_LABEL]} for ref in shard.refs]
             return truth.table(rows, schema)
         if any(_LABEL in ref.columns for ref in shard.refs):
-            raise UserError(
-                "this output was begun by an earlier version of cnnbatch, which took the labels of predicted "
-                "objects for ground truth\n  what to do: give a new output"
-            )
+            raise begun_earlier()
         return None
 
     @property
@@ -158,6 +155,14 @@ def regions_of(objects: Sequence[Mapping[str, Any]] | None) -> list[Region]:
         for number, one in enumerate(objects or ())
         if one["box"] is not None and not one.get("crowd")
     ]
+
+
+def begun_earlier() -> UserError:
+    """Return what to raise for an output in which predicted labels are ground truth."""
+    return UserError(
+        "this output was begun by an earlier version of cnnbatch, which took the labels of predicted objects "
+        "for ground truth\n  what to do: give a new output"
+    )
 
 
 def _ref(ref: ImageRef, region: Region, label: str) -> ImageRef:
