@@ -35,12 +35,13 @@ SHORT = {"input": "url", "output": "url"}
 class Subset(Section):
     """A part of the images that is set apart for training, validating or testing; the same at every listing.
 
-    ``by`` says how the input itself tells them: ``folder`` (the first folder of the key is called train, val
-    or test), a kept column that says so, or ``hash``: not at all. Of its training images the shares ``test``
-    and ``validation`` are then set apart by the hash of their keys. ``per_class`` keeps of what does not test
-    the first few of each class by hash, and leaves the others to ``rest``; ``share`` trains on a part only.
-    ``folds`` instead of ``validation`` cuts what is not set apart to test: each image of it validates in one
-    ``fold``, parts of one picture in the same, and trains in the others.
+    ``by`` says how the input itself tells them: ``folder`` (a folder of the key is called train, val or test,
+    in whatever case, also test_set and the like), a kept column that says so, or ``hash``: not at all. Of its
+    training images the shares ``test`` and ``validation`` are then set apart by the hash of their keys.
+    ``per_class`` keeps of what does not test the first few of each class by hash, and leaves the others to
+    ``rest``; ``share`` trains on a part only. ``folds`` instead of ``validation`` cuts what is not set apart
+    to test: each image of it validates in one ``fold``, parts of one picture in the same, and trains in the
+    others.
     """
 
     part: Literal["train", "validation", "test"] = "train"

@@ -16,9 +16,6 @@ from cnnbatch.sources import Source
 FOLDER = r"([^/]+)/.+"
 """The first folder of a key, which is the class where folders are named by class."""
 
-INNER_FOLDER = r"[^/]+/([^/]+)/.+"
-"""The second folder, where the first says whether to train or to test."""
-
 _TRIED = 1000  # images without a label, from the first on, before the pattern is thought wrong
 
 
