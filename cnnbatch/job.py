@@ -6,7 +6,7 @@ Everything is checked before anything runs, and all mistakes are told at once, e
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
@@ -18,6 +18,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.mistakes import Sentences, nearest
 from cnnbatch.section import Count, Place, Seconds, Section, Share, Text, Texts
 from cnnbatch.storage import StorageOptions, normalize, redact
+from cnnbatch.study import templates
 from cnnbatch.study.spec import Study
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
@@ -287,9 +288,9 @@ def parse_job(
     """
     document = spec.parse_text(text, name)
     changes, wrong = spec.overrides(_plain(overrides) if isinstance(overrides, Mapping) else overrides, SHORT)
-    data = spec.apply(document.data, changes, SHORT)
+    data = spec.apply(templates.without(document.data, [one.path for one in changes], SHORT), changes, SHORT)
     plugins.require_given(data, name, no_code_in, [change.value for change in changes])
-    found = list(document.mistakes)
+    found = [*document.mistakes, *_without_lesson(document, changes, data)]
     job: Job | None = None
     try:
         job = _KINDS.get(str(data.get("kind")), MapJob).model_validate(data)
@@ -300,6 +301,20 @@ def parse_job(
         count = "one mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise UserError("\n  ".join([f"{name}: {count} in the job; nothing was run", *mistakes]))
     return job
+
+
+def _without_lesson(
+    document: spec.Document, changes: Sequence[spec.Override], data: dict[str, Any]
+) -> Iterator[str]:
+    """Take ``lesson`` out of ``data`` where it asks for one that the job has not; yield that mistake."""
+    study = document.data.get("study"), data.get("study")
+    has_own = any(isinstance(one, Mapping) and one.get("lesson") for one in study)
+    if data.get("lesson") is not True or data.get("kind") == "train" or has_own:
+        return
+    del data["lesson"]
+    said = next((f"override {one.text}" for one in changes if one.path == ("lesson",)), None)
+    place = said or f"{document.name}:{document.line(('lesson',))}"
+    yield f"{place}: this job has no lesson; expected one of kind train, or a study with study.lesson"
 
 
 def to_yaml(job: Job) -> str:

@@ -21,7 +21,7 @@ from cnnbatch.training.refs import Listed, Refs, listed
 from cnnbatch.truth import classes_of
 
 LESSON_IMAGES = 1000
-"""The most images of a part of a lesson."""
+"""The most images of a part of a lesson, where the job says no limit of its own."""
 _SHOWN = 8
 
 
@@ -105,7 +105,7 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
     how, count = parts.how, len(train.refs)
     if unlabelled := train.unlabelled + validation.unlabelled:
         how += f"; {unlabelled:,} without a truth are left out"
-    if job.lesson and len(train.refs) > LESSON_IMAGES:
+    if job.lesson and job.input.limit is None and len(train.refs) > LESSON_IMAGES:
         how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
         train = replace(train, refs=train.refs.some(LESSON_IMAGES))
         validation = replace(validation, refs=validation.refs.some(LESSON_IMAGES))

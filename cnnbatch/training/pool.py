@@ -50,6 +50,8 @@ class _Mailbox:
 def fit(order: Order) -> Iterator[Told]:
     """Train on Ray and yield what the first worker tells; raises UserError and EnvironmentFault."""
     compute = order.job.compute
+    if order.decision.strategy != "scratch":
+        order.job.task.require_weights()  # Else Ray Train would try again and again.
     connect(compute)
     group = group_for(compute)
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_GROUP_START_S))
@@ -114,8 +116,9 @@ class _Running(threading.Thread):
             return
         causes = getattr(self._fault, "worker_failures", {}).values()
         for cause in causes:
-            if isinstance(cause, UserError) or isinstance(getattr(cause, "cause", None), UserError):
-                raise UserError(str(getattr(cause, "cause", cause)))
+            inner = getattr(cause, "cause", None) or cause
+            if isinstance(inner, UserError | EnvironmentFault):
+                raise inner
         first = next(iter(causes), self._fault)
         raise EnvironmentFault(
             f"the training was ended by its workers: {str(first).strip().splitlines()[-1]}",
