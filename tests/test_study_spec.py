@@ -230,3 +230,13 @@ def test_a_study_without_a_lesson_says_so_with_its_other_mistakes() -> None:
     job = parse_job(TEXT + "lesson: true\n", "job.yaml", ["study.lesson={train: {epochs: 1}}"])
     assert isinstance(job, StudyJob)
     assert job.lesson
+
+
+@pytest.mark.parametrize(
+    "section", ["3", "[]", "{lesson: 3}", "{lesson: {study: 3}}", "{vary: 3, cases: [1]}"]
+)
+def test_templates_that_are_none_are_told_as_before(section: str) -> None:
+    text = TEXT.partition("study:")[0] + f"study: {section}\n"
+    for given in ([], ["input=photos", "train.epochs=3", "study.vary.train.epochs=[1]", "lesson=true"]):
+        with pytest.raises(UserError, match="in the job; nothing was run"):
+            parse_job(text, "job.yaml", given)

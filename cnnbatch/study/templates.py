@@ -19,10 +19,10 @@ def without(data: Mapping[str, Any], paths: Iterable[Path], short: Mapping[str, 
     ``short`` names the sections that may be given as one value, an address, and the field that it is. A
     person who gives another address gives another collection: what a template says of its own goes with it.
     """
-    found = dict(data)
+    study = data.get("study")
     for path in paths:
-        found["study"] = _study(found.get("study"), path, short)
-    return found if "study" in data else dict(data)
+        study = _study(study, path, short)
+    return {**data, "study": study} if "study" in data else dict(data)
 
 
 def _study(study: Any, path: Path, short: Mapping[str, str]) -> Any:
@@ -35,13 +35,21 @@ def _study(study: Any, path: Path, short: Mapping[str, str]) -> Any:
     for name in _RANGES:
         if isinstance(study.get(name), Mapping):
             found[name] = _ranges(study[name], path, short)
-    if isinstance(lesson := study.get("lesson"), Mapping):
-        inner = {**lesson, "study": _study(lesson.get("study"), path, short)} if "study" in lesson else lesson
-        if path[:1] == ("study",) and path[1:2] and path[1] in _RANGES and "study" in inner:
-            ranges = {path[1]: _ranges(inner["study"].get(path[1], {}), path[2:], short)}
-            inner = {**inner, "study": {**inner["study"], **ranges}}
-        found["lesson"] = _section(inner, path, short)
+    if "lesson" in study:
+        found["lesson"] = _lesson(study["lesson"], path, short)
     return found
+
+
+def _lesson(lesson: Any, path: Path, short: Mapping[str, str]) -> Any:
+    """Return a lesson, which has the fields of a study's job, without the one at ``path``."""
+    if not isinstance(lesson, Mapping):
+        return lesson
+    found = dict(lesson)
+    if isinstance(study := lesson.get("study"), Mapping):
+        found["study"] = _study(study, path, short)
+        if len(path) > 1 and path[0] == "study" and path[1] in _RANGES and path[1] in study:
+            found["study"][path[1]] = _ranges(study[path[1]], path[2:], short)
+    return _section(found, path, short)
 
 
 def _section(section: Any, path: Path, short: Mapping[str, str]) -> Any:
