@@ -6,7 +6,7 @@ Everything is checked before anything runs, and all mistakes are told at once, e
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
@@ -21,6 +21,7 @@ from cnnbatch.schema import Schema, at
 from cnnbatch.section import Batch, Count, Folds, Place, Seconds, Section, Seed, Share, Text, Texts
 from cnnbatch.storage import Allowed, StorageOptions, normalize, redact
 from cnnbatch.storage.text import decoded
+from cnnbatch.study import templates
 from cnnbatch.study.spec import Range, Study
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
@@ -39,12 +40,13 @@ SHORT = {"input": "url", "output": "url"}
 class Subset(Section):
     """A part of the images that is set apart for training, validating or testing; the same at every listing.
 
-    ``by`` says how the input itself tells them: ``folder`` (the first folder of the key is called train, val
-    or test), a kept column that says so, or ``hash``: not at all. Of its training images the shares ``test``
-    and ``validation`` are then set apart by the hash of their keys. ``per_class`` keeps of what does not test
-    the first few of each class by hash, and leaves the others to ``rest``; ``share`` trains on a part only.
-    ``folds`` instead of ``validation`` cuts what is not set apart to test: each image of it validates in one
-    ``fold``, parts of one picture in the same, and trains in the others.
+    ``by`` says how the input itself tells them: ``folder`` (a folder of the key is called train, val or test,
+    in whatever case, also test_set and the like), a kept column that says so, or ``hash``: not at all. Of its
+    training images the shares ``test`` and ``validation`` are then set apart by the hash of their keys.
+    ``per_class`` keeps of what does not test the first few of each class by hash, and leaves the others to
+    ``rest``; ``share`` trains on a part only. ``folds`` instead of ``validation`` cuts what is not set apart
+    to test: each image of it validates in one ``fold``, parts of one picture in the same, and trains in the
+    others.
     """
 
     part: Literal["train", "validation", "test"] = "train"
@@ -307,9 +309,10 @@ def parse_job(
     """
     document = spec.parse_text(text, name)
     changes, wrong = _changes(document.data, _plain(changed) if isinstance(changed, Mapping) else changed)
-    data = apply(document.data, changes, SHORT)
+    data = apply(templates.without(document.data, [one.path for one in changes], SHORT), changes, SHORT)
     plugins.require_given(data, name, no_code_in, [change.value for change in changes])
-    found = [*document.mistakes, *Sentences(document, changes, data, {}).unclean()]
+    found = [*document.mistakes, *_without_lesson(document, changes, data)]
+    found += Sentences(document, changes, data, {}).unclean()
     job: Job | None = None
     try:
         job = _KINDS.get(str(data.get("kind")), MapJob).model_validate(data)
@@ -345,6 +348,20 @@ def _field(keys: Sequence[str], schema: Schema) -> Schema:
         case ["study", "search", _, *_] if keys[-1] not in Range.model_fields:
             return {"anyOf": [{"type": "array", "items": _field(keys[2:], schema)}, {"type": "object"}]}
     return at(keys, schema, schema)
+
+
+def _without_lesson(
+    document: spec.Document, changes: Sequence[Override], data: dict[str, Any]
+) -> Iterator[str]:
+    """Take ``lesson`` out of ``data`` where it asks for one that the job has not; yield that mistake."""
+    study = document.data.get("study"), data.get("study")
+    has_own = any(isinstance(one, Mapping) and one.get("lesson") for one in study)
+    if data.get("lesson") is not True or data.get("kind") == "train" or has_own:
+        return
+    del data["lesson"]
+    said = next((f"override {one.text}" for one in changes if one.path == ("lesson",)), None)
+    place = said or f"{document.name}:{document.line(('lesson',))}"
+    yield f"{place}: this job has no lesson; expected one of kind train, or a study with study.lesson"
 
 
 def to_yaml(job: Job) -> str:

@@ -174,9 +174,9 @@ def verify(path: Path, sha256: str | None) -> None:
         is_md5 = len(sha256) == _MD5_DIGITS
         came = _md5(path) if is_md5 else digest(path)
         raise UserError(
-            f"task.sha256: {str(path)!r} is not the file that the job names: expected "
-            f"{'MD5' if is_md5 else 'SHA-256'} {sha256}, came {came}. Fetch the file again, or mend "
-            "task.sha256."
+            f"task.sha256: {str(path)!r} is not the file that the job, or the model.json beside it, names: "
+            f"expected {'MD5' if is_md5 else 'SHA-256'} {sha256}, came {came}. Fetch the file again, or mend "
+            "what names it."
         )
 
 

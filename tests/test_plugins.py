@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import cnnbatch
 from cnnbatch import plugins
+from cnnbatch.cli import app
 from cnnbatch.comparison import Options as ComparisonOptions
 from cnnbatch.comparison import compare
 from cnnbatch.errors import UserError
@@ -215,6 +217,23 @@ def test_the_network_of_an_output_s_job_is_code_too(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'evilmod:build' in task\.model"):
         load_job(str(file))
     assert load_job(str(file), ["task.model=evilmod:build"])
+
+
+def test_the_commands_take_plugins(output: Path, sprung: Path) -> None:
+    file, given = str(output / "_job" / "job.yaml"), ["--plugin", "evilmod:Toy"]
+    commands = [["run", file, "--quiet"], ["check", file], ["report", str(output)], ["evaluate", str(output)]]
+    refused = [CliRunner().invoke(app, command) for command in commands]
+    assert [one.exit_code for one in refused] == [2, 2, 0, 0]
+    assert all("--plugin evilmod:Toy" in one.output for one in refused[:2])
+    assert not sprung.exists()
+    for command in commands:
+        wrong = CliRunner().invoke(app, [*command, "--plugin", "no_such_module:x"])
+        assert (wrong.exit_code, wrong.exception.__class__) == (2, SystemExit)
+        assert "--plugin: 'no_such_module:x' names the module" in wrong.output
+    # Another task's rows are not mixed in: the output was made by tests.toy:Toy, whatever its file says now.
+    again = CliRunner().invoke(app, [*commands[0], *given])
+    assert (again.exit_code, again.exception.__class__) == (2, SystemExit)
+    assert "made by another job" in again.output
 
 
 @pytest.mark.parametrize(

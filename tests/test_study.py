@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cnnbatch.errors import UserError
+from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.job import StudyJob, TrainJob
 from cnnbatch.launch import launch
 from cnnbatch.report import write_report
@@ -21,6 +22,7 @@ from cnnbatch.study import run as running
 from cnnbatch.study.curves import Point, figures, mean_course, points
 from cnnbatch.study.pairing import Outcomes, difference
 from cnnbatch.study.trials import trials_of
+from cnnbatch.tasks.classify import Classify
 from cnnbatch.training import run as training
 from tests import tiny
 
@@ -325,3 +327,34 @@ def test_all_absent_sets_are_named_before_anything_is_trained(
     ):
         launch(job, QUIET)
     assert not (tmp_path / "out" / "trials").exists()
+
+
+def test_a_study_without_weights_or_images_stops_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = tiny.colours(tmp_path / "colours", 6)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(running, "finish", lambda *_, **__: pytest.fail("it trains"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    template_of = {"task": {"name": "classify", "model": "squeezenet1_1"}}
+    section = {"vary": {"train.strategy": ["scratch", "head"]}, "side_by_side": True}
+    with pytest.raises(EnvironmentFault, match="nothing was trained: task.weights: these weights are not"):
+        launch(study(photos, tmp_path / "out", section, **template_of), QUIET)
+    assert not (tmp_path / "out" / "trials").exists()
+    assert not (tmp_path / "out" / "_job" / "job.yaml").exists()
+    lacking = {"cases": {"here": {}, "gone": {"input": str(tmp_path / "gone")}}}
+    with pytest.raises(UserError, match="(?s)the study lacks images.*gone"):
+        launch(study(photos, tmp_path / "out", lacking), QUIET)
+    bad = {"cases": {"here": {}, "bad": {"task": {"model": str(tmp_path)}}}}
+    with pytest.raises(UserError, match="nothing was trained: task.model"):
+        launch(study(photos, tmp_path / "out", bad), QUIET)
+
+
+def test_a_study_from_scratch_needs_no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Classify, "require_weights", lambda task: pytest.fail("asked for weights"))
+    section = {"vary": {"train.strategy": ["scratch"]}, "seeds": 2}
+    running.require_weights(trials_of(study("photos", tmp_path / "out", section)))

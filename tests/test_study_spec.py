@@ -111,3 +111,132 @@ def test_the_table_of_two_by_two_is_what_the_course_has() -> None:
         ("dataset:cifar10", 1000, 5),
         ("dataset:camvid#patches=32", 1000, 5),
     ]
+
+
+TEMPLATES = """\
+kind: study
+task: {name: classify, model: resnet18}
+input: {url: "dataset:cifar10", subset: {}}
+output: out
+study:
+  cases:
+    small: {train: {epochs: 3, batch: 8}, input: {limit: 20}}
+    other: {input: cells, task: {model: resnet34}}
+  vary: {train: {strategy: [head, all]}, input.subset.share: [0.1, 1.0]}
+  lesson:
+    train: {epochs: 5, validation: 0.2}
+    input: {sample: 0.04}
+    study: {first: 1, seeds: 1, vary: {input.subset.share: [0.5]}, cases: {small: {train: {epochs: 1}}}}
+  seeds: 3
+"""
+
+
+def trials_with(*given: str) -> list[Trial]:
+    job = parse_job(TEMPLATES, "job.yaml", given)
+    assert isinstance(job, StudyJob)
+    return trials_of(in_force(job, job.lesson))
+
+
+@pytest.mark.parametrize("lesson", [[], ["lesson=true"]])
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("train.epochs=7", 7),
+        ("train.batch=4", 4),
+        ("train.strategy=scratch", "scratch"),
+        ("train.validation=0.4", 0.4),
+        ("input.subset.share=0.25", 0.25),
+        ("input.sample=0.5", 0.5),
+        ("input.limit=11", 11),
+        ("input=photos", "photos"),
+        ("input.url=photos", "photos"),
+        ("task.model=resnet50", "resnet50"),
+        ("task={model: resnet50}", "resnet50"),
+        ("compute.backend=eager", "eager"),
+        ("max_failed=0.5", 0.5),
+    ],
+)
+def test_the_command_line_wins_over_cases_ranges_and_the_lesson(
+    lesson: list[str], given: str, value: object
+) -> None:
+    path = {"input": "input.url", "task": "task.model"}.get(given.partition("=")[0], given.partition("=")[0])
+    trials = trials_with(given, *lesson)
+    assert trials
+    for trial in trials:
+        found: object = trial.job
+        for name in path.split("."):
+            found = getattr(found, name)
+        assert found == value
+        assert path not in trial.settings
+
+
+def test_another_collection_is_taken_whole() -> None:
+    for trial in trials_with("input=photos", "lesson=true"):
+        chosen = trial.job.input
+        assert (chosen.sample, chosen.limit) == (1.0, None)
+        assert chosen.subset is not None
+        assert chosen.subset.share == 0.5  # What varies still varies.
+        assert trial.job.train.validation == 0.2  # The rest of the lesson stays.
+
+
+def test_what_a_person_says_of_the_study_wins_over_its_lesson() -> None:
+    assert len(trials_with("lesson=true")) == 2 * 2
+    assert len(trials_with("study.first=2", "study.seeds=2", "lesson=true")) == 2 * 2 * 2
+    given = "study.vary.input.subset.share=[0.2, 0.3]"
+    assert {one.settings["input.subset.share"] for one in trials_with(given, "lesson=true")} == {0.2, 0.3}
+    case = {
+        one.case: one.job.train.epochs
+        for one in trials_with("study.cases.small.train.epochs=9", "lesson=true")
+    }
+    assert case == {"small": 9, "other": 5}
+
+
+def test_a_field_inside_what_varies_is_taken_out_of_it() -> None:
+    job = load_job(
+        "sweep", ["input=photos", "output=out", "train.augment.flip=false", "train.learning_rate=0.01"]
+    )
+    assert isinstance(job, StudyJob)
+    assert "train.learning_rate" not in job.study.search
+    trials = trials_of(job)
+    assert {one.job.train.augment.flip for one in trials} == {False}
+    assert {one.job.train.learning_rate for one in trials} == {0.01}
+    assert len({one.job.train.augment.crop for one in trials}) == 2
+
+
+def test_the_lesson_of_the_curves_takes_all_of_a_small_collection() -> None:
+    job = load_job("transfer_curves", ["input=photos", "output=out", "lesson=true"])
+    assert isinstance(job, StudyJob)
+    for trial in trials_of(in_force(job, True)):
+        assert (trial.job.input.url, trial.job.input.sample) == ("photos", 1.0)
+
+
+@pytest.mark.parametrize("name", sorted(set(job_names()) - {"finetune", "train_detector"}))
+def test_a_job_without_a_lesson_says_so(name: str) -> None:
+    fields = ["input=photos", "output=out", "lesson=true"]
+    has_one = name in ("transfer_2x2", "transfer_curves", "sweep")
+    if has_one:
+        job = load_job(name, fields)
+        assert isinstance(job, StudyJob)
+        assert job.lesson
+        return
+    with pytest.raises(UserError, match=r"override lesson=true: this job has no lesson"):
+        load_job(name, fields)
+
+
+def test_a_study_without_a_lesson_says_so_with_its_other_mistakes() -> None:
+    with pytest.raises(UserError, match=r"job\.yaml:8: this job has no lesson") as caught:
+        parse_job(TEXT + "lesson: true\nmax_failed: 3\n", "job.yaml")
+    assert "2 mistakes" in str(caught.value)
+    job = parse_job(TEXT + "lesson: true\n", "job.yaml", ["study.lesson={train: {epochs: 1}}"])
+    assert isinstance(job, StudyJob)
+    assert job.lesson
+
+
+@pytest.mark.parametrize(
+    "section", ["3", "[]", "{lesson: 3}", "{lesson: {study: 3}}", "{vary: 3, cases: [1]}"]
+)
+def test_templates_that_are_none_are_told_as_before(section: str) -> None:
+    text = TEXT.partition("study:")[0] + f"study: {section}\n"
+    for given in ([], ["input=photos", "train.epochs=3", "study.vary.train.epochs=[1]", "lesson=true"]):
+        with pytest.raises(UserError, match="in the job; nothing was run"):
+            parse_job(text, "job.yaml", given)

@@ -21,6 +21,7 @@ from cnnbatch.training.model_file import read_model
 
 _HIDDEN = ("images", "validation_seconds")
 """Columns of ``metrics.parquet`` whose course tells nothing."""
+_NAMED = 8
 
 
 class Learning(NamedTuple):
@@ -89,6 +90,8 @@ def _facts(about: Mapping[str, Any], data: Mapping[str, Any], figures: Mapping[s
             Fact("Training images", number(data["train"])),
         ]
         facts += [Fact("Validation images", number(data["validation"]), data["how"])]
+    if left_out := data.get("left_out"):
+        facts.append(Fact("Classes left out", number(len(left_out)), _left_out(left_out)))
     if best := about.get("validation"):
         interval = best.get("interval")
         note = f"95 % interval {percent(interval[0])} to {percent(interval[1])}" if interval else ""
@@ -102,6 +105,13 @@ def _facts(about: Mapping[str, Any], data: Mapping[str, Any], figures: Mapping[s
     if failed := sum(about.get("failed", {}).values()):
         facts.append(Fact("Not learned from", number(failed), ", ".join(about["failed"])))
     return facts
+
+
+def _left_out(classes: Mapping[str, Mapping[str, int]]) -> str:
+    """Return the names of classes of which no image trains."""
+    names = ", ".join(list(classes)[:_NAMED])
+    more = f" and {number(len(classes) - _NAMED)} more" if len(classes) > _NAMED else ""
+    return f"no image trains {names}{more}"
 
 
 def write_training_report(output: Output) -> None:

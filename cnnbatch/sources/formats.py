@@ -15,8 +15,9 @@ from cnnbatch import datasets
 from cnnbatch.datasets.placed import Placed
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.sources.files import SUFFIXES
-from cnnbatch.sources.labelled import FOLDER, INNER_FOLDER, Labelled, labelled_by_pattern
+from cnnbatch.sources.labelled import FOLDER, Labelled, labelled_by_pattern
 from cnnbatch.sources.patterns import is_pattern
+from cnnbatch.sources.splits import INNER_FOLDER, splits_below
 from cnnbatch.storage import (
     Forbidden,
     NotFound,
@@ -254,14 +255,18 @@ def open_files(input: Input, storage: Storage) -> Source:
 
 
 def open_folders(input: Input, storage: Storage) -> Source:
-    """Return the images of one folder whose own folders are the classes."""
+    """Return the images of one folder whose own folders are the classes, or parts that have the classes."""
     if not isinstance(input.url, str):
         raise UserError(
             f"input.format: folders named by class lie below one address, got {len(input.url)}\n"
             "  what to do: give the folder that holds them"
         )
-    apart = input.subset is not None and input.subset.by == "folder"
-    return Labelled(open_files(input, storage), INNER_FOLDER if apart else FOLDER, "input.format=folders")
+    pattern = FOLDER
+    if splits := splits_below(normalize(input.url), storage):
+        pattern = splits.pattern
+    elif input.subset is not None and input.subset.by == "folder":
+        pattern = INNER_FOLDER
+    return Labelled(open_files(input, storage), pattern, "input.format=folders")
 
 
 def _means_nothing(field: str, name: str, input: Input) -> UserError:

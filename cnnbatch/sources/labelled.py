@@ -18,9 +18,6 @@ from cnnbatch.sources import Source
 FOLDER = r"([^/]+)/.+"
 """The first folder of a key, which is the class where folders are named by class."""
 
-INNER_FOLDER = r"[^/]+/([^/]+)/.+"
-"""The second folder, where the first says whether to train or to test."""
-
 LONGEST = 100_000
 """Characters of a pattern as its counted repetitions write it out, of which one takes some 300 bytes."""
 

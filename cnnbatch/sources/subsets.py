@@ -20,22 +20,10 @@ import pyarrow as pa
 from cnnbatch.errors import UserError
 from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.sources import Source
+from cnnbatch.sources.splits import part_in, part_of
 
 if TYPE_CHECKING:
     from cnnbatch.job import Subset
-
-PARTS = {
-    "train": "train",
-    "training": "train",
-    "trainval": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""What folders and columns call the parts, in lower case."""
 
 _CHUNK = 4096  # refs whose labels are asked for at once
 
@@ -124,13 +112,13 @@ class Apart:
         if by == "hash":
             return "train"
         if by == "folder":
-            return PARTS.get(ref.key.partition("/")[0].lower(), "")
+            return part_in(ref.key)
         if by not in self.columns.names:
             raise UserError(
                 f"input.subset.by: expected hash, folder or a column of input.keep, got {by!r}; the input "
                 f"keeps {', '.join(self.columns.names) or 'none'}"
             )
-        return PARTS.get(str(ref.columns.get(by)).lower(), "")
+        return part_of(str(ref.columns.get(by)))
 
     @cached_property
     def _chosen(self) -> frozenset[str]:

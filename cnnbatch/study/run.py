@@ -14,13 +14,14 @@ from typing import Any
 from uuid import uuid4
 
 from cnnbatch import begun, datasets, identity, lock
-from cnnbatch.errors import UserError
-from cnnbatch.job import StudyJob, to_yaml
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.job import Input, StudyJob, to_yaml
 from cnnbatch.output import Output, differences
 from cnnbatch.report.study import write_study_report
 from cnnbatch.report.words import duration
 from cnnbatch.run import RunOptions, Summary, places
 from cnnbatch.screen import Screen
+from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.study import words
 from cnnbatch.study.findings import Findings, find
@@ -39,13 +40,14 @@ def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
     running = _Running(job, in_force(job, job.lesson), output)
     trials = trials_of(running.job)
     with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), uuid4().hex):
-        require_data(trials)
         begin(running.job, trials, output, screen.note)
-        output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
         known = {trial.name: row for trial in trials if (row := output.decided(f"trials/{trial.name}"))}
+        left = [trial for trial in trials if trial.name not in known]
+        require_data(left)
+        require_weights(left)
+        output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
         screen.note(_begins(trials, known))
         trained = 0
-        left = [trial for trial in trials if trial.name not in known]
         for row in _trained(running, left, screen.note):
             known[row["name"]] = row
             trained += 1
@@ -90,15 +92,15 @@ class _Running:
 
 
 def require_data(trials: Sequence[Trial]) -> None:
-    """Insist on the data sets of all trials before the first is trained; a UserError has all."""
+    """Insist on the images of all trials before the first is trained; a UserError has all that lack."""
     lacking: dict[str, str] = {}
     for trial in trials:
-        chosen = trial.job.input
-        if str(chosen.url) not in lacking:
+        chosen = trial.job.input.model_copy(update={"subset": None, "classes": None})
+        if (key := repr(chosen)) not in lacking:
             try:
-                datasets.resolve(chosen, Storage(chosen.storage))
+                _require_images(chosen)
             except UserError as error:
-                lacking[str(chosen.url)] = f"{trial.case}: {error}" if trial.case else str(error)
+                lacking[key] = f"{trial.case}: {error}" if trial.case else str(error)
     if lacking:
         raise UserError("\n".join(["nothing was trained: the study lacks images", *lacking.values()]))
 
@@ -127,6 +129,28 @@ def begin(job: StudyJob, trials: Sequence[Trial], output: Output, note: Callable
         note(begun.discarded(output, known, fields))
     record = {"metric": job.study.metric, "fields": fields}
     output.storage.put(output.path("_job", "study.json"), json.dumps(record, indent=1).encode())
+
+
+def _require_images(chosen: Input) -> None:
+    storage = Storage(chosen.storage)
+    datasets.resolve(chosen, storage)
+    if next(iter(open_source(chosen, storage).refs()), None) is None:
+        raise UserError(f"input: there is no image in {chosen.url}\n  what to do: look at the address")
+
+
+def require_weights(trials: Sequence[Trial]) -> None:
+    """Insist on the networks that trials begin with before the first is trained; from scratch needs none.
+
+    Raises UserError and EnvironmentFault.
+    """
+    tasks = [trial.job.task for trial in trials if trial.job.train.strategy != "scratch"]
+    for task in {repr(task): task for task in tasks}.values():
+        try:
+            task.require_weights()
+        except EnvironmentFault as fault:
+            raise EnvironmentFault(f"nothing was trained: {fault.what}", fault.mend) from fault
+        except UserError as error:
+            raise UserError(f"nothing was trained: {error}") from error
 
 
 def _output(trial: Trial) -> Output:

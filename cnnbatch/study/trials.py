@@ -43,7 +43,8 @@ def in_force(job: StudyJob, lesson: bool) -> StudyJob:
     if not lesson:
         return job
     data = merged(job.model_dump(mode="json"), job.study.lesson)
-    data["study"]["lesson"] = {}
+    if isinstance(data["study"], dict):
+        data["study"]["lesson"] = {}
     try:
         return type(job).model_validate(data)
     except ValidationError as error:

@@ -108,6 +108,14 @@ class Task(BaseModel):
         """Build the network on ``runtime.device``; imports torch, runs once an actor."""
         raise NotImplementedError
 
+    def require_weights(self) -> None:
+        """Have what `load` needs on this machine, before anything that takes long begins; may import torch.
+
+        Raises:
+            UserError: it can't be, by a mistake in the job.
+            EnvironmentFault: it is not here, and could not be fetched.
+        """
+
     def recipe(self, spec: Train, data: TrainingData) -> Recipe:
         """Return how its network is trained on ``data``; a task without one does not train."""
         raise NotImplementedError

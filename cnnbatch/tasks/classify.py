@@ -106,6 +106,13 @@ class Classify(WeightedTask):
 
         return Classifier(self, build_classifier(self.choice(self.preprocessing.fields())), runtime)
 
+    def require_weights(self) -> None:
+        """Build the network, and forget it."""
+        from cnnbatch.models import build_classifier
+
+        begun_with = self.model_copy(update={"classes": None})  # A training gives it classes of its own.
+        build_classifier(begun_with.choice(self.preprocessing.fields()))
+
     def taps(self, count: int) -> Sequence[Tap]:
         """Return up to ``count`` blocks that give features, after which the network can be cut.
 

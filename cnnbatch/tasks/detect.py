@@ -74,6 +74,13 @@ class Detect(WeightedTask):
         choice = self.choice({"size": self.size} if self.size else {})
         return ObjectDetector(self, build_detector(choice, self.keypoints), runtime)
 
+    def require_weights(self) -> None:
+        """Build the detector, and forget it."""
+        from cnnbatch.models.detectors import build_detector
+
+        begun_with = self.model_copy(update={"classes": None})  # A training gives it classes of its own.
+        build_detector(begun_with.choice({"size": self.size} if self.size else {}), self.keypoints)
+
     def recipe(self, spec: Train, data: TrainingData) -> Recipe:
         """Return how a detector of torchvision learns the classes of ``data``; UserError for another."""
         from cnnbatch.training.detection import DetectorRecipe

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cnnbatch import kept, plan
@@ -21,7 +21,7 @@ from cnnbatch.training.refs import Listed, Refs, listed
 from cnnbatch.truth import classes_of
 
 LESSON_IMAGES = 1000
-"""The most images of a part of a lesson."""
+"""The most images of a part of a lesson, where the job says no limit of its own."""
 _SHOWN = 8
 
 
@@ -29,7 +29,8 @@ _SHOWN = 8
 class Collected:
     """What there is to learn from; ``digest`` is that of the keys and classes.
 
-    ``listed`` is how many images could train; a lesson takes fewer.
+    ``listed`` is how many images could train; a lesson takes fewer. ``left_out`` are the classes of which no
+    image trains, with the numbers of those that validate and test.
     """
 
     data: TrainingData
@@ -38,6 +39,19 @@ class Collected:
     digest: str
     how: str
     listed: int
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def left_out_words(self) -> str:
+        """Say which classes can't be learned, and why; empty where there are none."""
+        if not self.left_out:
+            return ""
+        named = [f"{name!r} ({_where(counts)})" for name, counts in self.left_out.items()]
+        more = f" and {len(named) - _SHOWN:,} more" if len(named) > _SHOWN else ""
+        classes = "one class is" if len(named) == 1 else f"{len(named):,} classes are"
+        return (
+            f"{classes} left out of the model, since no image trains: {', '.join(named[:_SHOWN])}{more}; "
+            "give more images of each, or another input.subset.seed where they are cut by hash"
+        )
 
 
 def refs_uri(output: Output, part: str) -> str:
@@ -62,7 +76,8 @@ def collect(job: TrainJob, parts: Parts, output: Output) -> Collected:
     if kept is not None:
         refs = [read_refs(output, part) for part in ("train", "validation")]
         data = TrainingData(tuple(kept["classes"]), kept["counts"], len(refs[0]))
-        return Collected(data, refs[0], refs[1], kept["digest"], kept["how"], kept["listed"])
+        known = (kept["digest"], kept["how"], kept["listed"], kept.get("left_out", {}))
+        return Collected(data, refs[0], refs[1], *known)
     found = _collect(job, parts)
     for part, refs_of_part in (("train", found.train), ("validation", found.validation)):
         output.storage.put(refs_uri(output, part), refs_of_part.to_bytes())
@@ -79,6 +94,7 @@ def _record(found: Collected) -> dict[str, Any]:
         "digest": found.digest,
         "how": found.how,
         "listed": found.listed,
+        "left_out": found.left_out,
     }
 
 
@@ -93,26 +109,68 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
     train = _list(job, parts.train, source)
     validation = _list(job, parts.validation, open_source(parts.validation, storage))
     how, count = parts.how, len(train.refs)
-    if job.lesson and len(train.refs) > LESSON_IMAGES:
+    if unlabelled := train.unlabelled + validation.unlabelled:
+        how += f"; {unlabelled:,} without a truth are left out"
+    if job.lesson and job.input.limit is None and len(train.refs) > LESSON_IMAGES:
         how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
         train = replace(train, refs=train.refs.some(LESSON_IMAGES))
         validation = replace(validation, refs=validation.refs.some(LESSON_IMAGES))
     counts, others = (one.refs.counts() or one.objects for one in (train, validation))
+    tested = _tested(job, parts, storage)
     classes = _classes(job, source, counts, others if train.objects else None)
-    _require_learnable(classes, counts, others)
+    left_out = _left_out(job, classes, others, tested)
+    if left_out and not train.objects:
+        validation = replace(validation, refs=validation.refs.without(left_out))
+        others = validation.refs.counts()
+        _require_some(validation, parts.validation)
+    _require_learnable(classes, counts, others, tested)
+    if not train.objects:
+        _require_several(classes, left_out)
     data = TrainingData(classes, {name: counts[name] for name in classes}, len(train.refs))
-    return Collected(data, train.refs, validation.refs, _digest(train.refs, validation.refs), how, count)
+    digest = _digest(train.refs, validation.refs)
+    return Collected(data, train.refs, validation.refs, digest, how, count, left_out)
+
+
+def _tested(job: TrainJob, parts: Parts, storage: Storage) -> Counter[str]:
+    """Count the labels of what tests; nothing where that can't be listed, which testing will say."""
+    if parts.test is None:
+        return Counter()
+    try:
+        source = open_source(parts.test, storage)
+        found = listed(source, plan.select(source.refs(), parts.test.sample, parts.test.limit))
+    except UserError:
+        return Counter()
+    return found.refs.counts() or found.objects
+
+
+def _left_out(
+    job: TrainJob, classes: Sequence[str], validated: Counter[str], tested: Counter[str]
+) -> dict[str, dict[str, int]]:
+    """Return the classes that occur, or that the job chose, and that the model will not have."""
+    if isinstance(job.task, WeightedTask) and job.task.classes is not None:
+        return {}  # Others than those are a mistake, or the test's own affair.
+    names = {*validated, *tested, *(job.input.classes or ())} - set(classes)
+    return {name: {"validation": validated[name], "test": tested[name]} for name in sorted(names)}
+
+
+def _where(counts: Mapping[str, int]) -> str:
+    said = {"validate": counts["validation"], "test": counts["test"]}
+    return ", ".join(f"{count:,} {word}" for word, count in said.items() if count) or "no image at all"
 
 
 def _list(job: TrainJob, chosen: Input, source: Source) -> Listed:
     found = listed(source, plan.select(source.refs(), chosen.sample, chosen.limit))
+    _require_some(found, chosen)
+    return found
+
+
+def _require_some(found: Listed, chosen: Input) -> None:
     if not len(found.refs):
         part = chosen.subset.part if chosen.subset else chosen.split
         raise UserError(
             f"input: no image of the part {part} has a truth\n"
             "  what to do: give the folder whose folders are the classes, or input.label or input.truth"
         )
-    return found
 
 
 def _classes(
@@ -131,7 +189,21 @@ def _classes(
     return known if set(counts) <= set(known) else tuple(sorted(counts))
 
 
-def _require_learnable(classes: Sequence[str], train: Counter[str], validation: Counter[str]) -> None:
+def _require_several(classes: Sequence[str], left_out: Mapping[str, Mapping[str, int]]) -> None:
+    """Insist on classes that can be told apart."""
+    if len(classes) < 2:
+        others = f"; of {_some(list(left_out))} no image trains" if left_out else ""
+        raise UserError(
+            f"input: a classifier tells classes apart, expected two at least, got one: {_some(list(classes))}"
+            f"{others}\n"
+            "  what to do: give the folder whose folders are the classes; look at input.classes, input.limit "
+            "and input.subset, which may leave only one"
+        )
+
+
+def _require_learnable(
+    classes: Sequence[str], train: Counter[str], validation: Counter[str], tested: Counter[str]
+) -> None:
     unknown = sorted((set(train) | set(validation)) - set(classes))
     if not classes:
         raise UserError(
@@ -144,7 +216,7 @@ def _require_learnable(classes: Sequence[str], train: Counter[str], validation: 
             f"  the classes: {_some(list(classes))}\n"
             "  what to do: add them to task.classes, or leave these images out of the input"
         )
-    lone = [name for name in classes if train[name] + validation[name] == 1]
+    lone = [name for name in classes if train[name] + validation[name] + tested[name] == 1]
     if lone:
         raise UserError(
             f"input: a class needs two images at least, one to learn from and one to judge by; "

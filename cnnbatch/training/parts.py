@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cnnbatch.datasets import PREFIX
@@ -10,8 +10,8 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.job import Input, Subset, TrainJob
 from cnnbatch.sources import open_source
 from cnnbatch.sources.formats import FORMATS, recognise
-from cnnbatch.sources.subsets import PARTS
-from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, join, normalize
+from cnnbatch.sources.splits import PARTS, Splits, splits_below
+from cnnbatch.storage import Storage, normalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,14 @@ def parts_of(job: TrainJob, storage: Storage) -> Parts:
     chosen = _labelled(job.input, storage)
     if chosen.subset is not None and chosen.subset.by != "hash":
         return _by(chosen, chosen.subset, job, f"by {chosen.subset.by}, as the job says")
-    if splits := _own_splits(chosen, storage):
-        return _by_splits(chosen, splits, job, storage)
-    if folders := set(_folders(chosen, storage)):
-        rule = _rule(chosen, job).model_copy(update={"by": "folder", **_apart(folders, job)})
-        names = ", ".join(sorted(folders))
-        return _by(chosen, rule, job, f"by the folders {names}{_cut(folders, job)}")
+    if own := _own_splits(chosen, storage):
+        return _by_splits(chosen, own, job, storage)
+    if splits := _folders(chosen, storage):
+        there = set(splits.parts)
+        rule = _rule(chosen, job).model_copy(update={"by": "folder", **_apart(there, job)})
+        how = f"by the folders {', '.join(sorted(there))}{_cut(there, job)}"
+        beside = f"; {', '.join(splits.others)} beside them are left out" if splits.others else ""
+        return _by(chosen, rule, job, how + beside)
     rule = _rule(chosen, job)
     validate = f"{rule.validation:.0%} validate" if rule.folds is None else _fold(rule)
     return _by(chosen, rule, job, f"by hash: {validate}, {rule.test:.0%} test")
@@ -142,18 +144,8 @@ def _opens(chosen: Input, storage: Storage) -> bool:
         return False
 
 
-def _folders(chosen: Input, storage: Storage) -> Iterator[str]:
-    """Yield the parts that folders of the input are named by; none unless one is for training."""
+def _folders(chosen: Input, storage: Storage) -> Splits | None:
+    """Return the parts that folders of the input are named by, where it is one folder of files."""
     if not isinstance(chosen.url, str) or chosen.format not in ("auto", "files", "folders"):
-        return
-    root = normalize(chosen.url)
-    there = {PARTS[name] for name in PARTS if _is_folder(join(root, name), storage)}
-    if "train" in there and len(there) > 1:
-        yield from there
-
-
-def _is_folder(uri: str, storage: Storage) -> bool:
-    try:
-        return next(iter(storage.list(uri)), None) is not None
-    except (NotFound, Forbidden, Unreadable, UserError, EnvironmentFault):
-        return False
+        return None
+    return splits_below(normalize(chosen.url), storage)

@@ -60,6 +60,8 @@ def fit(order: Order, note: Callable[[str], object]) -> Iterator[Told]:
     ``note`` is told which Ray that is.
     """
     compute = order.job.compute
+    if order.decision.strategy != "scratch":
+        order.job.task.require_weights()  # Else Ray Train would try again and again.
     ray_session.connect(compute, note)
     with ray_session.faults():
         yield from _fit(order, group_for(compute))
@@ -135,8 +137,9 @@ class _Running(threading.Thread):
             ) from self._fault
         causes = getattr(self._fault, "worker_failures", {}).values()
         for cause in causes:
-            if isinstance(cause, UserError) or isinstance(getattr(cause, "cause", None), UserError):
-                raise UserError(str(getattr(cause, "cause", cause)))
+            inner = getattr(cause, "cause", None) or cause
+            if isinstance(inner, UserError | EnvironmentFault):
+                raise inner
         first = next(iter(causes), self._fault)
         raise EnvironmentFault(f"the training was ended by its workers: {_last_line(first)}", GOES_ON)
 

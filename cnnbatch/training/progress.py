@@ -34,6 +34,8 @@ class Progress:
             f"{data.images:,} images train {len(data.classes):,} classes, {len(collected.validation):,} "
             f"validate ({collected.how})"
         )
+        if words := collected.left_out_words():
+            self._screen.note(words)
 
     def expect(self, epochs: int) -> None:
         """Take how many epochs there will be."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -65,6 +65,11 @@ class Refs:
         """Return at most so many of the images, by the hash of their keys, in the order of the listing."""
         chosen = np.sort(np.argsort(deal.mixed(self.hashes, most), kind="stable")[:most])
         return Refs(self.table.take(chosen))
+
+    def without(self, classes: Collection[str]) -> Refs:
+        """Return the images of all other classes."""
+        kept = [label not in classes for label in self.table[LABEL].to_pylist()]
+        return Refs(self.table.filter(pa.array(kept, pa.bool_())))
 
     def counts(self) -> Counter[str]:
         """Return how many images have each class; nothing where they have objects."""
