@@ -7,7 +7,7 @@ import random
 import socket
 import struct
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
@@ -28,8 +28,8 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 class FaultyProxy:
     """Hands requests on to ``target`` (``http://HOST:PORT``); a ``share`` of them meets one of ``faults``.
 
-    Which request meets what follows from ``seed`` and the order in which they come. ``met`` counts the
-    faults, ``requests`` lists (method, path). From `deny` on, requests whose path is chosen are answered
+    Which request meets what follows from ``seed`` and the order in which they come; the ``first`` ones meet
+    what they are told. ``met`` counts the faults, ``requests`` lists (method, path). From `deny` on, requests whose path is chosen are answered
     with 403 AccessDenied; with ``deny_after`` that begins behind so many requests that are chosen.
     """
 
@@ -39,6 +39,7 @@ class FaultyProxy:
         share: float = 0.0,
         faults: Iterable[Fault] = FAULTS,
         seed: int = 0,
+        first: Iterable[Fault | None] = (),
         delay_s: float = 0.2,
         deny_after: int | None = None,
         denies: Callable[[str, str], bool] = lambda method, path: True,
@@ -48,6 +49,7 @@ class FaultyProxy:
         self.requests: list[tuple[str, str]] = []
         self._faults = tuple(faults)
         self._random = random.Random(seed)
+        self._first = deque(first)
         self._left, self._denies = deny_after, denies
         self._lock = threading.Lock()
         self._address = (urlsplit(target).hostname or "", urlsplit(target).port or 80)
@@ -86,11 +88,15 @@ class FaultyProxy:
                     self.met["denied"] += 1
                     return "denied"
                 self._left -= 1
-            if self._random.random() >= self.share:
-                return None
-            fault = self._random.choice(self._faults)
-            self.met[fault] += 1
+            fault = self._next()
+            if fault is not None:
+                self.met[fault] += 1
             return fault
+
+    def _next(self) -> Fault | None:
+        if self._first:
+            return self._first.popleft()
+        return self._random.choice(self._faults) if self._random.random() < self.share else None
 
     def _forward(
         self, method: str, path: str, headers: dict[str, str], body: bytes
