@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cnnbatch.storage import Storage, StorageOptions
 from cnnbatch.storage.reach import Reach, is_public
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import QUICK, fill, read, source
+from tests.test_detect import JOB
 
 pytest_plugins = ("tests.s3",)
 
@@ -104,12 +105,25 @@ def test_what_is_allowed_is_read(tmp_path: Path, web: WebServer, inside: WebServ
 def hosts_of(server: WebServer) -> list[str]:
     """Return ways to write this machine that are not 127.0.0.1."""
     port = server.url().rpartition(":")[2]
-    names = ["127.0.0.1", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "localhost", "[::ffff:127.0.0.1]"]
+    names = [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "localhost",
+        "[::ffff:127.0.0.1]",
+    ]
     return [f"http://{name}:{port}/x.jpg" for name in names]
 
 
 def test_a_list_from_the_web_does_not_lead_into_this_network(web: WebServer, inside: WebServer) -> None:
-    others = ["http://169.254.169.254/latest/meta-data", "http://10.0.0.1/x", "http://[fe80::1]/x", "http://[::1]/x"]
+    others = [
+        "http://169.254.169.254/latest/meta-data",
+        "http://10.0.0.1/x",
+        "http://[fe80::1]/x",
+        "http://[::1]/x",
+    ]
     addresses = [*hosts_of(inside), *others]
     results = read(of_list(web, [*addresses, "a.jpg"], StorageOptions(timeout_s=1, retries=0)))
     assert results[-1] == b"beside"
@@ -210,7 +224,14 @@ def test_a_list_in_a_bucket_names_its_own_bucket(tmp_path: Path, web: WebServer,
     bucket.client.put_object(Bucket=other, Key="x.jpg", Body=b"other")
     own = bucket.put("elsewhere/own.jpg", b"own")
     web.answer = lambda method, path: Reply(body=b"web")
-    lines = [own, f"s3://{other}/x.jpg", "/etc/passwd", f"{web.url()}/a.jpg", "az://c/x.jpg", "hf://datasets/a/b/c"]
+    lines = [
+        own,
+        f"s3://{other}/x.jpg",
+        "/etc/passwd",
+        f"{web.url()}/a.jpg",
+        "az://c/x.jpg",
+        "hf://datasets/a/b/c",
+    ]
     url = bucket.put("lists/list.txt", "\n".join(lines).encode())
     results = read(source(url, Storage(bucket.options)))
     assert results[0] == b"own"
@@ -218,13 +239,13 @@ def test_a_list_in_a_bucket_names_its_own_bucket(tmp_path: Path, web: WebServer,
     assert [refused(result, allow) for result, allow in zip(results[1:], wanted, strict=True)] == [True] * 5
 
 
-def test_a_list_that_a_person_has_here_names_anything(
-    tmp_path: Path, web: WebServer, bucket: Bucket
-) -> None:
+def test_a_list_that_a_person_has_here_names_anything(tmp_path: Path, web: WebServer, bucket: Bucket) -> None:
     fill(tmp_path, ["images/a.jpg"])
     web.answer = lambda method, path: Reply(body=b"web")
     stored = bucket.put("b.jpg", b"of the bucket")
-    lines = "\n".join([f"{tmp_path}/images/a.jpg", f"{web.url()}/a.jpg", stored, "package:skimage/__init__.py"])
+    lines = "\n".join(
+        [f"{tmp_path}/images/a.jpg", f"{web.url()}/a.jpg", stored, "package:skimage/__init__.py"]
+    )
     wanted = [b"images/a.jpg", b"web", b"of the bucket"]
     (tmp_path / "list.txt").write_text(lines)
     here = source(str(tmp_path / "list.txt"), Storage(bucket.options))
@@ -240,7 +261,10 @@ def test_every_form_of_a_list_reaches_as_far(name: str, web: WebServer) -> None:
     sink = io.BytesIO()
     pq.write_table(pa.table({"url": ["/etc/passwd", "a.jpg"]}), sink)
     text = "url;x\n/etc/passwd;1\na.jpg;2\n".replace(";", "\t" if name.endswith("tsv") else ",").encode()
-    files = {f"/lists/{name}": sink.getvalue() if name.endswith("parquet") else text, "/lists/a.jpg": b"beside"}
+    files = {
+        f"/lists/{name}": sink.getvalue() if name.endswith("parquet") else text,
+        "/lists/a.jpg": b"beside",
+    }
     web.ranged = True
     web.answer = lambda method, path: Reply(body=files[path]) if path in files else Reply(404)
     results = read(source(f"{web.url()}/lists/{name}"))
@@ -263,10 +287,12 @@ def test_the_reach_travels_to_the_workers(tmp_path: Path, web: WebServer) -> Non
 def test_an_inventory_lists_from_its_own_bucket(bucket: Bucket) -> None:
     other = f"{bucket.name}-other"
     bucket.client.create_bucket(Bucket=other)
-    bucket.client.put_object(Bucket=other, Key="data/1.csv", Body=f'"{bucket.name}","a.jpg","1","e"\n'.encode())
+    bucket.client.put_object(
+        Bucket=other, Key="data/1.csv", Body=f'"{bucket.name}","a.jpg","1","e"\n'.encode()
+    )
     manifest = (
-        f'{{"sourceBucket": "{bucket.name}", "destinationBucket": "arn:aws:s3:::{other}", "fileFormat": "CSV",'
-        '"fileSchema": "Bucket, Key, Size, ETag", "files": [{"key": "data/1.csv"}]}'
+        f'{{"sourceBucket": "{bucket.name}", "destinationBucket": "arn:aws:s3:::{other}",'
+        '"fileFormat": "CSV", "fileSchema": "Bucket, Key, Size, ETag", "files": [{"key": "data/1.csv"}]}'
     )
     url = bucket.put("inventory/manifest.json", manifest.encode())
     fields: dict[str, Any] = {"inventory": url}
@@ -274,6 +300,22 @@ def test_an_inventory_lists_from_its_own_bucket(bucket: Bucket) -> None:
         source(bucket.url, Storage(bucket.options), **fields)
     found = source(bucket.url, Storage(bucket.options), **fields, allow=["buckets"])
     assert [ref.key for ref in found.refs()] == ["a.jpg"]
+
+
+def test_an_output_in_a_bucket_names_its_own_bucket(
+    tmp_path: Path, photos: Callable[[int], Path], bucket: Bucket
+) -> None:
+    spec, boxes = tmp_path / "job.yaml", tmp_path / "boxes"
+    spec.write_text(JOB.format(photos=photos(2), truth="null", out=boxes).replace('"null"', "null"))
+    cnnbatch.run(spec, quiet=True, compute={"pool": "inline"}, task={"max_objects": 2})
+    for file in boxes.rglob("*.*"):
+        bucket.put(str(file.relative_to(tmp_path)), file.read_bytes())
+    url, storage = f"{bucket.url}/boxes#objects", Storage(bucket.options)
+    results = read(source(url, storage))
+    assert len(results) == 4
+    assert all(refused(result, "local") for result in results)
+    assert not any(isinstance(result, Failure) for result in read(source(url, storage, allow=["local"])))
+    assert not any(isinstance(result, Failure) for result in read(source(f"{boxes}#objects")))
 
 
 def job(url: str, out: Path | str, **more: Any) -> MapJob:
@@ -298,7 +340,8 @@ def test_what_is_allowed_does_not_change_a_row() -> None:
 
 
 @pytest.mark.parametrize(
-    "inside", ["/etc/passwd", "../secret", "data/../../secret", "data//x", "..\\secret", "link", "folder/secret", ".."]
+    "inside",
+    ["/etc/passwd", "../secret", "data/../../secret", "data//x", "..\\secret", "link", "folder/secret", ".."],
 )
 def test_an_address_of_a_package_stays_in_it(
     inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

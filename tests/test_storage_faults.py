@@ -52,7 +52,9 @@ def job(bucket: Bucket, images: StorageOptions, rows: StorageOptions, **more: An
 
 
 def rows_of(bucket: Bucket) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = cnnbatch.open(f"{bucket.url}/out", Storage(bucket.options)).arrow().to_pylist()
+    rows: list[dict[str, Any]] = (
+        cnnbatch.open(f"{bucket.url}/out", Storage(bucket.options)).arrow().to_pylist()
+    )
     return rows
 
 
