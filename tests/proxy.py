@@ -7,14 +7,14 @@ import random
 import socket
 import struct
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 
 Fault = Literal["500", "500_after", "503", "reset_before", "reset_after", "delay", "truncated"]
-FAULTS: tuple[Fault, ...] = ("500", "500_after", "503", "reset_before", "reset_after", "delay", "truncated")
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 """What a request may meet.
 
 ``500_after`` and ``reset_after`` reach the server, whose answer is lost; ``truncated`` cuts an answer's
@@ -22,15 +22,17 @@ body, and its connection, in the middle.
 """
 
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+_OWN_HEADERS = ("content-length", "transfer-encoding", "connection", "date", "server")
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 
 
 class FaultyProxy:
     """Hands requests on to ``target`` (``http://HOST:PORT``); a ``share`` of them meets one of ``faults``.
 
-    Which request meets what follows from ``seed`` and the order in which they come. ``met`` counts the
-    faults, ``requests`` lists (method, path). From `deny` on, requests whose path is chosen are answered
-    with 403 AccessDenied; with ``deny_after`` that begins behind so many requests that are chosen.
+    Which request meets what follows from ``seed`` and the order in which they come; the ``first`` ones meet
+    what they are told. ``met`` counts the faults, ``requests`` lists (method, path). From `deny` on, requests
+    that ``denies`` chooses are answered with 403 AccessDenied; ``deny_after`` so many of them that begins by
+    itself.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class FaultyProxy:
         share: float = 0.0,
         faults: Iterable[Fault] = FAULTS,
         seed: int = 0,
+        first: Iterable[Fault | None] = (),
         delay_s: float = 0.2,
         deny_after: int | None = None,
         denies: Callable[[str, str], bool] = lambda method, path: True,
@@ -48,10 +51,12 @@ class FaultyProxy:
         self.requests: list[tuple[str, str]] = []
         self._faults = tuple(faults)
         self._random = random.Random(seed)
+        self._first = deque(first)
         self._left, self._denies = deny_after, denies
         self._lock = threading.Lock()
         self._address = (urlsplit(target).hostname or "", urlsplit(target).port or 80)
-        self._server = _Server(("127.0.0.1", 0), self._handler())
+        handler = type("Handler", (_Handler,), {"proxy": self})
+        self._server = _Server(("127.0.0.1", 0), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
@@ -86,11 +91,15 @@ class FaultyProxy:
                     self.met["denied"] += 1
                     return "denied"
                 self._left -= 1
-            if self._random.random() >= self.share:
-                return None
-            fault = self._random.choice(self._faults)
-            self.met[fault] += 1
+            fault = self._next()
+            if fault is not None:
+                self.met[fault] += 1
             return fault
+
+    def _next(self) -> Fault | None:
+        if self._first:
+            return self._first.popleft()
+        return self._random.choice(self._faults) if self._random.random() < self.share else None
 
     def _forward(
         self, method: str, path: str, headers: dict[str, str], body: bytes
@@ -103,64 +112,57 @@ class FaultyProxy:
         finally:
             connection.close()
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: FaultyProxy
 
-            def do_GET(self) -> None:  # noqa: N802
-                body = self._body()
-                fate = proxy._fate(self.command, self.path)
-                if fate == "reset_before":
-                    return self._reset()
-                if fate in ("500", "503"):
-                    return self._say(int(fate), [], b"")
-                if fate == "denied":
-                    return self._say(403, [], _DENIED)
-                if fate == "delay":
-                    threading.Event().wait(proxy.delay_s)
-                status, headers, data = proxy._forward(self.command, self.path, dict(self.headers), body)
-                if fate == "reset_after":
-                    return self._reset()
-                if fate == "500_after":
-                    return self._say(500, [], b"")
-                self._say(status, headers, data, cut=fate == "truncated")
+    def do_GET(self) -> None:  # noqa: N802
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fate = self.proxy._fate(self.command, self.path)
+        if fate == "reset_before":
+            self._reset()
+        elif fate in ("500", "503"):
+            self._say(int(fate), [], b"")
+        elif fate == "denied":
+            self._say(403, [], _DENIED)
+        else:
+            threading.Event().wait(self.proxy.delay_s if fate == "delay" else 0)
+            answer = self.proxy._forward(self.command, self.path, dict(self.headers), body)
+            self._hand_back(fate, *answer)
 
-            do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815
 
-            def _body(self) -> bytes:
-                if "chunked" in self.headers.get("Transfer-Encoding", ""):
-                    raise NotImplementedError("requests with chunked bodies")
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    def _hand_back(self, fate: str | None, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
+        if fate == "reset_after":
+            self._reset()
+        elif fate == "500_after":
+            self._say(500, [], b"")
+        else:
+            self._say(status, headers, data, cut=fate == "truncated")
 
-            def _say(
-                self, status: int, headers: list[tuple[str, str]], data: bytes, cut: bool = False
-            ) -> None:
-                self.send_response(status)
-                sizes = [value for name, value in headers if name.lower() == "content-length"]
-                own = ("content-length", "transfer-encoding", "connection", "date", "server")
-                for name, value in headers:
-                    if name.lower() not in own:
-                        self.send_header(name, value)
-                told = sizes[0] if self.command == "HEAD" and sizes else str(len(data))
-                self.send_header("Content-Length", told)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(data[: len(data) // 2] if cut else data)
-                if cut:
-                    self._reset()
+    def _say(self, status: int, headers: list[tuple[str, str]], data: bytes, cut: bool = False) -> None:
+        self.send_response(status)
+        sizes = [value for name, value in headers if name.lower() == "content-length"]
+        for name, value in headers:
+            if name.lower() not in _OWN_HEADERS:
+                self.send_header(name, value)
+        told = sizes[0] if self.command == "HEAD" and sizes else str(len(data))
+        self.send_header("Content-Length", told)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+        if cut:
+            self._reset()
 
-            def _reset(self) -> None:
-                self.wfile.flush()
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                self.connection.close()
-                self.close_connection = True
+    def _reset(self) -> None:
+        self.wfile.flush()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.connection.close()
+        self.close_connection = True
 
-            def log_message(self, *message: object) -> None:
-                pass
-
-        return Handler
+    def log_message(self, *message: object) -> None:
+        """Say nothing of requests."""
 
 
 class _Server(ThreadingHTTPServer):

@@ -54,40 +54,52 @@ def read(
     """Return an image's bytes, or the failure that is its own; raises `EnvironmentFault` for any other."""
     try:
         data = storage.read(ref.uri, ref.at if isinstance(ref.at, Span) else None, MAX_BYTES)
-        if scheme(ref.uri) in _WEB and is_page(data) and storage.answers(ref.uri) is False:
-            raise _a_page(ref)
-        return data
-    except NoSuchPlace as error:
-        if ref.etag is not None or storage.answers(ref.uri) is not None:
-            raise _gone(ref) from None
-        return Failure("read", "not_found", str(error))
     except NotFound as error:
-        if is_local(ref.uri) and ref.etag is not None and (folder := _missing(ref.uri, root)):
-            raise _not_here(folder) from None
+        _require_place(storage, ref, root, error)
         return Failure("read", "not_found", str(error))
-    except OutOfReach as error:
-        return Failure("read", "forbidden", str(error))
     except Forbidden as error:
-        if not _served(storage, ref, shard):
+        if not isinstance(error, OutOfReach) and not _served(storage, ref, shard):
             raise _refused(ref, error) from None
         return Failure("read", "forbidden", str(error))
     except TooLarge as error:
         return Failure("read", "too_large", str(error))
-    except NoAnswer as error:
-        others = islice(_others(ref, shard, place(ref.uri)), _PROBES_OF_HOSTS)
-        if not any(_readable(storage, uri) for uri in others):
-            raise
-        return Failure("read", "unreadable", f"{error.what}, while others are served")
-    except NotInstalled as error:
-        if not listed:
-            raise
-        return Failure("read", "unreadable", error.what)
-    except MissingPackage as error:
+    except (NoAnswer, NotInstalled, MissingPackage) as error:
+        return _unanswered(storage, ref, shard, listed, error)
+    except (Unreadable, UserError) as error:
+        return Failure("read", "unreadable", _first_line(error))
+    if scheme(ref.uri) in _WEB and is_page(data) and storage.answers(ref.uri) is False:
+        raise _a_page(ref)
+    return data
+
+
+def _require_place(storage: Storage, ref: ImageRef, root: str | None, error: NotFound) -> None:
+    """Raise `EnvironmentFault` where not one image is missing, but its folder or bucket."""
+    if isinstance(error, NoSuchPlace) and (ref.etag is not None or storage.answers(ref.uri) is not None):
+        raise _gone(ref) from None
+    if is_local(ref.uri) and ref.etag is not None and (folder := _missing(ref.uri, root)):
+        raise _not_here(folder) from None
+
+
+def _unanswered(
+    storage: Storage,
+    ref: ImageRef,
+    shard: Shard,
+    listed: bool,
+    error: NoAnswer | NotInstalled | MissingPackage,
+) -> Failure:
+    """Return the failure of an image whose place, or what it is read by, is not there; raise any other's."""
+    if isinstance(error, MissingPackage):
         if ref.etag is not None:  # the machine that listed it has the package
             raise EnvironmentFault(_first_line(error), f"install it on {os.uname().nodename}, too") from None
         return Failure("read", "unreadable", _first_line(error))
-    except (Unreadable, UserError) as error:
-        return Failure("read", "unreadable", _first_line(error))
+    if isinstance(error, NotInstalled):
+        if not listed:
+            raise error
+        return Failure("read", "unreadable", error.what)
+    others = islice(_others(ref, shard, place(ref.uri)), _PROBES_OF_HOSTS)
+    if not any(_readable(storage, uri) for uri in others):
+        raise error
+    return Failure("read", "unreadable", f"{error.what}, while others are served")
 
 
 def _first_line(error: Exception) -> str:
@@ -124,7 +136,7 @@ def _served(storage: Storage, ref: ImageRef, shard: Shard) -> bool:
         return answers
     if scheme(ref.uri) in _WEB:  # who may read a web address is mostly written in the address
         others = list(_others(ref, shard))
-        return len(others) < _PROBES or not all(_forbidden(storage, uri) for uri in others)
+        return len(others) < _PROBES or not all(_is_forbidden(storage, uri) for uri in others)
     own = place(ref.uri)  # another bucket has rights of its own
     same = [other.uri for other in shard.refs if other.uri != ref.uri and place(other.uri) == own]
     return any(_readable(storage, uri) for uri in chain(_spread(same), _siblings(storage, ref.uri)))
@@ -160,7 +172,7 @@ def _readable(storage: Storage, uri: str) -> bool:
     return True
 
 
-def _forbidden(storage: Storage, uri: str) -> bool:
+def _is_forbidden(storage: Storage, uri: str) -> bool:
     try:
         storage.head(uri)
     except Forbidden:

@@ -81,7 +81,7 @@ class Answer:
 
 
 def passes(error: Exception) -> bool:
-    """Say whether another attempt may end otherwise: no answer, a broken one, or one of a server in trouble."""
+    """Say whether another attempt may end otherwise: where no whole answer came, or a server in trouble's."""
     if isinstance(error, _DECIDED):
         return False
     answer = Answer.of(error)

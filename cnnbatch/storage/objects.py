@@ -1,4 +1,4 @@
-"""Buckets (``s3://``, ``gs://``, ``az://``) through obstore, which signs requests and refreshes credentials."""
+"""Buckets (``s3://``, ``gs://``, ``az://``) through obstore, which signs, and refreshes credentials."""
 
 from __future__ import annotations
 
@@ -150,7 +150,8 @@ class ObjectStorage:
         error = Exception()
         for _ in attempts(self._options):
             try:
-                return obstore.delete(self._store(uri, "write"), _path(uri))
+                obstore.delete(self._store(uri, "write"), _path(uri))
+                return
             except FileNotFoundError:
                 return
             except _ERRORS as broken:

@@ -180,11 +180,9 @@ class Others:
 
 
 def _is_broken(error: Exception) -> bool:
-    """Say whether a connection failed; httpx, by which hf:// asks, is not installed where that is not used."""
-    transport = ("httpx", "TransportError")
-    return isinstance(error, _BROKEN) or transport in [
-        (base.__module__.partition(".")[0], base.__name__) for base in type(error).__mro__
-    ]
+    """Say whether a connection failed; httpx, by which hf:// asks, is not always installed."""
+    names = [(base.__module__[:5], base.__name__) for base in type(error).__mro__]
+    return isinstance(error, _BROKEN) or ("httpx", "TransportError") in names
 
 
 def _require_known(kind: str) -> None:

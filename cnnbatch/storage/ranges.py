@@ -39,6 +39,12 @@ class _Ranges(io.RawIOBase):
         self._at += len(data)
         return len(data)
 
+    def readall(self) -> bytes:
+        """Return the rest in one request, rather than in one for each of Python's small blocks."""
+        data = self._read(Span(self._at, self._size - self._at)) if self._at < self._size else b""
+        self._at += len(data)
+        return data
+
 
 def range_file(read: Callable[[Span], bytes], size: int) -> BinaryIO:
     """Return a seekable, thread-safe handle on an object of ``size`` bytes; ``read`` gives any span of it."""

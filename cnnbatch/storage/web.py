@@ -132,7 +132,7 @@ class Web:
         _read_only(uri)
 
     def answers(self, uri: str) -> bool | None:
-        """Say whether the host gives what it gave before; of one that never gave anything, whether others do."""
+        """Say whether the host gives what it gave before; if it never gave anything, whether others do."""
         still = self._serving.still(place(uri))
         return self._serving.elsewhere(place(uri)) if still is None else still
 
@@ -185,7 +185,7 @@ class Web:
         raise Unreadable(f"{redact(uri)}: more than {_MOST_REDIRECTS} redirects")
 
     async def _check_before_proxy(self, hop: _Hop, url: yarl.URL) -> None:
-        """Refuse what this machine itself would find in a private network: a proxy's own view is not known."""
+        """Refuse what this machine would find in a private network: what a proxy finds is not known."""
         if not (self._reach and hop.by_proxy):
             return
         loop = asyncio.get_running_loop()

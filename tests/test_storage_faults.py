@@ -1,0 +1,188 @@
+"""Storage that stumbles: a proxy injects faults between the product and a bucket, and every row is right."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cnnbatch
+from cnnbatch import lock
+from cnnbatch.errors import EnvironmentFault, OutputHeld
+from cnnbatch.job import MapJob
+from cnnbatch.records import Span
+from cnnbatch.run import RunOptions, run
+from cnnbatch.storage import AlreadyExists, Changed, Storage, StorageOptions
+from tests.conftest import jpeg
+from tests.proxy import FAULTS, Fault, FaultyProxy
+from tests.servers import Bucket
+
+pytest_plugins = ("tests.s3",)
+QUIET = RunOptions(quiet=True)
+SEED = 20
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbatch.storage.retrying.FIRST_PAUSE_S", 0.002)
+
+
+@pytest.fixture
+def photos(bucket: Bucket) -> Bucket:
+    for number in range(40):
+        bucket.put(f"photos/{number:03}.jpg", jpeg(number))
+    return bucket
+
+
+def through(proxy: FaultyProxy, **more: Any) -> StorageOptions:
+    return StorageOptions(endpoint=proxy.url, region="us-east-1", **{"timeout_s": 10, "retries": 12, **more})
+
+
+def job(bucket: Bucket, images: StorageOptions, rows: StorageOptions, **more: Any) -> MapJob:
+    return MapJob.model_validate(
+        {
+            "task": {"name": "tests.toy:Toy"},
+            "input": {"url": f"{bucket.url}/photos", "shard_size": 8, "storage": images, **more},
+            "output": {"url": f"{bucket.url}/out", "storage": rows},
+            "compute": {"pool": "inline", "batch": 4, "cpus_per_worker": 1},
+        }
+    )
+
+
+def rows_of(bucket: Bucket) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = (
+        cnnbatch.open(f"{bucket.url}/out", Storage(bucket.options)).arrow().to_pylist()
+    )
+    return rows
+
+
+def check_run(faults: tuple[Fault, ...], photos: Bucket) -> None:
+    with FaultyProxy(photos.options.endpoint or "", 0.2, faults, SEED, delay_s=0.05) as proxy:
+        summary = run(job(photos, through(proxy), through(proxy)), QUIET)
+    assert proxy.met.total() > 20
+    assert set(proxy.met) == set(faults)
+    assert (summary.images, dict(summary.failed), summary.exit_status) == (40, {}, 0)
+    rows = rows_of(photos)
+    assert [row["key"] for row in rows] == [f"{number:03}.jpg" for number in range(40)]
+    assert not any(row["error"] for row in rows)
+
+
+def test_with_a_fifth_of_all_requests_broken_every_row_is_right(photos: Bucket) -> None:
+    check_run(FAULTS, photos)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", FAULTS)
+def test_with_one_kind_of_fault_every_row_is_right(fault: Fault, photos: Bucket) -> None:
+    check_run((fault,), photos)
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "delay"])
+def test_every_request_is_tried_again(
+    fault: Fault, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cnnbatch.storage.objects._IN_PIECES", 1 << 20)
+    names = [f"many/{number:02}" for number in range(30)]
+    for name in names:
+        bucket.put(name)
+    data = bytes(range(256)) * (24 << 10)  # more than one piece of an upload
+    (tmp_path / "large").write_bytes(data)
+    with FaultyProxy(bucket.options.endpoint or "", 0.4, [fault], SEED) as proxy:
+        storage = Storage(through(proxy, retries=25))
+        for number in range(3):
+            uri = f"{bucket.url}/{number}"
+            etag = storage.create(uri, b"first")
+            assert storage.head(uri).etag == etag
+            with pytest.raises(AlreadyExists):
+                storage.create(uri, b"other")
+            second = storage.replace(uri, b"second", etag)
+            with pytest.raises(Changed):
+                storage.replace(uri, b"third", etag)
+            assert (storage.read(uri), storage.read(uri, Span(2, 3))) == (b"second", b"con")
+            assert storage.head(uri).etag == second
+            storage.put(uri, tmp_path / "large")
+            with storage.open(uri) as file:
+                assert file.read() == data
+            assert [entry.uri for entry in storage.list(f"{bucket.url}/many")] == [
+                f"{bucket.url}/{name}" for name in names
+            ]
+            storage.delete(uri)
+            assert not storage.exists(uri)
+    assert proxy.met[fault] > 10
+
+
+def test_a_listing_goes_on_where_it_broke(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnbatch.storage.objects._PAGE", 7)
+    names = [f"{bucket.url}/many/{number:02}" for number in range(40)]
+    for name in names:
+        bucket.put(name.removeprefix(f"{bucket.url}/"))
+    for fault in FAULTS:
+        with FaultyProxy(bucket.options.endpoint or "", first=[None, fault, fault]) as proxy:
+            assert [entry.uri for entry in Storage(through(proxy)).list(f"{bucket.url}/many")] == names
+
+
+@pytest.mark.parametrize("fault", ["500_after", "reset_after"])
+def test_a_put_whose_answer_is_lost_is_looked_at_again(fault: Fault, bucket: Bucket) -> None:
+    uri, endpoint = f"{bucket.url}/lock", bucket.options.endpoint or ""
+    plain = Storage(bucket.options)
+    with FaultyProxy(endpoint, first=[fault]) as proxy:
+        etag = Storage(through(proxy)).create(uri, b"mine")
+    assert plain.head(uri).etag == etag
+    with FaultyProxy(endpoint, first=[fault]) as proxy:
+        etag = Storage(through(proxy)).replace(uri, b"mine again", etag)
+    assert plain.head(uri).etag == etag
+    with FaultyProxy(endpoint, first=[fault]) as proxy, pytest.raises(AlreadyExists):
+        Storage(through(proxy)).create(uri, b"another's")
+    with FaultyProxy(endpoint, first=[fault]) as proxy, pytest.raises(Changed):
+        Storage(through(proxy)).replace(uri, b"another's", '"old"')
+    with pytest.raises(AlreadyExists):  # what no answer was lost of is not taken for one's own
+        plain.create(uri, b"mine again")
+    with FaultyProxy(endpoint, first=[fault]) as proxy:  # not even where no attempt is left
+        assert Storage(through(proxy, retries=0)).create(f"{uri}-2", b"mine")
+    assert plain.read(uri) == b"mine again"
+
+
+def test_a_lock_whose_answer_is_lost_is_held(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEW_S", 0.05)
+    uri, found = f"{bucket.url}/lock", Storage(bucket.options)
+    with FaultyProxy(bucket.options.endpoint or "", first=["500_after", *[None] * 3, "reset_after"]) as proxy:
+        with lock.hold(Storage(through(proxy)), uri, "mine"):
+            first = found.head(uri).etag
+            until = time.monotonic() + 20
+            while len({method for method, _ in proxy.requests}) < 3 or proxy.met.total() < 2:
+                time.sleep(0.05)
+                assert time.monotonic() < until
+            while found.head(uri).etag == first:
+                time.sleep(0.05)
+                assert time.monotonic() < until
+            with pytest.raises(OutputHeld), lock.hold(found, uri, "another"):
+                pass
+        assert not found.exists(uri)
+
+
+def test_a_refusal_that_begins_in_mid_run_is_the_storages_fault(photos: Bucket) -> None:
+    def is_image(method: str, path: str) -> bool:
+        return method in ("GET", "HEAD") and "/photos/" in path
+
+    with FaultyProxy(photos.options.endpoint or "", deny_after=19, denies=is_image) as proxy:
+        with pytest.raises(EnvironmentFault, match="AccessDenied") as fault:
+            run(job(photos, through(proxy), photos.options), QUIET)
+        assert "rights" in fault.value.mend
+    rows = rows_of(photos)
+    assert 8 <= len(rows) < 20
+    assert not any(row["error"] for row in rows)
+    assert run(job(photos, photos.options, photos.options), QUIET).exit_status == 0
+    assert len(rows_of(photos)) == 40
+
+
+def test_single_refusals_among_others_are_rows(photos: Bucket) -> None:
+    def is_refused(method: str, path: str) -> bool:
+        return path.endswith(("/photos/003.jpg", "/photos/017.jpg", "/photos/039.jpg"))
+
+    with FaultyProxy(photos.options.endpoint or "", deny_after=0, denies=is_refused) as proxy:
+        summary = run(job(photos, through(proxy), photos.options), QUIET)
+    assert (summary.images, dict(summary.failed)) == (40, {"forbidden": 3})
+    refused = [row["key"] for row in rows_of(photos) if row["error"]]
+    assert refused == ["003.jpg", "017.jpg", "039.jpg"]
