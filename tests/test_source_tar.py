@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -683,3 +684,172 @@ def test_a_listing_left_behind_a_ref_of_another_input(tmp_path: Path) -> None:
             UserError, match=rf"the listing goes on in .*{name}, but .*a\.tar does not name it"
         ):
             list(found.refs(after=ImageRef("x", f"{tmp_path}/{name}", Span(0, 1))))
+
+
+# Archives one behind the other, and headers that claim anything
+
+
+def test_archives_one_behind_the_other(tmp_path: Path) -> None:
+    first, second = packed([("0.jpg", b"A"), ("0.cls", b"x")]), packed([("1.jpg", b"B"), ("1.cls", b"y")])
+    for name, data in (
+        ("a.tar", first + second),
+        ("zeros.tar", first + bytes(1 << 20) + second + bytes(512 * 77)),
+        ("a.tgz", gzip.compress(first) + gzip.compress(second)),
+    ):
+        (tmp_path / name).write_bytes(data)
+        found = source(str(tmp_path / name))
+        refs = list(found.refs())
+        assert [ref.key for ref in refs] == ["0.jpg", "1.jpg"]
+        assert [row["label"] for row in truth_of(found)] == ["x", "y"]
+        assert read(found) == [b"A", b"B"]
+        assert list(found.refs(after=refs[0])) == refs[1:]
+    (tmp_path / "a.tar").write_bytes(first + first)
+    with pytest.raises(UserError, match=r"headers at bytes 0 and 10,240 have the same name '0\.jpg'"):
+        keys(str(tmp_path / "a.tar"))
+    for rest in (b"signature", b"x" * 700, second[700:]):
+        (tmp_path / "a.tar").write_bytes(first + rest)
+        with pytest.raises(UserError, match=r"goes on at byte 10,240, .*\n.*truncate -s 10240"):
+            keys(str(tmp_path / "a.tar"))
+
+
+def base_plus_ext(path: str) -> tuple[str, str] | None:
+    """Return key and extension as WebDataset does (webdataset/tariterators.py)."""
+    match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", path)
+    return (match[1], match[2].lower()) if match else None
+
+
+def test_names_with_dots(tmp_path: Path) -> None:
+    files = [
+        ("a.b/photo_v1.0.jpg", b"A"),
+        ("a.b/photo_v1.0.cls", b"cat"),
+        ("a.b/photo_v1.1.JPG", b"B"),
+        ("a.b/photo_v1.1.cls", b"dog"),
+        ("a.b/photo_v1.2.jpg", b"C"),
+        ("a.b/photo_v1.cls", b"one of them"),
+        ("pair.left.jpg", b"D"),
+        ("pair.right.png", b"E"),
+        ("pair.cls", b"both"),
+        ("plain.cls", b"plain"),
+        ("plain.jpg", b"F"),
+    ]
+    found = source(write(tmp_path / "a.tar", files))
+    labels = {row["image_id"]: row["label"] for row in truth_of(found)}
+    assert labels == {
+        "a.b/photo_v1.0.jpg": "cat",
+        "a.b/photo_v1.1.JPG": "dog",
+        "a.b/photo_v1.2.jpg": "one of them",
+        "pair.left.jpg": "both",
+        "pair.right.png": "both",
+        "plain.jpg": "plain",
+    }
+    by_rule: dict[str, set[str]] = {}
+    for name, data in files:
+        split = base_plus_ext(name)
+        assert split is not None
+        if split[1] == "cls":
+            by_rule.setdefault(split[0], set()).add(data.decode())
+    for name in ("pair.left.jpg", "plain.jpg"):  # where the rule finds one class, it is the image's
+        split = base_plus_ext(name)
+        assert split is not None
+        assert {labels[name]} == by_rule[split[0]]
+    documents = [
+        ("v1.0.jpg", b"A"),
+        ("v1.0.json", b'{"label": "cat", "n": 1}'),
+        ("v1.1.jpg", b"B"),
+        ("v1.1.json", b'{"label": "dog", "n": 2}'),
+    ]
+    found = source(write(tmp_path / "b.tar", documents), keep=("n",))
+    assert [dict(ref.columns) for ref in found.refs()] == [{"n": 1, "label": "cat"}, {"n": 2, "label": "dog"}]
+    with pytest.raises(UserError, match=r"'v1\.0\.cls': an image of its name was expected"):
+        keys(write(tmp_path / "c.tar", [("v1.0.cls", b"x"), ("w.jpg", b"A")]))
+
+
+def header(kind: bytes, size: int, name: str = "x") -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 512)
+
+
+def attributes(**fields: str) -> bytes:
+    return b"".join(
+        next(
+            line
+            for length in range(len(name) + len(value) + 4, len(name) + len(value) + 14)
+            if len(line := f"{length} {name}={value}\n".encode()) == length
+        )
+        for name, value in fields.items()
+    )
+
+
+def globals_of(number: int, count: int = 1) -> bytes:
+    body = attributes(**{f"k{number}_{other}": "v" for other in range(count)})
+    return header(b"g", len(body)) + padded(body)
+
+
+def picture(number: int) -> bytes:
+    return header(b"0", 3, f"{number}.jpg") + padded(b"pix")
+
+
+SPARSE = attributes(**{"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s.jpg"})
+LONG = header(b"L", 60_000) + padded(b"n" * 60_000)
+HOSTILE = {
+    "distinct global attributes": (
+        b"".join(globals_of(number) + picture(number) for number in range(3000)),
+        "more than 1,000 global attributes",
+    ),
+    "many global attributes at once": (globals_of(0, 3000) + picture(0), "more than 1,000 global attributes"),
+    "a giant attribute": (
+        header(b"x", 10_000_015) + padded(attributes(path="a" * 10_000_000)),
+        r"a header of 10,000,\d+ bytes",
+    ),
+    "a chain of long names": (LONG * 100 + picture(0), "more than 262,144 bytes of headers"),
+    "a chain of short names": (
+        (header(b"L", 3) + padded(b"nn")) * 3000 + picture(0),
+        "more than 262,144 bytes of headers",
+    ),
+    "a map of a sparse file": (
+        header(b"x", len(SPARSE)) + padded(SPARSE) + header(b"0", 512 * 4000) + b"999999\n" + b"1\n" * 10**6,
+        "no whole tar|more than 262,144",
+    ),
+    "a negative size": (
+        header(b"x", 14) + padded(attributes(size="-1000")) + picture(0),
+        "contradicts itself|no header",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_headers_that_claim_anything_cost_little(what: str, tmp_path: Path) -> None:
+    data, message = HOSTILE[what]
+    (tmp_path / "a.tar").write_bytes(data + bytes(1024))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=message):
+            keys(str(tmp_path / "a.tar"))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000
+
+
+def test_the_same_global_attribute_may_come_again(tmp_path: Path) -> None:
+    data = b"".join(globals_of(0, 20) + picture(number) for number in range(1500)) + bytes(1024)
+    (tmp_path / "a.tar").write_bytes(data)
+    assert len(keys(str(tmp_path / "a.tar"))) == 1500
+
+
+def test_archives_beside_parquet_files(tmp_path: Path) -> None:
+    write(tmp_path / "00000.tar", [("0.jpg", b"A")])
+    pq.write_table(pa.table({"url": ["http://x/0.jpg"], "status": ["success"]}), tmp_path / "00000.parquet")
+    assert keys(str(tmp_path)) == ["00000.tar/0.jpg"]  # as img2dataset writes them
+    pq.write_table(pa.table({"image": [b"B"]}), tmp_path / "00000.parquet")
+    with pytest.raises(
+        UserError, match=r"tar archives, as 00000\.tar, and Parquet files .*\n.*input\.format"
+    ):
+        keys(str(tmp_path))
+    assert keys(str(tmp_path), format="tar") == ["00000.tar/0.jpg"]
+    assert keys(str(tmp_path), format="parquet") == ["00000.parquet#0"]

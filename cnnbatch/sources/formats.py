@@ -211,11 +211,13 @@ def _recognise_folder(root: str, storage: Storage) -> str:
         return "voc" if _first_names(join(root, "JPEGImages"), storage) else "files"
     suffixes = {posixpath.splitext(name)[1].lower() for name in names}
     if suffixes.isdisjoint(SUFFIXES):  # images beside containers are what is meant
-        if ".parquet" in suffixes:
+        tars = [name for name in names if name.lower().endswith(TARS)]
+        tables = [name for name in names if name.lower().endswith(".parquet")]
+        if tars:
+            return _of_tars(root, tars[0], tables, storage)
+        if tables:
             _refuse_output(root, storage)
             return "parquet"
-        if any(name.lower().endswith(TARS) for name in names):
-            return "tar"
     return "files"
 
 
@@ -228,6 +230,17 @@ def _refuse_output(root: str, storage: Storage) -> None:
             f"  what to do: give its own input for the same images, or {redact(root)}#objects for what it "
             "found in them"
         )
+
+
+def _of_tars(root: str, tar: str, tables: list[str], storage: Storage) -> str:
+    """Return ``tar``, unless Parquet files beside the archives hold images, too: that is a `UserError`."""
+    if tables and _holds_images(root, storage):
+        raise UserError(
+            f"input.url: {redact(root)} holds tar archives, as {tar}, and Parquet files of images, "
+            f"as {tables[0]}\n"
+            "  what to do: name one of them in input.format=tar or parquet"
+        )
+    return "tar"
 
 
 def _first_names(root: str, storage: Storage) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import posixpath
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,8 +136,14 @@ class Inventory:
         with opened(self.listing, url) as stored:
             file = _plain(stored)
             names = self.columns(file, redact(url))
-            for _, row in self.form.rows(file, list(names.values()), redact(url)):
+            for place, row in self.form.rows(file, list(names.values()), redact(url)):
                 cells = {name: row[own] for name, own in names.items()}
+                if not cells["key"] or not re.fullmatch(r"\d*", str(cells.get("size") or "")):
+                    raise UserError(
+                        f"{redact(url)}, {self.form.place} {place}: a key and a size were expected, got "
+                        f"{str(cells['key'])[:100]!r} and {str(cells.get('size'))[:100]!r}\n"
+                        "  what to do: fetch the file again, or wait for the next inventory"
+                    )
                 if _is(cells.get("islatest"), True) and not _is(cells.get("isdeletemarker"), False):
                     yield self._entry(cells)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -23,6 +24,7 @@ from cnnbatch.sources.objects import TRUTH, as_json, class_name, truth_table
 from cnnbatch.sources.parquet_files import TEXT_BYTES, Limits, ParquetTable, raise_if_disk, told
 from cnnbatch.sources.parquet_files import TooLarge as OverLimit
 from cnnbatch.sources.parquet_schema import (
+    EMBED,
     Columns,
     check_same,
     choose,
@@ -194,8 +196,14 @@ def open_parquet(input: Input, storage: Storage) -> Parquet:
     """Return the source of Parquet files with images; reads the first file's schema. Raises `UserError`."""
     files = find(input.url, storage, SUFFIXES, KIND)
     entry = next(files.entries())
-    schema = _schema(storage, entry)
-    names = choose(input, schema, redact(entry.uri))
+    with _table(storage, entry) as table:
+        schema = table.schema
+        names = choose(input, schema, redact(entry.uri))
+        if names.nested and table.is_empty(names.leaf):
+            raise UserError(
+                f"{redact(entry.uri)}: the images in the column {names.image!r} have paths alone, no bytes\n"
+                f"  what to do: {EMBED}; or write those paths as text and give input.format=list"
+            )
     if names.names is None and has_numbers(schema, names.truth):
         names = replace(names, names=_names_beside(storage, entry))
     kept = [pa.field(name, kept_type(schema, name)) for name in names.keep]
@@ -211,14 +219,18 @@ def is_parquet(url: str, storage: Storage) -> bool:
     """Say whether the first Parquet file of an address holds images; one that can't be read doesn't."""
     try:
         entry = next(find(url, storage, SUFFIXES, KIND).entries())
-        return holds_images(_schema(storage, entry))
+        with _table(storage, entry) as table:
+            return holds_images(table.schema)
     except UserError:
         return False
 
 
-def _schema(storage: Storage, entry: Entry) -> pa.Schema:
-    with opened(storage, entry.uri) as handle, told(redact(entry.uri)):
-        return ParquetTable(handle, _LISTED_BUFFER).schema
+@contextmanager
+def _table(storage: Storage, entry: Entry) -> Iterator[ParquetTable]:
+    with opened(storage, entry.uri) as handle:
+        with told(redact(entry.uri)):
+            table = ParquetTable(handle, _LISTED_BUFFER)
+        yield table
 
 
 def _names_beside(storage: Storage, entry: Entry) -> tuple[str, ...] | None:

@@ -142,6 +142,11 @@ class ParquetTable:
         found = self._numbers.get(leaf, [])
         return self._groups[group].columns[found[0]] if len(found) == 1 else None
 
+    def is_empty(self, leaf: str) -> bool:
+        """Say whether by the footer a column of plain values has rows and not one value."""
+        columns = [column for group in range(self.groups) if (column := self.column(group, leaf))]
+        return self.rows > 0 and all(column.nulls == column.values for column in columns)
+
     def require_rows(self, name: str) -> None:
         """Insist that a column has as many values as there are rows, by the footer."""
         for group in range(self.groups):

@@ -42,12 +42,16 @@ class NoParquet(Damaged):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of plain values in one row group; it lies from ``start`` to ``end``."""
+    """One column of plain values in one row group; it lies from ``start`` to ``end``.
+
+    ``nulls`` are the values that are none, where the footer says how many.
+    """
 
     start: int
     end: int
     values: int
     size: int
+    nulls: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ def _column(fields: Any, end: int) -> Column:
     start = min(dictionary or first, first)
     if stored and not 4 <= start <= start + stored <= end:
         raise Damaged("a column is said to lie outside of the file")
-    return Column(start, start + stored, values, size)
+    return Column(start, start + stored, values, size, (fields.get(12) or {}).get(3))
 
 
 def page_header(data: bytes) -> tuple[Page, int] | None:

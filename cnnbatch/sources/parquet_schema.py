@@ -19,7 +19,7 @@ from cnnbatch.sources.objects import FORMS, TRUTH, has_class, holds_objects
 if TYPE_CHECKING:
     from cnnbatch.job import Input
 
-EMBED = "write the bytes, too, as datasets' embed_external_files=True does in to_parquet"
+EMBED = "write the bytes, too, as push_to_hub of the library datasets does"
 """What to do where Hugging Face's images have paths and no bytes."""
 
 OBJECTS = "objects"
