@@ -12,8 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 
 # ---- JPEG -----------------------------------------------------------------------------------
 
@@ -22,7 +21,8 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
 _WITHOUT_LENGTH = (0x01, 0xD8)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_SEQUENTIAL, _FIRST_ARITHMETIC = (0xC0, 0xC1), 0xC9
+_SEQUENTIAL, _PROGRESSIVE, _FIRST_ARITHMETIC = (0xC0, 0xC1), 0xC2, 0xC9
+_ALL_COEFFICIENTS = (1 << 64) - 1
 _BETWEEN_SCANS = frozenset({0xC4, _SOS, 0xDD, _EOI})  # tables, the next scan, its restart interval, the end
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
@@ -32,7 +32,8 @@ class JpegFacts:
     """What a JPEG's segments say as far as libjpeg does not tell.
 
     ``orientation`` is EXIF's, 1 to 8. ``frame`` is the marker of the kind of JPEG, 0xC0 for baseline;
-    ``bits`` are those of a sample. ``one_scan``: the decoder reads the first scan and no other.
+    ``bits`` are those of a sample. ``is_complete``: the scans that begin bring all of the picture, so that
+    the file may lack nothing but its end marker.
     ``most_pixels`` is what so many bytes can hold: a Huffman code spends at least a bit on each of
     a component's blocks, which for the oddest subsampling are half as many as 8 x 8 squares.
     """
@@ -40,31 +41,68 @@ class JpegFacts:
     orientation: int
     frame: int
     bits: int
-    one_scan: bool
+    is_complete: bool
     scans: int
     most_pixels: float
 
 
 def jpeg_facts(data: bytes, most_scans: int) -> JpegFacts:
     """Read what there is before the first scan, and count the scans up to ``most_scans + 1``."""
-    exif, xmp, frame, bits, components, first = b"", b"", 0, 0, b"", b""
-    segments = _segments(data)
-    for marker, start, end in segments:
+    exif: list[bytes] = []  # A long one is cut into several segments.
+    xmp, frame, bits, scans = b"", 0, 0, 0
+    coming = _Coming()
+    for marker, start, end in _segments(data):
         if marker == _SOS:
-            first = data[start : start + 1]
-            break
-        if marker in _FRAMES:
+            scans += 1
+            coming.add(data[start:end])
+            if coming.is_all and frame in _SEQUENTIAL or scans > most_scans:
+                break  # Of a sequential picture the decoder reads no further scan.
+        elif scans:
+            continue
+        elif marker in _FRAMES:
             frame, bits = marker, int.from_bytes(data[start : start + 1])
-            components = data[start + 5 : start + 6]
+            coming = _Coming.of(data[start:end], frame)
         elif marker == _APP1 and data.startswith(_EXIF, start):
-            exif += data[start + len(_EXIF) : end]  # a long one is cut into several segments
+            exif.append(data[start + len(_EXIF) : end])
         elif marker == _APP1 and data.startswith(_XMP, start):
             xmp = data[start:end]
-    one_scan = first != b"" and first == components and frame in _SEQUENTIAL
-    further = () if one_scan else (marker for marker, _, _ in segments if marker == _SOS)
-    scans = 1 + sum(1 for _ in islice(further, most_scans))
     most_pixels = len(data) * 8 * 128 if frame < _FIRST_ARITHMETIC else math.inf
-    return JpegFacts(orientation(exif, xmp), frame, bits, one_scan, scans, most_pixels)
+    turned = orientation(b"".join(exif), xmp)
+    return JpegFacts(turned, frame, bits, coming.is_all, max(scans, 1), most_pixels)
+
+
+@dataclass(slots=True)
+class _Coming:
+    """Which coefficients of which components have come to full precision, as the scans' headers say."""
+
+    components: bytes = b""
+    progressive: bool = False
+    come: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, head: bytes, frame: int) -> _Coming:
+        """Begin with the components that a frame's header names; of arithmetic coding nothing is told."""
+        known = frame in (*_SEQUENTIAL, _PROGRESSIVE)
+        return cls(head[6 : 6 + 3 * head[5] : 3] if known and len(head) > 5 else b"", frame == _PROGRESSIVE)
+
+    def add(self, head: bytes) -> None:
+        """Note what a scan brings."""
+        count = head[0] if head else 0
+        if len(head) < 4 + 2 * count:
+            return
+        first, last, bits = head[1 + 2 * count : 4 + 2 * count]
+        coefficients = _ALL_COEFFICIENTS
+        if self.progressive:  # The low half of bits says how many of a coefficient's are still to come.
+            coefficients = 0 if bits & 15 or last > 63 else (2 << last) - (1 << min(first, 63))
+        for component in head[1 : 1 + 2 * count : 2]:
+            self.come[component] = self.come.get(component, 0) | coefficients
+
+    @property
+    def is_all(self) -> bool:
+        """Whether nothing is to come."""
+        return bool(self.components) and all(
+            self.come.get(component) == _ALL_COEFFICIENTS for component in self.components
+        )
 
 
 def ends_with_its_picture(data: bytes) -> bool:
@@ -94,9 +132,24 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 # ---- TIFF, and EXIF, which is one -----------------------------------------------------------
 
-_KINDS = dict(zip(range(1, 13), "BBHLQBbhlqfd", strict=True))  # struct's letter for each of TIFF's types
+# struct's letter for each of TIFF's types; a rational is one number of eight bytes here.
+_KINDS = dict(zip((*range(1, 14), 16, 17, 18), "BBHLQBbhlqfdLQqQ", strict=True))
 _IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _ORIENTATION, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 274, 273, 279, 324, 325
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a TIFF's directory: its type, and where its values lie, inside the file or not."""
+
+    kind: int
+    layout: str
+    place: int
+
+    @property
+    def size(self) -> int:
+        """The bytes of its values."""
+        return struct.calcsize(self.layout)
 
 
 def orientation(exif: bytes, xmp: bytes) -> int:
@@ -113,24 +166,29 @@ def _integers(tiff: bytes, *tags: int) -> tuple[int, ...]:
     """Return the integers under ``tags`` in the first directory; () where absent or malformed."""
     values: dict[int, tuple[int, ...]] = {}
     with suppress(struct.error):
-        for tag, layout, place in _directory(tiff):
-            if tag in tags and layout[-1] in "HLhl":
-                values[tag] = struct.unpack_from(layout, tiff, place)
+        for tag, entry in directory(tiff):
+            if tag in tags and entry.layout[-1] in "HLQhlq":
+                values[tag] = struct.unpack_from(entry.layout, tiff, entry.place)
     return tuple(value for tag in tags for value in values.get(tag, ()))
 
 
-def _directory(tiff: bytes) -> Iterator[tuple[int, str, int]]:
-    """Yield (tag, struct layout, offset) of the values in a TIFF's first directory, inside it or not."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
+def directory(tiff: bytes) -> Iterator[tuple[int, Entry]]:
+    """Yield (tag, entry) of a TIFF's or a BigTIFF's first directory; raises struct.error where it is cut."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or tiff[2:4] not in (b"*\0", b"\0*", b"+\0", b"\0+"):
         return
-    (start,) = struct.unpack_from(f"{order}L", tiff, 4)
-    (entries,) = struct.unpack_from(f"{order}H", tiff, start)
-    for at in range(start + 2, start + 2 + 12 * entries, 12):
-        tag, kind, count, place = struct.unpack_from(f"{order}HHLL", tiff, at)
+    big = b"+" in tiff[2:4]
+    head, offset, width = ("Q", "Q", 20) if big else ("H", "L", 12)
+    (start,) = struct.unpack_from(order + offset, tiff, 8 if big else 4)
+    start = min(start, len(tiff))  # struct knows no larger offsets than C has
+    (entries,) = struct.unpack_from(order + head, tiff, start)
+    first = start + struct.calcsize(order + head)
+    for at in range(first, first + width * min(entries, 1 << 16), width):
+        tag, kind, count, place = struct.unpack_from(f"{order}HH{offset}{offset}", tiff, at)
         if kind in _KINDS:
             layout = f"{order}{count}{_KINDS[kind]}"
-            yield tag, layout, place if struct.calcsize(layout) > 4 else at + 8
+            inside = struct.calcsize(layout) <= struct.calcsize(order + offset)
+            yield tag, Entry(kind, layout, at + (12 if big else 8) if inside else min(place, len(tiff)))
 
 
 # ---- does the file reach its own end? --------------------------------------------------------
@@ -156,7 +214,7 @@ def _gif_ends_early(data: bytes) -> bool:
 
 def _tiff_ends_early(data: bytes) -> bool:
     try:
-        if any(place + struct.calcsize(layout) > len(data) for _, layout, place in _directory(data)):
+        if any(entry.place + entry.size > len(data) for _, entry in directory(data)):
             return True
     except struct.error:
         return True
@@ -194,5 +252,7 @@ _ENDINGS: dict[bytes, Callable[[bytes], bool]] = {
     b"BM": lambda data: len(data) < 6 or int.from_bytes(data[2:6], "little") > len(data),
     b"II*\0": _tiff_ends_early,
     b"MM\0*": _tiff_ends_early,
+    b"II+\0": _tiff_ends_early,
+    b"MM\0+": _tiff_ends_early,
     b"\0\0\1\0": _icon_ends_early,
 }
