@@ -86,7 +86,7 @@ class KnownClasses:
         known, strange = model.by_name(), dict[str, None]()
         for shard in filter(None, self._shards()):
             table = self._source.truth(shard)
-            labels = [] if table is None else table["label"].unique().drop_null().to_pylist()
+            labels: list[Any] = [] if table is None else table["label"].unique().drop_null().to_pylist()
             if not known.keys().isdisjoint(labels):
                 return
             if len(strange) < _SHOWN:

@@ -199,8 +199,9 @@ def _predict(running: _Running, works: Iterator[Work | None]) -> Iterator[Receip
     planner.wait_for(FEW)
     head = _head(first, works)
     refs = [ref for work in head for ref in work.shard.refs]
-    known = KnownClasses(job, running.source, planner.shards)
-    known.require_early(output.decided("classes"))
+    known = None if running.options.only_rows else KnownClasses(job, running.source, planner.shards)
+    if known is not None:
+        known.require_early(output.decided("classes"))
     screen = running.screen
     settling = Settling(job, output, refs, lambda: planner.images, running.options.allow_mixed, known, screen)
     suspects = output.suspects()

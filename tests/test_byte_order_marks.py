@@ -50,7 +50,8 @@ def labels(found: Source) -> list[str | None]:
 def object_names(found: Source) -> list[list[str]]:
     table = found.truth(Shard(0, tuple(found.refs())))
     assert table is not None
-    return [[one["label"] for one in objects] for objects in table["objects"].to_pylist()]
+    rows: list[Any] = table["objects"].to_pylist()
+    return [[one["label"] for one in objects] for objects in rows]
 
 
 @pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".csv", ";"), (".tsv", "\t")])

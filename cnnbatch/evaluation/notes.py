@@ -46,7 +46,7 @@ def unknown_labels(truth: pa.Table, classes: ModelClasses | None) -> list[str]:
     if classes is None or "objects" in truth.schema.names:
         return []
     known = set(classes.names)
-    return [label for label in truth["label"].unique().to_pylist() if label not in known]
+    return [str(label) for label in truth["label"].unique().drop_null().to_pylist() if label not in known]
 
 
 def _unknown(labels: pa.ChunkedArray[Any], classes: ModelClasses | None) -> int:

@@ -59,7 +59,7 @@ class FoundBoxes:
 
     def _is_sure(self, region: Region) -> bool:
         """Compare in 32 bits, as which the scores were written."""
-        return region.score is None or np.float32(region.score) >= np.float32(self.min_score)
+        return region.score is None or bool(np.float32(region.score) >= np.float32(self.min_score))
 
 
 def is_output(url: str, storage: Storage) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import posixpath
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +23,7 @@ _LINE = 1 << 20  # bytes; a longer line means that the file is no list
 _BATCH = 4096  # rows of Parquet decoded at once
 _BUFFER = 1 << 20  # bytes of each Parquet column read ahead
 _DELIMITERS = ",;\t|"
+_BLANKS = " \t\v\f\u00a0\u3000"
 
 
 class Form(Protocol):
@@ -139,10 +139,7 @@ class _Trimmed:
     """
 
     def __init__(self, delimiter: str) -> None:
-        blank = rf"[^\S\r\n{re.escape(delimiter)}]"
         self._delimiter = delimiter
-        self._around = re.compile(rf"{blank}*{re.escape(delimiter)}{blank}*")
-        self._first, self._last = re.compile(rf"{blank}+"), re.compile(rf"{blank}+(?=[\r\n]*$)")
         self._quoted = False
 
     def line(self, line: str) -> str:
@@ -156,16 +153,19 @@ class _Trimmed:
                     self._quoted,
                     not self._quoted and (before.endswith(self._delimiter) or (opens and not before)),
                 )
-            if not self._quoted:
+            if not self._quoted and piece != self._delimiter:
                 pieces[place] = self._bare(piece, place == 0, place == len(pieces) - 1)
         return '"'.join(pieces)
 
     def _bare(self, piece: str, first: bool, last: bool) -> str:
-        """Return a piece outside of quotes."""
-        piece = self._around.sub(self._delimiter, piece)
-        if first and (found := self._first.match(piece)):
-            piece = piece[found.end() :]
-        return self._last.sub("", piece) if last else piece
+        """Return a piece outside of quotes, the ``first`` or the ``last`` of its line."""
+        whole = piece.rstrip("\r\n") if last else piece
+        cells = whole.split(self._delimiter)
+        begins = [cell.lstrip(_BLANKS) if first or place else cell for place, cell in enumerate(cells)]
+        ends = [*(cell.rstrip(_BLANKS) for cell in begins[:-1]), begins[-1]]
+        if last:
+            ends[-1] = ends[-1].rstrip(_BLANKS)
+        return self._delimiter.join(ends) + piece[len(whole) :]
 
 
 def lines_of(file: BinaryIO, where: str, errors: str = "strict") -> Iterator[str]:
