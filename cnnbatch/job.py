@@ -6,7 +6,7 @@ Everything is checked before anything runs, and all mistakes are told at once, e
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
@@ -263,7 +263,7 @@ def load_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = (
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a job: {error}") from None
-    return parse_job(text, _shown(path), overrides, plugins.CODE_FIELDS if _is_of_output(path) else ())
+    return parse_job(text, _shown(path), overrides, plugins.fields_without_code(path))
 
 
 def load_map_job(name_or_path: str, overrides: Sequence[str] | Mapping[str, Any] = ()) -> MapJob:
@@ -290,7 +290,7 @@ def parse_job(
     changes, wrong = spec.overrides(_plain(overrides) if isinstance(overrides, Mapping) else overrides, SHORT)
     data = spec.apply(templates.without(document.data, [one.path for one in changes], SHORT), changes, SHORT)
     plugins.require_given(data, name, no_code_in, [change.value for change in changes])
-    found = [*document.mistakes, *_without_lesson(document, changes, data)]
+    found = [*document.mistakes, *templates.without_lesson(document, changes, data)]
     job: Job | None = None
     try:
         job = _KINDS.get(str(data.get("kind")), MapJob).model_validate(data)
@@ -301,20 +301,6 @@ def parse_job(
         count = "one mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         raise UserError("\n  ".join([f"{name}: {count} in the job; nothing was run", *mistakes]))
     return job
-
-
-def _without_lesson(
-    document: spec.Document, changes: Sequence[spec.Override], data: dict[str, Any]
-) -> Iterator[str]:
-    """Take ``lesson`` out of ``data`` where it asks for one that the job has not; yield that mistake."""
-    study = document.data.get("study"), data.get("study")
-    has_own = any(isinstance(one, Mapping) and one.get("lesson") for one in study)
-    if data.get("lesson") is not True or data.get("kind") == "train" or has_own:
-        return
-    del data["lesson"]
-    said = next((f"override {one.text}" for one in changes if one.path == ("lesson",)), None)
-    place = said or f"{document.name}:{document.line(('lesson',))}"
-    yield f"{place}: this job has no lesson; expected one of kind train, or a study with study.lesson"
 
 
 def to_yaml(job: Job) -> str:
@@ -382,11 +368,6 @@ def _find(name_or_path: str) -> pathlib.Path:
         f"expected the name of a job or a YAML file, got {name_or_path!r}, which is neither\n"
         f"  {f'did you mean {near}? ' if near else ''}known names: {', '.join(names)}"
     )
-
-
-def _is_of_output(path: pathlib.Path) -> bool:
-    """Say whether a job file is an output's own record, which came with data, rather than a person's."""
-    return "_job" in {*path.absolute().parts, *path.resolve().parts}
 
 
 def _shown(path: pathlib.Path) -> str:

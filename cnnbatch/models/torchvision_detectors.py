@@ -65,7 +65,7 @@ def detector(choice: Choice, keypoints: bool) -> Detector:
         path = files.fetch(choice.weights, choice.sha256, choice.storage)
         entry, loaded = entry_of(known, path), files.load(path)
         module = _from_file(choice, known, entry, loaded, path.name)
-        digest = loaded.identity(path) + _unlike_before(choice.model, known, entry, path.name)
+        digest = files.identity(path, loaded) + _unlike_before(choice.model, known, entry, path.name)
         notes = (*loaded.notes(path), _said(choice, entry, path.name))
     else:
         module = _made(choice, _classes(choice, known))
