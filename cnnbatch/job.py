@@ -6,7 +6,7 @@ Everything is checked before anything runs, and all mistakes are told at once, e
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
@@ -284,7 +284,7 @@ def load_job(name_or_path: str, changed: Sequence[str] | Mapping[str, Any] = ())
             text = decoded(file.read(spec.LONGEST_TEXT + 1))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a job: {error}") from None
-    return parse_job(text, _shown(path), changed, plugins.CODE_FIELDS if _is_of_output(path) else ())
+    return parse_job(text, _shown(path), changed, plugins.fields_without_code(path))
 
 
 def load_map_job(name_or_path: str, changed: Sequence[str] | Mapping[str, Any] = ()) -> MapJob:
@@ -311,7 +311,7 @@ def parse_job(
     changes, wrong = _changes(document.data, _plain(changed) if isinstance(changed, Mapping) else changed)
     data = apply(templates.without(document.data, [one.path for one in changes], SHORT), changes, SHORT)
     plugins.require_given(data, name, no_code_in, [change.value for change in changes])
-    found = [*document.mistakes, *_without_lesson(document, changes, data)]
+    found = [*document.mistakes, *templates.without_lesson(document, changes, data)]
     found += Sentences(document, changes, data, {}).unclean()
     job: Job | None = None
     try:
@@ -348,20 +348,6 @@ def _field(keys: Sequence[str], schema: Schema) -> Schema:
         case ["study", "search", _, *_] if keys[-1] not in Range.model_fields:
             return {"anyOf": [{"type": "array", "items": _field(keys[2:], schema)}, {"type": "object"}]}
     return at(keys, schema, schema)
-
-
-def _without_lesson(
-    document: spec.Document, changes: Sequence[Override], data: dict[str, Any]
-) -> Iterator[str]:
-    """Take ``lesson`` out of ``data`` where it asks for one that the job has not; yield that mistake."""
-    study = document.data.get("study"), data.get("study")
-    has_own = any(isinstance(one, Mapping) and one.get("lesson") for one in study)
-    if data.get("lesson") is not True or data.get("kind") == "train" or has_own:
-        return
-    del data["lesson"]
-    said = next((f"override {one.text}" for one in changes if one.path == ("lesson",)), None)
-    place = said or f"{document.name}:{document.line(('lesson',))}"
-    yield f"{place}: this job has no lesson; expected one of kind train, or a study with study.lesson"
 
 
 def to_yaml(job: Job) -> str:
@@ -430,11 +416,6 @@ def _find(name_or_path: str) -> pathlib.Path:
         f"expected the name of a job or a YAML file, got {name_or_path!r}, which is neither\n"
         f"  {f'did you mean {near}? ' if near else ''}known names: {', '.join(names)}"
     )
-
-
-def _is_of_output(path: pathlib.Path) -> bool:
-    """Say whether a job file is an output's own record, which came with data, rather than a person's."""
-    return "_job" in {*path.absolute().parts, *path.resolve().parts}
 
 
 def _shown(path: pathlib.Path) -> str:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from cnnbatch.errors import UserError
@@ -49,6 +50,11 @@ def give(addresses: Iterable[str]) -> None:
             raise UserError(f"--plugin: expected mypackage.module:name, got {address!r}")
         load_object(address, "--plugin")
         _given.add(address)
+
+
+def fields_without_code(job: Path) -> Sequence[str]:
+    """Return which fields of a job's file may name no code: those of an output's own record may not."""
+    return CODE_FIELDS if "_job" in {*job.absolute().parts, *job.resolve().parts} else ()
 
 
 def require_given(job: Mapping[str, Any], file: str, fields: Sequence[str], said: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from cnnbatch import keras_files, onnx_files, tensorflow_files
 from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.state_dicts import StateDict, unwrapped
 from cnnbatch.storage.text import decoded
 
 if TYPE_CHECKING:
@@ -31,44 +32,10 @@ if TYPE_CHECKING:
     from cnnbatch.storage import Storage
 
 _NAMES_SHOWN = 8
-_AVERAGES = ("state_dict_ema", "model_ema")
-"""The keys under which training scripts keep averages of the weights; timm takes these before others."""
-_WRAPPERS = (*_AVERAGES, "state_dict", "model")
-"""All keys under which they keep a state dict, in the order of `timm.models.load_state_dict`."""
-_PREFIXES = ("_orig_mod.", "module.", "_orig_mod.")
-"""What ``torch.compile`` and data-parallel training put before each name, in either order; timm's list."""
-_AVERAGED = "n_averaged"  # counts what torch's AveragedModel has averaged
 _MD5_DIGITS = 32
 _LONGEST_MAP = 4 << 20  # characters; a detector's of 500 tensors has 50 thousand
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")
 _COUNTER = "num_batches_tracked"  # counts training steps; inference never reads it
-
-
-class StateDict(dict[str, "Tensor"]):
-    """Tensors by name; ``part`` is the key of the checkpoint in which they lay, ``others`` what lay beside.
-
-    ``prefix`` was before every name there.
-    """
-
-    part = ""
-    others: tuple[str, ...] = ()
-    prefix = ""
-    _metadata: object = None  # Versions of modules, which torch keeps as an attribute.
-
-    @property
-    def is_average(self) -> bool:
-        """Whether these are averages of the weights."""
-        return self.part in _AVERAGES
-
-    def identity(self, path: Path) -> str:
-        """Return the SHA-256 of their file, and of averages which part of it they are."""
-        return f"{digest(path)} {self.part}" if self.is_average else digest(path)
-
-    def notes(self, path: Path) -> tuple[str, ...]:
-        """Return in words which weights were taken where the file has several."""
-        if not self.others:
-            return ()
-        return (f"task.weights: of {path.name} {self.part} was taken, not {' and '.join(self.others)}",)
 
 
 def fetch(spec: str, sha256: str | None = None, storage: Storage | None = None) -> Path:
@@ -119,6 +86,11 @@ def fetch_published(address: str, published: str | None, storage: Storage | None
     if not is_local(address) and not address.startswith("package:"):
         path.unlink()
     raise other_than_published([redact(address)], f"expected the hash {expected}, came {came}")
+
+
+def identity(path: Path, loaded: StateDict) -> str:
+    """Return what tells weights from others: their file's SHA-256, and of averages which part they are."""
+    return f"{digest(path)} {loaded.part}" if loaded.is_average else digest(path)
 
 
 def digest(path: Path) -> str:
@@ -216,7 +188,7 @@ def load(path: Path) -> StateDict:
             ".safetensors, .onnx or .h5 file, or one that torch.load reads with weights_only=True; "
             "to convert it, load it where you trust it and save model.state_dict() as safetensors."
         ) from error
-    return _state_dict(content, path)
+    return unwrapped(content, path)
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -227,41 +199,6 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise UserError(f"task.weights: {str(path)!r} is no whole safetensors file: {error}.") from error
-
-
-def _state_dict(content: object, path: Path) -> StateDict:
-    """Unwrap ``{"state_dict": ...}`` and insist on tensors with names."""
-    from torch import Tensor
-
-    there = [key for key in _WRAPPERS if isinstance(content, dict) and isinstance(content.get(key), dict)]
-    inner: object = content[there[0]] if there and isinstance(content, dict) else content
-    if (
-        isinstance(inner, dict)
-        and inner
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in inner.items())
-    ):
-        return _named(inner, there)
-    raise UserError(
-        f"task.weights: {str(path)!r} holds a {type(inner).__name__} that is not a state dict. "
-        "Expected tensors by name, as model.state_dict() gives them."
-    )
-
-
-def _named(tensors: Mapping[str, Tensor], parts: Sequence[str]) -> StateDict:
-    """Return a part of a checkpoint under the module's own names; a whole file keeps those that it has."""
-    found = StateDict(tensors)
-    found._metadata = getattr(tensors, "_metadata", None)
-    if not parts:
-        return found
-    found.part, found.others = parts[0], tuple(parts[1:])
-    found.pop(_AVERAGED, None)
-    for prefix in _PREFIXES:
-        if found and all(name.startswith(prefix) for name in found):
-            named = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-            found.clear()
-            found.update(named)
-            found.prefix, found._metadata = found.prefix + prefix, None
-    return found
 
 
 def read_key_map(name: str) -> dict[str, str]:

@@ -15,11 +15,23 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torchvision.models import WeightsEnum
+from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
 
 from cnnbatch.job import MapJob
-from cnnbatch.models import Choice, build_classifier, keras_models, keras_table, timm_models
+from cnnbatch.models import (
+    Choice,
+    Preprocessing,
+    build_classifier,
+    building,
+    keras_models,
+    keras_table,
+    timm_models,
+    torchvision_detectors,
+)
 from cnnbatch.models.building import find
 from cnnbatch.models.detectors import build_detector
+from cnnbatch.models.network import PublishedFile
+from cnnbatch.models.torchvision_models import entry_of
 from cnnbatch.run import run
 
 SMALL = "mobilenet_v3_large"
@@ -108,43 +120,45 @@ def test_torchvision_s_own_file_as_a_package_has_it(tmp_path: Path) -> None:
         assert "IMAGENET1K_V1" in network.notes[0]
 
 
-def test_a_published_size_is_the_network_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = torchvision.models.ViT_B_32_Weights.IMAGENET1K_V1
-    monkeypatch.setattr(
-        entry, "_value_", replace(entry.value, transforms=lambda: _Preset(crop=64), url=entry.url)
+def test_a_published_size_is_the_network_s(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+    save_file(module.state_dict(), tmp_path / "vit.safetensors")
+    asked = []
+
+    def make(classes: int, state: object, size: tuple[int, int]) -> torch.nn.Module:
+        asked.append((classes, size))
+        return module
+
+    how = Preprocessing(8, (8, 8))
+    found = replace(
+        find("vit_b_32"), make=make, recognised=lambda path: PublishedFile("its own", how, ("a", "b"), "MIT")
     )
-    path = weights_of(tmp_path / "vit.pth", "vit_b_32", image_size=64)
-    publish(entry, path, monkeypatch)
-    network = build_classifier(Choice("vit_b_32", str(path)))
-    assert network.preprocessing.crop == (64, 64)
-    assert network.module(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
+    network = building._from_file(Choice("vit_b_32", str(tmp_path / "vit.safetensors")), found)
+    assert asked == [(2, (8, 8))]
+    assert (network.classes, network.licence, network.preprocessing) == (("a", "b"), "MIT", how)
 
 
-class _Preset:
-    def __init__(self, crop: int) -> None:
-        self.crop_size, self.resize_size = [crop], [crop]
-        self.interpolation = torchvision.transforms.InterpolationMode.BILINEAR
-        self.mean = self.std = (0.5, 0.5, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("entry", "exact"),
-    [
-        (torchvision.models.detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_V1, True),
-        (torchvision.models.detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_LEGACY, False),
-    ],
-)
-def test_a_pose_network_s_file_gets_what_torchvision_sets_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: WeightsEnum, exact: bool
+@pytest.mark.parametrize(("name", "exact"), [("COCO_V1", True), ("COCO_LEGACY", False)])
+@pytest.mark.parametrize("renamed", [True, False])
+def test_a_pose_network_s_file_gets_the_epsilon_that_torchvision_sets_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, exact: bool, renamed: bool
 ) -> None:
-    path = weights_of(tmp_path / "renamed.pth", "keypointrcnn_resnet50_fpn", weights_backbone=None)
-    publish(entry, path, monkeypatch)
-    monkeypatch.setattr("cnnbatch.models.detectors.check", lambda detector, model: None)
-    detector = build_detector(Choice("keypointrcnn_resnet50_fpn", str(path)), keypoints=True)
-    epsilons = {one.eps for one in detector.module.modules() if isinstance(one, torch.nn.BatchNorm2d)}
-    assert epsilons == {0.0 if exact else 1e-5}
-    assert detector.notes == (f"task.weights: renamed.pth is torchvision's {entry}",)
-    assert detector.classes == tuple(entry.meta["categories"])
+    model, known = "keypointrcnn_resnet50_fpn", KeypointRCNN_ResNet50_FPN_Weights
+    donor = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    file = "renamed.pth" if renamed else known[name].url.rpartition("/")[2]
+    torch.save(donor.state_dict(), tmp_path / file)
+    publish(known[name], tmp_path / file, monkeypatch)
+    called = "renamed.pth" if renamed else known[name].url.rpartition("/")[2]
+    (tmp_path / file).rename(tmp_path / called)
+    monkeypatch.setattr(torchvision_detectors, "_made", lambda choice, classes: donor)
+    entry = entry_of(known, tmp_path / called)
+    assert entry is known[name]
+    torchvision_detectors._from_file(Choice(model), known, entry, donor.state_dict(), called)
+    assert donor[0].eps == (0.0 if exact else 1e-5)
+    # An output that was begun when the file's name alone decided is told apart where that was wrong.
+    said = torchvision_detectors._unlike_before(model, known, entry, called)
+    wrong_before = exact == renamed
+    assert said == (f" with epsilon {0.0 if exact else 1e-5}" if wrong_before else "")
 
 
 def test_a_detector_s_other_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,8 +168,9 @@ def test_a_detector_s_other_file_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     detector = build_detector(Choice(model, str(path)))
     assert "mine.pth is no published file of ssdlite320" in detector.notes[0]
     assert detector.licence is None
-    publish(torchvision.models.detection.SSDLite320_MobileNet_V3_Large_Weights.COCO_V1, path, monkeypatch)
-    assert "COCO_V1" in build_detector(Choice(model, str(path))).notes[0]
+    assert torchvision_detectors._said(Choice(model, preprocessing={"size": (64, 64)}), None, "x") == ""
+    entry = torchvision.models.detection.SSDLite320_MobileNet_V3_Large_Weights.COCO_V1
+    assert "COCO_V1" in torchvision_detectors._said(Choice(model), entry, "x")
 
 
 def test_a_timm_file_gets_the_preprocessing_of_its_tag(

@@ -174,7 +174,7 @@ def _from_file(choice: Choice, found: Architecture) -> Network:
         how,
         classes,
         licence=known.licence if known else None,
-        weights=loaded.identity(path),
+        weights=files.identity(path, loaded),
         library=found.library,
         notes=(*loaded.notes(path), *filter(None, [said])),
     )
@@ -288,7 +288,7 @@ def _external_weights(choice: Choice, built: Built) -> Built:
         if isinstance(built, Network) and not says_all(choice):
             how = choice.adjusted(built.preprocessing).describe()
             notes += (f"task.weights: {path.name} gets the preprocessing of {choice.model}: {how}",)
-        return replace(built, weights=loaded.identity(path), notes=notes)  # type: ignore[type-var]
+        return replace(built, weights=files.identity(path, loaded), notes=notes)  # type: ignore[type-var]
     if not built.weights:
         raise UserError(
             f"task.weights: {choice.model} returns a network that does not say which weights it has\n"

@@ -65,7 +65,8 @@ def detector(choice: Choice, keypoints: bool) -> Detector:
         path = files.fetch(choice.weights, choice.sha256, choice.storage)
         entry, loaded = entry_of(known, path), files.load(path)
         module = _from_file(choice, known, entry, loaded, path.name)
-        digest, notes = loaded.identity(path), (*loaded.notes(path), _said(choice, entry, path.name))
+        digest = files.identity(path, loaded) + _unlike_before(choice.model, known, entry, path.name)
+        notes = (*loaded.notes(path), _said(choice, entry, path.name))
     else:
         module = _made(choice, _classes(choice, known))
     names = _classes(choice, known, entry)
@@ -122,12 +123,31 @@ def _from_file(
     module = _made(choice, _classes(choice, known, entry))
     key_map = files.read_key_map(choice.key_map) if choice.key_map else None
     files.apply(module, state, key_map, file)
-    named = entry or next((one for one in known if one.url.endswith(f"/{file}")), None)
-    if named is not None and (choice.model, named.name) in _EXACT:
+    if _is_exact(choice.model, known, entry, file):
         for layer in module.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.eps = 0.0
     return module
+
+
+def _is_exact(model: str, known: type[WeightsEnum], entry: WeightsEnum | None, file: str) -> bool:
+    """Say whether weights were trained with epsilon 0: by their hash, else by the name of their file."""
+    named = entry or _called(known, file)
+    return named is not None and (model, named.name) in _EXACT
+
+
+def _called(known: type[WeightsEnum], file: str) -> WeightsEnum | None:
+    return next((one for one in known if one.url.endswith(f"/{file}")), None)
+
+
+def _unlike_before(model: str, known: type[WeightsEnum], entry: WeightsEnum | None, file: str) -> str:
+    """Return what tells these weights from the same ones as cnnbatch 0.1 first ran them: by the name alone.
+
+    So an output that was begun with the other epsilon is not gone on with.
+    """
+    by_name = model in {exact for exact, _ in _EXACT} and _called(known, file) is not None
+    is_exact = _is_exact(model, known, entry, file)
+    return "" if is_exact == by_name else f" with epsilon {0.0 if is_exact else 1e-5}"
 
 
 def _resizing(transform: Any) -> Resizing:

@@ -6,8 +6,11 @@ them. It is taken out of them before, which also keeps the study in the output a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from cnnbatch.overrides import Override
+from cnnbatch.spec import Document
 
 Path = tuple[str, ...]
 _RANGES = ("vary", "search")
@@ -23,6 +26,18 @@ def without(data: Mapping[str, Any], paths: Iterable[Path], short: Mapping[str, 
     for path in paths:
         study = _study(study, path, short)
     return {**data, "study": study} if "study" in data else dict(data)
+
+
+def without_lesson(document: Document, changes: Sequence[Override], data: dict[str, Any]) -> Iterator[str]:
+    """Take ``lesson`` out of a job's ``data`` where it asks for one that is not there; yield that mistake."""
+    study = document.data.get("study"), data.get("study")
+    has_own = any(isinstance(one, Mapping) and one.get("lesson") for one in study)
+    if data.get("lesson") is not True or data.get("kind") == "train" or has_own:
+        return
+    del data["lesson"]
+    said = next((f"override {one.text}" for one in changes if one.path == ("lesson",)), None)
+    place = said or f"{document.name}:{document.line(('lesson',))}"
+    yield f"{place}: this job has no lesson; expected one of kind train, or a study with study.lesson"
 
 
 def _study(study: Any, path: Path, short: Mapping[str, str]) -> Any:

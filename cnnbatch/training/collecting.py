@@ -113,22 +113,25 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
         how += f"; {unlabelled:,} without a truth are left out"
     if job.lesson and job.input.limit is None and len(train.refs) > LESSON_IMAGES:
         how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
-        train = replace(train, refs=train.refs.some(LESSON_IMAGES))
-        validation = replace(validation, refs=validation.refs.some(LESSON_IMAGES))
-    counts, others = (one.refs.counts() or one.objects for one in (train, validation))
+        train, validation = (replace(one, refs=one.refs.some(LESSON_IMAGES)) for one in (train, validation))
+    counts, validated = _counted(train), _counted(validation)
+    classes = _classes(job, source, counts, validated if train.objects else None)
     tested = _tested(job, parts, storage)
-    classes = _classes(job, source, counts, others if train.objects else None)
-    left_out = _left_out(job, classes, others, tested)
+    left_out = _left_out(job, classes, validated, tested)
     if left_out and not train.objects:
         validation = replace(validation, refs=validation.refs.without(left_out))
-        others = validation.refs.counts()
         _require_some(validation, parts.validation)
-    _require_learnable(classes, counts, others, tested)
+    _require_learnable(classes, counts, _counted(validation), tested)
     if not train.objects:
         _require_several(classes, left_out)
     data = TrainingData(classes, {name: counts[name] for name in classes}, len(train.refs))
     digest = _digest(train.refs, validation.refs)
     return Collected(data, train.refs, validation.refs, digest, how, count, left_out)
+
+
+def _counted(found: Listed) -> Counter[str]:
+    """Count a part's labels, or those of its objects."""
+    return found.refs.counts() or found.objects
 
 
 def _tested(job: TrainJob, parts: Parts, storage: Storage) -> Counter[str]:
@@ -140,7 +143,7 @@ def _tested(job: TrainJob, parts: Parts, storage: Storage) -> Counter[str]:
         found = listed(source, plan.select(source.refs(), parts.test.sample, parts.test.limit))
     except UserError:
         return Counter()
-    return found.refs.counts() or found.objects
+    return _counted(found)
 
 
 def _left_out(
