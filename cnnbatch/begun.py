@@ -25,6 +25,7 @@ _WORDS: Mapping[str, str] = {"map": "predictions", "train": "a training", "study
 _OF_MAP = {"settings", "identity", "classes", "unreported", "failed", "plan", "suspects", "truth", "runs"}
 """What a map job has in ``_job/`` that is of no use to another one."""
 _OF_TRIALS = re.compile(r"[^/]+/(model\.json|predictions/part-.*|_job/training/checkpoints/.*)$")
+_SHOWN = 3
 _NOT_CHOOSING = {"storage", "shard_size", "allow"}
 """Fields of the input that don't say which images there are."""
 _MAY_GROW = {"input.limit", "input.sample"}
@@ -43,12 +44,12 @@ def begin(job: MapJob, output: Output, finished: Collection[int], anew: bool, no
         _require_same_choice(output, known, fields, anew)
         if known != fields:
             _end_first_listing(output, known, job.input)
-    elif known != fields or _has_planned_nothing(output):
-        if _discard(output, "map", _OF_MAP) and known != fields:
-            note(discarded(output, known, fields))
-    else:
+    elif known == fields:
         output.undecide("settings", "identity", "classes")
-    if known != fields or not finished:
+    elif _discard(output, "map", _OF_MAP):
+        note(discarded(output, known, fields))
+    # Of parts without an identity the first worker has to say first whether they are this job's.
+    if known != fields and not (finished and output.decided("identity") is None):
         output.storage.put(output.path("_job", "begun.json"), json.dumps(fields, indent=1).encode())
 
 
@@ -93,7 +94,10 @@ def discarded(output: Output, known: Mapping[str, Any] | None, fields: Mapping[s
     what = f"what an unfinished job has left in {redact(output.uri)} is discarded"
     if known is None:
         return f"{what}, since it does not say which job that was"
-    return f"{what}: {'; '.join(line.strip() for line in differences(known, fields))}"
+    lines = [line.strip() for line in differences(known, fields)]
+    lines.sort(key=lambda line: not line.startswith("input."))
+    more = len(lines) - _SHOWN
+    return f"{what}: {'; '.join(lines[:_SHOWN])}{f'; and {more} more' if more > 0 else ''}"
 
 
 def _fields(job: MapJob) -> dict[str, Any]:
@@ -117,7 +121,9 @@ def _require_same_choice(
     before, now = ({name: one[name] for name in one if name not in _MAY_GROW} for one in (known, fields))
     if found := differences(before, now):
         raise UserError(
-            f"{redact(output.uri)} has planned other images than this job names:\n" + "\n".join(found) + "\n"
+            f"{redact(output.uri)} was begun for another job, and one output never mixes two:\n"
+            + "\n".join(found)
+            + "\n"
             "  what to do: give the job that made this one, look at the input anew (--new), or choose another"
             " output"
         )
@@ -134,12 +140,6 @@ def _end_first_listing(output: Output, known: Mapping[str, Any] | None, chosen: 
     if images := sum(images for images, _, _ in listings[0].summaries()):
         sample = (known or {}).get("input.sample", chosen.sample)
         listings[0].finish({"images": images, "limit": images, "sample": sample})
-
-
-def _has_planned_nothing(output: Output) -> bool:
-    """Say whether a plan is complete without an image: the next run looks again."""
-    listings = output.listings()
-    return bool(listings) and (listings[-1].complete() or {}).get("images") == 0
 
 
 def _discard(output: Output, kind: str, tops: Collection[str]) -> bool:
