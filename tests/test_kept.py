@@ -297,7 +297,10 @@ def test_a_checkpoint_is_named(name: str, training: Path, tmp_path: Path) -> Non
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(training, out)
         path = out / whole.relative_to(training)
-        path.write_bytes(data) if data is not None else path.unlink()
+        if data is None:
+            path.unlink()
+        else:
+            path.write_bytes(data)
         job = a_training(training)
         job = job.model_copy(update={"output": job.output.model_copy(update={"url": str(out)})})
         said = ""

@@ -42,7 +42,9 @@ def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
         require_data(trials)
         begin(running.job, trials, output, screen.note)
         output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
-        known = {trial.name: row for trial in trials if (row := output.decided(f"trials/{trial.name}"))}
+        known: dict[str, Row] = {
+            trial.name: row for trial in trials if (row := output.decided(f"trials/{trial.name}"))
+        }
         screen.note(_begins(trials, known))
         trained = 0
         for row in _trained(running, [trial for trial in trials if trial.name not in known]):
