@@ -25,10 +25,11 @@ _WORDS: Mapping[str, str] = {"map": "predictions", "train": "a training", "study
 _OF_MAP = {"settings", "identity", "classes", "unreported", "failed", "plan", "suspects", "truth", "runs"}
 """What a map job has in ``_job/`` that is of no use to another one."""
 _OF_TRIALS = re.compile(r"[^/]+/(model\.json|predictions/part-.*|_job/training/checkpoints/.*)$")
-_NOT_CHOOSING = {"storage", "shard_size", "allow"}
-"""Fields of the input that don't say which images there are."""
-_MAY_GROW = {"input.limit", "input.sample"}
-"""More of both adds images to those that are planned, less leaves them."""
+_SHOWN = 3
+_NOT_CHOOSING = {"storage", "allow"}
+"""Fields of the input that don't say what is planned."""
+_ALWAYS = ("limit", "sample", "shard_size")
+"""More of the first two adds images to those that are planned; else what is planned stays as it is."""
 
 
 def begin(job: MapJob, output: Output, finished: Collection[int], anew: bool, note: Note) -> None:
@@ -43,18 +44,18 @@ def begin(job: MapJob, output: Output, finished: Collection[int], anew: bool, no
         _require_same_choice(output, known, fields, anew)
         if known != fields:
             _end_first_listing(output, known, job.input)
-    elif known != fields or _has_planned_nothing(output):
-        if _discard(output, "map", _OF_MAP) and known != fields:
-            note(discarded(output, known, fields))
-    else:
+    elif known == fields:
         output.undecide("settings", "identity", "classes")
-    if known != fields or not finished:
+    elif _discard_plan(output):
+        note(discarded(output, known, fields))
+    # Of parts without an identity the first worker has to say first whether they are this job's.
+    if known != fields and not (finished and output.decided("identity") is None):
         output.storage.put(output.path("_job", "begun.json"), json.dumps(fields, indent=1).encode())
 
 
 def make_room(output: Output, kind: Kind, note: Note) -> None:
     """Discard what a job of another kind left unfinished in ``output``; raises UserError if it finished."""
-    tops = {name.split("/")[0].removesuffix(".json") for name in output.names("_job")}
+    tops = {_top(name) for name in output.names("_job")}
     there = (
         "study" if "study" in tops else "train" if "training" in tops else "map" if tops & _OF_MAP else kind
     )
@@ -81,11 +82,11 @@ def holds_results(output: Output) -> bool:
 
 def discard_all(output: Output) -> bool:
     """Delete all that was begun in an output but its lock; say whether there was anything."""
-    tops = {name.split("/")[0].removesuffix(".json") for name in output.names("_job")} - {"lock"}
-    there = [_discard(output, kind, tops) for kind in _RECORDS]
-    trials = [*output.names("trials")]
-    _delete(output, (f"trials/{name}" for name in trials))
-    return any(there) or bool(trials)
+    left = [f"_job/{name}" for name in output.names("_job") if name != "lock"]
+    left += [f"trials/{name}" for name in output.names("trials")]
+    _delete(output, (f"_job/{name}.json" for name in _RECORDS.values()))
+    _delete(output, left)
+    return bool(left)
 
 
 def discarded(output: Output, known: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> str:
@@ -93,7 +94,10 @@ def discarded(output: Output, known: Mapping[str, Any] | None, fields: Mapping[s
     what = f"what an unfinished job has left in {redact(output.uri)} is discarded"
     if known is None:
         return f"{what}, since it does not say which job that was"
-    return f"{what}: {'; '.join(line.strip() for line in differences(known, fields))}"
+    lines = [line.strip() for line in differences(known, fields)]
+    lines.sort(key=lambda line: not line.startswith("input."))
+    more = len(lines) - _SHOWN
+    return f"{what}: {'; '.join(lines[:_SHOWN])}{f'; and {more} more' if more > 0 else ''}"
 
 
 def _fields(job: MapJob) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def _fields(job: MapJob) -> dict[str, Any]:
     }
     told = {name.split(".")[1] for name in own if name.startswith("input.")}
     chosen = job.input.model_dump(mode="json", exclude=_NOT_CHOOSING | told, exclude_defaults=True)
-    chosen |= {"limit": job.input.limit, "sample": job.input.sample}
+    chosen |= {name: getattr(job.input, name) for name in _ALWAYS}
     fields: dict[str, Any] = json.loads(json.dumps(own | {f"input.{name}": chosen[name] for name in chosen}))
     return fields
 
@@ -114,10 +118,13 @@ def _require_same_choice(
     """Refuse another choice of images than that of the finished parts, which the plan does not have."""
     if known is None or (anew and output.decided("identity") is not None):
         return
-    before, now = ({name: one[name] for name in one if name not in _MAY_GROW} for one in (known, fields))
+    may_differ = {f"input.{name}" for name in _ALWAYS}
+    before, now = ({name: one[name] for name in one if name not in may_differ} for one in (known, fields))
     if found := differences(before, now):
         raise UserError(
-            f"{redact(output.uri)} has planned other images than this job names:\n" + "\n".join(found) + "\n"
+            f"{redact(output.uri)} was begun for another job, and one output never mixes two:\n"
+            + "\n".join(found)
+            + "\n"
             "  what to do: give the job that made this one, look at the input anew (--new), or choose another"
             " output"
         )
@@ -136,19 +143,17 @@ def _end_first_listing(output: Output, known: Mapping[str, Any] | None, chosen: 
         listings[0].finish({"images": images, "limit": images, "sample": sample})
 
 
-def _has_planned_nothing(output: Output) -> bool:
-    """Say whether a plan is complete without an image: the next run looks again."""
-    listings = output.listings()
-    return bool(listings) and (listings[-1].complete() or {}).get("images") == 0
-
-
-def _discard(output: Output, kind: str, tops: Collection[str]) -> bool:
-    """Delete the record of a job of this kind, then what it has begun in ``_job/``, then its evaluation."""
-    output.storage.delete(output.path("_job", *f"{_RECORDS[kind]}.json".split("/")))
-    left = [name for name in output.names("_job") if name.split("/")[0].removesuffix(".json") in tops]
-    _delete(output, (f"_job/{name}" for name in left))
-    _delete(output, ["evaluation.json", *(f"evaluation/{name}" for name in [*output.names("evaluation")])])
+def _discard_plan(output: Output) -> bool:
+    """Delete a map job's record, then what it has begun, then its evaluation; say whether it had any."""
+    left = [f"_job/{name}" for name in output.names("_job") if _top(name) in _OF_MAP]
+    evaluated = [f"evaluation/{name}" for name in output.names("evaluation")]
+    _delete(output, ["_job/begun.json", *left, "evaluation.json", *evaluated])
     return bool(left)
+
+
+def _top(name: str) -> str:
+    """Return which record or folder of ``_job/`` a file there is, or lies in."""
+    return name.split("/")[0].removesuffix(".json")
 
 
 def _delete(output: Output, names: Iterable[str]) -> None:

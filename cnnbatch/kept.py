@@ -199,9 +199,11 @@ def record(name: str, uri: str, data: bytes) -> dict[str, Any]:
 def job(uri: str, data: bytes) -> dict[str, Any]:
     """Return what ``_job/job.yaml``, read from ``uri``, says; raises UserError where it is damaged."""
     try:
-        return _JOB.validate_python(yaml.safe_load(data.decode()), strict=True)
+        found: dict[str, Any] = yaml.safe_load(data.decode())
+        _JOB.validate_python(found, strict=True)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise damaged(uri, _why(data, error), PUT_BACK) from None
+    return found
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -207,11 +207,16 @@ class Planner:
         """Plan what the source has, behind what is planned already; say whether that is all."""
         last = listing.last_ref()
         limit = None if self._chosen.limit is None else max(0, self._chosen.limit - self.images)
-        refs = plan.select(self._source.refs(last), self._chosen.sample, limit)
-        if last is None and self._looking.some:
-            where = self._chosen.url if isinstance(self._chosen.url, str) else "the input"
-            refs = some_are_there(refs, Storage(self._chosen.storage), redact(where))
-        return self._plan(listing, refs)
+        stream = self._source.refs(last)
+        try:
+            refs = plan.select(stream, self._chosen.sample, limit)
+            if last is None and self._looking.some:
+                where = self._chosen.url if isinstance(self._chosen.url, str) else "the input"
+                refs = some_are_there(refs, Storage(self._chosen.storage), redact(where))
+            return self._plan(listing, refs)
+        finally:
+            if isinstance(stream, Generator):  # Where it is left early, its temporary files go now.
+                stream.close()
 
     def _list_again(self, listing: Listing) -> bool:
         """Plan what the source has and the plan has not, and note what became of the others."""

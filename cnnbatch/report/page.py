@@ -5,11 +5,13 @@ It asks which columns there are, never which task it was, so that a new task has
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cnnbatch import kept
 from cnnbatch.output import Output
 from cnnbatch.records import ImageRef
 from cnnbatch.report import plots, ways
@@ -24,7 +26,7 @@ from cnnbatch.report.pictures import Alarm, Picture, Seen, Viewer, hurried, perc
 from cnnbatch.report.tally import LEAST_SURE, SAMPLE, SCORE_BINS, Place, Tally, count, fetch
 from cnnbatch.report.template import Bar, Chart, template
 from cnnbatch.report.words import decimal, duration, meaning, number
-from cnnbatch.storage import redact
+from cnnbatch.storage import join, redact
 
 if TYPE_CHECKING:
     from cnnbatch.result import Footer, Result
@@ -75,7 +77,9 @@ def page_html(result: Result, storage: Storage, begin: Begin) -> str:
     footers, tally, runs = result.receipts(), count(result), result.runs()
     timeline = plots.timeline(_spans(footers))
     beside = Beside(result, storage)
-    mistakes = find_mistakes(beside)
+    way_out = f"cnnbatch evaluate {shlex.quote(redact(result.uri))} writes it anew"
+    with kept.reading(join(result.uri, "evaluation"), way_out):
+        mistakes, judgement = find_mistakes(beside), judged(beside)
     sample, least_sure, wrong = _galleries(result, beside, tally, mistakes, begin)
     return template("page.html.j2").render(
         title=_title(result.settings),
@@ -83,7 +87,7 @@ def page_html(result: Result, storage: Storage, begin: Begin) -> str:
         output=redact(result.uri),
         finished=max((footer.finished for footer in footers if footer.finished), default=None),
         headline=headline(footers, tally, timeline),
-        judged=judged(beside),
+        judged=judgement,
         problem=beside.problem,
         sample=sample,
         mistakes=list(zip(mistakes.shown, wrong, strict=True)),

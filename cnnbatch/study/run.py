@@ -41,7 +41,9 @@ def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
     trials = trials_of(running.job)
     with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), uuid4().hex):
         begin(running.job, trials, output, screen.note)
-        known = {trial.name: row for trial in trials if (row := output.decided(f"trials/{trial.name}"))}
+        known: dict[str, Row] = {
+            trial.name: row for trial in trials if (row := output.decided(f"trials/{trial.name}"))
+        }
         left = [trial for trial in trials if trial.name not in known]
         require_data(left)
         require_weights(left)
