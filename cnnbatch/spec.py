@@ -32,6 +32,7 @@ _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
 _FLOAT = re.compile(
     r"[-+]?([0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
 )
+_HALF = re.compile("[\ud800-\udfff]")
 _PLAIN = {"null": _NULL, "bool": _BOOL, "int": _INT, "float": _FLOAT}
 
 
@@ -176,6 +177,7 @@ class _Reader:
     mistakes: list[str] = field(default_factory=list)
     around: list[yaml.Node] = field(default_factory=list)
     values: int = 0
+    characters: int = 0
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
@@ -217,6 +219,11 @@ class _Reader:
 
     def text(self, node: yaml.ScalarNode) -> str:
         """Return a scalar's text, in which JSON may have written one character as two halves."""
+        self.characters += len(node.value)
+        if self.characters > LONGEST_TEXT:
+            raise self.error(node, f"its aliases make more than {LONGEST_TEXT:,} characters of it")
+        if not _HALF.search(node.value):
+            return str(node.value)
         try:
             return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
