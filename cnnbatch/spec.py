@@ -49,9 +49,8 @@ class _Loader(yaml.SafeLoader):
         self._depth, self._nodes = self._depth + 1, self._nodes + 1
         if self._depth > DEEPEST or self._nodes > _MOST_VALUES:
             most = f"{DEEPEST} levels" if self._depth > DEEPEST else f"{_MOST_VALUES:,} values"
-            raise yaml.MarkedYAMLError(
-                problem=f"it has more than {most}", problem_mark=self.peek_event().start_mark
-            )
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # PyYAML's own lack
+            raise yaml.MarkedYAMLError(problem=f"it has more than {most}", problem_mark=mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -190,11 +189,10 @@ class _Reader:
             raise self.error(node, "an alias may not contain itself")
         if len(path) > DEEPEST:
             raise self.error(node, f"its aliases make more than {DEEPEST} levels of it")
-        kind, read = ("map", self.mapping) if isinstance(node, yaml.MappingNode) else ("seq", self.sequence)
-        if node.tag != _PREFIX + kind:
+        if node.tag != _PREFIX + ("map" if isinstance(node, yaml.MappingNode) else "seq"):
             raise self.error(node, f"expected a plain value, got the YAML tag {node.tag}")
         self.around.append(node)
-        value = read(node, path)
+        value = self.mapping(node, path) if isinstance(node, yaml.MappingNode) else self.sequence(node, path)
         self.around.pop()
         return value
 
@@ -242,7 +240,7 @@ class _Reader:
             values[key] = self.value(value_node, (*path, key))
         return values
 
-    def sequence(self, node: yaml.SequenceNode, path: Path) -> list[Any]:
+    def sequence(self, node: yaml.Node, path: Path) -> list[Any]:
         return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
 
 
