@@ -303,10 +303,13 @@ def _describe(
     """Say what a collection is: sizes, formats, damage, copies, and the classes and objects of its truth."""
 
     def action() -> int:
-        from cnnbatch.describe import read_input
+        from cnnbatch.describe import opened, read_input
+
+        chosen = read_input(source, fields or [], limit)
+        images = opened(chosen)  # Its mistakes are told before torch is imported.
         from cnnbatch.report.collection import describe_input
 
-        describe_input(read_input(source, fields or [], limit), page, fast)
+        describe_input(chosen, images, page, fast)
         return 0
 
     _exit_with(action)

@@ -13,20 +13,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from typing import TYPE_CHECKING, Any
 
 from cnnbatch import plan
 from cnnbatch.fields import read_fields
 from cnnbatch.job import Input
-from cnnbatch.looking import Look, look_at
 from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.sources.unique import Copies, contents
+from cnnbatch.storage import Storage
 from cnnbatch.truth import check_sizes, classes_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from cnnbatch.looking import Look
     from cnnbatch.sources import Source
 
 SHARD = 512  # images whose truth is read at once
@@ -311,6 +312,27 @@ def read_input(url: str, fields: Sequence[str], limit: int | None = None) -> Inp
     return read_fields(Input, given, texts, "the fields of the input; nothing was read")
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A source, and the images of it that are to be described."""
+
+    source: Source
+    refs: Iterable[ImageRef]
+
+
+def opened(chosen: Input) -> Opened:
+    """Open the source of an ``input`` and find its first image, so that mistakes are told at once.
+
+    Raises:
+        UserError, EnvironmentFault: as the source does.
+    """
+    from cnnbatch.sources import open_source
+
+    source = open_source(chosen, Storage(chosen.storage))
+    refs = plan.select(source.refs(), chosen.sample, chosen.limit)
+    return Opened(source, chain(list(islice(refs, 1)), refs))
+
+
 def rank(text: str) -> int:
     """Return a number below 2^64 that follows from ``text`` and looks like chance."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
@@ -354,4 +376,6 @@ def _rows(table: pa.Table | None, looks: Sequence[Look]) -> Sequence[Row | None]
 
 
 def _read(reader: Callable[[], Content | Failure], fast: bool) -> Look:
+    from cnnbatch.looking import look_at  # Which imports torch.
+
     return look_at(reader(), fast)

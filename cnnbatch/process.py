@@ -115,6 +115,7 @@ class WorkerProcess:
         if self._worker:
             self._worker.close()
             take_journal(str(self._worker.journal.path))
+        self._watchdog = self._worker = None
 
     def _load(self, order: Order) -> Ready:
         os.environ.setdefault(*ON_CPU_WHAT_MPS_LACKS)  # Read when torch is imported, which is now.
@@ -134,6 +135,10 @@ class WorkerProcess:
                 self._worker = self._make(journal, settings)
         except Unavailable as error:
             raise _unavailable(settings.backend, str(error), order.job) from error
+        finally:
+            if self._worker is None:  # Nothing is left to watch.
+                self._watchdog.close()
+                take_journal(str(journal.path))
         return self._ready(is_open, peak_rss_bytes())
 
     def _make(self, journal: Journal, settings: Settings, model: Model | None = None) -> Worker:

@@ -32,6 +32,7 @@ _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
 _FLOAT = re.compile(
     r"[-+]?([0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"
 )
+_HALF = re.compile("[\ud800-\udfff]")
 _PLAIN = {"null": _NULL, "bool": _BOOL, "int": _INT, "float": _FLOAT}
 
 
@@ -48,9 +49,8 @@ class _Loader(yaml.SafeLoader):
         self._depth, self._nodes = self._depth + 1, self._nodes + 1
         if self._depth > DEEPEST or self._nodes > _MOST_VALUES:
             most = f"{DEEPEST} levels" if self._depth > DEEPEST else f"{_MOST_VALUES:,} values"
-            raise yaml.MarkedYAMLError(
-                problem=f"it has more than {most}", problem_mark=self.peek_event().start_mark
-            )
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # PyYAML's own lack
+            raise yaml.MarkedYAMLError(problem=f"it has more than {most}", problem_mark=mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -176,6 +176,7 @@ class _Reader:
     mistakes: list[str] = field(default_factory=list)
     around: list[yaml.Node] = field(default_factory=list)
     values: int = 0
+    characters: int = 0
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
@@ -188,11 +189,10 @@ class _Reader:
             raise self.error(node, "an alias may not contain itself")
         if len(path) > DEEPEST:
             raise self.error(node, f"its aliases make more than {DEEPEST} levels of it")
-        kind, read = ("map", self.mapping) if isinstance(node, yaml.MappingNode) else ("seq", self.sequence)
-        if node.tag != _PREFIX + kind:
+        if node.tag != _PREFIX + ("map" if isinstance(node, yaml.MappingNode) else "seq"):
             raise self.error(node, f"expected a plain value, got the YAML tag {node.tag}")
         self.around.append(node)
-        value = read(node, path)
+        value = self.mapping(node, path) if isinstance(node, yaml.MappingNode) else self.sequence(node, path)
         self.around.pop()
         return value
 
@@ -217,6 +217,11 @@ class _Reader:
 
     def text(self, node: yaml.ScalarNode) -> str:
         """Return a scalar's text, in which JSON may have written one character as two halves."""
+        self.characters += len(node.value)
+        if self.characters > LONGEST_TEXT:
+            raise self.error(node, f"its aliases make more than {LONGEST_TEXT:,} characters of it")
+        if not _HALF.search(node.value):
+            return str(node.value)
         try:
             return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
@@ -235,7 +240,7 @@ class _Reader:
             values[key] = self.value(value_node, (*path, key))
         return values
 
-    def sequence(self, node: yaml.SequenceNode, path: Path) -> list[Any]:
+    def sequence(self, node: yaml.Node, path: Path) -> list[Any]:
         return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
 
 

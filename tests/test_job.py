@@ -356,6 +356,10 @@ def test_overrides_from_python() -> None:
         ),
         ("a: [" + "a," * 60_000 + "]", "it has more than 50,000 values"),
         ("a: '" + "a" * (1 << 20) + "'", "at most 1,048,576 characters"),
+        (
+            f"a: &a {'b' * 100_000}\nc: [{', '.join(['*a'] * 99)}]",
+            "its aliases make more than 1,048,576 characters",
+        ),
         ('a: "\\ud800"\n', "expected Unicode, got half of a character"),
         ('a: "\\U00110000"\n', "this is not YAML"),
         ("a: 1\n? {b: 1}\n: 2\n", "job.yaml:2: expected a name before the colon"),

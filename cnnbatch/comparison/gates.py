@@ -10,6 +10,7 @@ from cnnbatch.comparison.differences import Difference
 from cnnbatch.errors import UserError
 from cnnbatch.metrics import LESS_IS_BETTER, Value
 from cnnbatch.mistakes import nearest
+from cnnbatch.spec import plain_scalar
 
 AGREEMENT = "agreement"
 
@@ -31,14 +32,12 @@ def read_gates(texts: Iterable[str]) -> list[Gate]:
     gates = []
     for text in texts:
         metric, _, number = text.rpartition("=")
-        try:
-            gates.append(Gate(metric.strip(), float(number)))
-        except ValueError:
-            gates.append(Gate("", math.nan))
-        if not gates[-1].metric or not math.isfinite(gates[-1].least):
+        least = plain_scalar(number.strip())
+        if not metric.strip() or isinstance(least, str | bool | None) or not math.isfinite(least):
             raise UserError(
                 f"--fail-under: expected METRIC=NUMBER, as in AP=-0.01 or agreement=0.98; got {text!r}"
             )
+        gates.append(Gate(metric.strip(), float(least)))
     return gates
 
 

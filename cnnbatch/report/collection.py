@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from cnnbatch import plan, terminal
+from cnnbatch import terminal
 from cnnbatch.console import columns, plain_console
 from cnnbatch.decode import DecodeError
-from cnnbatch.describe import Candidate, Description, Named, Spread, Truths, describe
+from cnnbatch.describe import Candidate, Description, Named, Opened, Spread, Truths, describe
 from cnnbatch.records import Content, Failure, Shard
 from cnnbatch.report import plots
 from cnnbatch.report.facts import Fact
@@ -23,7 +23,6 @@ from cnnbatch.report.marked import marked
 from cnnbatch.report.pictures import Guess, NotShown, Picture, Seen, percent, small
 from cnnbatch.report.template import Bar, Chart, template
 from cnnbatch.report.words import decimal, meaning, number
-from cnnbatch.sources import open_source
 from cnnbatch.sources.unique import Copies
 from cnnbatch.storage import Storage, normalize, redact
 
@@ -65,25 +64,25 @@ class Examples:
     examples: Sequence[tuple[str, str]]
 
 
-def describe_input(input: Input, page: str | None = None, fast: bool = False) -> None:
-    """Print what the collection of a job's ``input`` is, and write it to the address ``page``.
+def describe_input(input: Input, images: Opened, page: str | None = None, fast: bool = False) -> None:
+    """Print what the ``images`` of a job's ``input`` are, and write it to the address ``page``.
 
     Raises:
         UserError, EnvironmentFault: as the source and the storage do.
     """
-    storage = Storage(input.storage)
-    source = open_source(input, storage)
     with Console(stderr=True).status("Reading the collection") as status:
         found = describe(
-            source,
-            plan.select(source.refs(), input.sample, input.limit),
+            images.source,
+            images.refs,
             fast,
-            lambda images: status.update(f"{number(images)} images"),
+            lambda done: status.update(f"{number(done)} images"),
         )
     url = title(input)
     print_collection(url, found, plain_console())
     if page is not None:
-        storage.put(normalize(page), page_html(url, found, pictures(source, found)).encode())
+        Storage(input.storage).put(
+            normalize(page), page_html(url, found, pictures(images.source, found)).encode()
+        )
 
 
 def title(input: Input) -> str:

@@ -44,7 +44,7 @@ INVENTORY = "inventory"
 COLUMNS = pa.schema([(INVENTORY, pa.string())])
 """`Source.columns` of files that an inventory lists."""
 
-_MOST_BYTES = 64 << 20  # of a manifest; those of a billion objects have some hundred thousand
+_MOST_BYTES = 4 << 20  # of a manifest; those of a billion objects have some hundred thousand
 _GZIP = b"\x1f\x8b"
 _NEEDED = {"key": "Key", "etag": "ETag"}
 _KNOWN = (*_NEEDED, "size", "islatest", "isdeletemarker")

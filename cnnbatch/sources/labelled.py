@@ -96,7 +96,8 @@ def labelled_by_pattern(source: Source, pattern: str) -> Labelled:
     written_out = len(pattern) * math.prod(max(1, int(count)) for count in _COUNTS.findall(pattern))
     if written_out > LONGEST:
         raise UserError(
-            f"input.label: expected at most {LONGEST:,} characters, with what its {{…}} repeat; got up to {written_out:,}"
+            f"input.label: expected at most {LONGEST:,} characters with what its {{…}} repeat, "
+            f"got up to {written_out:,}"
         )
     try:
         re.compile(pattern)
