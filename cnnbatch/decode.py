@@ -31,6 +31,7 @@ from PIL import WebPImagePlugin as _webp  # noqa: F401
 
 from cnnbatch.headers import JpegFacts, ends_early, jpeg_facts, orientation
 from cnnbatch.records import Code
+from cnnbatch.unquoted import kind_of, said
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -279,8 +280,8 @@ def _refusal(error: Exception, data: bytes) -> DecodeError:
     if isinstance(error, EOFError) or _CUT.search(str(error)) or ends_early(data):
         return DecodeError("truncated", f"the file ends early, after {len(data)} bytes")
     if isinstance(error, UnidentifiedImageError):
-        return DecodeError("undecodable", f"expected one of {', '.join(_FORMATS)}; it begins {data[:8]!r}")
-    return DecodeError("undecodable", f"{type(error).__name__}: {error}")
+        return DecodeError("undecodable", f"expected one of {', '.join(_FORMATS)}; it is {kind_of(data)}")
+    return DecodeError("undecodable", f"{type(error).__name__}: {said(error)}")
 
 
 # ---- libraries' warnings ----------------------------------------------------------------------
