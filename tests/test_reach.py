@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -270,6 +271,22 @@ def test_every_form_of_a_list_reaches_as_far(name: str, web: WebServer) -> None:
     results = read(source(f"{web.url()}/lists/{name}"))
     assert refused(results[0], "local")
     assert results[1] == b"beside"
+
+
+def test_the_images_of_a_coco_file_do_not_lead_into_this_network(web: WebServer, inside: WebServer) -> None:
+    names = ["a.jpg", "b.jpg"]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    file = json.dumps({"images": images, "categories": [{"id": 1, "name": "cat"}]}).encode()
+    files = {"/set/set.json": Reply(body=file), "/set/a.jpg": Reply(body=b"beside")}
+    files["/set/b.jpg"] = Reply(302, headers={"Location": f"{inside.url()}/x.jpg"})
+    web.ranged = True
+    web.answer = lambda method, path: files.get(path, Reply(404))
+    found = source(f"{web.url()}/set/set.json")
+    refs = list(found.refs())
+    results = read(pickle.loads(pickle.dumps(found)), refs)
+    assert results[0] == b"beside"
+    assert refused(results[1], "private")
+    assert not inside.requests
 
 
 def test_the_reach_travels_to_the_workers(tmp_path: Path, web: WebServer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,10 @@ from cnnbatch.errors import EnvironmentFault, OutputHeld
 from cnnbatch.job import MapJob
 from cnnbatch.records import Span
 from cnnbatch.run import RunOptions, run
-from cnnbatch.storage import AlreadyExists, Changed, Storage, StorageOptions
+from cnnbatch.storage import AlreadyExists, Changed, NotFound, Storage, StorageOptions, retrying
 from tests.conftest import jpeg
 from tests.proxy import FAULTS, Fault, FaultyProxy
-from tests.servers import Bucket
+from tests.servers import Bucket, Reply, WebServer
 
 pytest_plugins = ("tests.s3",)
 QUIET = RunOptions(quiet=True)
@@ -186,3 +188,62 @@ def test_single_refusals_among_others_are_rows(photos: Bucket) -> None:
     assert (summary.images, dict(summary.failed)) == (40, {"forbidden": 3})
     refused = [row["key"] for row in rows_of(photos) if row["error"]]
     assert refused == ["003.jpg", "017.jpg", "039.jpg"]
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "delay"])
+def test_a_web_file_is_asked_for_again(fault: Fault, web: WebServer) -> None:
+    data = bytes(range(256)) * 64
+    web.ranged = True
+    web.answer = lambda method, path: Reply(body=data) if path == "/a.jpg" else Reply(404)
+    with FaultyProxy(web.url(), 0.4, [fault], SEED) as proxy:
+        storage = Storage(StorageOptions(timeout_s=10, retries=25))
+        for number in range(20):
+            assert storage.read(f"{proxy.url}/a.jpg", Span(number, 100)) == data[number : number + 100]
+            assert storage.head(f"{proxy.url}/a.jpg").size == len(data)
+            with storage.open(f"{proxy.url}/a.jpg") as file:
+                assert file.read() == data
+            with pytest.raises(NotFound):
+                storage.read(f"{proxy.url}/b.jpg")
+    assert proxy.met[fault] > 10
+
+
+def test_what_a_mount_fails_to_do_for_a_moment_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    failures = [errno.ESTALE, errno.ETIMEDOUT, errno.ESTALE]
+    opening = os.open
+
+    def stumble(path: str, *args: int, **kwargs: int) -> int:
+        if failures:
+            raise OSError(failures[0], os.strerror(failures.pop(0)))
+        return opening(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", stumble)
+    assert Storage(StorageOptions(retries=3)).read(str(tmp_path / "a.jpg")) == b"image"
+    failures = [errno.ESTALE] * 5
+    with pytest.raises(EnvironmentFault, match="mount"):
+        Storage(StorageOptions(retries=3)).read(str(tmp_path / "a.jpg"))
+
+
+def test_a_link_whose_answer_a_mount_lost_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linking = os.link
+
+    def lose(source: str, target: str) -> None:
+        linking(source, target)
+        linking(source, target)  # which raises FileExistsError, as NFS does of a request that it sent twice
+
+    monkeypatch.setattr(os, "link", lose)
+    assert Storage().create(str(tmp_path / "part"), b"mine")
+    with pytest.raises(AlreadyExists):
+        Storage().create(str(tmp_path / "part"), b"another's")
+    assert (tmp_path / "part").read_bytes() == b"mine"
+
+
+def test_the_pauses_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "FIRST_PAUSE_S", 0.1)
+    found = [[retrying.pause_s(failed) for _ in range(100)] for failed in range(1, 12)]
+    for failed, pauses in enumerate(found):
+        most = min(0.1 * 2**failed, 15)
+        assert all(most / 2 <= pause <= most for pause in pauses)
+        assert len(set(pauses)) > 50
