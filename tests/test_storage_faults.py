@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
 from pathlib import Path
@@ -247,3 +248,24 @@ def test_the_pauses_grow_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
         most = min(0.1 * 2**failed, 15)
         assert all(most / 2 <= pause <= most for pause in pauses)
         assert len(set(pauses)) > 50
+
+
+@pytest.mark.parametrize("fault", ["500", "reset_before", "truncated"])
+def test_the_keys_of_a_machines_role_are_asked_for_again(
+    fault: Fault, bucket: Bucket, web: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"AccessKeyId": "a", "SecretAccessKey": "b", "Token": "c", "Expiration": "2099-01-01T00:00:00Z"}
+    answers = {
+        "/latest/api/token": b"token",
+        "/latest/meta-data/iam/security-credentials/": b"role",
+        "/latest/meta-data/iam/security-credentials/role": json.dumps({"Code": "Success", **keys}).encode(),
+    }
+    web.answer = lambda method, path: Reply(body=answers[path]) if path in answers else Reply(404)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    uri = bucket.put("a.jpg", b"image")
+    with FaultyProxy(web.url(), first=[fault, None, fault, fault]) as proxy:
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", proxy.url)
+        options = bucket.options.model_copy(update={"retries": 8})
+        assert Storage(options).read(uri) == b"image"
+        assert proxy.met[fault] == 3
