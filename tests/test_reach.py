@@ -6,7 +6,7 @@ import io
 import json
 import pickle
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 
 import cnnbatch
+from cnnbatch import plan
 from cnnbatch.errors import UserError
 from cnnbatch.job import MapJob, fingerprint_fields
 from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.sink import ENGINE_COLUMNS
 from cnnbatch.sources import Source
 from cnnbatch.storage import Storage, StorageOptions
 from cnnbatch.storage.reach import Reach, is_public
+from tests.conftest import jpeg
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import QUICK, fill, read, source
-from tests.test_detect import JOB
 
 pytest_plugins = ("tests.s3",)
 
@@ -319,17 +321,39 @@ def test_an_inventory_lists_from_its_own_bucket(bucket: Bucket) -> None:
     assert [ref.key for ref in found.refs()] == ["a.jpg"]
 
 
-def test_an_output_in_a_bucket_names_its_own_bucket(
-    tmp_path: Path, photos: Callable[[int], Path], bucket: Bucket
-) -> None:
-    spec, boxes = tmp_path / "job.yaml", tmp_path / "boxes"
-    spec.write_text(JOB.format(photos=photos(2), truth="null", out=boxes).replace('"null"', "null"))
-    cnnbatch.run(spec, quiet=True, compute={"pool": "inline"}, task={"max_objects": 2})
+BOXES = pa.struct([(side, pa.float32()) for side in ("x1", "y1", "x2", "y2")])
+OBJECTS = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32()), ("box", BOXES)]))
+
+
+def output(images: Path, folder: Path) -> Path:
+    """Write what a detection of ``images`` leaves: of each the same box."""
+    refs = [ImageRef(path.name, str(path), etag="e") for path in sorted(images.glob("*.jpg"))]
+    shard, box = Shard(0, tuple(refs)), {"x1": 0, "y1": 0, "x2": 9, "y2": 9}
+    good = {"vanished": False, "objects": [{"label": "cat", "score": 0.9, "box": box}]}
+    rows = [{"key": ref.key, "uri": ref.uri, **good} for ref in refs]
+    job = {"task": {"name": "detect"}, "input": {"url": str(images)}, "output": {"url": str(folder)}}
+    for name in ("_job/plan/00000", "predictions"):
+        (folder / name).mkdir(parents=True)
+    (folder / "_job" / "job.yaml").write_text(json.dumps(job))
+    (folder / "_job" / "plan" / "00000" / "complete.json").write_text('{"images": 2}')
+    pq.write_table(
+        plan.page_table([shard], pa.schema([])), folder / "_job" / "plan" / "00000" / "00000.parquet"
+    )
+    table = pa.Table.from_pylist(rows, pa.schema([*ENGINE_COLUMNS, ("objects", OBJECTS)]))
+    pq.write_table(table, folder / "predictions" / "part-00000000.parquet")
+    return folder
+
+
+def test_an_output_in_a_bucket_names_its_own_bucket(tmp_path: Path, bucket: Bucket) -> None:
+    for number in range(2):
+        fill(tmp_path / "photos", [f"{number}.jpg"])
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(jpeg(number))
+    boxes = output(tmp_path / "photos", tmp_path / "boxes")
     for file in boxes.rglob("*.*"):
         bucket.put(str(file.relative_to(tmp_path)), file.read_bytes())
     url, storage = f"{bucket.url}/boxes#objects", Storage(bucket.options)
     results = read(source(url, storage))
-    assert len(results) == 4
+    assert len(results) == 2
     assert all(refused(result, "local") for result in results)
     assert not any(isinstance(result, Failure) for result in read(source(url, storage, allow=["local"])))
     assert not any(isinstance(result, Failure) for result in read(source(f"{boxes}#objects")))

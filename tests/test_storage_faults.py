@@ -82,9 +82,13 @@ def test_with_one_kind_of_fault_every_row_is_right(fault: Fault, photos: Bucket)
     check_run((fault,), photos)
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "delay"])
+MIXED = pytest.param(FAULTS, id="all")
+ALONE = [pytest.param((fault,), id=fault, marks=pytest.mark.long) for fault in FAULTS]
+
+
+@pytest.mark.parametrize("faults", [MIXED, *ALONE])
 def test_every_request_is_tried_again(
-    fault: Fault, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faults: tuple[Fault, ...], bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cnnbatch.storage.objects._IN_PIECES", 1 << 20)
     names = [f"many/{number:02}" for number in range(30)]
@@ -92,7 +96,7 @@ def test_every_request_is_tried_again(
         bucket.put(name)
     data = bytes(range(256)) * (24 << 10)  # more than one piece of an upload
     (tmp_path / "large").write_bytes(data)
-    with FaultyProxy(bucket.options.endpoint or "", 0.4, [fault], SEED) as proxy:
+    with FaultyProxy(bucket.options.endpoint or "", 0.4, faults, SEED, delay_s=0.01) as proxy:
         storage = Storage(through(proxy, retries=25))
         for number in range(3):
             uri = f"{bucket.url}/{number}"
@@ -113,7 +117,7 @@ def test_every_request_is_tried_again(
             ]
             storage.delete(uri)
             assert not storage.exists(uri)
-    assert proxy.met[fault] > 10
+    assert proxy.met.total() > 10
 
 
 def test_a_listing_goes_on_where_it_broke(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +126,8 @@ def test_a_listing_goes_on_where_it_broke(bucket: Bucket, monkeypatch: pytest.Mo
     for name in names:
         bucket.put(name.removeprefix(f"{bucket.url}/"))
     for fault in FAULTS:
-        with FaultyProxy(bucket.options.endpoint or "", first=[None, fault, fault]) as proxy:
+        first: list[Fault | None] = [None, fault, fault]
+        with FaultyProxy(bucket.options.endpoint or "", first=first) as proxy:
             assert [entry.uri for entry in Storage(through(proxy)).list(f"{bucket.url}/many")] == names
 
 
@@ -191,12 +196,12 @@ def test_single_refusals_among_others_are_rows(photos: Bucket) -> None:
     assert refused == ["003.jpg", "017.jpg", "039.jpg"]
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "delay"])
-def test_a_web_file_is_asked_for_again(fault: Fault, web: WebServer) -> None:
+@pytest.mark.parametrize("faults", [MIXED, *ALONE])
+def test_a_web_file_is_asked_for_again(faults: tuple[Fault, ...], web: WebServer) -> None:
     data = bytes(range(256)) * 64
     web.ranged = True
     web.answer = lambda method, path: Reply(body=data) if path == "/a.jpg" else Reply(404)
-    with FaultyProxy(web.url(), 0.4, [fault], SEED) as proxy:
+    with FaultyProxy(web.url(), 0.4, faults, SEED, delay_s=0.01) as proxy:
         storage = Storage(StorageOptions(timeout_s=10, retries=25))
         for number in range(20):
             assert storage.read(f"{proxy.url}/a.jpg", Span(number, 100)) == data[number : number + 100]
@@ -205,7 +210,7 @@ def test_a_web_file_is_asked_for_again(fault: Fault, web: WebServer) -> None:
                 assert file.read() == data
             with pytest.raises(NotFound):
                 storage.read(f"{proxy.url}/b.jpg")
-    assert proxy.met[fault] > 10
+    assert proxy.met.total() > 10
 
 
 def test_what_a_mount_fails_to_do_for_a_moment_is_tried_again(
