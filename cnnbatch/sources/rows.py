@@ -21,6 +21,7 @@ _LINE = 1 << 20  # bytes; a longer line means that the file is no list
 _BATCH = 4096  # rows of Parquet decoded at once
 _BUFFER = 1 << 20  # bytes of each Parquet column read ahead
 _DELIMITERS = ",;\t|"
+csv.field_size_limit(_LINE)  # an address as long as a line may be is its row's fault, not the list's
 
 
 class Form(Protocol):
