@@ -250,8 +250,9 @@ def test_a_list_that_a_person_has_here_names_anything(tmp_path: Path, web: WebSe
         [f"{tmp_path}/images/a.jpg", f"{web.url()}/a.jpg", stored, "package:skimage/__init__.py"]
     )
     wanted = [b"images/a.jpg", b"web", b"of the bucket"]
-    (tmp_path / "list.txt").write_text(lines)
-    here = source(str(tmp_path / "list.txt"), Storage(bucket.options))
+    fill(tmp_path / "a::b", ["list.txt"])
+    (tmp_path / "a::b" / "list.txt").write_text(lines)
+    here = source(str(tmp_path / "a::b" / "list.txt"), Storage(bucket.options))
     fsspec.filesystem("memory").pipe_file("/reach/list.txt", lines.encode())
     for found in (here, source("memory://reach/list.txt", Storage(bucket.options))):
         results = read(found)
