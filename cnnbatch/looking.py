@@ -19,6 +19,7 @@ from PIL import Image
 from cnnbatch.decode import LIMITS, DecodeError, decode
 from cnnbatch.headers import ends_early, jpeg_facts, orientation
 from cnnbatch.records import Content, Failure, Picture
+from cnnbatch.unquoted import said
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,7 +139,7 @@ def _header(data: bytes) -> tuple[tuple[int, int], int]:
     except Exception as error:  # Pillow's readers raise nearly every built-in exception
         raise DecodeError(
             "truncated" if ends_early(data) else "undecodable",
-            f"its header can't be read: {type(error).__name__}: {error}",
+            f"its header can't be read: {type(error).__name__}: {said(error)}",
         ) from error
 
 

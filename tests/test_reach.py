@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 
 import cnnbatch
+from cnnbatch import plan
 from cnnbatch.errors import UserError
 from cnnbatch.job import MapJob, fingerprint_fields
 from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.sink import ENGINE_COLUMNS
 from cnnbatch.sources import Source
 from cnnbatch.storage import Storage, StorageOptions
 from cnnbatch.storage.reach import Reach, is_public
+from tests.conftest import jpeg
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import QUICK, fill, read, source
-from tests.test_detect import JOB
 
 pytest_plugins = ("tests.s3",)
 
@@ -247,8 +250,9 @@ def test_a_list_that_a_person_has_here_names_anything(tmp_path: Path, web: WebSe
         [f"{tmp_path}/images/a.jpg", f"{web.url()}/a.jpg", stored, "package:skimage/__init__.py"]
     )
     wanted = [b"images/a.jpg", b"web", b"of the bucket"]
-    (tmp_path / "list.txt").write_text(lines)
-    here = source(str(tmp_path / "list.txt"), Storage(bucket.options))
+    fill(tmp_path / "a::b", ["list.txt"])
+    (tmp_path / "a::b" / "list.txt").write_text(lines)
+    here = source(str(tmp_path / "a::b" / "list.txt"), Storage(bucket.options))
     fsspec.filesystem("memory").pipe_file("/reach/list.txt", lines.encode())
     for found in (here, source("memory://reach/list.txt", Storage(bucket.options))):
         results = read(found)
@@ -270,6 +274,22 @@ def test_every_form_of_a_list_reaches_as_far(name: str, web: WebServer) -> None:
     results = read(source(f"{web.url()}/lists/{name}"))
     assert refused(results[0], "local")
     assert results[1] == b"beside"
+
+
+def test_the_images_of_a_coco_file_do_not_lead_into_this_network(web: WebServer, inside: WebServer) -> None:
+    names = ["a.jpg", "b.jpg"]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    file = json.dumps({"images": images, "categories": [{"id": 1, "name": "cat"}]}).encode()
+    files = {"/set/set.json": Reply(body=file), "/set/a.jpg": Reply(body=b"beside")}
+    files["/set/b.jpg"] = Reply(302, headers={"Location": f"{inside.url()}/x.jpg"})
+    web.ranged = True
+    web.answer = lambda method, path: files.get(path, Reply(404))
+    found = source(f"{web.url()}/set/set.json")
+    refs = list(found.refs())
+    results = read(pickle.loads(pickle.dumps(found)), refs)
+    assert results[0] == b"beside"
+    assert refused(results[1], "private")
+    assert not inside.requests
 
 
 def test_the_reach_travels_to_the_workers(tmp_path: Path, web: WebServer) -> None:
@@ -302,17 +322,39 @@ def test_an_inventory_lists_from_its_own_bucket(bucket: Bucket) -> None:
     assert [ref.key for ref in found.refs()] == ["a.jpg"]
 
 
-def test_an_output_in_a_bucket_names_its_own_bucket(
-    tmp_path: Path, photos: Callable[[int], Path], bucket: Bucket
-) -> None:
-    spec, boxes = tmp_path / "job.yaml", tmp_path / "boxes"
-    spec.write_text(JOB.format(photos=photos(2), truth="null", out=boxes).replace('"null"', "null"))
-    cnnbatch.run(spec, quiet=True, compute={"pool": "inline"}, task={"max_objects": 2})
+BOXES = pa.struct([(side, pa.float32()) for side in ("x1", "y1", "x2", "y2")])
+OBJECTS = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32()), ("box", BOXES)]))
+
+
+def output(images: Path, folder: Path) -> Path:
+    """Write what a detection of ``images`` leaves: of each the same box."""
+    refs = [ImageRef(path.name, str(path), etag="e") for path in sorted(images.glob("*.jpg"))]
+    shard, box = Shard(0, tuple(refs)), {"x1": 0, "y1": 0, "x2": 9, "y2": 9}
+    good = {"vanished": False, "objects": [{"label": "cat", "score": 0.9, "box": box}]}
+    rows = [{"key": ref.key, "uri": ref.uri, **good} for ref in refs]
+    job = {"task": {"name": "detect"}, "input": {"url": str(images)}, "output": {"url": str(folder)}}
+    for name in ("_job/plan/00000", "predictions"):
+        (folder / name).mkdir(parents=True)
+    (folder / "_job" / "job.yaml").write_text(json.dumps(job))
+    (folder / "_job" / "plan" / "00000" / "complete.json").write_text('{"images": 2}')
+    pq.write_table(
+        plan.page_table([shard], pa.schema([])), folder / "_job" / "plan" / "00000" / "00000.parquet"
+    )
+    table = pa.Table.from_pylist(rows, pa.schema([*ENGINE_COLUMNS, ("objects", OBJECTS)]))
+    pq.write_table(table, folder / "predictions" / "part-00000000.parquet")
+    return folder
+
+
+def test_an_output_in_a_bucket_names_its_own_bucket(tmp_path: Path, bucket: Bucket) -> None:
+    for number in range(2):
+        fill(tmp_path / "photos", [f"{number}.jpg"])
+        (tmp_path / "photos" / f"{number}.jpg").write_bytes(jpeg(number))
+    boxes = output(tmp_path / "photos", tmp_path / "boxes")
     for file in boxes.rglob("*.*"):
         bucket.put(str(file.relative_to(tmp_path)), file.read_bytes())
     url, storage = f"{bucket.url}/boxes#objects", Storage(bucket.options)
     results = read(source(url, storage))
-    assert len(results) == 4
+    assert len(results) == 2
     assert all(refused(result, "local") for result in results)
     assert not any(isinstance(result, Failure) for result in read(source(url, storage, allow=["local"])))
     assert not any(isinstance(result, Failure) for result in read(source(f"{boxes}#objects")))

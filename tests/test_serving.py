@@ -149,6 +149,9 @@ def test_a_host_that_does_not_resolve(tmp_path: Path, web: WebServer) -> None:
     with pytest.raises(EnvironmentFault, match="no such host") as fault:
         read(source(listed(tmp_path, "\n".join(nowhere))))
     assert "network" in fault.value.mend
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    with pytest.raises(EnvironmentFault, match="no such host"):  # a file says nothing of the network
+        read(source(listed(tmp_path, f"{nowhere[0]}\na.jpg")))
     with pytest.raises(EnvironmentFault, match="no such host"):
         keys(nowhere[0])
 
@@ -203,6 +206,13 @@ def test_a_malformed_address_is_one_row(
     assert failure(results[1]) in [("read", "unreadable"), ("read", "not_found")]
     assert "secret" not in str(results[1])
     assert "\n" not in str(results[1])
+
+
+def test_a_long_address_is_one_row_of_a_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    results = read(source(listed(tmp_path, f"url,x\n{'y' * 500_000},1\na.jpg,2\n", ".csv")))
+    assert failure(results[0]) == ("read", "not_found")
+    assert results[1] == b"image"
 
 
 @pytest.mark.parametrize("address", [*MALFORMED, *(f"{kind}://host/a.jpg" for kind in ("zip", "reference"))])

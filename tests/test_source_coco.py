@@ -437,7 +437,7 @@ MISTAKES: list[tuple[Any, str]] = [
     (broken(categories=None), r"holds no `categories`.*give an instances file"),
     (broken(images=[image(2), lacking(image(1), "file_name")]), r"images\[1\]: there is no 'file_name' in"),
     (broken(images=[lacking(image(1), "id")]), r"images\[0\]: there is no 'id' in"),
-    (broken(images=["1.jpg"]), r"images\[0\]: an object \{\.\.\.\} was expected, got 1\.jpg"),
+    (broken(images=["1.jpg"]), r"images\[0\]: an object \{\.\.\.\} was expected, got text"),
     (broken(images=[image(1, id=[1])]), r"images\[0\]: the id must be a whole number or text, got \[1\]"),
     (broken(images=[image(1, id=2**70)]), r"the id must be a whole number"),
     (broken(images=[image(1, id="\ud800")]), r"the id must be a whole number"),
@@ -476,7 +476,7 @@ MISTAKES: list[tuple[Any, str]] = [
             [True] * 4,
         )
     ),
-    (broken(annotations=[annotation(1, 1, area="large")]), r"expected the area in pixels, got large"),
+    (broken(annotations=[annotation(1, 1, area="large")]), r"expected the area in pixels, got text"),
     (broken(annotations=[annotation(1, 1, iscrowd="0")]), r"expected iscrowd and ignore as 0 or 1"),
     (broken(annotations=[annotation(1, 1, keypoints=[1, 2])]), r"expected the keypoints \[x, y, visibility"),
     (

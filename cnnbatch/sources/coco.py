@@ -28,6 +28,7 @@ from cnnbatch.sources.files import Files
 from cnnbatch.sources.objects import TRUTH, of_coco
 from cnnbatch.sources.reading import readers
 from cnnbatch.storage import (
+    Allowed,
     Forbidden,
     NotFound,
     Storage,
@@ -61,6 +62,7 @@ class Coco:
     url: str
     folder: str | None = None
     columns: pa.Schema = field(default_factory=lambda: pa.schema([(TRUTH, pa.string())]))
+    allow: tuple[Allowed, ...] = ()
 
     def __post_init__(self) -> None:
         """Prepare to ask what backslashes mean."""
@@ -88,9 +90,10 @@ class Coco:
         return truth.with_classes(truth.OBJECTS_SCHEMA, self.classes)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the index behind, which only the listing needs; the classes travel."""
+        """Leave the index behind, which only the listing needs; the classes and the reach travel."""
         return {name: value for name, value in vars(self).items() if name != "_index"} | {
-            "classes": self.classes
+            "classes": self.classes,
+            "_images": self._images,
         }
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
@@ -108,7 +111,7 @@ class Coco:
         root = None
         if shard.refs and is_local(shard.refs[0].uri):
             root = shard.refs[0].uri.removesuffix(shard.refs[0].key)
-        return readers(self.storage, shard, root)
+        return readers(self._images, shard, root)
 
     def truth(self, shard: Shard) -> pa.Table:
         """Return the objects of each image; null where the file doesn't know it."""
@@ -119,6 +122,11 @@ class Coco:
         from cnnbatch.sources.coco_index import CocoIndex
 
         return CocoIndex(self._open, redact(self.url))
+
+    @cached_property
+    def _images(self) -> Storage:
+        """The storage as the file may use it, whose names lie beside it; in the person's folder all of it."""
+        return self.storage.for_list(self.url, self.allow) if self.folder is None else self.storage
 
     def _open(self) -> AbstractContextManager[BinaryIO]:
         return opened(self.storage, self.url)
@@ -139,7 +147,7 @@ class Coco:
         if not is_local(uri):
             return None
         try:
-            return self.storage.head(uri).etag
+            return self._images.head(uri).etag
         except (NotFound, Forbidden, Unreadable):
             return None
 
@@ -218,7 +226,7 @@ class Coco:
 
     def _is_there(self, uri: str) -> bool:
         try:
-            self.storage.head(uri)
+            self._images.head(uri)
         except (NotFound, Forbidden, Unreadable):
             return False
         return True
@@ -232,7 +240,9 @@ def open_coco(input: Input, storage: Storage) -> Coco:
             f"input.url: with COCO's truth one address was expected, got {len(url)}\n"
             "  what to do: give the folder of the images, and the file as input.truth"
         )
-    return Coco(storage, normalize(url)) if file is None else Coco(storage, normalize(file), url)
+    if file is None:
+        return Coco(storage, normalize(url), allow=input.allow)
+    return Coco(storage, normalize(file), url)
 
 
 def _row(entry: str | None) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from cnnbatch import unquoted
+
 _FARTHEST = 1e9  # pixels
 _LONGEST = 10_000_000  # pixels of one outline; pycocotools keeps every fifth of one
 _LARGEST = 2**31
@@ -104,4 +106,4 @@ def _runs(counts: str) -> list[int] | None:
 
 
 def _expected(what: str, got: Any) -> str:
-    return f"expected {what}, got {str(got)[:100]}"
+    return f"expected {what}, got {unquoted.value(got)}"

@@ -32,6 +32,7 @@ MAX_BYTES = 512 << 20
 """More bytes than this are not read for one image."""
 
 _WEB = ("http", "https")
+_HERE = ("", "file", "local", "package", "memory")  # says nothing of the network
 _PROBES = 8  # other images of the shard that are asked for before credentials are blamed
 _PROBES_OF_HOSTS = 4  # before the network is: each may take as long as a host takes that does not answer
 
@@ -96,7 +97,8 @@ def _unanswered(
         if not listed:
             raise error
         return Failure("read", "unreadable", error.what)
-    others = islice(_others(ref, shard, place(ref.uri)), _PROBES_OF_HOSTS)
+    beside = (uri for uri in _others(ref, shard, place(ref.uri)) if scheme(uri) not in _HERE)
+    others = islice(beside, _PROBES_OF_HOSTS)
     if not any(_readable(storage, uri) for uri in others):
         raise error
     return Failure("read", "unreadable", f"{error.what}, while others are served")

@@ -24,6 +24,7 @@ _BATCH = 4096  # rows of Parquet decoded at once
 _BUFFER = 1 << 20  # bytes of each Parquet column read ahead
 _DELIMITERS = ",;\t|"
 _BLANKS = " \t\v\f\u00a0\u3000"
+csv.field_size_limit(_LINE)  # an address as long as a line may be is its row's fault, not the list's
 
 
 class Form(Protocol):

@@ -80,7 +80,7 @@ def _corner(one: Element, side: str, where: str) -> float:
     text = (one.findtext(f"bndbox/{side}") or "").strip()
     number = _number(text)
     if number is None:
-        _wrong(where, f"has an object whose {side} is {text!r}; expected a number of pixels", "mend the file")
+        _wrong(where, f"has an object whose {side} is no number of pixels", "mend the file")
     return number
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import socket
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +27,8 @@ _KNOWN_TO_OBSTORE = (
 )
 _METADATA = ("169.254.169.254", 80)
 _METADATA_S = 1.0  # a link-local address answers in milliseconds or never
+_ASKED = 2
+_REWRITING, _REWRITING_S = 5, 0.2  # how often to look, should a tool be writing the file just now
 _REREAD = timedelta(minutes=10)  # tools that rotate keys write them into the file again
 
 
@@ -38,15 +41,27 @@ def aws_credentials(root: str) -> Callable[[], S3Credential] | None:
         return None
     if _shared() is not None:
         return _provide
-    try:
-        socket.create_connection(_METADATA, _METADATA_S).close()
-    except OSError:
-        raise EnvironmentFault(f"{root}: no credentials were found", LOGIN["s3"]) from None
+    if not any(_has_role() for _ in range(_ASKED)):
+        raise EnvironmentFault(f"{root}: no credentials were found", LOGIN["s3"])
     return None
 
 
+def _has_role() -> bool:
+    """Say whether the service answers from which a machine in a cloud has the keys of its role."""
+    try:
+        socket.create_connection(_METADATA, _METADATA_S).close()
+    except OSError:
+        return False
+    return True
+
+
 def _provide() -> S3Credential:
-    keys = _shared() or {}
+    keys = _shared()
+    for _ in range(_REWRITING):
+        if keys is None:
+            time.sleep(_REWRITING_S)
+            keys = _shared()
+    keys = keys or {}
     return {
         "access_key_id": keys.get("aws_access_key_id", ""),
         "secret_access_key": keys.get("aws_secret_access_key", ""),

@@ -77,7 +77,7 @@ class Reach:
 
 def may_name_anything(url: str) -> bool:
     """Say whether a list lies where only the person who runs the job, or this machine, can have put it."""
-    return scheme(url) in _PERSONS and "::" not in url
+    return scheme(url) in _PERSONS and not (scheme(url) == "memory" and "::" in url)  # a chain, as below
 
 
 def reach_of(url: str, allow: Collection[Allowed], private_home: bool = False) -> Reach | None:

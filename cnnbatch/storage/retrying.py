@@ -17,7 +17,7 @@ def pause_s(failed: int) -> float:
 
     The random part keeps many workers that failed together from coming back together.
     """
-    return random.uniform(0.5, 1) * min(FIRST_PAUSE_S * 2 ** (failed - 1), LONGEST_PAUSE_S)
+    return random.uniform(0.5, 1) * min(FIRST_PAUSE_S * 2.0 ** (failed - 1), LONGEST_PAUSE_S)
 
 
 def attempts(options: StorageOptions) -> Iterator[int]:
