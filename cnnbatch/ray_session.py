@@ -147,7 +147,7 @@ class Session:
             if time.monotonic() > deadline:
                 raise self._cannot_start("no answer")
         if self._failed is not None:
-            raise self._cannot_start(_version_words(str(self._failed)) or first_sentence(self._failed))
+            raise self._cannot_start(version_words(str(self._failed)) or first_sentence(self._failed))
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's prints a stack trace and aborts.
             interrupts.restore()
@@ -325,7 +325,7 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def _version_words(text: str) -> str | None:
+def version_words(text: str) -> str | None:
     """Return a line of Ray's lengthy words on versions that differ; None where they are of something else."""
     if "Version mismatch" not in text:
         return None
