@@ -49,8 +49,10 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if not _close_ray():
-            interrupts.leave(end.code if isinstance(end.code, int) else 1)
+        status = end.code if isinstance(end.code, int) else 1
+        # After a signal at once, too: Python itself dies of a KeyboardInterrupt that it met inside `exec`.
+        if not _close_ray() or status > 128:
+            interrupts.leave(status)
         raise
 
 

@@ -197,7 +197,7 @@ class Pool:
             try:
                 answer = ray.get(call, timeout=ANSWER_S)
             except (RayActorError, ActorUnschedulableError) as death:
-                self._bury(actor, str(death))
+                self._bury(actor, ray_session.first_sentence(death))
                 continue
             kind, about = actor.calls.pop(call)
             if isinstance(answer, Fault):
@@ -227,7 +227,7 @@ class Pool:
             try:
                 actor.node = ray.get(actor.handle.__ray_call__.remote(_node_of), timeout=ANSWER_S)
             except (RayActorError, GetTimeoutError) as death:
-                self._bury(actor, str(death))
+                self._bury(actor, ray_session.first_sentence(death))
                 return
         if all(other is actor or not other.ready for other in self._actors if other.node == actor.node):
             self._bound_by_memory(actor, ready)
@@ -318,7 +318,7 @@ class Pool:
             if kind == "load" and lost:
                 continue
             if kind == "load":
-                what = f"a worker ended while it loaded the model: {words.partition(chr(10))[0]}"
+                what = f"a worker ended while it loaded the model: {words}"
                 self._struck(
                     actor.node, EnvironmentFault(what, "look at that machine's memory and Ray's logs")
                 )

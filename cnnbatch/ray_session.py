@@ -99,10 +99,16 @@ def faults(but: type[RayError] | tuple[()] = ()) -> Iterator[None]:
         raise
     except RayError as error:
         require_alive()
-        raise EnvironmentFault(f"Ray failed: {_first_line(error)}", _GOES_ON) from None
+        raise EnvironmentFault(f"Ray failed: {first_sentence(error)}", _GOES_ON) from None
     except Exception:
         require_alive()
         raise
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return what an error of Ray's says first: after that it guesses at causes."""
+    lines = str(error).strip().splitlines()
+    return lines[0].partition(". ")[0] if lines else type(error).__name__
 
 
 def close() -> bool:
@@ -143,7 +149,7 @@ class Session:
             if time.monotonic() > deadline:
                 raise self._cannot_start("no answer")
         if self._failed is not None:
-            raise self._cannot_start(_version_words(str(self._failed)) or _first_line(self._failed))
+            raise self._cannot_start(version_words(str(self._failed)) or first_sentence(self._failed))
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's prints a stack trace and aborts.
             interrupts.restore()
@@ -321,18 +327,13 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def _version_words(text: str) -> str | None:
+def version_words(text: str) -> str | None:
     """Return a line of Ray's lengthy words on versions that differ; None where they are of something else."""
     if "Version mismatch" not in text:
         return None
     words = [line.strip() for line in text.splitlines() if line.strip().startswith(("Ray:", "Python:"))]
     there, here = (" with ".join(pair).replace(": ", " ") for pair in (words[:2], words[2:4]))
     return f"it runs {there}, and this is {here}; they must be the same"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _say_nothing(*_: object, **__: object) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -35,7 +36,7 @@ _PATIENCE = {
     # all of that.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
     # How long a worker may be silent before the group is formed anew: ten minutes by default.
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
 }
 
 
@@ -84,13 +85,16 @@ def _fit(order: Order, group: Group) -> Iterator[Told]:
                 storage_path=folder, failure_config=FailureConfig(max_failures=order.job.train.max_failures)
             ),
         )
-        running, heard = _Running(trainer), time.monotonic()
+        running, heard, ended = _Running(trainer), time.monotonic(), False
         while running.is_alive():
             ray_session.require_alive()
             if news := ray.get(mailbox.take.remote(), timeout=ANSWER_S):
-                heard = time.monotonic()
+                heard, ended = time.monotonic(), news[-1].kind == "end"
             yield from news
-            if time.monotonic() - heard > compute.start_timeout_s:
+            silent_s = time.monotonic() - heard
+            if ended and silent_s > ANSWER_S:
+                raise EnvironmentFault(f"Ray Train has not ended its run for {silent_s:.0f} s", GOES_ON)
+            if silent_s > compute.start_timeout_s:
                 _require_room(group)
             time.sleep(POLL_S)
         yield from ray.get(mailbox.take.remote(), timeout=ANSWER_S)
@@ -132,9 +136,10 @@ class _Running(threading.Thread):
         if self._fault is None:
             return
         if not isinstance(self._fault, TrainingFailedError):
-            raise EnvironmentFault(
-                f"the training was ended by Ray: {_last_line(self._fault)}", GOES_ON
-            ) from self._fault
+            what = (
+                "its controller ended" if isinstance(self._fault, RayActorError) else _last_line(self._fault)
+            )
+            raise EnvironmentFault(f"the training was ended by Ray Train: {what}", GOES_ON)
         causes = getattr(self._fault, "worker_failures", {}).values()
         for cause in causes:
             inner = getattr(cause, "cause", None) or cause
