@@ -272,8 +272,8 @@ def test_a_page_over_the_limit_is_the_failure_of_its_images(
 @pytest.mark.parametrize(
     ("columns", "fields", "message"),
     [
-        ({"label": ["x" * 70_000]}, {}, "column 'label': expected at most 65,536 characters, got 70,000"),
-        ({"id": ["x" * 70_000]}, {"key": "id"}, "column 'id': expected at most 65,536 characters"),
+        ({"label": ["x" * 70_000]}, {}, "column 'label': expected at most 4,096 characters, got 70,000"),
+        ({"id": ["x" * 70_000]}, {"key": "id"}, "column 'id': expected at most 4,096 characters"),
         ({"note": [list(range(3_000_000))]}, {"keep": ("note",)}, "a row has .* bytes; at most 16,777,216"),
         ({f"c{number}": [1] for number in range(50)}, {}, "51 columns; at most 50 are read"),
     ],
@@ -299,6 +299,21 @@ def test_a_footer_over_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet_pages, "FOOTER_BYTES", 100)
     with pytest.raises(parquet_files.TooLarge, match="at most 100 are read"):
         table(data)
+
+
+def test_many_rows_may_not_be_large_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = pa.DictionaryArray.from_arrays(pa.array([0] * 300), pa.array(["x" * 1000])).dictionary_decode()
+    path = tmp_path / "a.parquet"
+    for name, fields in (("image", {"keep": ("note",)}), ("uri", {"format": "list", "keep": ("note",)})):
+        cells = pa.array([str(number).encode() for number in range(300)], pa.binary())
+        first = cells if name == "image" else cells.cast(pa.string())
+        path.write_bytes(written({name: first, "note": notes}))
+        monkeypatch.setattr(parquet_files, "LISTED_ROWS", 100)
+        monkeypatch.setattr(parquet_files, "LISTED_BYTES", 400_000)
+        assert len(keys(str(path), **fields)) == 300
+        monkeypatch.setattr(parquet_files, "LISTED_BYTES", 200_000)
+        with pytest.raises(UserError, match="300 rows have .* beside their images; at most 200,000 are read"):
+            keys(str(path), **fields)
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"data_page_size": 500}], ids=str)

@@ -21,7 +21,7 @@ from cnnbatch.sources.containers import Containers, Visit, find, opened, unreada
 from cnnbatch.sources.in_turn import read_in_turn
 from cnnbatch.sources.lists import LABEL
 from cnnbatch.sources.objects import TRUTH, as_json, class_name, truth_table
-from cnnbatch.sources.parquet_files import TEXT_BYTES, Limits, ParquetTable, raise_if_disk, told
+from cnnbatch.sources.parquet_files import TEXT, Limits, ParquetTable, raise_if_disk, told
 from cnnbatch.sources.parquet_files import TooLarge as OverLimit
 from cnnbatch.sources.parquet_schema import (
     EMBED,
@@ -242,8 +242,8 @@ def _names_beside(storage: Storage, entry: Entry) -> tuple[str, ...] | None:
 
 
 def _short(text: str | None) -> str | None:
-    if text is not None and len(text) > TEXT_BYTES:
-        raise ValueError(f"expected at most {TEXT_BYTES:,} characters, got {len(text):,}")
+    if text is not None and len(text) > TEXT:
+        raise ValueError(f"expected at most {TEXT:,} characters, got {len(text):,}")
     return text
 
 

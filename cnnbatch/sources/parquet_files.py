@@ -45,8 +45,13 @@ ROWS_A_BYTE = 16
 ROW_BYTES = 16 << 20
 """Bytes that one row may have beside its image."""
 
-TEXT_BYTES = 64 << 10
-"""Bytes that one key, address or label may have."""
+TEXT = 4096
+"""Characters that one key or label may have."""
+
+LISTED_BYTES = 512 << 20
+"""Bytes that `LISTED_ROWS` rows, one behind the other, may have beside their images: a plan holds as many."""
+
+LISTED_ROWS = 10_000
 
 _VALUES = 1 << 26  # of a column of lists in one row group
 _BATCH = 256 << 20  # bytes that the rows of a batch may take where they repeat cells of a page
@@ -118,6 +123,7 @@ class ParquetTable:
         _check_counts(self._groups, len(self._leaves), size)
         self.starts = [0, *accumulate(group.rows for group in self._groups)]
         self.schema = self._file.schema_arrow
+        self._listed = 0, 0
 
     @property
     def rows(self) -> int:
@@ -173,7 +179,19 @@ class ParquetTable:
         """Stream the rows of a row group as Python's values."""
         for batch in self.batches(group, names, rows):
             for piece in _pieces(_plain(batch)):
+                self._count(piece)
                 yield from piece.to_pylist()
+
+    def _count(self, rows: pa.RecordBatch) -> None:
+        """Count the bytes of rows that are listed, anew behind each `LISTED_ROWS`."""
+        if self._listed[0] >= LISTED_ROWS:
+            self._listed = 0, 0
+        self._listed = self._listed[0] + rows.num_rows, self._listed[1] + rows.nbytes
+        if self._listed[1] > LISTED_BYTES:
+            raise TooLarge(
+                f"{self._listed[0]:,} rows have {self._listed[1]:,} bytes beside their images; at most "
+                f"{LISTED_BYTES:,} are read of {LISTED_ROWS:,}"
+            )
 
     def _decoded(
         self, group: int, names: Sequence[str], rows: int, limits: Limits, done: int
