@@ -211,7 +211,7 @@ def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 before, found = peak_bytes(), []
 try:
-    source = open_source(Input(url=sys.argv[1], format="parquet"), Storage())
+    source = open_source(Input(url=sys.argv[1], format="parquet", keep=tuple(sys.argv[2:])), Storage())
     for reader in source.read(Shard(0, tuple(source.refs()))):
         content = reader()
         found.append(content.code if isinstance(content, Failure) else len(content))
@@ -222,9 +222,11 @@ print(json.dumps([found, (peak_bytes() - before) >> 20]))
 """
 
 
-def peak(path: Path) -> tuple[Any, int]:
+def peak(path: Path, *keep: str) -> tuple[Any, int]:
     """Read a file in a process of its own; return what it gave, and its peak in MiB above the start's."""
-    done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, path, *keep], capture_output=True, text=True, check=True
+    )
     found, above = json.loads(done.stdout)
     return found, above
 
@@ -243,6 +245,16 @@ def test_a_cell_that_repeats_costs_no_memory(encoding: str, tmp_path: Path) -> N
     sizes, above = peak(path)
     assert sizes == [20_000_000] * (64 if encoding == "dictionary" else 16)
     assert above < 500  # all of them are 1,280 and 320 MB, and would be there twice
+
+
+def test_a_row_of_a_list_that_repeats_a_cell_is_told(tmp_path: Path) -> None:
+    labels = pa.DictionaryArray.from_arrays(pa.array([0] * 300_000, pa.int32()), pa.array(["x" * 30_000]))
+    objects = pa.ListArray.from_arrays(pa.array([0, 300_000], pa.int32()), labels)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [b"A"], "note": objects}), path, compression="zstd")
+    message, above = peak(path, "note")
+    assert "a row has 9,00" in message
+    assert above < 300  # of 9 GB
 
 
 def test_a_label_of_a_hundred_megabytes_is_told_before_it_is_read(tmp_path: Path) -> None:
