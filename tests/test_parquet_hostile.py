@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from cnnbatch.errors import UserError
 from cnnbatch.records import Failure, ImageRef
 from cnnbatch.sources import in_turn, parquet_files, parquet_pages
-from cnnbatch.sources.compact import Damaged
+from cnnbatch.sources.compact import Damaged, TooLarge
 from cnnbatch.sources.in_turn import read_in_turn
 from cnnbatch.sources.parquet_files import Limits, ParquetTable
 from cnnbatch.sources.parquet_pages import page_header, read_footer
@@ -83,7 +84,7 @@ def test_footer_and_pages_are_what_arrow_says_they_are(kind: str, options: dict[
             assert ours.start == min(start for start in starts if start is not None)
             assert ours.end - ours.start == column.total_compressed_size
             assert (ours.values, ours.size) == (column.num_values, column.total_uncompressed_size)
-            assert ours.nulls == (column.statistics.null_count if column.is_stats_set else None)
+            assert ours.nulls == (column.statistics.null_count if column.statistics else None)
             at, values, size = ours.start, 0, 0
             while at < ours.end:
                 found = page_header(data[at : ours.end])
@@ -239,7 +240,11 @@ def test_a_cell_that_repeats_costs_no_memory(encoding: str, tmp_path: Path) -> N
         pq.write_table(pa.table({"image": cells}), path, compression="zstd")
     else:
         plain = cells.slice(0, 16).dictionary_decode()
-        options = {"use_dictionary": False, "column_encoding": {"image": encoding}, "data_page_size": 1 << 30}
+        options: dict[str, Any] = {
+            "use_dictionary": False,
+            "column_encoding": {"image": encoding},
+            "data_page_size": 1 << 30,
+        }
         pq.write_table(pa.table({"image": plain}), path, compression="zstd", **options)
     assert path.stat().st_size < 20_000
     sizes, above = peak(path)
@@ -306,10 +311,10 @@ def test_limits_beside_the_images(
 def test_a_footer_over_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     data = written({"image": IMAGES}, row_group_size=1)
     monkeypatch.setattr(parquet_pages, "FOOTER_PARTS", 100)
-    with pytest.raises(parquet_files.TooLarge, match="more parts than are read"):
+    with pytest.raises(TooLarge, match="more parts than are read"):
         table(data)
     monkeypatch.setattr(parquet_pages, "FOOTER_BYTES", 100)
-    with pytest.raises(parquet_files.TooLarge, match="at most 100 are read"):
+    with pytest.raises(TooLarge, match="at most 100 are read"):
         table(data)
 
 
@@ -384,7 +389,7 @@ def test_an_error_is_its_readers_and_one_who_stops_early_ends_the_thread() -> No
     for _ in range(100):
         if closed:
             break
-        in_turn.threading.Event().wait(0.01)
+        time.sleep(0.01)
     assert closed == [True]
 
 

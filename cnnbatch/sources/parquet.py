@@ -17,12 +17,12 @@ import pyarrow as pa
 from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.records import Content, Failure, ImageRef, Row, Shard
+from cnnbatch.sources.compact import TooLarge as OverLimit
 from cnnbatch.sources.containers import Containers, Visit, find, opened, unreadable
 from cnnbatch.sources.in_turn import read_in_turn
 from cnnbatch.sources.lists import LABEL
 from cnnbatch.sources.objects import TRUTH, as_json, class_name, truth_table
 from cnnbatch.sources.parquet_files import TEXT, Limits, ParquetTable, raise_if_disk, told
-from cnnbatch.sources.parquet_files import TooLarge as OverLimit
 from cnnbatch.sources.parquet_schema import (
     EMBED,
     Columns,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -115,7 +115,7 @@ class ParquetTable:
         self._watched = Watched(file, size, end)
         self._open = partial(
             pq.ParquetFile,
-            self._watched,
+            cast(BinaryIO, self._watched),
             buffer_size=buffer,
             pre_buffer=False,
             page_checksum_verification=True,
