@@ -60,7 +60,7 @@ _BUFFER = 4 << 20  # bytes of the image column in one request
 _IMAGES = Limits(1 << 30, MAX_BYTES)  # a page as pyarrow writes it may hold a thousand images
 _CLASSES_FILE = "classes.txt"
 _CLASSES_BYTES = 1 << 20
-_DAMAGE = (pa.ArrowException, OSError)
+_DAMAGE = (pa.ArrowException, OSError, LookupError, ValueError)
 
 
 @dataclass(frozen=True)
