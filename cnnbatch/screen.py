@@ -18,6 +18,7 @@ from cnnbatch.records import Receipt
 from cnnbatch.storage import Storage
 
 PLAIN_EVERY_S = 10.0
+TICK_S = 1.0
 RECENT_S = 30.0
 EXAMPLES = 3
 """Failed images that a run names at its end."""
@@ -145,7 +146,7 @@ class Screen:
 
     def _tick(self) -> None:
         """Keep the seconds of what is done first going."""
-        while not self._ended.wait(1):
+        while not self._ended.wait(TICK_S):
             if self._doing and not self._recent:
                 self.show()
 

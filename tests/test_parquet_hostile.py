@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from cnnbatch.errors import UserError
 from cnnbatch.records import Failure, ImageRef
 from cnnbatch.sources import in_turn, parquet_files, parquet_pages
-from cnnbatch.sources.compact import Damaged
+from cnnbatch.sources.compact import Damaged, TooLarge
 from cnnbatch.sources.in_turn import read_in_turn
 from cnnbatch.sources.parquet_files import Limits, ParquetTable
 from cnnbatch.sources.parquet_pages import page_header, read_footer
@@ -83,7 +84,7 @@ def test_footer_and_pages_are_what_arrow_says_they_are(kind: str, options: dict[
             assert ours.start == min(start for start in starts if start is not None)
             assert ours.end - ours.start == column.total_compressed_size
             assert (ours.values, ours.size) == (column.num_values, column.total_uncompressed_size)
-            assert ours.nulls == (column.statistics.null_count if column.is_stats_set else None)
+            assert ours.nulls == (column.statistics.null_count if column.statistics else None)
             at, values, size = ours.start, 0, 0
             while at < ours.end:
                 found = page_header(data[at : ours.end])
@@ -211,7 +212,7 @@ def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 before, found = peak_bytes(), []
 try:
-    source = open_source(Input(url=sys.argv[1], format="parquet"), Storage())
+    source = open_source(Input(url=sys.argv[1], format="parquet", keep=tuple(sys.argv[2:])), Storage())
     for reader in source.read(Shard(0, tuple(source.refs()))):
         content = reader()
         found.append(content.code if isinstance(content, Failure) else len(content))
@@ -222,9 +223,11 @@ print(json.dumps([found, (peak_bytes() - before) >> 20]))
 """
 
 
-def peak(path: Path) -> tuple[Any, int]:
+def peak(path: Path, *keep: str) -> tuple[Any, int]:
     """Read a file in a process of its own; return what it gave, and its peak in MiB above the start's."""
-    done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, path, *keep], capture_output=True, text=True, check=True
+    )
     found, above = json.loads(done.stdout)
     return found, above
 
@@ -237,12 +240,26 @@ def test_a_cell_that_repeats_costs_no_memory(encoding: str, tmp_path: Path) -> N
         pq.write_table(pa.table({"image": cells}), path, compression="zstd")
     else:
         plain = cells.slice(0, 16).dictionary_decode()
-        options = {"use_dictionary": False, "column_encoding": {"image": encoding}, "data_page_size": 1 << 30}
+        options: dict[str, Any] = {
+            "use_dictionary": False,
+            "column_encoding": {"image": encoding},
+            "data_page_size": 1 << 30,
+        }
         pq.write_table(pa.table({"image": plain}), path, compression="zstd", **options)
     assert path.stat().st_size < 20_000
     sizes, above = peak(path)
     assert sizes == [20_000_000] * (64 if encoding == "dictionary" else 16)
     assert above < 500  # all of them are 1,280 and 320 MB, and would be there twice
+
+
+def test_a_row_of_a_list_that_repeats_a_cell_is_told(tmp_path: Path) -> None:
+    labels = pa.DictionaryArray.from_arrays(pa.array([0] * 300_000, pa.int32()), pa.array(["x" * 30_000]))
+    objects = pa.ListArray.from_arrays(pa.array([0, 300_000], pa.int32()), labels)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [b"A"], "note": objects}), path, compression="zstd")
+    message, above = peak(path, "note")
+    assert "a row has 9,00" in message
+    assert above < 300  # of 9 GB
 
 
 def test_a_label_of_a_hundred_megabytes_is_told_before_it_is_read(tmp_path: Path) -> None:
@@ -272,8 +289,8 @@ def test_a_page_over_the_limit_is_the_failure_of_its_images(
 @pytest.mark.parametrize(
     ("columns", "fields", "message"),
     [
-        ({"label": ["x" * 70_000]}, {}, "column 'label': expected at most 65,536 characters, got 70,000"),
-        ({"id": ["x" * 70_000]}, {"key": "id"}, "column 'id': expected at most 65,536 characters"),
+        ({"label": ["x" * 70_000]}, {}, "column 'label': expected at most 4,096 characters, got 70,000"),
+        ({"id": ["x" * 70_000]}, {"key": "id"}, "column 'id': expected at most 4,096 characters"),
         ({"note": [list(range(3_000_000))]}, {"keep": ("note",)}, "a row has .* bytes; at most 16,777,216"),
         ({f"c{number}": [1] for number in range(50)}, {}, "51 columns; at most 50 are read"),
     ],
@@ -294,11 +311,26 @@ def test_limits_beside_the_images(
 def test_a_footer_over_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     data = written({"image": IMAGES}, row_group_size=1)
     monkeypatch.setattr(parquet_pages, "FOOTER_PARTS", 100)
-    with pytest.raises(parquet_files.TooLarge, match="more parts than are read"):
+    with pytest.raises(TooLarge, match="more parts than are read"):
         table(data)
     monkeypatch.setattr(parquet_pages, "FOOTER_BYTES", 100)
-    with pytest.raises(parquet_files.TooLarge, match="at most 100 are read"):
+    with pytest.raises(TooLarge, match="at most 100 are read"):
         table(data)
+
+
+def test_many_rows_may_not_be_large_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = pa.DictionaryArray.from_arrays(pa.array([0] * 300), pa.array(["x" * 1000])).dictionary_decode()
+    path = tmp_path / "a.parquet"
+    for name, fields in (("image", {"keep": ("note",)}), ("uri", {"format": "list", "keep": ("note",)})):
+        cells = pa.array([str(number).encode() for number in range(300)], pa.binary())
+        first = cells if name == "image" else cells.cast(pa.string())
+        path.write_bytes(written({name: first, "note": notes}))
+        monkeypatch.setattr(parquet_files, "LISTED_ROWS", 100)
+        monkeypatch.setattr(parquet_files, "LISTED_BYTES", 400_000)
+        assert len(keys(str(path), **fields)) == 300
+        monkeypatch.setattr(parquet_files, "LISTED_BYTES", 200_000)
+        with pytest.raises(UserError, match="300 rows have .* beside their images; at most 200,000 are read"):
+            keys(str(path), **fields)
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"data_page_size": 500}], ids=str)
@@ -357,7 +389,7 @@ def test_an_error_is_its_readers_and_one_who_stops_early_ends_the_thread() -> No
     for _ in range(100):
         if closed:
             break
-        in_turn.threading.Event().wait(0.01)
+        time.sleep(0.01)
     assert closed == [True]
 
 

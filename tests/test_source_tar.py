@@ -712,6 +712,27 @@ def test_archives_one_behind_the_other(tmp_path: Path) -> None:
             keys(str(tmp_path / "a.tar"))
 
 
+def test_many_compressed_archives_are_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_bytes: list[int] = []
+
+    class Counted(gzip.GzipFile):
+        def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+            if whence == io.SEEK_SET:
+                assert offset >= self.tell()  # back is from the beginning again
+            return super().seek(offset, whence)
+
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            read_bytes.append(len(data))
+            return data
+
+    whole = b"".join(packed([(f"{number}.jpg", bytes(700))]) for number in range(100))
+    (tmp_path / "a.tgz").write_bytes(gzip.compress(whole))
+    monkeypatch.setattr("cnnbatch.sources.tar_members.gzip.GzipFile", Counted)
+    assert len(keys(str(tmp_path / "a.tgz"))) == 100
+    assert sum(read_bytes) < 2.5 * len(whole)  # the first few samples are looked at before
+
+
 def base_plus_ext(path: str) -> tuple[str, str] | None:
     """Return key and extension as WebDataset does (webdataset/tariterators.py)."""
     match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", path)

@@ -17,12 +17,12 @@ import pyarrow as pa
 from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.records import Content, Failure, ImageRef, Row, Shard
+from cnnbatch.sources.compact import TooLarge as OverLimit
 from cnnbatch.sources.containers import Containers, Visit, find, opened, unreadable
 from cnnbatch.sources.in_turn import read_in_turn
 from cnnbatch.sources.lists import LABEL
 from cnnbatch.sources.objects import TRUTH, as_json, class_name, truth_table
-from cnnbatch.sources.parquet_files import TEXT_BYTES, Limits, ParquetTable, raise_if_disk, told
-from cnnbatch.sources.parquet_files import TooLarge as OverLimit
+from cnnbatch.sources.parquet_files import TEXT, Limits, ParquetTable, raise_if_disk, told
 from cnnbatch.sources.parquet_schema import (
     EMBED,
     Columns,
@@ -61,7 +61,7 @@ _BUFFER = 4 << 20  # bytes of the image column in one request
 _IMAGES = Limits(1 << 30, MAX_BYTES)  # a page as pyarrow writes it may hold a thousand images
 _CLASSES_FILE = "classes.txt"
 _CLASSES_BYTES = 1 << 20
-_DAMAGE = (pa.ArrowException, OSError)
+_DAMAGE = (pa.ArrowException, OSError, LookupError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -243,8 +243,8 @@ def _names_beside(storage: Storage, entry: Entry) -> tuple[str, ...] | None:
 
 
 def _short(text: str | None) -> str | None:
-    if text is not None and len(text) > TEXT_BYTES:
-        raise ValueError(f"expected at most {TEXT_BYTES:,} characters, got {len(text):,}")
+    if text is not None and len(text) > TEXT:
+        raise ValueError(f"expected at most {TEXT:,} characters, got {len(text):,}")
     return text
 
 

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnbatch.errors import EnvironmentFault, UserError
@@ -45,11 +46,17 @@ ROWS_A_BYTE = 16
 ROW_BYTES = 16 << 20
 """Bytes that one row may have beside its image."""
 
-TEXT_BYTES = 64 << 10
-"""Bytes that one key, address or label may have."""
+TEXT = 4096
+"""Characters that one key or label may have."""
+
+LISTED_BYTES = 512 << 20
+"""Bytes that `LISTED_ROWS` rows, one behind the other, may have beside their images: a plan holds as many."""
+
+LISTED_ROWS = 10_000
 
 _VALUES = 1 << 26  # of a column of lists in one row group
 _BATCH = 256 << 20  # bytes that the rows of a batch may take where they repeat cells of a page
+_REPEATED = 4 << 30  # bytes that the values of a page of a column of lists may take where they repeat others
 _AT_ONCE = 16 << 20  # bytes of Arrow's that become Python's objects at once
 _TEXTS = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 
@@ -106,18 +113,25 @@ class ParquetTable:
         size = file.seek(0, os.SEEK_END)
         end, self._groups = read_footer(file, size)
         self._watched = Watched(file, size, end)
-        self._file = pq.ParquetFile(
-            self._watched,
+        self._open = partial(
+            pq.ParquetFile,
+            cast(BinaryIO, self._watched),
             buffer_size=buffer,
             pre_buffer=False,
             page_checksum_verification=True,
             thrift_string_size_limit=FOOTER_BYTES,
             thrift_container_size_limit=MOST_IN_LIST,
         )
+        self._file = self._open()
         self._leaves = self._file.metadata.schema
         _check_counts(self._groups, len(self._leaves), size)
+        if texts := self._texts_in_lists():  # one row may repeat them without end
+            self._compact = self._open(metadata=self._file.metadata, read_dictionary=texts)
+        else:
+            self._compact = self._file
         self.starts = [0, *accumulate(group.rows for group in self._groups)]
         self.schema = self._file.schema_arrow
+        self._listed = 0, 0
 
     @property
     def rows(self) -> int:
@@ -172,15 +186,27 @@ class ParquetTable:
     def cells(self, group: int, names: Sequence[str], rows: int) -> Iterator[dict[str, Any]]:
         """Stream the rows of a row group as Python's values."""
         for batch in self.batches(group, names, rows):
-            for piece in _pieces(_plain(batch)):
+            for piece, size in _pieces(batch):
+                self._count(piece.num_rows, size)
                 yield from piece.to_pylist()
+
+    def _count(self, rows: int, size: int) -> None:
+        """Count the bytes of rows that are listed, anew behind each `LISTED_ROWS`."""
+        if self._listed[0] >= LISTED_ROWS:
+            self._listed = 0, 0
+        self._listed = self._listed[0] + rows, self._listed[1] + size
+        if self._listed[1] > LISTED_BYTES:
+            raise TooLarge(
+                f"{self._listed[0]:,} rows have {self._listed[1]:,} bytes beside their images; at most "
+                f"{LISTED_BYTES:,} are read of {LISTED_ROWS:,}"
+            )
 
     def _decoded(
         self, group: int, names: Sequence[str], rows: int, limits: Limits, done: int
     ) -> Iterator[pa.RecordBatch]:
         """Stream the rows behind the first ``done``; raises `_FewerRows` where ``rows`` are too many."""
         self._watched.watch(self._chunks(group, names, limits, rows))
-        batches = self._file.iter_batches(rows, [group], list(names), use_threads=False)
+        batches = self._compact.iter_batches(rows, [group], list(names), use_threads=False)
         while True:
             try:
                 batch = next(batches, None)
@@ -208,6 +234,10 @@ class ParquetTable:
             raise TooLarge(f"column {leaf.path}: {column.values:,} values; at most {_VALUES:,} are read")
         about = _Checked(leaf.path, leaf.physical_type in _TEXTS, listed)
         return Chunk(column.start, column.end, partial(about.check, limits, rows))
+
+    def _texts_in_lists(self) -> list[str]:
+        leaves = map(self._leaves.column, range(len(self._leaves)))
+        return [leaf.path for leaf in leaves if leaf.max_repetition_level and leaf.physical_type == _TEXTS[0]]
 
     @cached_property
     def _numbers(self) -> dict[str, list[int]]:
@@ -243,6 +273,12 @@ class _Checked:
         mean = page.size // max(1, page.values)
         if mean > limits.value:
             raise TooLarge(f"column {self.path}: values of {mean:,} bytes; at most {limits.value:,} are read")
+        if self.listed and page.encoding == DELTA_BYTE_ARRAY and page.size * page.values > _REPEATED:
+            raise TooLarge(
+                f"column {self.path}: {page.values:,} values that may repeat {page.size:,} bytes each"
+            )
+        if self.listed and page.kind == DICTIONARY:
+            return  # it stays one
         repeats = page.kind == DICTIONARY or page.encoding == DELTA_BYTE_ARRAY
         fitting = max(1, _BATCH // max(1, page.size if repeats else mean))
         if fitting < rows:
@@ -260,22 +296,34 @@ def _check_counts(groups: Sequence[Group], columns: int, size: int) -> None:
         raise Damaged("its row groups have other columns than its schema")
 
 
-def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the rows without dictionaries, whose bytes would count for every piece of them."""
-    columns: list[Any] = [
-        column.dictionary_decode() if isinstance(column, pa.DictionaryArray) else column
-        for column in batch.columns
-    ]
-    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
-
-
-def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Cut rows into pieces that fit in memory as Python's objects."""
-    if batch.nbytes <= _AT_ONCE:
-        yield batch
+def _pieces(batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Cut rows into pieces that fit in memory as Python's objects; yield each with its bytes."""
+    size = sum(_size(column) for column in batch.columns)
+    if size <= _AT_ONCE:
+        yield batch, size
     elif batch.num_rows == 1:
-        raise TooLarge(f"a row has {batch.nbytes:,} bytes; at most {ROW_BYTES:,} are read")
+        raise TooLarge(f"a row has {size:,} bytes; at most {ROW_BYTES:,} are read")
     else:
         half = batch.num_rows // 2
         yield from _pieces(batch.slice(0, half))
         yield from _pieces(batch.slice(half))
+
+
+def _size(column: Any) -> int:
+    """Return the bytes of a column as they are without dictionaries."""
+    if isinstance(column, pa.DictionaryArray):
+        return 4 * len(column) + _repeated_size(column)
+    if isinstance(column, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+        return 8 * len(column) + _size(column.flatten())
+    if isinstance(column, pa.StructArray):
+        return 8 * len(column) + sum(map(_size, column.flatten()))
+    return int(column.nbytes)
+
+
+def _repeated_size(column: Any) -> int:
+    """Return the bytes of the values that a dictionary stands for."""
+    kind = column.dictionary.type
+    if not (pa.types.is_string(kind) or pa.types.is_binary(kind)):
+        return 16 * len(column)
+    lengths: Any = pc.binary_length(column.dictionary)
+    return int(pc.sum(pc.take(lengths, column.indices)).as_py() or 0)

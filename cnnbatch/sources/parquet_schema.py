@@ -121,7 +121,7 @@ def _without_one(schema: pa.Schema, found: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def _holds_lists(field: pa.Field) -> bool:
+def _holds_lists(field: pa.Field[Any]) -> bool:
     return holds_bytes(_element(field.type)) or _holds_paths(_element(field.type))
 
 
@@ -134,9 +134,9 @@ def holds_images(schema: pa.Schema) -> bool:
     """Say whether a file is one of images, rather than a list of addresses with some bytes beside them."""
     try:
         name = image_column(schema, (), "")
-    except UserError:  # also of lists of images it is one, which its source then says
-        name = next((field.name for field in schema if _holds_lists(field) or _holds_paths(field.type)), None)
-        return name is not None and not _has_addresses(schema)
+    except UserError:  # of lists of images, and of paths alone, the source then says so
+        odd = any(_holds_lists(field) or _holds_paths(field.type) for field in schema)
+        return odd and not _has_addresses(schema)
     named = name.lower() in _IMAGE_NAMES or kinds.is_struct(schema.field(name).type)
     return named or not _has_addresses(schema)
 

@@ -28,7 +28,6 @@ _BLOCK = 512
 _MOST_HEADER = 64 << 10
 _MOST_HEADERS = 256 << 10  # bytes of all headers of one member: long names and attributes come before its own
 _MOST_GLOBAL = 1000  # attributes that stand for all members behind them: each member copies them
-_SCANNED = 64 << 10  # bytes of the zeros at an archive's end that are looked at at once
 _FIRST_WINDOW = 64 << 10
 _LARGEST_WINDOW = 4 << 20
 _NEAR = 256 << 10  # a jump no longer than this is read over: it costs less than another request
@@ -117,20 +116,16 @@ def _archive(file: _Guarded, at: int, most: Callable[[str], int], where: str) ->
 
 def _next_archive(file: _Guarded, last: str, where: str) -> int | None:
     """Return where the next archive begins behind the zeros of this one; None where the file ends."""
-    begin = file.tell()
-    while block := file.whole(_SCANNED):
-        found = len(block) - len(block.lstrip(b"\0"))
-        if found < len(block):
-            begin += found // _BLOCK * _BLOCK
-            file.seek(begin)
-            if _is_header(file.whole(_BLOCK)):
-                return begin
+    while block := file.whole(_BLOCK):
+        if any(block):
+            file.take_back(block)
+            if _is_header(block):
+                return file.tell()
             raise _wrong(
                 where,
-                f"goes on at byte {begin:,}, behind its end at {last}, with what is no archive",
-                f"cut it off, if it is not needed: truncate -s {begin} {where}; else write it again",
+                f"goes on at byte {file.tell():,}, behind its end at {last}, with what is no archive",
+                f"cut it off, if it is not needed: truncate -s {file.tell()} {where}; else write it again",
             )
-        begin += len(block)
     return None
 
 
@@ -182,7 +177,27 @@ class _Guarded:
 
     def __init__(self, file: Stream) -> None:
         self._file, self.last, self.header = file, b"", 0
-        self.seek, self.tell, self.whole = file.seek, file.tell, file.read
+        self._back = b""
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._file.tell() - len(self._back)
+
+    def seek(self, position: int) -> int:
+        """Go to a position."""
+        if position != self.tell():
+            self._back = b""
+            self._file.seek(position)
+        return self.tell()
+
+    def take_back(self, data: bytes) -> None:
+        """Have bytes that were read last read again: to go back in a compressed file is to begin anew."""
+        self._back = data
+
+    def whole(self, count: int) -> bytes:
+        """Return the next bytes."""
+        found, self._back = self._back[:count], self._back[count:]
+        return found + self._file.read(count - len(found)) if len(found) < count else found
 
     def read(self, count: int) -> bytes:
         """Return the bytes of a header."""
@@ -191,7 +206,7 @@ class _Guarded:
         self.header += count
         if self.header > _MOST_HEADERS:
             raise tarfile.ReadError(f"more than {_MOST_HEADERS:,} bytes of headers for one member")
-        self.last = self._file.read(count)
+        self.last = self.whole(count)
         return self.last
 
     def reaches(self, position: int) -> bool:

@@ -43,6 +43,7 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
             collected = collect(job, parts, output)
             progress = Progress(screen, output, len(collected.train), job.train.batch)
             progress.begin(collected)
+            screen.doing("choosing what to tune")
             decision = decide(job, parts, collected, output, screen.note)
             screen.note(f"strategy {decision.strategy}: {decision.why}")
             epochs = epochs_for(job, decision.strategy, collected.data)
