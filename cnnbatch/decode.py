@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnnbatch.headers import JpegFacts, jpeg_facts
-from cnnbatch.limits import LIMITS, DecodeError, Limits
+from cnnbatch.limits import LIMITS, REVISION, DecodeError, Limits
 from cnnbatch.pillow_decode import Picture, by_pillow
 from cnnbatch.quiet import without_warnings
 
@@ -33,9 +33,6 @@ Pixels = NDArray[np.uint8]
 
 VERSION = ", ".join(f"{name} {'.'.join(version(name).split('.')[:2])}" for name in ("simplejpeg", "pillow"))
 """Which decoders decide the pixels; part of the fingerprint."""
-
-REVISION = 2
-"""Of this decoder itself, raised where any format's pixels change; part of the fingerprint."""
 
 _MOST_SCANS = 100  # encoders write about ten; a hostile file adds a pass over all pixels with ten bytes
 

@@ -21,6 +21,7 @@ from cnnbatch.fields import read_fields
 from cnnbatch.job import Input
 from cnnbatch.looking import Look, look_at
 from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.sources.left_out import left_out_by
 from cnnbatch.sources.unique import Copies, contents
 from cnnbatch.truth import check_sizes, classes_of
 
@@ -223,7 +224,8 @@ class Truths:
 class Description:
     """What is known of the images so far; ``truths`` is None where the source has no truth.
 
-    ``failed`` are unreadable images by code; ``fast``: whether it was looked at headers alone.
+    ``failed`` are unreadable images by code; ``fast``: whether it was looked at headers alone; ``left_out``
+    counts, by suffix, the files beside the images that are none.
     """
 
     truths: Truths | None = None
@@ -238,6 +240,7 @@ class Description:
     failed: dict[str, Named] = field(default_factory=dict)
     sample: Sample = field(default_factory=Sample)
     copies: Copies = Copies()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def add(self, ref: ImageRef, look: Look, truth: Row | None = None) -> None:
         """Count one image with the row of its truth."""
@@ -295,6 +298,7 @@ def describe(
                         known.add(ref.key, look.digest)
                 told(found.images)
             found.copies = known.copies()
+            found.left_out = left_out_by(source)
     finally:
         pool.shutdown(cancel_futures=True)
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -26,7 +27,21 @@ from cnnbatch.storage import AlreadyExists, NotFound, Storage, join, redact
 PART = re.compile(r"part-(\d{8})\.parquet$")
 _PAGE = re.compile(r"\d+\.parquet$")
 _READERS = 16
+_BEFORE: Mapping[str, Any] = {"decoder_revision": 1}  # What an older identity is, which does not say it.
+_NAMES: Mapping[str, str] = {"decoder_revision": "the decoder's revision"}  # As a person reads them.
 FOOTER_KEY = b"cnnbatch"
+LEFT_OUT = b"left_out"
+"""Metadata of a page: what the listing has passed over up to there, by suffix."""
+
+
+def differing(known: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    """Return a line for each name of ``mine`` that has another value in the identity that is ``known``."""
+    before = {**_BEFORE, **known}
+    return [
+        f"  {_NAMES.get(name, name)}: the output has {before.get(name)!r}, this job has {value!r}"
+        for name, value in mine.items()
+        if before.get(name) != value
+    ]
 
 
 class Output:
@@ -96,12 +111,7 @@ class Output:
         known = self.decided("identity")
         if known is None:
             return
-        differences = [
-            f"  {name}: the output has {known.get(name)!r}, this job has {value!r}"
-            for name, value in identity.items()
-            if known.get(name) != value
-        ]
-        if differences:
+        if differences := differing(known, identity):
             raise UserError(
                 f"{redact(self.uri)} was made by another job, and one output never mixes two:\n"
                 + "\n".join(differences)
@@ -120,6 +130,11 @@ class Output:
         """Return the listings that this output stands on, the oldest first."""
         names = {name.split("/")[0] for name in self.names("_job/plan")}
         return [Listing(self, name) for name in sorted(names)]
+
+    def left_out(self) -> dict[str, int]:
+        """Return what the last finished listing passed over, by suffix: files that are no images."""
+        counts = [found for listing in self.listings() if (found := listing.complete())]
+        return dict(counts[-1].get("left_out", {})) if counts else {}
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the records of all runs, in no order."""
@@ -226,6 +241,12 @@ class Listing:
         """Return the last planned image; None where nothing is planned."""
         pages = self.count_pages()
         return self.read(pages - 1)[-1].refs[-1] if pages else None
+
+    def left_out(self) -> Counter[str]:
+        """Return what the listing has passed over up to its last page, by suffix."""
+        with self.output.storage.open(self._page(self.count_pages() - 1)) as file:
+            metadata = pq.read_schema(file).metadata or {}
+        return Counter(json.loads(metadata.get(LEFT_OUT, b"{}")))
 
     def _page(self, page: int) -> str:
         return self.output.path(*self.folder, f"{page:05}.parquet")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass
 
+from cnnbatch.limits import DecodeError
+
 PILLOW, NOBODY = "pillow", ""
 HEIF_EXTRA = "heif"
 
@@ -36,6 +38,9 @@ FORMATS = (
     PictureFormat("PSD", (".psd",)),
     PictureFormat("TGA", (".tga",)),
     PictureFormat("QOI", (".qoi",)),
+    PictureFormat("PCX", (".pcx",)),
+    PictureFormat("SGI", (".sgi",)),
+    PictureFormat("DDS", (".dds",)),
     PictureFormat("HEIF", (".heic", ".heif", ".hif", ".heics", ".heifs"), HEIF_EXTRA),
     PictureFormat("JPEG XL", (".jxl",), NOBODY),
     PictureFormat("JPEG XR", (".jxr", ".wdp", ".hdp"), NOBODY),
@@ -44,9 +49,6 @@ FORMATS = (
     PictureFormat("PAM", (".pam",), NOBODY),
     PictureFormat("GIMP's XCF", (".xcf",), NOBODY),
     PictureFormat("PSB", (".psb",), NOBODY),
-    PictureFormat("PCX", (".pcx",), NOBODY),
-    PictureFormat("SGI", (".sgi",), NOBODY),
-    PictureFormat("DDS", (".dds",), NOBODY),
     PictureFormat("ICNS", (".icns",), NOBODY),
     PictureFormat("BPG", (".bpg",), NOBODY),
     PictureFormat("FLIF", (".flif",), NOBODY),
@@ -149,6 +151,12 @@ def lacks_decoder(name: str, suffix: str = "") -> str:
     return (
         f"{format.name}: install the optional extra that decodes it, pip install 'cnnbatch[{format.decoder}]'"
     )
+
+
+def in_words_of(refused: DecodeError, uri: str) -> str:
+    """Return a refusal's message; of what nobody recognises, what its name says about a decoder."""
+    known = lacks_decoder("", suffix_of(uri.split("?")[0])) if refused.code == "undecodable" else ""
+    return str(refused) if not known or str(refused).startswith(known[:8]) else f"{known} ({refused})"
 
 
 def _of_brand(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Every image file but plain JPEG, by Pillow: its pixels are the reference wherever it reads a format right."""
+"""Every image file but plain JPEG, by Pillow: its pixels are the reference where it reads a format right."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 # Imported so that they register: Image.open would else import every plugin that Pillow has.
 from PIL import AvifImagePlugin as _avif  # noqa: F401
+from PIL import DdsImagePlugin as _dds  # noqa: F401
 from PIL import IcoImagePlugin as _ico  # noqa: F401
 from PIL import Image, UnidentifiedImageError
 from PIL import Jpeg2KImagePlugin as _jpeg2k  # noqa: F401
+from PIL import PcxImagePlugin as _pcx  # noqa: F401
 from PIL import PsdImagePlugin as _psd  # noqa: F401
 from PIL import QoiImagePlugin as _qoi  # noqa: F401
+from PIL import SgiImagePlugin as _sgi  # noqa: F401
 from PIL import TgaImagePlugin as _tga  # noqa: F401
 from PIL import TiffImagePlugin as _tiff  # noqa: F401
 from PIL import WebPImagePlugin as _webp  # noqa: F401
@@ -84,7 +87,10 @@ def _read_png(data: bytes, limits: Limits) -> Picture:
 def _read_jpeg2000(data: bytes, limits: Limits) -> Picture:
     if jpeg2000.is_cut(data):
         raise DecodeError("truncated", f"the file ends early, after {len(data)} bytes")
-    return _read(data, limits)
+    try:
+        return _read(data, limits)
+    except OSError:  # Only its end marker may be missing.
+        return _read(data + jpeg2000.END, limits)
 
 
 def _read_pfm(data: bytes, limits: Limits) -> Picture:

@@ -27,6 +27,7 @@ from cnnbatch.report.ways import ran_by
 from cnnbatch.screen import Screen, seen
 from cnnbatch.settling import FEW, SAMPLE, Settling
 from cnnbatch.sources import Source, open_source
+from cnnbatch.sources.left_out import in_words
 from cnnbatch.storage import Storage, normalize, redact
 
 HANDFUL = 20
@@ -235,6 +236,8 @@ def tell(summary: Summary, evaluation: Evaluation | None, output: Output, screen
     if "changed" in summary.found:  # The input was looked at again.
         words = [f"{count:,} {name}" for name, count in summary.found.items() if count]
         say(f"the input has {', '.join(words) or 'nothing new'}")
+    if left_out := output.left_out():
+        say(f"left out, since they are no images: {in_words(left_out)} (cnnbatch describe, input.suffixes)")
     if not summary.images:
         say(f"nothing to do: all {summary.total:,} images are in {redact(output.path('predictions'))}")
         return

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cnnbatch import datasets
 from cnnbatch.datasets.placed import Placed
 from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.picture_formats import SUFFIXES
 from cnnbatch.sources import globs
-from cnnbatch.sources.files import SUFFIXES
 from cnnbatch.sources.labelled import FOLDER, INNER_FOLDER, Labelled, labelled_by_pattern
 from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, join, normalize, parent, redact
 
@@ -53,10 +53,10 @@ class Format:
 
 
 FORMATS = {
-    "files": Format("formats:open_files", frozenset({"inventory"})),
-    "folders": Format("formats:open_folders", frozenset({"inventory"}), labelled=False),
+    "files": Format("formats:open_files", frozenset({"inventory", "suffixes"})),
+    "folders": Format("formats:open_folders", frozenset({"inventory", "suffixes"}), labelled=False),
     "list": Format("lists:open_list", frozenset({"key", "label", "keep"}), labelled=False),
-    "coco": Format("coco:open_coco", frozenset({"truth"}), labelled=False),
+    "coco": Format("coco:open_coco", frozenset({"truth", "suffixes"}), labelled=False),
     "voc": Format("voc:open_voc", frozenset({"split"}), labelled=False),
     "parquet": Format("parquet:open_parquet", frozenset({"key", "label", "keep"}), labelled=False),
     "tar": Format("tar:open_tar", frozenset({"keep"})),
@@ -92,7 +92,7 @@ def _open_whole(input: Input, storage: Storage) -> Source:
 
 def _refuse_others(input: Input, name: str, allowed: frozenset[str]) -> None:
     """Refuse what the job says of an input and what means nothing to its format ``name``."""
-    for field in ("key", "label", "keep", "truth", "split", "inventory"):
+    for field in ("key", "label", "keep", "truth", "split", "inventory", "suffixes"):
         if getattr(input, field) and field not in allowed:
             raise _means_nothing(field, name, input)
 
@@ -108,7 +108,7 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
         )
     inner = input.model_copy(update={"url": whole, "keep": ()})
     if side is not None:
-        _refuse_others(inner, "patches", frozenset({"truth"}))
+        _refuse_others(inner, "patches", frozenset({"truth", "suffixes"}))
         return regions.RegionImages(_open_patches(inner, int(side), storage))
     if input.format == "auto" and earlier.is_output(whole, storage):
         _refuse_others(inner, "the output of a job", frozenset())
@@ -162,7 +162,7 @@ def recognise(input: Input, storage: Storage) -> str:
         return "tar"
     if posixpath.splitext(path)[1] or globs.has_wildcard(path) or path.startswith(("http:", "https:")):
         return "files"
-    return _recognise_folder(normalize(urls[0]), storage)
+    return _recognise_folder(normalize(urls[0]), storage, input.suffixes)
 
 
 def _holds_images(url: str, storage: Storage) -> bool:
@@ -171,7 +171,7 @@ def _holds_images(url: str, storage: Storage) -> bool:
     return is_parquet(url, storage)
 
 
-def _recognise_folder(root: str, storage: Storage) -> str:
+def _recognise_folder(root: str, storage: Storage, images: tuple[str, ...]) -> str:
     names = _first_names(root, storage)
     if not _CIFAR10.isdisjoint(names):
         return "cifar10"
@@ -180,7 +180,7 @@ def _recognise_folder(root: str, storage: Storage) -> str:
     if names and re.match(r"Annotations/[^/]+\.xml$", names[0]):
         return "voc" if _first_names(join(root, "JPEGImages"), storage) else "files"
     suffixes = {posixpath.splitext(name)[1].lower() for name in names}
-    if suffixes.isdisjoint(SUFFIXES):  # images beside containers are what is meant
+    if suffixes.isdisjoint(images or SUFFIXES):  # images beside containers are what is meant
         if ".parquet" in suffixes:
             return "parquet"
         if any(name.lower().endswith(TARS) for name in names):
@@ -206,9 +206,11 @@ def open_files(input: Input, storage: Storage) -> Source:
     from cnnbatch.sources.inventory import COLUMNS, open_inventory
 
     urls = (input.url,) if isinstance(input.url, str) else tuple(input.url)
+    chosen = frozenset(input.suffixes) or None
     if input.inventory is None:
-        return Files(storage, urls)
-    return Files(storage, urls, COLUMNS, inventory=open_inventory(input.inventory, storage, urls))
+        return Files(storage, urls, suffixes=chosen)
+    inventory = open_inventory(input.inventory, storage, urls)
+    return Files(storage, urls, COLUMNS, inventory=inventory, suffixes=chosen)
 
 
 def open_folders(input: Input, storage: Storage) -> Source:

@@ -21,9 +21,9 @@ import pyarrow as pa
 from cnnbatch import truth
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.mistakes import nearest
+from cnnbatch.picture_formats import SUFFIXES
 from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.sources.behind import Behind
-from cnnbatch.sources.files import SUFFIXES
 from cnnbatch.sources.lists import opened
 from cnnbatch.sources.reading import readers
 from cnnbatch.sources.unique import unique_keys

@@ -14,7 +14,7 @@ from uuid import uuid4
 from cnnbatch import identity, lock
 from cnnbatch.errors import UserError
 from cnnbatch.job import Input, MapJob, TrainJob, to_yaml
-from cnnbatch.output import Output
+from cnnbatch.output import Output, differing
 from cnnbatch.run import RunOptions, Summary, run
 from cnnbatch.screen import Screen
 from cnnbatch.sources import open_source
@@ -56,12 +56,9 @@ def require_same_training(job: TrainJob, output: Output) -> None:
     """Refuse a job other than the one that this output's training began with."""
     fields = json.loads(json.dumps(identity.of_training(job)))
     known = output.decide("training/identity", fields)
-    differences = [
-        f"  {name}: the output has {known.get(name)!r}, this job has {value!r}"
-        for name, value in fields.items()
-        if known.get(name) != value
-    ]
-    if differences:
+    if output.decided("training/finished") is not None:
+        fields.pop("decoder_revision")  # What is trained stays trained, whatever decoded its images.
+    if differences := differing(known, fields):
         raise UserError(
             f"{redact(output.uri)} holds another training:\n" + "\n".join(differences) + "\n"
             "  what to do: choose another output, or give the job that made this one"
