@@ -113,6 +113,7 @@ _MAGIC = {
     b"8BPS\0\2": "PSB",
     b"qoif": "QOI",
     b"DDS ": "DDS",
+    **dict.fromkeys((b"\n\0\1", b"\n\2\1", b"\n\3\1", b"\n\5\1"), "PCX"),
     b"icns": "ICNS",
     b"\x01\xda": "SGI",
     b"BPG\xfb": "BPG",

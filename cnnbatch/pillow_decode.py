@@ -90,7 +90,7 @@ def _read_jpeg2000(data: bytes, limits: Limits) -> Picture:
     try:
         return _read(data, limits)
     except OSError:  # Only its end marker may be missing.
-        return _read(data + jpeg2000.END, limits)
+        return _read(data.removesuffix(jpeg2000.END[:1]) + jpeg2000.END, limits)
 
 
 def _read_pfm(data: bytes, limits: Limits) -> Picture:

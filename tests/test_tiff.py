@@ -1,4 +1,4 @@
-"""TIFF 6.0 is the oracle: samples as tifffile reads or as they were written, brought to 8 bits by its rules."""
+"""TIFF 6.0 is the oracle: samples as tifffile reads them or as they were written, brought to 8 bits."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def packed(
     planar: int = 1,
     **tags: Any,
 ) -> bytes:
-    """A TIFF of one strip a plane, written by the specification: rows begin at whole bytes, high bits first."""
+    """A TIFF of one strip a plane, by the specification: rows begin at whole bytes, high bits first."""
     height, width, depth = samples.shape
     strip = tags.pop("strip", None)
     rationals = {int(name[1:]): tags.pop(name) for name in [*tags] if name[0] == "r"}
@@ -187,7 +187,7 @@ def numbers(bits: int, count: int) -> NDArray[np.uint64]:
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 9, 10, 12, 14, 20])
 def test_odd_bits(bits: int, order: str) -> None:
-    """Without MaxSampleValue, which is no matter of display, 10, 12 and 14 bits count from their own depth."""
+    """MaxSampleValue is no matter of display: 10, 12 and 14 bits count from their own depth."""
     one, three = numbers(bits, 1), numbers(bits, 3)
     expected = to_eight(one, bits)
     for fill in (1, 2):
@@ -243,8 +243,9 @@ def test_the_predictor_of_floats_is_opencvs() -> None:
 def test_lzw_with_its_predictor_is_opencvs(dtype: str) -> None:
     for count in (1, 3, 4):
         samples = random(dtype, count)
-        done, data = cv2.imencode(".tiff", samples[..., [2, 1, 0, 3][:count]] if count > 1 else samples,
-                                  [cv2.IMWRITE_TIFF_COMPRESSION, 5, cv2.IMWRITE_TIFF_PREDICTOR, 2])  # fmt: skip
+        options = [cv2.IMWRITE_TIFF_COMPRESSION, 5, cv2.IMWRITE_TIFF_PREDICTOR, 2]
+        blue_first = samples[..., [2, 1, 0, 3][:count]] if count > 1 else samples
+        done, data = cv2.imencode(".tiff", blue_first, options)
         assert done
         expected = from_full_depth(samples)
         assert np.array_equal(shown(data.tobytes()), gray(expected) if count == 1 else expected[..., :3])

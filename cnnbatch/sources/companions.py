@@ -108,7 +108,7 @@ def _stem_of(uri: str, suffixes: frozenset[str]) -> str:
 
 
 def has_jpeg(entries: Iterator[Entry], stem: str, takes: Callable[[str], bool]) -> bool:
-    """Say whether a listing that begins at a stem holds a JPEG of it."""
+    """Say whether a listing that begins behind a stem and its dot holds a JPEG of it."""
     for entry in entries:
         if not entry.uri.startswith(stem + "."):
             return False

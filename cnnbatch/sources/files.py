@@ -137,7 +137,7 @@ class Folder:
         named = self.suffixes is not None or (self.pattern is not None and globs.names_suffix(self.pattern))
 
         def asked(stem: str) -> bool:
-            return has_jpeg(storage.list(self.root, stem), stem, self.takes)
+            return has_jpeg(storage.list(self.root, f"{stem}."), stem, self.takes)
 
         pairs = Pairs(counts, asked, after, finds=not named and not isinstance(storage, Inventory))
         for entry in storage.list(self.root, after):
