@@ -183,11 +183,14 @@ _CUT = re.compile(r"truncated|\bEOF\b|end of file|not enough|unexpected end", re
 def _refusal(error: Exception, data: bytes) -> DecodeError:
     if isinstance(error, (Image.DecompressionBombError, MemoryError)):
         return DecodeError("too_large", str(error) or "more memory than there is")
-    if lacking := lacks_decoder(recognise(data)) if not (recognise(data) == "HEIF" and has_heif()) else "":
+    name = recognise(data)
+    if (lacking := lacks_decoder(name)) and not (name == "HEIF" and has_heif()):
         return DecodeError("undecodable", lacking)
     if isinstance(error, EOFError) or _CUT.search(str(error)) or ends_early(data):
         return DecodeError("truncated", f"the file ends early, after {len(data)} bytes")
     if isinstance(error, UnidentifiedImageError):
         known = ", ".join(BY_PILLOW)
+        if name:
+            return DecodeError("undecodable", f"{name}: damaged, or of a kind that Pillow does not read")
         return DecodeError("undecodable", f"expected one of {known}; it begins {data[:8]!r}")
     return DecodeError("undecodable", f"{type(error).__name__}: {error}")

@@ -309,3 +309,20 @@ def test_float_maps() -> None:
     assert refusal(b"PF\n61 45\n-1.0\n" + body[:-1]) == "truncated"
     assert refusal(b"PF\n61 45\n-1.0\n" + (values * 9).tobytes()) == "undecodable"
     assert refusal(b"PF\n61000 45000\n-1.0\n" + body) == "too_large"
+
+
+def photoshop(bits: int, mode: int, samples: bytes, channels: int) -> bytes:
+    """A PSD without layers, its planes raw; by Adobe's specification, "Photoshop File Formats"."""
+    head = struct.pack(">4sH6xHLLHH", b"8BPS", 1, channels, 45, 61, bits, mode)
+    return head + struct.pack(">LLLH", 0, 0, 0, 0) + samples
+
+
+def test_a_flattened_psd_is_its_planes() -> None:
+    planes = np.asarray(photo()).transpose(2, 0, 1)
+    data = photoshop(8, 3, planes.tobytes(), 3)
+    assert np.array_equal(decode(data)[0], planes)
+    gray = photoshop(8, 1, planes[0].tobytes(), 1)
+    assert np.array_equal(decode(gray)[0], np.stack([planes[0]] * 3))
+    assert {refusal(data[:cut]) for cut in range(40, len(data), 501)} == {"truncated"}
+    with pytest.raises(DecodeError, match="PSD: damaged, or of a kind that Pillow does not read"):
+        decode(photoshop(16, 3, planes.astype(">u2").tobytes(), 3))
