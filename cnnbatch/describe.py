@@ -20,6 +20,7 @@ from cnnbatch import plan
 from cnnbatch.fields import read_fields
 from cnnbatch.job import Input
 from cnnbatch.looking import Look, look_at
+from cnnbatch.picture_formats import why_refused
 from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.sources.left_out import left_out_by
 from cnnbatch.sources.unique import Copies, contents
@@ -247,7 +248,8 @@ class Description:
         self.images += 1
         self.turned += look.turned
         if look.failure:
-            self.failed.setdefault(look.failure.code, Named()).add(ref.key, look.failure.message)
+            words = why_refused(look.failure.code, look.failure.message, ref.key, ref.uri)
+            self.failed.setdefault(look.failure.code, Named()).add(ref.key, words)
         if look.format:
             self.file_bytes.add(look.size_bytes)
             self.formats[look.format] += 1

@@ -6,13 +6,16 @@ where nobody decodes it. Vector graphics (SVG, EPS, PDF) have no pixels of their
 
 from __future__ import annotations
 
+import importlib.util
 import posixpath
 from dataclasses import dataclass
+from functools import cache
 
-from cnnbatch.limits import DecodeError
+from cnnbatch.records import Code
 
 PILLOW, NOBODY = "pillow", ""
 HEIF_EXTRA = "heif"
+_PACKAGES = {HEIF_EXTRA: "pillow_heif"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +145,16 @@ def recognise(data: bytes) -> str:
     return "TGA" if data.endswith(_TGA_FOOTER) else ""
 
 
+@cache
+def has_extra(name: str) -> bool:
+    """Say whether an optional decoder is installed."""
+    return name in _PACKAGES and importlib.util.find_spec(_PACKAGES[name]) is not None
+
+
 def lacks_decoder(name: str, suffix: str = "") -> str:
     """Return why nobody here decodes a format, or a file of this suffix; empty where somebody does."""
     format = next((one for one in FORMATS if one.name == name), None) or _BY_SUFFIX.get(suffix)
-    if format is None or format.decoder == PILLOW:
+    if format is None or format.decoder == PILLOW or has_extra(format.decoder):
         return ""
     if format.decoder == NOBODY:
         return f"{format.name}: there is no decoder for it here; convert it, as to JPEG, PNG or TIFF"
@@ -154,10 +163,12 @@ def lacks_decoder(name: str, suffix: str = "") -> str:
     )
 
 
-def in_words_of(refused: DecodeError, uri: str) -> str:
-    """Return a refusal's message; of what nobody recognises, what its name says about a decoder."""
-    known = lacks_decoder("", suffix_of(uri.split("?")[0])) if refused.code == "undecodable" else ""
-    return str(refused) if not known or str(refused).startswith(known[:8]) else f"{known} ({refused})"
+def why_refused(code: Code, message: str, *names: str) -> str:
+    """Return a refusal's message; where nobody decodes files called so, the format by its name first."""
+    if code != "undecodable" or "there is no decoder" in message or "optional extra" in message:
+        return message
+    lacking = (lacks_decoder("", suffix_of(name.split("?")[0])) for name in names)
+    return next((f"{why} ({message})" for why in lacking if why), message)
 
 
 def _of_brand(data: bytes) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from PIL import WebPImagePlugin as _webp  # noqa: F401
 from cnnbatch import jpeg2000, pfm, png
 from cnnbatch.headers import ends_early, orientation
 from cnnbatch.limits import DecodeError, Limits
-from cnnbatch.picture_formats import BY_PILLOW, lacks_decoder, recognise
+from cnnbatch.picture_formats import BY_PILLOW, HEIF_EXTRA, has_extra, lacks_decoder, recognise
 from cnnbatch.quiet import without_warnings
 from cnnbatch.tiff import decode_tiff
 
@@ -133,7 +132,7 @@ def _formats(name: str) -> tuple[str, ...]:
 @cache
 def has_heif() -> bool:
     """Say whether the optional decoder of HEIF is installed; where it is, have Pillow use it."""
-    if importlib.util.find_spec("pillow_heif") is None:
+    if not has_extra(HEIF_EXTRA):
         return False
     import pillow_heif
 
@@ -184,7 +183,7 @@ def _refusal(error: Exception, data: bytes) -> DecodeError:
     if isinstance(error, (Image.DecompressionBombError, MemoryError)):
         return DecodeError("too_large", str(error) or "more memory than there is")
     name = recognise(data)
-    if (lacking := lacks_decoder(name)) and not (name == "HEIF" and has_heif()):
+    if lacking := lacks_decoder(name):
         return DecodeError("undecodable", lacking)
     if isinstance(error, EOFError) or _CUT.search(str(error)) or ends_early(data):
         return DecodeError("truncated", f"the file ends early, after {len(data)} bytes")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnnbatch import pillow_decode
+from cnnbatch import picture_formats, pillow_decode
 from cnnbatch.decode import VERSION, DecodeError, Limits, decode
 from tests.pictures import DEEP, FILES, GRAY16, assert_is_pillows, exif_of, photo, png16, refusal, saved
 
@@ -278,6 +278,7 @@ WITHOUT_DECODER = [
 def test_an_optional_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
     monkeypatch.setattr(pillow_decode, "has_heif", lambda: False)
+    monkeypatch.setattr(picture_formats, "has_extra", lambda name: False)
     with pytest.raises(DecodeError, match=r"HEIF: install .* pip install 'cnnbatch\[heif\]'"):
         decode(heic)
     for begin in WITHOUT_DECODER:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cnnbatch import describe
+from cnnbatch import describe, picture_formats
 from cnnbatch.errors import UserError
 from cnnbatch.job import Input, fingerprint_fields, parse_job
 from cnnbatch.limits import REVISION
@@ -148,6 +148,7 @@ def test_describe_says_it(tmp_path: Path) -> None:
     source = open_source(Input(url=str(root)), Storage())
     found = describe.describe(source)
     (fact,) = [fact for fact in facts(found) if fact.name == "Left out"]
+    assert found.failed == {}
     assert (fact.value, fact.note) == ("4", f"no images: 2 .txt, 1 hidden, 1 {COMPANIONS}")
 
 
@@ -224,3 +225,14 @@ def test_an_older_decoders_unfinished_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the decoder's revision: the output has 1, this job has 2"):
         run(job(root, out), RunOptions(quiet=True))
     assert table(out).num_rows == 10
+
+
+def test_describe_says_who_would_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(Input(url=str(folder(tmp_path, "a.heic", "b.dng", "c.png"))), Storage())
+    monkeypatch.setattr(picture_formats, "has_extra", lambda name: False)
+    examples = dict(describe.describe(source).failed["undecodable"].examples)
+    assert examples["a.heic"].startswith(
+        "HEIF: install the optional extra that decodes it, pip install 'cnnbatch[heif]'"
+    )
+    assert examples["b.dng"].startswith("DNG: there is no decoder for it here")
+    assert examples["c.png"].startswith("expected one of")
