@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnnbatch.headers import JpegFacts, jpeg_facts
-from cnnbatch.limits import LIMITS, DecodeError, Limits
+from cnnbatch.limits import LIMITS, REVISION, DecodeError, Limits
 from cnnbatch.pillow_decode import Picture, by_pillow
 from cnnbatch.quiet import without_warnings
 
@@ -33,9 +33,6 @@ Pixels = NDArray[np.uint8]
 
 VERSION = ", ".join(f"{name} {'.'.join(version(name).split('.')[:2])}" for name in ("simplejpeg", "pillow"))
 """Which decoders decide the pixels; part of the fingerprint."""
-
-REVISION = 2
-"""Of this decoder itself, raised where any format's pixels change; part of the fingerprint."""
 
 _MOST_SCANS = 100  # encoders write about ten; a hostile file adds a pass over all pixels with ten bytes
 
@@ -68,7 +65,7 @@ def decode(
             entropy-coded data are damaged is refused where Pillow would go on with garbage.
     """
     header = read_header(data, limits)
-    picture = _by_turbo(data, header, least) if header else None
+    picture = _by_turbo(data, header, least, limits) if header else None
     picture = picture or by_pillow(data, limits)
     return upright(torch.from_numpy(picture.pixels).permute(2, 0, 1), picture.size, picture.orientation)
 
@@ -89,6 +86,8 @@ def upright(pixels: torch.Tensor, size: Size, orientation: int) -> tuple[torch.T
 
 # ---- plain JPEG: libjpeg-turbo --------------------------------------------------------------
 
+_INKS, _END = ("CMYK", "YCCK"), b"\xff\xd9"
+
 # What libjpeg says where it goes on with gray or garbage in place of picture.
 _DAMAGE = ("premature end of data segment", "bad Huffman code", "bad arithmetic code", "found marker")
 
@@ -104,7 +103,7 @@ class Header:
 
 
 def read_header(data: bytes, limits: Limits = LIMITS) -> Header | None:
-    """Check what can be checked before decoding; None where Pillow is to judge: no JPEG, CMYK, rare kinds.
+    """Check what can be checked before decoding; None where Pillow is to judge: no JPEG, rare kinds.
 
     Raises:
         DecodeError: as `decode`.
@@ -128,16 +127,21 @@ def _jpeg_header(data: bytes, limits: Limits) -> Header | None:
     limits.check(*size)
     if height * width > facts.most_pixels:
         raise DecodeError("truncated", f"{len(data)} bytes do not hold {width} x {height} pixels")
-    return None if colours in ("CMYK", "YCCK") else Header(size, colours, subsampling, facts)
+    return Header(size, colours, subsampling, facts)
 
 
-def _by_turbo(data: bytes, header: Header, least: Callable[[Size], Size | None]) -> Picture | None:
+def _by_turbo(
+    data: bytes, header: Header, least: Callable[[Size], Size | None], limits: Limits
+) -> Picture | None:
     """Decode by libjpeg-turbo; None where Pillow is to judge: harmless oddities."""
     size, facts = header.size, header.facts
+    if header.colours in _INKS:  # Pillow converts them, but does not say what is missing.
+        whole = _strictly(data, (0, 0), facts.is_complete, "CMYK") is not None
+        return by_pillow(data + _END if whole else data, limits)
     turned = facts.orientation in _TURNED
     needed = least(size[::-1] if turned else size)
     floor = _scaled(size, needed[::-1] if needed and turned else needed)
-    pixels = _strictly(data, floor, facts.is_complete)
+    pixels = _strictly(data, floor, facts.is_complete, "RGB")
     return None if pixels is None else Picture(pixels, size, facts.orientation)
 
 
@@ -150,22 +154,24 @@ def _scaled(size: Size, needed: Size | None) -> Size:
     return 0, 0
 
 
-def _strictly(data: bytes, floor: Size, may_lack_end: bool) -> Pixels | None:
-    """Decode with every warning an error, so that nothing is filled up in silence; None: ask Pillow."""
+def _strictly(data: bytes, floor: Size, may_lack_end: bool, colours: str) -> Pixels | None:
+    """Decode to RGB or CMYK with every warning an error, so that nothing is filled up; None: ask Pillow."""
     try:
-        return _turbo(data, floor)
+        return _turbo(data, floor, colours)
     except ValueError as error:
         message = str(error)
     if "Premature end of JPEG file" in message:
         if may_lack_end:
             with suppress(ValueError):
-                return _turbo(data + b"\xff\xd9", floor)
+                return _turbo(data + _END, floor, colours)
         raise DecodeError("truncated", f"the JPEG ends early: {message} ({len(data)} bytes)")
     if any(sign in message for sign in _DAMAGE):
         raise DecodeError("undecodable", f"the JPEG is damaged: {message}")
     return None
 
 
-def _turbo(data: bytes, floor: Size) -> Pixels:
-    pixels: Pixels = simplejpeg.decode_jpeg(data, min_height=floor[0], min_width=floor[1], strict=True)
+def _turbo(data: bytes, floor: Size, colours: str) -> Pixels:
+    pixels: Pixels = simplejpeg.decode_jpeg(
+        data, colours, min_height=floor[0], min_width=floor[1], strict=True
+    )
     return pixels

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from cnnbatch import plan
 from cnnbatch.fields import read_fields
 from cnnbatch.job import Input
+from cnnbatch.picture_formats import why_refused
 from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.sources.left_out import left_out_by
 from cnnbatch.sources.unique import Copies, contents
 from cnnbatch.storage import Storage
 from cnnbatch.truth import check_sizes, classes_of
@@ -224,7 +226,8 @@ class Truths:
 class Description:
     """What is known of the images so far; ``truths`` is None where the source has no truth.
 
-    ``failed`` are unreadable images by code; ``fast``: whether it was looked at headers alone.
+    ``failed`` are unreadable images by code; ``fast``: whether it was looked at headers alone; ``left_out``
+    counts, by suffix, the files beside the images that are none.
     """
 
     truths: Truths | None = None
@@ -239,13 +242,15 @@ class Description:
     failed: dict[str, Named] = field(default_factory=dict)
     sample: Sample = field(default_factory=Sample)
     copies: Copies = Copies()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def add(self, ref: ImageRef, look: Look, truth: Row | None = None) -> None:
         """Count one image with the row of its truth."""
         self.images += 1
         self.turned += look.turned
         if look.failure:
-            self.failed.setdefault(look.failure.code, Named()).add(ref.key, look.failure.message)
+            words = why_refused(look.failure.code, look.failure.message, ref.key, ref.uri)
+            self.failed.setdefault(look.failure.code, Named()).add(ref.key, words)
         if look.format:
             self.file_bytes.add(look.size_bytes)
             self.formats[look.format] += 1
@@ -296,6 +301,7 @@ def describe(
                         known.add(ref.key, look.digest)
                 told(found.images)
             found.copies = known.copies()
+            found.left_out = left_out_by(source)
     finally:
         pool.shutdown(cancel_futures=True)
     return found

@@ -255,4 +255,6 @@ _ENDINGS: dict[bytes, Callable[[bytes], bool]] = {
     b"II+\0": _tiff_ends_early,
     b"MM\0+": _tiff_ends_early,
     b"\0\0\1\0": _icon_ends_early,
+    b"DDS ": lambda data: len(data) < 128,
+    b"\n\5\1": lambda data: len(data) < 128,  # PCX
 }

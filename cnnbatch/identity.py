@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from cnnbatch.job import Job, MapJob, StudyJob, TrainJob, fingerprint_fields
+from cnnbatch.limits import REVISION
 
 if TYPE_CHECKING:
     from cnnbatch.tasks import Decoder, Model, Precision
@@ -21,7 +22,8 @@ def of(job: MapJob, model: Model, precision: Precision, decoder: Decoder) -> dic
 
     on_device = f"nvjpeg of torchvision {_minor('torchvision')}, " if decoder == "cuda" else ""
     decoders = on_device + decode.VERSION
-    return {**of_job(job), **model.identity, "decoder": decoders, "precision": precision}
+    revision = {"decoder_revision": REVISION}
+    return {**of_job(job), **model.identity, "decoder": decoders, **revision, "precision": precision}
 
 
 def of_job(job: Job) -> dict[str, Any]:
@@ -37,7 +39,8 @@ def of_training(job: TrainJob | StudyJob) -> dict[str, Any]:
         name: value for name, value in job.train.model_dump(mode="json").items() if name not in may_differ
     }
     chosen = {"limit": job.input.limit, "sample": job.input.sample}
-    return {**of_job(job), **dict(_flat({"train": train, "input": chosen})), "lesson": job.lesson}
+    own = {**dict(_flat({"train": train, "input": chosen})), "lesson": job.lesson}
+    return {**of_job(job), **own, "decoder_revision": REVISION}
 
 
 def of_study(job: StudyJob) -> dict[str, Any]:
@@ -54,7 +57,17 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Return the exact versions that made a part."""
-    return {name: version(name) for name in ("cnnbatch", "torch", "torchvision", "pillow", "simplejpeg")}
+    return {
+        name: version(name) for name in ("cnnbatch", "torch", "torchvision", "pillow", "simplejpeg")
+    } | _optional()
+
+
+def _optional() -> dict[str, str]:
+    """Return the versions of optional decoders that are installed; they are in no fingerprint."""
+    try:
+        return {"pillow_heif": version("pillow_heif")}
+    except PackageNotFoundError:
+        return {}
 
 
 def _minor(package: str) -> str:

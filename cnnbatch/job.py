@@ -69,6 +69,13 @@ class Subset(Section):
         return self
 
 
+def _suffixes(value: Any) -> Any:
+    """Return suffixes in lower case, each with its dot."""
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        return [f".{one.strip().lower().removeprefix('.')}" for one in value]
+    return value
+
+
 class Input(Place):
     """Which images to read, and what to keep of each."""
 
@@ -95,6 +102,9 @@ class Input(Place):
     )
     inventory: Text | None = Field(
         None, description="manifest.json of an S3 Inventory of the bucket, instead of listing it."
+    )
+    suffixes: Annotated[Texts, BeforeValidator(_suffixes)] = Field(
+        (), description="What the names of images end with, instead of all known formats' suffixes."
     )
     subset: Subset | None = Field(None, description="Only a part that was set apart.")
     keep: Texts = Field((), description="Columns of a list to repeat in every row.")
@@ -368,7 +378,8 @@ def fingerprint_fields(job: Job) -> dict[str, Any]:
     task = {name: value for name, value in data["task"].items() if name not in job.task.outside_fingerprint}
     of_input = ("url", "format", "key", "label", "truth", "split", "keep")
     chosen = {name: data["input"][name] for name in of_input}
-    chosen |= {name: data["input"][name] for name in ("subset", "classes") if data["input"][name]}  # Rare.
+    rare = ("subset", "classes", "suffixes")
+    chosen |= {name: data["input"][name] for name in rare if data["input"][name]}
     chosen |= {} if job.input.min_score == SURE else {"min_score": job.input.min_score}
     return {"task": task, "input": chosen}
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import struct
 from collections import Counter
 
-_SOC, _SOT, _EOC, _SIZ = b"\xff\x4f", b"\xff\x90", b"\xff\xd9", b"\xff\x51"
+_SOC, _SOT, _SIZ = b"\xff\x4f", b"\xff\x90", b"\xff\x51"
+END = b"\xff\xd9"
 _MOST_PARTS = 1 << 20
 
 
@@ -60,7 +61,7 @@ def _has_all(data: bytes, at: int, end: int, tiles: int) -> bool:
         parts[tile] += 1
         expected[tile] = max(expected.get(tile, 1), count)
         if length == 0:  # The last one, up to the end marker.
-            return data[:end].endswith(_EOC) and len(data) >= end and _are_all(parts, expected, tiles)
+            return data[:end].endswith(END) and len(data) >= end and _are_all(parts, expected, tiles)
         at += length
     return at <= len(data) and _are_all(parts, expected, tiles)
 

@@ -40,3 +40,6 @@ class Limits:
 
 
 LIMITS = Limits()
+
+REVISION = 2
+"""Of the decoder itself, raised where any format's pixels change; part of the fingerprint."""

@@ -8,7 +8,9 @@ as further shards, and notes of the planned images which have changed and which 
 from __future__ import annotations
 
 import io
+import json
 import threading
+from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,11 +24,12 @@ import pyarrow.parquet as pq
 from cnnbatch import kept, plan
 from cnnbatch.changes import Changes
 from cnnbatch.job import Input
-from cnnbatch.output import Listing, Output
+from cnnbatch.output import LEFT_OUT, Listing, Output
 from cnnbatch.planned import Planned
 from cnnbatch.records import ImageRef, Shard
 from cnnbatch.scratch import on_disk
 from cnnbatch.sources import Source
+from cnnbatch.sources.left_out import left_out_by
 from cnnbatch.sources.reachable import some_are_there
 from cnnbatch.storage import Storage, redact
 
@@ -81,6 +84,7 @@ class Planner:
         self.images = sum(page.images for page in self._pages)
         self.complete = self._listing is None
         self.found: dict[str, Any] = {}
+        self._left_out_before = Counter[str]()  # By the part of this listing that an earlier run made.
         self.skipped = 0
         self._thread = threading.Thread(target=self._run, name="listing", daemon=True)
 
@@ -194,7 +198,8 @@ class Planner:
         self.found["new"] = self.images - began
         if any(self.found.values()) or self._says_more(listing):
             chosen = {"limit": self._chosen.limit, "sample": self._chosen.sample}
-            listing.finish({"images": self.images, **chosen, **self.found})
+            counts = {"images": self.images, **chosen, **self.found}
+            listing.finish(counts | ({"left_out": dict(left_out)} if (left_out := self._left_out()) else {}))
             self._done.append(listing)
         self.complete = True
 
@@ -206,6 +211,7 @@ class Planner:
     def _list_first(self, listing: Listing) -> bool:
         """Plan what the source has, behind what is planned already; say whether that is all."""
         last = listing.last_ref()
+        self._left_out_before = Counter() if last is None else listing.left_out()
         limit = None if self._chosen.limit is None else max(0, self._chosen.limit - self.images)
         stream = self._source.refs(last)
         try:
@@ -251,12 +257,19 @@ class Planner:
         return True
 
     def _write(self, listing: Listing, number: int, page: list[Shard]) -> None:
-        listing.write(number, _parquet(plan.page_table(page, self._source.columns)))
+        table = plan.page_table(page, self._source.columns)
+        if left_out := self._left_out():  # Where this page ends, so that another run can go on counting.
+            table = table.replace_schema_metadata({LEFT_OUT: json.dumps(left_out)})
+        listing.write(number, _parquet(table))
         images = sum(len(shard.refs) for shard in page)
         with self._changed:
             self._pages.append(_Page(listing, number, images, page[0].index, page[-1].index))
             self.images += images
             self._changed.notify_all()
+
+    def _left_out(self) -> Counter[str]:
+        """Return what this listing has passed over so far, by suffix."""
+        return self._left_out_before + left_out_by(self._source)
 
     def _write_changes(self, listing: Listing, planned: Planned) -> None:
         counts = {"changed": 0, "vanished": 0}

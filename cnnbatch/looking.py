@@ -6,10 +6,8 @@ reads headers.
 
 from __future__ import annotations
 
-import io
 import os
 import threading
-import warnings
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -17,7 +15,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from cnnbatch.decode import LIMITS, DecodeError, decode
-from cnnbatch.headers import ends_early, jpeg_facts, orientation
+from cnnbatch.headers import jpeg_facts, orientation
+from cnnbatch.picture_formats import BY_PILLOW, recognise
+from cnnbatch.pillow_decode import opened
+from cnnbatch.quiet import without_warnings
 from cnnbatch.records import Content, Failure, Picture
 from cnnbatch.unquoted import said
 
@@ -27,10 +28,8 @@ if TYPE_CHECKING:
 RAW = "raw pixels"
 UNKNOWN = "unknown"
 _TURNED = range(5, 9)  # EXIF's orientations that swap width and height
-_READABLE = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO")
 
 _decoding = threading.BoundedSemaphore(os.cpu_count() or 1)  # many threads read, a few have pixels in memory
-_headers = threading.Lock()  # `warnings.catch_warnings` is the whole process's
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,31 +93,14 @@ def _pixel_digest(pixels: Tensor) -> bytes:
     return blake2b(shape + pixels.contiguous().numpy().tobytes(), digest_size=16).digest()
 
 
-_MAGIC = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
-    b"\0\0\1\0": "ICO",
-    b"\0\0\0\x0cjP  ": "JPEG 2000",
-    **dict.fromkeys((b"\xff\x0a", b"\0\0\0\x0cJXL "), "JPEG XL"),
-    **dict.fromkeys((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), "PPM"),
-}
-
-
 def file_format(data: bytes) -> str:
-    """Return a file's format by its first bytes, in Pillow's words; `UNKNOWN` where they tell none."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data[4:8] == b"ftyp":
-        return "AVIF" if data[8:12] in (b"avif", b"avis") else "HEIF"
-    return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), UNKNOWN)
+    """Return a file's format by its bytes, in Pillow's words; `UNKNOWN` where they tell none."""
+    return recognise(data) or UNKNOWN
 
 
 def _header_size(data: bytes) -> tuple[int, int]:
     """Return the upright (width, height) that a file's header states; raises DecodeError as `decode` does."""
-    if len(data) > LIMITS.max_bytes or file_format(data) not in _READABLE:
+    if len(data) > LIMITS.max_bytes or file_format(data) not in BY_PILLOW:
         return _decoded_size(data)  # which refuses it at once, or knows better
     size, turn = _header(data)
     if size[0] * size[1] > LIMITS.max_pixels:
@@ -130,17 +112,14 @@ def _header(data: bytes) -> tuple[tuple[int, int], int]:
     """Return a header's (width, height) and EXIF's orientation, 1 where Pillow turns the size itself."""
     name = file_format(data)
     try:
-        with _headers, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=[name]) as image:
-                return image.size, 1 if name == "TIFF" else _orientation(image)
+        with without_warnings(), opened(data) as image:
+            return image.size, 1 if name == "TIFF" else _orientation(image)
     except Image.DecompressionBombError as error:
         raise DecodeError("too_large", str(error)) from error
-    except Exception as error:  # Pillow's readers raise nearly every built-in exception
-        raise DecodeError(
-            "truncated" if ends_early(data) else "undecodable",
-            f"its header can't be read: {type(error).__name__}: {said(error)}",
-        ) from error
+    except (
+        Exception
+    ):  # Pillow's readers raise nearly every built-in exception; some files it can't read alone.
+        return _decoded_size(data), 1
 
 
 def _orientation(image: Image.Image) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,7 +30,11 @@ _PAGE = re.compile(r"(\d{5,})\.parquet$")
 _LISTING = re.compile(r"\d+/")
 _SUSPECT = re.compile(r"(\d+)\.json$")
 _READERS = 16
+_BEFORE: Mapping[str, Any] = {"decoder_revision": 1}  # What an older identity is, which does not say it.
+_NAMES: Mapping[str, str] = {"decoder_revision": "the decoder's revision"}  # As a person reads them.
 FOOTER_KEY = b"cnnbatch"
+LEFT_OUT = b"left_out"
+"""Metadata of a page: what the listing has passed over up to there, by suffix."""
 
 
 class Output:
@@ -123,6 +128,11 @@ class Output:
         """Return the listings that this output stands on, the oldest first."""
         names = {name.split("/")[0] for name in self.names("_job/plan") if _LISTING.match(name)}
         return [Listing(self, name) for name in sorted(names)]
+
+    def left_out(self) -> dict[str, int]:
+        """Return what the last finished listing passed over, by suffix: files that are no images."""
+        counts = [found for listing in self.listings() if (found := listing.complete())]
+        return dict(counts[-1].get("left_out", {})) if counts else {}
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the records of all runs, in no order."""
@@ -255,6 +265,12 @@ class Listing:
         pages = self.count_pages()
         return self.read(pages - 1)[-1].refs[-1] if pages else None
 
+    def left_out(self) -> Counter[str]:
+        """Return what the listing has passed over up to its last page, by suffix."""
+        with self._opened(self.page(self.count_pages() - 1)) as file:
+            metadata = pq.read_schema(file).metadata or {}
+            return Counter(json.loads(metadata.get(LEFT_OUT, b"{}")))
+
     @contextmanager
     def _opened(self, uri: str) -> Iterator[BinaryIO]:
         """Open a page; raises UserError where it is missing, or what is read from it is damaged."""
@@ -282,8 +298,9 @@ def differences(known: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str
     Fields of a job that only the output has count, too; the others may be all that is known so far.
     """
     names = [*fields, *(name for name in known if name.startswith(_OF_A_JOB) and name not in fields)]
+    known = {**_BEFORE, **known}
     return [
-        f"  {name}: the output has {known.get(name)!r}, this job has {fields.get(name)!r}"
+        f"  {_NAMES.get(name, name)}: the output has {known.get(name)!r}, this job has {fields.get(name)!r}"
         for name in names
         if known.get(name) != fields.get(name)
     ]

@@ -6,11 +6,16 @@ where nobody decodes it. Vector graphics (SVG, EPS, PDF) have no pixels of their
 
 from __future__ import annotations
 
+import importlib.util
 import posixpath
 from dataclasses import dataclass
+from functools import cache
+
+from cnnbatch.records import Code
 
 PILLOW, NOBODY = "pillow", ""
 HEIF_EXTRA = "heif"
+_PACKAGES = {HEIF_EXTRA: "pillow_heif"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,9 @@ FORMATS = (
     PictureFormat("PSD", (".psd",)),
     PictureFormat("TGA", (".tga",)),
     PictureFormat("QOI", (".qoi",)),
+    PictureFormat("PCX", (".pcx",)),
+    PictureFormat("SGI", (".sgi",)),
+    PictureFormat("DDS", (".dds",)),
     PictureFormat("HEIF", (".heic", ".heif", ".hif", ".heics", ".heifs"), HEIF_EXTRA),
     PictureFormat("JPEG XL", (".jxl",), NOBODY),
     PictureFormat("JPEG XR", (".jxr", ".wdp", ".hdp"), NOBODY),
@@ -44,9 +52,6 @@ FORMATS = (
     PictureFormat("PAM", (".pam",), NOBODY),
     PictureFormat("GIMP's XCF", (".xcf",), NOBODY),
     PictureFormat("PSB", (".psb",), NOBODY),
-    PictureFormat("PCX", (".pcx",), NOBODY),
-    PictureFormat("SGI", (".sgi",), NOBODY),
-    PictureFormat("DDS", (".dds",), NOBODY),
     PictureFormat("ICNS", (".icns",), NOBODY),
     PictureFormat("BPG", (".bpg",), NOBODY),
     PictureFormat("FLIF", (".flif",), NOBODY),
@@ -111,6 +116,7 @@ _MAGIC = {
     b"8BPS\0\2": "PSB",
     b"qoif": "QOI",
     b"DDS ": "DDS",
+    **dict.fromkeys((b"\n\0\1", b"\n\2\1", b"\n\3\1", b"\n\5\1"), "PCX"),
     b"icns": "ICNS",
     b"\x01\xda": "SGI",
     b"BPG\xfb": "BPG",
@@ -139,16 +145,30 @@ def recognise(data: bytes) -> str:
     return "TGA" if data.endswith(_TGA_FOOTER) else ""
 
 
+@cache
+def has_extra(name: str) -> bool:
+    """Say whether an optional decoder is installed."""
+    return name in _PACKAGES and importlib.util.find_spec(_PACKAGES[name]) is not None
+
+
 def lacks_decoder(name: str, suffix: str = "") -> str:
     """Return why nobody here decodes a format, or a file of this suffix; empty where somebody does."""
     format = next((one for one in FORMATS if one.name == name), None) or _BY_SUFFIX.get(suffix)
-    if format is None or format.decoder == PILLOW:
+    if format is None or format.decoder == PILLOW or has_extra(format.decoder):
         return ""
     if format.decoder == NOBODY:
         return f"{format.name}: there is no decoder for it here; convert it, as to JPEG, PNG or TIFF"
     return (
         f"{format.name}: install the optional extra that decodes it, pip install 'cnnbatch[{format.decoder}]'"
     )
+
+
+def why_refused(code: Code, message: str, *names: str) -> str:
+    """Return a refusal's message; where nobody decodes files called so, the format by its name first."""
+    if code != "undecodable" or "there is no decoder" in message or "optional extra" in message:
+        return message
+    lacking = (lacks_decoder("", suffix_of(name.split("?")[0])) for name in names)
+    return next((f"{why} ({message})" for why in lacking if why), message)
 
 
 def _of_brand(data: bytes) -> str:

@@ -1,8 +1,7 @@
-"""Every image file but plain JPEG, by Pillow: its pixels are the reference wherever it reads a format right."""
+"""Every image file but plain JPEG, by Pillow: its pixels are the reference where it reads a format right."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 from collections.abc import Callable
@@ -14,11 +13,14 @@ from numpy.typing import NDArray
 
 # Imported so that they register: Image.open would else import every plugin that Pillow has.
 from PIL import AvifImagePlugin as _avif  # noqa: F401
+from PIL import DdsImagePlugin as _dds  # noqa: F401
 from PIL import IcoImagePlugin as _ico  # noqa: F401
 from PIL import Image, UnidentifiedImageError
 from PIL import Jpeg2KImagePlugin as _jpeg2k  # noqa: F401
+from PIL import PcxImagePlugin as _pcx  # noqa: F401
 from PIL import PsdImagePlugin as _psd  # noqa: F401
 from PIL import QoiImagePlugin as _qoi  # noqa: F401
+from PIL import SgiImagePlugin as _sgi  # noqa: F401
 from PIL import TgaImagePlugin as _tga  # noqa: F401
 from PIL import TiffImagePlugin as _tiff  # noqa: F401
 from PIL import WebPImagePlugin as _webp  # noqa: F401
@@ -26,7 +28,7 @@ from PIL import WebPImagePlugin as _webp  # noqa: F401
 from cnnbatch import jpeg2000, pfm, png
 from cnnbatch.headers import ends_early, orientation
 from cnnbatch.limits import DecodeError, Limits
-from cnnbatch.picture_formats import BY_PILLOW, lacks_decoder, recognise
+from cnnbatch.picture_formats import BY_PILLOW, HEIF_EXTRA, has_extra, lacks_decoder, recognise
 from cnnbatch.quiet import without_warnings
 from cnnbatch.tiff import decode_tiff
 
@@ -84,7 +86,10 @@ def _read_png(data: bytes, limits: Limits) -> Picture:
 def _read_jpeg2000(data: bytes, limits: Limits) -> Picture:
     if jpeg2000.is_cut(data):
         raise DecodeError("truncated", f"the file ends early, after {len(data)} bytes")
-    return _read(data, limits)
+    try:
+        return _read(data, limits)
+    except OSError:  # Only its end marker may be missing.
+        return _read(data.removesuffix(jpeg2000.END[:1]) + jpeg2000.END, limits)
 
 
 def _read_pfm(data: bytes, limits: Limits) -> Picture:
@@ -127,7 +132,7 @@ def _formats(name: str) -> tuple[str, ...]:
 @cache
 def has_heif() -> bool:
     """Say whether the optional decoder of HEIF is installed; where it is, have Pillow use it."""
-    if importlib.util.find_spec("pillow_heif") is None:
+    if not has_extra(HEIF_EXTRA):
         return False
     import pillow_heif
 
@@ -177,11 +182,14 @@ _CUT = re.compile(r"truncated|\bEOF\b|end of file|not enough|unexpected end", re
 def _refusal(error: Exception, data: bytes) -> DecodeError:
     if isinstance(error, (Image.DecompressionBombError, MemoryError)):
         return DecodeError("too_large", str(error) or "more memory than there is")
-    if lacking := lacks_decoder(recognise(data)) if not (recognise(data) == "HEIF" and has_heif()) else "":
+    name = recognise(data)
+    if lacking := lacks_decoder(name):
         return DecodeError("undecodable", lacking)
     if isinstance(error, EOFError) or _CUT.search(str(error)) or ends_early(data):
         return DecodeError("truncated", f"the file ends early, after {len(data)} bytes")
     if isinstance(error, UnidentifiedImageError):
         known = ", ".join(BY_PILLOW)
+        if name:
+            return DecodeError("undecodable", f"{name}: damaged, or of a kind that Pillow does not read")
         return DecodeError("undecodable", f"expected one of {known}; it begins {data[:8]!r}")
     return DecodeError("undecodable", f"{type(error).__name__}: {error}")

@@ -29,6 +29,7 @@ from torch import Tensor
 from cnnbatch.decode import DecodeError, Size, decode
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.journal import Journal
+from cnnbatch.picture_formats import why_refused
 from cnnbatch.records import Content, Failure, Image, Prepared, Shard
 from cnnbatch.sink import Outcome
 from cnnbatch.sources import Source
@@ -195,7 +196,10 @@ class ReadAhead:
             least = self._model.decode_size
             decoded = decode(data, least) if isinstance(data, bytes) else data.decode(least)
         except DecodeError as error:
-            item.outcome.failure = Failure("decode", error.code, str(error))
+            ref = item.outcome.ref
+            item.outcome.failure = Failure(
+                "decode", error.code, why_refused(error.code, str(error), ref.key, ref.uri)
+            )
             return
         try:
             fill(decoded)

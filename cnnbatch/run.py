@@ -31,6 +31,7 @@ from cnnbatch.result import Result
 from cnnbatch.screen import EXAMPLES, Screen, seen
 from cnnbatch.settling import FEW, SAMPLE, Settling, model_of
 from cnnbatch.sources import Source, open_source
+from cnnbatch.sources.left_out import in_words
 from cnnbatch.sources.regions import begun_earlier
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.truth import OBJECT_LABEL
@@ -316,6 +317,8 @@ def tell(summary: Summary, evaluation: Evaluation | None, output: Output, screen
     if "changed" in summary.found:  # The input was looked at again.
         words = [f"{count:,} {name}" for name, count in summary.found.items() if count]
         say(f"the input has {', '.join(words) or 'nothing new'}")
+    if left_out := output.left_out():
+        say(f"left out, since they are no images: {in_words(left_out)} (cnnbatch describe, input.suffixes)")
     if not summary.images:
         say(f"nothing to do: all {summary.total:,} images are in {redact(output.path('predictions'))}")
         _tell_failed(summary, output, screen)

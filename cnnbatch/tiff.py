@@ -158,6 +158,7 @@ def decode_tiff(data: bytes, limits: Limits) -> tuple[Pixels, tuple[int, int], i
         struct.error: the directory is cut.
     """
     tiff = Tiff(data, limits)
+    _refuse_raw(tiff)
     if not tiff.entries:
         return None
     refuse_unknown(tiff)
@@ -173,7 +174,6 @@ def decode_tiff(data: bytes, limits: Limits) -> tuple[Pixels, tuple[int, int], i
 
 def refuse_unknown(tiff: Tiff) -> None:
     """Raise DecodeError, which names it, for what nobody here decodes or would decode to another picture."""
-    _refuse_raw(tiff)
     if tiff.photometric not in _COLOURS:
         words = _OTHER_PHOTOMETRICS.get(tiff.photometric, "unknown")
         raise _unknown(f"photometric interpretation {tiff.photometric}: {words}")
@@ -190,7 +190,7 @@ def refuse_unknown(tiff: Tiff) -> None:
 
 def _refuse_raw(tiff: Tiff) -> None:
     """Refuse a camera's raw file: what stands first in it is a small preview."""
-    name = "DNG" if 50706 in tiff.entries else "CR2" if tiff.data[8:10] == b"CR" else ""
+    name = "CR2" if tiff.data[8:10] == b"CR" else "DNG" if 50706 in tiff.entries else ""
     if not name and tiff.entries.keys() >= {254, 330} and tiff.number(254) & 1:
         name = "raw"
     if name:

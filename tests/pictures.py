@@ -94,6 +94,9 @@ def exif_of(orientation: int) -> Image.Exif:
     return exif
 
 
+DEEP = {"tiff int32", "tiff float", "tiff 16-bit lzw"}
+"""Of `FILES` those whose samples Pillow clips at 255; `tests/test_tiff.py` has what is right."""
+
 FILES: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: saved(photo(), "JPEG"),
     "jpeg 4:4:4": lambda: saved(photo(), "JPEG", subsampling=0, quality=97),
@@ -135,12 +138,21 @@ FILES: dict[str, Callable[[], bytes]] = {
     "tiff CMYK": lambda: saved(photo().convert("CMYK"), "TIFF"),
     "tiff LAB": lambda: saved(photo().convert("LAB"), "TIFF"),
     "tiff RGBA": lambda: saved(alpha(), "TIFF"),
-    "tiff int32": lambda: saved(Image.fromarray(GRAY16.astype(np.int32) // 200), "TIFF"),
-    "tiff float": lambda: saved(Image.fromarray(GRAY16.astype(np.float32) / 200), "TIFF"),
+    "tiff int32": lambda: saved(Image.fromarray(GRAY16.astype(np.int32) << 15), "TIFF"),
+    "tiff float": lambda: saved(Image.fromarray(GRAY16.astype(np.float32) / 65535), "TIFF"),
+    "tiff 16-bit lzw": lambda: saved(Image.fromarray(GRAY16), "TIFF", compression="tiff_lzw"),
     "ppm": lambda: saved(photo(), "PPM"),
     "pgm": lambda: saved(gray_photo(), "PPM"),
     "pbm": lambda: saved(photo().convert("1"), "PPM"),
     "ico": lambda: saved(alpha(), "ICO", sizes=[(32, 24)]),
+    "jp2": lambda: saved(photo(), "JPEG2000"),
+    "jp2 tiles": lambda: saved(photo(), "JPEG2000", tile_size=(16, 16)),
+    "j2k gray": lambda: saved(gray_photo(), "JPEG2000", no_jp2=True),
+    "tga": lambda: saved(photo(), "TGA", compression="tga_rle"),
+    "qoi": lambda: saved(photo(), "QOI"),
+    "sgi": lambda: saved(photo(), "SGI"),
+    "pcx": lambda: saved(photo(), "PCX"),
+    "dds": lambda: saved(photo(), "DDS"),
     "avif": lambda: saved(photo(), "AVIF"),
     "avif RGBA": lambda: saved(alpha(), "AVIF"),
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import random
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from cnnbatch import picture_formats, pillow_decode
 from cnnbatch.decode import VERSION, DecodeError, Limits, decode
-from tests.pictures import FILES, GRAY16, assert_is_pillows, exif_of, photo, png16, refusal, saved
+from tests.pictures import DEEP, FILES, GRAY16, assert_is_pillows, exif_of, photo, png16, refusal, saved
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", sorted(FILES.keys() - DEEP))
 def test_equals_pillow(name: str) -> None:
     assert_is_pillows(FILES[name]())
 
@@ -116,10 +119,17 @@ def test_codes() -> None:
     assert VERSION.startswith("simplejpeg 1.")
 
 
-WHOLE_WITHOUT_END = {"jpeg", "jpeg gray", "jpeg 4:4:4", "jpeg restarts"}
+WHOLE_WITHOUT_END = {
+    *(name for name in FILES if name.startswith("jpeg")),
+    "j2k gray",
+    "jp2",
+    "jp2 tiles",
+    "gif",
+}
+MAGIC_AT_ITS_END = {"tga"}  # Cut, nothing tells it.
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", sorted(FILES.keys() - MAGIC_AT_ITS_END))
 def test_cut_anywhere_is_truncated_or_whole(name: str) -> None:
     data = FILES[name]()
     whole, _ = decode(data)
@@ -133,14 +143,20 @@ def test_cut_anywhere_is_truncated_or_whole(name: str) -> None:
     # A few bytes may not show yet what they were going to be.
     assert {code for cut, code in codes if cut > 16} == {"truncated"}
     if name in WHOLE_WITHOUT_END:
-        assert torch.equal(decode(data[:-2])[0], whole)
+        assert torch.equal(decode(data[: -1 if name == "gif" else -2])[0], whole)
+    if name.startswith(("png", "apng")) and name != "apng":
+        for lost in range(1, 13):  # Its last chunk, IEND.
+            assert torch.equal(decode(data[:-lost])[0], whole)
 
 
-@pytest.mark.parametrize("name", ["jpeg", "jpeg gray", "jpeg 4:2:2", "jpeg restarts"])
+@pytest.mark.parametrize(
+    "name", ["jpeg", "jpeg gray", "jpeg 4:2:2", "jpeg restarts", "jpeg CMYK", "jpeg YCCK"]
+)
 def test_a_jpeg_cut_and_closed_is_refused(name: str) -> None:
     """Pillow fills up with gray what lies behind the cut."""
     data = FILES[name]()
-    start = data.index(b"\xff\xda") + 14
+    start = data.index(b"\xff\xda") + 2
+    start += int.from_bytes(data[start : start + 2])  # The scan's header.
     for cut in range(start, len(data) - 8, 7):
         assert refusal(data[:cut] + b"\xff\xd9") == "undecodable"
 
@@ -194,3 +210,120 @@ def test_threads_agree() -> None:
     with ThreadPoolExecutor(8) as threads:
         together = list(threads.map(lambda data: decode(data)[0], files))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+# ---- metadata is no part of the picture
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
+
+
+LARGE = zlib.compress(bytes(3 << 20))
+LARGE_CHUNKS = {
+    "zTXt": chunk(b"zTXt", b"Comment\0\0" + LARGE),
+    "iTXt": chunk(b"iTXt", b"Comment\0\1\0\0\0" + LARGE),
+    "iCCP": chunk(b"iCCP", b"profile\0\0" + LARGE),
+    "tEXt": chunk(b"tEXt", b"Comment\0" + b"x" * (3 << 20)),
+    "many": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 19))) * 150,
+}
+
+
+@pytest.mark.parametrize("name", LARGE_CHUNKS)
+@pytest.mark.parametrize("kind", ["png", "png palette 1 clear", "png RGBA16", "apng"])
+def test_a_png_with_large_texts_is_its_picture(kind: str, name: str) -> None:
+    data = FILES[kind]()
+    for at in (33, len(data) - 12):  # behind IHDR, before IEND
+        large = data[:at] + LARGE_CHUNKS[name] + data[at:]
+        assert torch.equal(decode(large)[0], decode(data)[0])
+
+
+def test_a_png_with_large_texts_is_still_turned() -> None:
+    data, exif = saved(photo(), "PNG"), exif_of(6).tobytes()
+    upright = decode(saved(photo(), "PNG", exif=exif_of(6)))[0]
+    hexadecimal = f"\nexif\n{len(exif):8}\n{exif.hex()}\n".encode()
+    xmp = b'<x tiff:Orientation="6"/>' + b" " * (2 << 20)
+    for turning in (
+        chunk(b"eXIf", exif.removeprefix(b"Exif\0\0")),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(hexadecimal)),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+    ):
+        assert torch.equal(decode(data[:33] + turning + LARGE_CHUNKS["zTXt"] + data[33:])[0], upright)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "CMYK", "progressive", "WEBP", "TIFF", "TIFF16", "AVIF"])
+def test_large_exif_icc_and_xmp(kind: str) -> None:
+    picture = {"CMYK": photo().convert("CMYK"), "TIFF16": Image.fromarray(GRAY16)}.get(kind, photo())
+    plain = saved(picture, {"CMYK": "JPEG", "progressive": "JPEG", "TIFF16": "TIFF"}.get(kind, kind),
+                  progressive=kind == "progressive")  # fmt: skip
+    large = saved(picture, {"CMYK": "JPEG", "progressive": "JPEG", "TIFF16": "TIFF"}.get(kind, kind),
+                  progressive=kind == "progressive", icc_profile=bytes(3 << 20),
+                  **({} if kind.startswith("TIFF") else {"xmp": b"x" * 60_000}))  # fmt: skip
+    assert len(large) > 3 << 20
+    assert torch.equal(decode(large)[0], decode(plain)[0])
+
+
+WITHOUT_DECODER = [
+    b"\xff\x0a",
+    b"\0\0\0\x0cJXL \r\n\x87\n",
+    b"II*\0\x10\0\0\0CR",
+    b"FUJIFILMCCD-RAW ",
+    b"gimp xcf v011",
+    b"\x76\x2f\x31\x01",
+    b"#?RADIANCE\n",
+]
+
+
+def test_an_optional_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
+    monkeypatch.setattr(pillow_decode, "has_heif", lambda: False)
+    monkeypatch.setattr(picture_formats, "has_extra", lambda name: False)
+    with pytest.raises(DecodeError, match=r"HEIF: install .* pip install 'cnnbatch\[heif\]'"):
+        decode(heic)
+    for begin in WITHOUT_DECODER:
+        with pytest.raises(DecodeError, match="there is no decoder|ends early") as caught:
+            decode(begin + bytes(99))
+        assert caught.value.code in ("undecodable", "truncated")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_heif(orientation: int) -> None:
+    """As the plugin has Pillow read it; cut anywhere it is refused."""
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    data = saved(photo(), "HEIF", quality=90, exif=exif_of(orientation).tobytes())
+    assert_is_pillows(data)
+    for cut in range(20, len(data), 97):
+        assert refusal(data[:cut]) in ("truncated", "undecodable")
+
+
+def test_float_maps() -> None:
+    """Debevec's PFM: rows from the bottom, the scale's sign is the byte order."""
+    values = np.random.default_rng(3).random((45, 61, 3)).astype("<f4")
+    expected = np.rint(values * 255).astype(np.uint8)
+    for order, scale in (("<f4", b"-1.0"), (">f4", b"1.0")):
+        body = values[::-1].astype(order).tobytes()
+        assert np.array_equal(decode(b"PF\n61 45\n" + scale + b"\n" + body)[0].permute(1, 2, 0), expected)
+        gray = values[::-1, :, 0].astype(order).tobytes()
+        assert np.array_equal(decode(b"Pf\n61 45\n" + scale + b"\n" + gray)[0][1], expected[..., 0])
+    assert refusal(b"PF\n61 45\n-1.0\n" + body[:-1]) == "truncated"
+    assert refusal(b"PF\n61 45\n-1.0\n" + (values * 9).tobytes()) == "undecodable"
+    assert refusal(b"PF\n61000 45000\n-1.0\n" + body) == "too_large"
+
+
+def photoshop(bits: int, mode: int, samples: bytes, channels: int) -> bytes:
+    """A PSD without layers, its planes raw; by Adobe's specification, "Photoshop File Formats"."""
+    head = struct.pack(">4sH6xHLLHH", b"8BPS", 1, channels, 45, 61, bits, mode)
+    return head + struct.pack(">LLLH", 0, 0, 0, 0) + samples
+
+
+def test_a_flattened_psd_is_its_planes() -> None:
+    planes = np.asarray(photo()).transpose(2, 0, 1)
+    data = photoshop(8, 3, planes.tobytes(), 3)
+    assert np.array_equal(decode(data)[0], planes)
+    gray = photoshop(8, 1, planes[0].tobytes(), 1)
+    assert np.array_equal(decode(gray)[0], np.stack([planes[0]] * 3))
+    assert {refusal(data[:cut]) for cut in range(40, len(data), 501)} == {"truncated"}
+    with pytest.raises(DecodeError, match="PSD: damaged, or of a kind that Pillow does not read"):
+        decode(photoshop(16, 3, planes.astype(">u2").tobytes(), 3))

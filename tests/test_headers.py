@@ -94,11 +94,11 @@ def test_every_orientation_agrees_with_exif_transpose() -> None:
 def test_scans_are_counted() -> None:
     picture, buffer = Image.new("RGB", (40, 40), "red"), io.BytesIO()
     picture.save(buffer, "JPEG")
-    assert jpeg_facts(buffer.getvalue(), 100).one_scan
+    assert jpeg_facts(buffer.getvalue(), 100).is_complete
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", progressive=True)
     facts = jpeg_facts(buffer.getvalue(), 100)
-    assert (facts.one_scan, facts.scans) == (False, 10)
+    assert (facts.is_complete, facts.scans) == (True, 10)
     assert jpeg_facts(buffer.getvalue(), 3).scans == 4
     # A thumbnail inside a segment has markers that are none, and so has what follows the picture.
     assert jpeg_facts(jpeg_with(b"\xff\xda\xff\xd9\xff\xda") + b"\xff\xda" * 9, 100).scans == 1

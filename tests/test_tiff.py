@@ -1,4 +1,4 @@
-"""TIFF 6.0 is the oracle: samples as tifffile reads or as they were written, brought to 8 bits by its rules."""
+"""TIFF 6.0 is the oracle: samples as tifffile reads them or as they were written, brought to 8 bits."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def test_rgb_in_every_layout(dtype: str, planar: str, layout: str) -> None:
         options["bigtiff"] = True
     stored = samples if planar == "contig" else np.moveaxis(samples, 2, 0)
     for order in "<>":
-        data = written(np.ascontiguousarray(stored), photometric="rgb", planarconfig=planar, byteorder=order, **options)
+        data = written(
+            np.ascontiguousarray(stored), photometric="rgb", planarconfig=planar, byteorder=order, **options
+        )
         assert np.array_equal(shown(data), from_full_depth(samples))
 
 
@@ -104,7 +106,9 @@ def test_alpha_is_dropped_and_what_it_multiplied_undone(extra: str, dtype: str, 
         if extra == "assocalpha":
             samples[..., :-1] = np.minimum(samples[..., :-1], samples[..., -1:])
         stored = samples if planar == "contig" else np.moveaxis(samples, 2, 0)
-        data = written(np.ascontiguousarray(stored), photometric=photometric, planarconfig=planar, extrasamples=[extra])
+        data = written(
+            np.ascontiguousarray(stored), photometric=photometric, planarconfig=planar, extrasamples=[extra]
+        )
         expected = from_full_depth(samples[..., :-1])
         if extra == "assocalpha" and dtype == "f4":
             expected = from_full_depth(samples[..., :-1] / samples[..., -1:])
@@ -129,10 +133,15 @@ def test_cmyk_is_pillows_by_its_high_byte(dtype: str, planar: str) -> None:
 
 
 def packed(
-    samples: NDArray[np.uint64], bits: int, photometric: int, order: str = "<", fill: int = 1, planar: int = 1,
+    samples: NDArray[np.uint64],
+    bits: int,
+    photometric: int,
+    order: str = "<",
+    fill: int = 1,
+    planar: int = 1,
     **tags: Any,
 ) -> bytes:
-    """A TIFF of one strip a plane, written by the specification: rows begin at whole bytes, high bits first."""
+    """A TIFF of one strip a plane, by the specification: rows begin at whole bytes, high bits first."""
     height, width, depth = samples.shape
     strip = tags.pop("strip", None)
     rationals = {int(name[1:]): tags.pop(name) for name in [*tags] if name[0] == "r"}
@@ -178,7 +187,7 @@ def numbers(bits: int, count: int) -> NDArray[np.uint64]:
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 9, 10, 12, 14, 20])
 def test_odd_bits(bits: int, order: str) -> None:
-    """Without MaxSampleValue, which is no matter of display, 10, 12 and 14 bits count from their own depth."""
+    """MaxSampleValue is no matter of display: 10, 12 and 14 bits count from their own depth."""
     one, three = numbers(bits, 1), numbers(bits, 3)
     expected = to_eight(one, bits)
     for fill in (1, 2):
@@ -205,7 +214,9 @@ def test_palettes(bits: int) -> None:
 def test_floats_that_are_no_fractions() -> None:
     samples = (random("f4") * 300 - 20).astype("f4")
     plain = written(samples, photometric="minisblack")
-    with pytest.raises(DecodeError, match=r"floats from -1?\d.* SMinSampleValue and SMaxSampleValue") as caught:
+    with pytest.raises(
+        DecodeError, match=r"floats from -1?\d.* SMinSampleValue and SMaxSampleValue"
+    ) as caught:
         decode(plain)
     assert caught.value.code == "undecodable"
     tags = [(340, "f", 1, -20.0, False), (341, "f", 1, 280.0, False)]
@@ -232,8 +243,9 @@ def test_the_predictor_of_floats_is_opencvs() -> None:
 def test_lzw_with_its_predictor_is_opencvs(dtype: str) -> None:
     for count in (1, 3, 4):
         samples = random(dtype, count)
-        done, data = cv2.imencode(".tiff", samples[..., [2, 1, 0, 3][:count]] if count > 1 else samples,
-                                  [cv2.IMWRITE_TIFF_COMPRESSION, 5, cv2.IMWRITE_TIFF_PREDICTOR, 2])  # fmt: skip
+        options = [cv2.IMWRITE_TIFF_COMPRESSION, 5, cv2.IMWRITE_TIFF_PREDICTOR, 2]
+        blue_first = samples[..., [2, 1, 0, 3][:count]] if count > 1 else samples
+        done, data = cv2.imencode(".tiff", blue_first, options)
         assert done
         expected = from_full_depth(samples)
         assert np.array_equal(shown(data.tobytes()), gray(expected) if count == 1 else expected[..., :3])
@@ -278,7 +290,9 @@ def test_lab_is_pillows() -> None:
     """Signed a and b in CIELab, offset ones in ICCLab; of 16 bits their high byte."""
     samples = numbers(8, 3)
     expected = shown(packed(samples, 8, 8))
-    lab = Image.frombytes("LAB", (WIDTH, HEIGHT), samples.astype(np.uint8).tobytes(), "raw", "LAB").convert("RGB")
+    lab = Image.frombytes("LAB", (WIDTH, HEIGHT), samples.astype(np.uint8).tobytes(), "raw", "LAB").convert(
+        "RGB"
+    )
     assert np.array_equal(expected, np.asarray(lab))
     assert np.array_equal(shown(packed(samples << np.uint64(8), 16, 8)), expected)
     offset = samples ^ np.array([0, 128, 128], np.uint64)
@@ -309,9 +323,15 @@ def test_lab_is_pillows() -> None:
         (1, {"t317": (3,), "t259": (5,)}, "predictor 3|Decode|decoder error|broken"),
     ],
 )
-def test_what_has_no_colours_here_is_named(photometric: int, tags: dict[str, tuple[int, ...]], name: str) -> None:
+def test_what_has_no_colours_here_is_named(
+    photometric: int, tags: dict[str, tuple[int, ...]], name: str
+) -> None:
     with pytest.raises(DecodeError, match=name) as caught:
-        decode(packed(numbers(8, 4 if photometric == 5 else 3 if photometric == 2 else 1), 8, photometric, **tags))
+        decode(
+            packed(
+                numbers(8, 4 if photometric == 5 else 3 if photometric == 2 else 1), 8, photometric, **tags
+            )
+        )
     assert caught.value.code == "undecodable"
 
 
@@ -321,7 +341,9 @@ def test_what_has_no_colours_here_is_named(photometric: int, tags: dict[str, tup
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("dtype", ["i1", "u2", "f4"])
 def test_cut_anywhere_is_truncated(dtype: str, compression: str | None) -> None:
-    data = written(random(dtype, 3), photometric="rgb", compression=compression, rowsperstrip=7, planarconfig="contig")
+    data = written(
+        random(dtype, 3), photometric="rgb", compression=compression, rowsperstrip=7, planarconfig="contig"
+    )
     for cut in range(16, len(data) - 1, 131):
         with pytest.raises(DecodeError) as caught:
             decode(data[:cut])

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.sources.files import SUFFIXES
+from cnnbatch.picture_formats import SUFFIXES
 from cnnbatch.sources.unique import unique_keys
 from cnnbatch.storage import AlreadyExists, Forbidden, NotFound, Storage, join, redact, scheme
 

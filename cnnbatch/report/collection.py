@@ -18,7 +18,7 @@ from cnnbatch.decode import DecodeError
 from cnnbatch.describe import Candidate, Description, Named, Opened, Spread, Truths, describe
 from cnnbatch.records import Content, Failure, Shard
 from cnnbatch.report import plots
-from cnnbatch.report.facts import Fact
+from cnnbatch.report.facts import Fact, left_out_fact
 from cnnbatch.report.marked import marked
 from cnnbatch.report.pictures import Guess, NotShown, Picture, Seen, percent, small
 from cnnbatch.report.template import Bar, Chart, template
@@ -107,6 +107,7 @@ def facts(found: Description) -> list[Fact]:
         Fact("Images", number(found.images), byte_size(int(found.file_bytes.total))),
         Fact("Formats", _ranked(found.formats.items())),
         Fact("Unreadable", _unreadable(found), "headers only were read" if found.fast else ""),
+        *left_out_fact(found.left_out),
         Fact("Copies", _copies(found.copies), _groups(found.copies)),
         Fact("Width", _range(found.widths), "pixels"),
         Fact("Height", _range(found.heights), "pixels"),

@@ -9,6 +9,7 @@ import yaml
 
 from cnnbatch.report.pictures import percent
 from cnnbatch.report.words import decimal, duration, number
+from cnnbatch.sources.left_out import in_words
 from cnnbatch.storage import redact
 
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ def headline(footers: Sequence[Footer], tally: Tally, timeline: Timeline | None)
         Fact("Precision", _distinct(footer.info.get("precision", "") for footer in footers)),
     ]
     return [fact for fact in facts if fact.value]
+
+
+def left_out_fact(counts: Mapping[str, int]) -> list[Fact]:
+    """Return how many files of the input are no images, by suffix; nothing where there are none."""
+    return (
+        [Fact("Left out", number(sum(counts.values())), f"no images: {in_words(counts)}")] if counts else []
+    )
 
 
 def environment(footers: Sequence[Footer]) -> list[Fact]:

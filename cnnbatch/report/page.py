@@ -18,7 +18,7 @@ from cnnbatch.report import plots, ways
 from cnnbatch.report.beside import Beside
 from cnnbatch.report.classes import MOST_OPEN
 from cnnbatch.report.embedded import Card, embedded
-from cnnbatch.report.facts import Fact, environment, headline, job_yaml
+from cnnbatch.report.facts import Fact, environment, headline, job_yaml, left_out_fact
 from cnnbatch.report.judged import judged
 from cnnbatch.report.learning import learning
 from cnnbatch.report.mistakes import Mistakes, find_mistakes
@@ -86,7 +86,10 @@ def page_html(result: Result, storage: Storage, begin: Begin) -> str:
         source=_url(result.settings.get("input")),
         output=redact(result.uri),
         finished=max((footer.finished for footer in footers if footer.finished), default=None),
-        headline=headline(footers, tally, timeline),
+        headline=[
+            *headline(footers, tally, timeline),
+            *left_out_fact(Output(result.uri, storage).left_out()),
+        ],
         judged=judgement,
         problem=beside.problem,
         sample=sample,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnbatch.errors import EnvironmentFault
+from cnnbatch.limits import DecodeError, Limits
+from cnnbatch.picture_formats import recognise
+from cnnbatch.pillow_decode import by_pillow, opened
+from cnnbatch.quiet import without_warnings
 from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.report.marked import marked
 from cnnbatch.storage import Forbidden, NotFound, Storage, StorageOptions
@@ -45,6 +48,15 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_MAY_BE_CLEAR = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "ICO",
+    "AVIF",
+)  # On white paper; a JPEG made small at once.
 _DECODING = threading.Lock()  # One at a time, so that memory holds one picture, whatever the threads.
 
 
@@ -293,15 +305,28 @@ def thumbnail(data: bytes, side: int) -> Image.Image:
 
     JPEG is decoded at a fraction of its size. Raises NotShown.
     """
-    with _DECODING, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                return _shrink(image, side)
-        except NotShown:
-            raise
-        except Exception as fault:  # Pillow raises nearly anything on hostile bytes.
-            raise NotShown(f"can't be decoded ({type(fault).__name__})") from None
+    with _DECODING, without_warnings():
+        if recognise(data) in _MAY_BE_CLEAR:
+            try:
+                with opened(data) as image:
+                    return _shrink(image, side)
+            except NotShown:
+                raise
+            except Exception:  # Pillow raises nearly anything; of an intact picture its metadata may be why.
+                pass
+        return _as_decoded(data, side)
+
+
+def _as_decoded(data: bytes, side: int) -> Image.Image:
+    """Return an image small, its colours those that the network saw."""
+    try:
+        found = by_pillow(data, Limits(MOST_PIXELS))
+    except DecodeError as fault:
+        large = fault.code == "too_large"
+        raise NotShown("too large to preview" if large else f"can't be decoded ({fault.code})") from None
+    small = Image.fromarray(found.pixels)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return small.transpose(_UPRIGHT[found.orientation]) if found.orientation in _UPRIGHT else small
 
 
 def percent(score: float) -> str:

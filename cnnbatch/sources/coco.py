@@ -25,6 +25,7 @@ from cnnbatch.sources.backslashes import Backslashes
 from cnnbatch.sources.behind import Behind
 from cnnbatch.sources.containers import opened
 from cnnbatch.sources.files import Files
+from cnnbatch.sources.left_out import LeftOut
 from cnnbatch.sources.objects import TRUTH, of_coco
 from cnnbatch.sources.reading import readers
 from cnnbatch.storage import (
@@ -63,6 +64,8 @@ class Coco:
     folder: str | None = None
     columns: pa.Schema = field(default_factory=lambda: pa.schema([(TRUTH, pa.string())]))
     allow: tuple[Allowed, ...] = ()
+    suffixes: frozenset[str] | None = None
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
     def __post_init__(self) -> None:
         """Prepare to ask what backslashes mean."""
@@ -160,9 +163,12 @@ class Coco:
             )
         return place + 1
 
+    def _files(self, folder: str) -> Files:
+        return Files(self.storage, (folder,), suffixes=self.suffixes, left_out=self.left_out)
+
     def _of_folder(self, folder: str, after: ImageRef | None) -> Iterator[ImageRef]:
         seen, behind = bytearray(self._index.images), Behind(after)
-        for number, ref in enumerate(Files(self.storage, (folder,)).refs(), 1):
+        for number, ref in enumerate(self._files(folder).refs(), 1):
             place = self._place(ref)
             if place is not None:
                 seen[place] = 1
@@ -240,9 +246,10 @@ def open_coco(input: Input, storage: Storage) -> Coco:
             f"input.url: with COCO's truth one address was expected, got {len(url)}\n"
             "  what to do: give the folder of the images, and the file as input.truth"
         )
+    suffixes = frozenset(input.suffixes) or None
     if file is None:
         return Coco(storage, normalize(url), allow=input.allow)
-    return Coco(storage, normalize(file), url)
+    return Coco(storage, normalize(file), url, suffixes=suffixes)
 
 
 def _row(entry: str | None) -> dict[str, Any]:

@@ -67,9 +67,7 @@ def is_output(url: str, storage: Storage) -> bool:
     return storage.exists(Output(normalize(url), storage).path("_job", "job.yaml"))
 
 
-def open_earlier(
-    url: str, storage: Storage, min_score: float, allow: Sequence[Allowed] = ()
-) -> FoundBoxes:
+def open_earlier(url: str, storage: Storage, min_score: float, allow: Sequence[Allowed] = ()) -> FoundBoxes:
     """Return the objects of an output; `UserError` where its task writes none.
 
     The output names its images as a list does: one in a bucket may be anybody's, so it reaches no further.

@@ -15,9 +15,12 @@ from difflib import get_close_matches
 import pyarrow as pa
 
 from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.picture_formats import SUFFIXES, suffix_of
 from cnnbatch.records import Failure, ImageRef, Shard
 from cnnbatch.sources import globs, patterns
+from cnnbatch.sources.companions import Pairs, has_jpeg
 from cnnbatch.sources.inventory import INVENTORY, Inventory, require_same
+from cnnbatch.sources.left_out import HIDDEN, LeftOut, in_words, kind_of
 from cnnbatch.sources.reading import readers
 from cnnbatch.storage import (
     Entry,
@@ -32,12 +35,6 @@ from cnnbatch.storage import (
     without_query,
 )
 
-_SUFFIXES = ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .mpo .ppm .pgm .pbm .pnm .avif"
-SUFFIXES = frozenset(_SUFFIXES.split())
-"""What counts as an image in a folder, whatever the case."""
-
-_SEEN_SUFFIXES = 100  # kinds of files counted for the message about a folder without images
-
 
 @dataclass(frozen=True)
 class Files:
@@ -45,6 +42,7 @@ class Files:
 
     Keys are paths relative to the root (of a glob: the part before its first wildcard). With several
     addresses they are the images' own addresses, and an image that two of them name comes once.
+    ``suffixes`` are those of images, None for all that are known; ``left_out`` counts the other files.
     """
 
     storage: Storage
@@ -52,6 +50,8 @@ class Files:
     columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
     truth_schema: pa.Schema | None = None
     inventory: Inventory | None = None
+    suffixes: frozenset[str] | None = None
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the images: the job's addresses in turn, each by its UTF-8 bytes or as in the inventory."""
@@ -61,9 +61,11 @@ class Files:
         columns = {INVENTORY: self.inventory.mark} if self.inventory else {}
         places = [self._place(url) for url in self.urls]
         first = 0 if after is None else _place_of(after.uri, places)
+        counts = self.left_out.counts = Counter[str]()
         for number in range(first, len(places)):
             place, behind = places[number], after.uri if after and number == first else None
-            for entry in place.entries(listing, behind):
+            for entry in place.entries(listing, behind, counts):
+                self.left_out.counts = counts  # Not those of another listing of this source meanwhile.
                 if not any(earlier.takes(entry.uri) for earlier in places[:number]):
                     key = redact(entry.uri) if len(places) > 1 else place.key(entry.uri)
                     yield ImageRef(key, entry.uri, etag=entry.etag, columns=columns)
@@ -84,12 +86,13 @@ class Files:
             return Single(address, len(self.urls) == 1)
         root, pattern = patterns.split(address, None if self.inventory else self.storage)
         if pattern is not None:
-            return Folder(root, pattern)
+            return Folder(root, pattern, self.suffixes)
         if is_local(address) and os.path.lexists(address):
-            return Folder(address) if os.path.isdir(address) else Single(address, len(self.urls) == 1)
-        if _is_image(address) or is_local(address) or self._is_object(address):
+            is_folder = os.path.isdir(address)
+            return Folder(address, None, self.suffixes) if is_folder else Single(address, len(self.urls) == 1)
+        if suffix_of(address) in (self.suffixes or SUFFIXES) or is_local(address) or self._is_object(address):
             return Single(address, len(self.urls) == 1)
-        return Folder(address)
+        return Folder(address, None, self.suffixes)
 
     def _is_object(self, address: str) -> bool:
         try:
@@ -101,23 +104,25 @@ class Files:
 
 @dataclass(frozen=True)
 class Folder:
-    """The images below ``root``; with ``pattern``, those whose path below the root it matches."""
+    """The images below ``root``; with ``pattern``, those whose path below the root it matches.
+
+    ``suffixes`` are those of images, None for all that are known.
+    """
 
     root: str
     pattern: str | None = None
+    suffixes: frozenset[str] | None = None
 
-    def entries(self, storage: Storage | Inventory, after: str | None) -> Iterator[Entry]:
-        """Stream the images; a folder without any is a `UserError` that says what was there."""
-        others: Counter[str] = Counter()
+    def entries(
+        self, storage: Storage | Inventory, after: str | None, counts: Counter[str]
+    ) -> Iterator[Entry]:
+        """Stream the images, and count other files; a folder without any image is a `UserError`."""
         found = after is not None
+        before = Counter(counts)
         try:
-            for entry in storage.list(self.root, after):
-                if self.takes(entry.uri):
-                    found = True
-                    yield entry
-                elif not found:
-                    suffix = posixpath.splitext(entry.uri)[1].lower()
-                    others[suffix if len(others) < _SEEN_SUFFIXES else "others"] += 1
+            for entry in self._images(storage, after, counts):
+                found = True
+                yield entry
         except NotFound:
             raise _absent(self.root) from None
         except Unreadable as error:
@@ -127,21 +132,53 @@ class Folder:
                 f"the input may not be listed: {error}", "give the right to list it"
             ) from None
         if not found:
-            raise self._without_images(others)
+            raise self._without_images(counts - before)
+
+    def _images(
+        self, storage: Storage | Inventory, after: str | None, counts: Counter[str]
+    ) -> Iterator[Entry]:
+        # Whoever names suffixes gets them all; and an inventory has no order in which to find pairs.
+        named = self.suffixes is not None or (self.pattern is not None and globs.names_suffix(self.pattern))
+
+        def asked(stem: str) -> bool:
+            return has_jpeg(storage.list(self.root, f"{stem}."), stem, self.takes)
+
+        pairs = Pairs(counts, asked, after, finds=not named and not isinstance(storage, Inventory))
+        for entry in storage.list(self.root, after):
+            if self.takes(entry.uri):
+                yield from pairs.take(entry, "")
+            elif reason := self._reason(entry.uri):
+                yield from pairs.take(entry, reason)
+        yield from pairs.end()
+
+    def _reason(self, uri: str) -> str:
+        """Return how a file that is no image is counted; not at all where the pattern does not match it."""
+        path = self._path(uri)
+        if not path or path.endswith("/"):
+            return ""
+        if self._is_hidden(path):
+            return HIDDEN
+        matches = self.pattern is None or globs.compiled(self.pattern).fullmatch(path) is not None
+        return kind_of(path) if matches else ""
+
+    def _path(self, uri: str) -> str:
+        prefix = self.root.rstrip("/") + "/" if not self.root.endswith("://") else self.root
+        return uri.removeprefix(prefix) if uri.startswith(prefix) else ""
+
+    def _is_hidden(self, path: str) -> bool:
+        hidden = "/." in path or path.startswith(".")
+        asked = self.pattern is not None and ("/." in self.pattern or self.pattern.startswith("."))
+        return hidden and not asked
 
     def takes(self, uri: str) -> bool:
         """Say whether ``uri`` is one of the images, by its text alone."""
-        prefix = self.root.rstrip("/") + "/" if not self.root.endswith("://") else self.root
-        if not uri.startswith(prefix):
-            return False
-        path, pattern = uri[len(prefix) :], self.pattern
-        if ("/." in path or path.startswith(".")) and not (
-            pattern and ("/." in pattern or pattern.startswith("."))
-        ):
+        path, pattern = self._path(uri), self.pattern
+        if not path or self._is_hidden(path):
             return False
         if pattern is not None and not globs.compiled(pattern).fullmatch(path):
             return False
-        return _is_image(path) or (pattern is not None and globs.names_suffix(pattern))
+        known = suffix_of(path) in (self.suffixes or SUFFIXES)
+        return known or (pattern is not None and globs.names_suffix(pattern))
 
     def key(self, uri: str) -> str:
         """Return the path below the root."""
@@ -149,13 +186,10 @@ class Folder:
 
     def _without_images(self, others: Counter[str]) -> UserError:
         wanted = f"files that match {self.pattern}" if self.pattern else "images"
-        there = ", ".join(
-            f"{count:,} {suffix or 'without suffix'}" for suffix, count in others.most_common(5)
-        )
         return UserError(
-            f"input.url: expected {wanted} below {redact(self.root)}, found {there or 'no file'}\n"
-            "  what to do: give another folder, a pattern that names the suffix, or a list of addresses;"
-            f" images are {_SUFFIXES}"
+            f"input.url: expected {wanted} below {redact(self.root)}, found {in_words(others) or 'no file'}\n"
+            "  what to do: give another folder, a pattern that names the suffix, input.suffixes, or a list of"
+            f" addresses; images are {' '.join(sorted(self.suffixes or SUFFIXES))}"
         )
 
 
@@ -166,8 +200,10 @@ class Single:
     uri: str
     required: bool
 
-    def entries(self, storage: Storage | Inventory, after: str | None) -> Iterator[Entry]:
-        """Yield the file, once."""
+    def entries(
+        self, storage: Storage | Inventory, after: str | None, counts: Counter[str]
+    ) -> Iterator[Entry]:
+        """Yield the file, once; nothing is left out of one."""
         if after is not None:
             return
         entry = Entry(self.uri, 0, None)
@@ -191,10 +227,6 @@ class Single:
     def key(self, uri: str) -> str:
         """Return the file's name."""
         return posixpath.basename(without_query(redact(uri)).rstrip("/")) or redact(uri)
-
-
-def _is_image(uri: str) -> bool:
-    return posixpath.splitext(uri)[1].lower() in SUFFIXES
 
 
 def _place_of(uri: str, places: list[Folder | Single]) -> int:

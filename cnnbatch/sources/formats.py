@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cnnbatch import datasets
 from cnnbatch.datasets.placed import Placed
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.sources.files import SUFFIXES
+from cnnbatch.picture_formats import SUFFIXES
 from cnnbatch.sources.labelled import FOLDER, Labelled, labelled_by_pattern
 from cnnbatch.sources.patterns import is_pattern
 from cnnbatch.sources.splits import INNER_FOLDER, splits_below
@@ -68,10 +68,10 @@ class Format:
 
 
 FORMATS = {
-    "files": Format("formats:open_files", frozenset({"inventory"})),
-    "folders": Format("formats:open_folders", frozenset({"inventory"}), labelled=False),
+    "files": Format("formats:open_files", frozenset({"inventory", "suffixes"})),
+    "folders": Format("formats:open_folders", frozenset({"inventory", "suffixes"}), labelled=False),
     "list": Format("lists:open_list", frozenset({"key", "label", "keep"}), labelled=False),
-    "coco": Format("coco:open_coco", frozenset({"truth"}), labelled=False),
+    "coco": Format("coco:open_coco", frozenset({"truth", "suffixes"}), labelled=False),
     "voc": Format("voc:open_voc", frozenset({"split"}), labelled=False),
     "parquet": Format("parquet:open_parquet", frozenset({"key", "label", "keep"}), labelled=False),
     "tar": Format("tar:open_tar", frozenset({"keep"})),
@@ -116,7 +116,7 @@ def _is_there(url: str) -> bool:
 
 def _refuse_others(input: Input, name: str, allowed: frozenset[str]) -> None:
     """Refuse what the job says of an input and what means nothing to its format ``name``."""
-    for field in ("key", "label", "keep", "truth", "split", "inventory", "min_score"):
+    for field in ("key", "label", "keep", "truth", "split", "inventory", "min_score", "suffixes"):
         default = type(input).model_fields[field].default
         if getattr(input, field) != default and field not in allowed:
             raise _means_nothing(field, name, input)
@@ -133,7 +133,7 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
         return regions.RegionImages(earlier.open_earlier(whole, storage, input.min_score, input.allow))
     _require_kept(input, regions.KEPT)
     if side is not None:
-        _refuse_others(inner, "patches", frozenset({"truth"}))
+        _refuse_others(inner, "patches", frozenset({"truth", "suffixes"}))
         return regions.RegionImages(_open_patches(inner, int(side), storage))
     source = _open_whole(inner, storage)
     if source.truth_schema is None or "objects" not in source.truth_schema.names:
@@ -192,7 +192,7 @@ def recognise(input: Input, storage: Storage) -> str:
         return "tar"
     if posixpath.splitext(path)[1] or pattern or path.startswith(("http:", "https:")):
         return "files"
-    return _recognise_folder(normalize(urls[0]), storage)
+    return _recognise_folder(normalize(urls[0]), storage, input.suffixes)
 
 
 def _holds_images(url: str, storage: Storage) -> bool:
@@ -201,7 +201,7 @@ def _holds_images(url: str, storage: Storage) -> bool:
     return is_parquet(url, storage)
 
 
-def _recognise_folder(root: str, storage: Storage) -> str:
+def _recognise_folder(root: str, storage: Storage, images: tuple[str, ...]) -> str:
     names = _first_names(root, storage)
     if not _CIFAR10.isdisjoint(names):
         return "cifar10"
@@ -210,7 +210,7 @@ def _recognise_folder(root: str, storage: Storage) -> str:
     if names and re.match(r"Annotations/[^/]+\.xml$", names[0]):
         return "voc" if _first_names(join(root, "JPEGImages"), storage) else "files"
     suffixes = {posixpath.splitext(name)[1].lower() for name in names}
-    if suffixes.isdisjoint(SUFFIXES):  # images beside containers are what is meant
+    if suffixes.isdisjoint(images or SUFFIXES):  # images beside containers are what is meant
         tars = [name for name in names if name.lower().endswith(TARS)]
         tables = [name for name in names if name.lower().endswith(".parquet")]
         if tars:
@@ -261,10 +261,11 @@ def open_files(input: Input, storage: Storage) -> Source:
     from cnnbatch.sources.inventory import COLUMNS, open_inventory
 
     urls = (input.url,) if isinstance(input.url, str) else tuple(input.url)
+    chosen = frozenset(input.suffixes) or None
     if input.inventory is None:
-        return Files(storage, urls)
+        return Files(storage, urls, suffixes=chosen)
     inventory = open_inventory(input.inventory, storage, urls, input.allow)
-    return Files(storage, urls, COLUMNS, inventory=inventory)
+    return Files(storage, urls, COLUMNS, inventory=inventory, suffixes=chosen)
 
 
 def open_folders(input: Input, storage: Storage) -> Source:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import nearest
+from cnnbatch.picture_formats import SUFFIXES
 from cnnbatch.records import Content, Failure, ImageRef, Shard, Span
 from cnnbatch.sink import ENGINE_COLUMNS
 from cnnbatch.sources.containers import (
@@ -32,7 +33,6 @@ from cnnbatch.sources.containers import (
     read_ahead,
     unreadable,
 )
-from cnnbatch.sources.files import SUFFIXES
 from cnnbatch.sources.formats import TARS
 from cnnbatch.sources.lists import LABEL
 from cnnbatch.sources.objects import TRUTH, as_json, class_name, holds_objects, truth_table

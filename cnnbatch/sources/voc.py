@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
@@ -21,9 +22,10 @@ import pyarrow as pa
 from cnnbatch import truth
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.mistakes import nearest
+from cnnbatch.picture_formats import SUFFIXES, suffix_of
 from cnnbatch.records import Content, Failure, ImageRef, Shard
 from cnnbatch.sources.behind import Behind
-from cnnbatch.sources.files import SUFFIXES
+from cnnbatch.sources.left_out import HIDDEN, LeftOut, count, kind_of
 from cnnbatch.sources.lists import opened
 from cnnbatch.sources.reading import readers
 from cnnbatch.sources.rows import lines_of
@@ -104,6 +106,7 @@ class XmlTree:
     splits: tuple[str, ...] = ()
     classes: tuple[truth.Class, ...] = ()
     columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
     @property
     def truth_schema(self) -> pa.Schema:
@@ -203,8 +206,9 @@ class XmlTree:
 
     def _images(self, pictures: _Pictures) -> Iterator[ImageRef]:
         """Yield the images in the order of their names, and note them in ``pictures``."""
-        entry = None
-        for entry in self._files(self.layout.images, SUFFIXES):
+        entry, counts = None, Counter[str]()
+        self.left_out.counts = counts
+        for entry in self._files(self.layout.images, SUFFIXES, counts):
             ref = ImageRef(entry.uri[len(self.root) :].lstrip("/"), entry.uri, etag=entry.etag)
             pictures.add(self._name(entry, self.layout.images), ref)
             yield ref
@@ -214,14 +218,21 @@ class XmlTree:
                 "  what to do: give the folder that holds the whole tree"
             )
 
-    def _files(self, folder: str, suffixes: Collection[str]) -> Iterator[Entry]:
-        """Yield the files of these suffixes but for hidden ones; an absent folder is a `UserError`."""
+    def _files(
+        self, folder: str, suffixes: Collection[str], left_out: Counter[str] | None = None
+    ) -> Iterator[Entry]:
+        """Yield the files of these suffixes but for hidden ones; an absent folder is a `UserError`.
+
+        Other files are counted in ``left_out``.
+        """
         root = join(self.root, folder)
         try:
             for entry in _entries(self.storage, root):
                 hidden = "/." in entry.uri[len(root) :]
-                if not hidden and posixpath.splitext(entry.uri)[1].lower() in suffixes:
+                if not hidden and suffix_of(entry.uri) in suffixes:
                     yield entry
+                elif left_out is not None:
+                    count(left_out, HIDDEN if hidden else kind_of(entry.uri))
         except NotFound:
             raise UserError(
                 f"input.url: {redact(self.root)} has no {folder}, where a tree of the format "

@@ -74,8 +74,10 @@ def begin(job: TrainJob, output: Output, note: Callable[[str], None]) -> None:
 
 def require_same_training(job: TrainJob, output: Output) -> None:
     """Refuse a job other than the one that this output's training began with."""
-    known = _known(job, output)
-    if known is not None and (found := differences(known, _fields(job))):
+    known, fields = _known(job, output), _fields(job)
+    if output.decided("training/finished") is not None:
+        fields.pop("decoder_revision")  # What is trained stays trained, whatever decoded its images.
+    if known is not None and (found := differences(known, fields)):
         raise UserError(
             f"{redact(output.uri)} holds another training:\n" + "\n".join(found) + "\n"
             "  what to do: choose another output, or give the job that made this one"
