@@ -20,7 +20,6 @@ from cnnbatch.picture_formats import BY_PILLOW, recognise
 from cnnbatch.pillow_decode import opened
 from cnnbatch.quiet import without_warnings
 from cnnbatch.records import Content, Failure, Picture
-from cnnbatch.unquoted import said
 
 if TYPE_CHECKING:
     from torch import Tensor
