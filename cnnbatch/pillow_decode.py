@@ -31,6 +31,7 @@ from cnnbatch.limits import DecodeError, Limits
 from cnnbatch.picture_formats import BY_PILLOW, HEIF_EXTRA, has_extra, lacks_decoder, recognise
 from cnnbatch.quiet import without_warnings
 from cnnbatch.tiff import decode_tiff
+from cnnbatch.unquoted import kind_of, said
 
 Size = tuple[int, int]
 
@@ -191,5 +192,5 @@ def _refusal(error: Exception, data: bytes) -> DecodeError:
         known = ", ".join(BY_PILLOW)
         if name:
             return DecodeError("undecodable", f"{name}: damaged, or of a kind that Pillow does not read")
-        return DecodeError("undecodable", f"expected one of {known}; it begins {data[:8]!r}")
-    return DecodeError("undecodable", f"{type(error).__name__}: {error}")
+        return DecodeError("undecodable", f"expected one of {known}; it is {kind_of(data)}")
+    return DecodeError("undecodable", f"{type(error).__name__}: {said(error)}")
