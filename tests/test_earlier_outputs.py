@@ -120,6 +120,7 @@ def test_an_unfinished_output_is_gone_on_with(copy: Copy, monkeypatch: pytest.Mo
     recorded = json.loads((output / "_job" / "identity.json").read_text())
     monkeypatch.setattr(identity, "_minor", lambda package: recorded[package])
     monkeypatch.setattr(decode, "VERSION", recorded["decoder"])
+    monkeypatch.setattr(identity, "REVISION", recorded.get("decoder_revision", 1))
     before = {path.name: path.read_bytes() for path in (output / "predictions").iterdir()}
     summary = again(output)
     assert (summary.images, summary.total) == (13, 22)
@@ -134,7 +135,7 @@ def test_an_unfinished_output_of_another_decoder_is_refused(
     output = copy("unfinished")
     recorded = json.loads((output / "_job" / "identity.json").read_text())
     monkeypatch.setattr(identity, "_minor", lambda package: recorded[package])
-    monkeypatch.setattr(decode, "VERSION", "another decoder 1")
-    with pytest.raises(UserError, match="another decoder 1"):
+    monkeypatch.setattr(decode, "VERSION", recorded["decoder"])
+    with pytest.raises(UserError, match=r"the decoder's revision: the output has 1, this job has [2-9]"):
         again(output)
     assert len(list((output / "predictions").iterdir())) == 3
