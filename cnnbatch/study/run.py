@@ -42,9 +42,7 @@ def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
         require_data(trials)
         begin(running.job, trials, output, screen.note)
         output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
-        known: dict[str, Row] = {
-            trial.name: row for trial in trials if (row := output.decided(f"trials/{trial.name}"))
-        }
+        known = _known(trials, output)
         screen.note(_begins(trials, known))
         trained = 0
         for row in _trained(running, [trial for trial in trials if trial.name not in known]):
@@ -128,6 +126,12 @@ def begin(job: StudyJob, trials: Sequence[Trial], output: Output, note: Callable
         note(begun.discarded(output, known, fields))
     record = {"metric": job.study.metric, "fields": fields}
     output.storage.put(output.path("_job", "study.json"), json.dumps(record, indent=1).encode())
+
+
+def _known(trials: Sequence[Trial], output: Output) -> dict[str, Row]:
+    """Return the records of the trials that are finished, by their names."""
+    records = {trial.name: output.decided(f"trials/{trial.name}") for trial in trials}
+    return {name: record for name, record in records.items() if record is not None}
 
 
 def _output(trial: Trial) -> Output:
