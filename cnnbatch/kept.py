@@ -23,6 +23,7 @@ from cnnbatch.storage import redact
 PUT_BACK = "put it back as it was, or choose another output; finished parts are kept"
 DELETE = "delete that file and give the same command again; finished parts are kept"
 MAKE_AGAIN = "delete that file: the same command then makes it again, and keeps the other parts"
+_EVALUATE = "cnnbatch evaluate with this output writes it anew"
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError)
 
 _Positive = Annotated[int, Field(ge=1)]
@@ -162,6 +163,12 @@ class _Evaluation(TypedDict):
     aliases: NotRequired[dict[str, str | None]]
 
 
+@_open
+class _JudgedBy(TypedDict):
+    truth: str
+    aliases: NotRequired[dict[str, str | None]]
+
+
 _JOB: TypeAdapter[Any] = TypeAdapter(Annotated[_Job, Field(min_length=1)])
 _OBJECT: TypeAdapter[Any] = TypeAdapter(dict[str, Any])
 _SHAPES: Mapping[str, tuple[TypeAdapter[Any], str]] = {
@@ -177,7 +184,8 @@ _SHAPES: Mapping[str, tuple[TypeAdapter[Any], str]] = {
     "training/identity": (TypeAdapter(_Fields), PUT_BACK),
     "training/data": (TypeAdapter(_Data), DELETE),
     "training/strategy": (TypeAdapter(_Strategy), DELETE),
-    "evaluation": (TypeAdapter(_Evaluation), "cnnbatch evaluate with this output writes it anew"),
+    "evaluation": (TypeAdapter(_Evaluation), _EVALUATE),
+    "judged by": (TypeAdapter(_JudgedBy), _EVALUATE),
     "training/inside": (TypeAdapter(_Inside), DELETE),
 }
 """By a pattern of the record's name its shape, and the way out where it is damaged."""

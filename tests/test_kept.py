@@ -47,7 +47,8 @@ def damages(data: bytes) -> Iterator[bytes]:
         fields = json.loads(data)
         for name in fields:
             yield json.dumps({key: value for key, value in fields.items() if key != name}).encode()
-            yield from (json.dumps({**fields, name: value}).encode() for value in (None, [], "abc", -5))
+            others: list[Any] = [None, [], "abc", -5]
+            yield from (json.dumps({**fields, name: value}).encode() for value in others)
     if data.startswith(b"PAR1"):
         table = pq.read_table(io.BytesIO(data))
         yield from (

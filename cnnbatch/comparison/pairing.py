@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch import kept
-from cnnbatch.evaluation.summary import read_evaluation
 from cnnbatch.output import PART, Output
 from cnnbatch.result import ROWS_IN_A_BATCH, Footer, Result
 from cnnbatch.result import open as open_result
@@ -117,11 +116,19 @@ def open_side(uri: str, storage: Storage) -> Side:
     result = open_result(uri, storage)
     result.schema  # noqa: B018 - raises before the first part
     output = Output(result.uri, storage)
-    judged = read_evaluation(output.uri, storage)
+    judged = _judged_by(output)
     # Its folder may have moved since.
-    again = judged is not None and judged.truth.endswith("/evaluation/truth")
-    aliases = None if judged is None else judged.aliases
-    return Side(result, storage, _truth(output, result, again), aliases or None)
+    again = str(judged.get("truth")).endswith("/evaluation/truth")
+    return Side(result, storage, _truth(output, result, again), judged.get("aliases"))
+
+
+def _judged_by(output: Output) -> dict[str, Any]:
+    """Return by what an output was last judged; nothing where it was not."""
+    uri = output.path("evaluation.json")
+    try:
+        return kept.record("judged by", uri, output.storage.read(uri))
+    except NotFound:
+        return {}
 
 
 def _truth(output: Output, result: Result, again: bool) -> str | None:

@@ -41,9 +41,7 @@ def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
     trials = trials_of(running.job)
     with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), uuid4().hex):
         begin(running.job, trials, output, screen.note)
-        known: dict[str, Row] = {
-            trial.name: row for trial in trials if (row := output.decided(f"trials/{trial.name}"))
-        }
+        known = _known(trials, output)
         left = [trial for trial in trials if trial.name not in known]
         require_data(left)
         require_weights(left)
@@ -153,6 +151,12 @@ def require_weights(trials: Sequence[Trial]) -> None:
             raise EnvironmentFault(f"nothing was trained: {fault.what}", fault.mend) from fault
         except UserError as error:
             raise UserError(f"nothing was trained: {error}") from error
+
+
+def _known(trials: Sequence[Trial], output: Output) -> dict[str, Row]:
+    """Return the records of the trials that are finished, by their names."""
+    records = {trial.name: output.decided(f"trials/{trial.name}") for trial in trials}
+    return {name: record for name, record in records.items() if record is not None}
 
 
 def _output(trial: Trial) -> Output:
