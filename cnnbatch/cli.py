@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from cnnbatch import interrupts
 
@@ -25,7 +25,7 @@ from cnnbatch.terminal import never_fail, say, steering, unlike
 class _Commands(TyperGroup):
     """Looks at the arguments of every command before anything else does."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         never_fail()
         for text in args:
             if mark := steering(text.replace("\n", "").replace("\t", "")):

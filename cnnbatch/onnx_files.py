@@ -257,12 +257,12 @@ def _needed_bytes(tensor: TensorProto) -> int | None:
     onnx = package("onnx")
     try:
         name = onnx.TensorProto.DataType.Name(tensor.data_type)
-        bits = _BITS.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        bits: int = _BITS.get(name) or 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, ValueError):
         return None
     if name in ("UNDEFINED", "STRING") or any(side < 0 for side in tensor.dims):
         return None
-    return -(-math.prod(tensor.dims) * bits // 8)
+    return (math.prod(map(int, tensor.dims)) * bits + 7) // 8
 
 
 def _refused(path: Path, tensor: TensorProto, words: str) -> UserError:

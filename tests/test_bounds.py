@@ -167,17 +167,9 @@ def test_a_label_is_what_pythons_own_expressions_find(pattern: str, key: str, la
 # --- Files ---
 
 
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (b"<annotation>" + b"<a/>" * 250_000 + b"</annotation>", "more than 32 levels or 200,000 elements"),
-        (b"<a>" * 10_000 + b"</a>" * 10_000, "more than 32 levels or 200,000 elements"),
-        (b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "it declares a document type"),
-    ],
-)
-def test_xml_is_bounded(data: bytes, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        voc_xml.parse(data, "a.xml")
+def test_xml_has_no_entities() -> None:
+    with pytest.raises(UserError, match="it declares a document type"):
+        voc_xml.parse(b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "a.xml")
 
 
 def test_an_annotation_of_thousands_of_objects_is_read() -> None:

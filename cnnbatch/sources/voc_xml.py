@@ -10,8 +10,6 @@ from cnnbatch.errors import UserError
 from cnnbatch.storage.text import MARK_BYTES, decoded, encoding_of
 
 _LARGEST = 2**31
-_DEEPEST = 32  # levels; VOC has four
-_MOST_ELEMENTS = 200_000  # of which an object has seven or more
 
 
 def parse(data: bytes, where: str) -> dict[str, Any]:
@@ -30,21 +28,7 @@ def parse(data: bytes, where: str) -> dict[str, Any]:
 
 
 class _Plain(TreeBuilder):
-    """Refuses a document type, by which entities grow or name a file, and more elements than are drawn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._depth = self._elements = 0
-
-    def start(self, tag: str, attrs: dict[str, str], /) -> Element:
-        self._depth, self._elements = self._depth + 1, self._elements + 1
-        if self._depth > _DEEPEST or self._elements > _MOST_ELEMENTS:
-            raise ValueError(f"it has more than {_DEEPEST} levels or {_MOST_ELEMENTS:,} elements")
-        return super().start(tag, attrs)
-
-    def end(self, tag: str, /) -> Element:
-        self._depth -= 1
-        return super().end(tag)
+    """Refuses a document type: so no entity can grow, or name a file."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError("it declares a document type, which no annotation needs")
