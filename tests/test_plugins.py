@@ -216,7 +216,7 @@ def test_the_network_of_an_output_s_job_is_code_too(tmp_path: Path) -> None:
     file.write_text(to_yaml(classify(tmp_path / "out", model="evilmod:build")))
     with pytest.raises(UserError, match=r"'evilmod:build' in task\.model"):
         load_job(str(file))
-    assert load_job(str(file), ["task.model=evilmod:build"])
+    assert load_job(str(file), ["task.model=evilmod:build"]).task.name == "classify"
 
 
 def test_the_commands_take_plugins(output: Path, sprung: Path) -> None:

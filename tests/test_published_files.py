@@ -179,6 +179,8 @@ def test_a_timm_file_gets_the_preprocessing_of_its_tag(
     path = tmp_path / "some.safetensors"
     save_file(timm.create_model("resnet18").state_dict(), path)
     published, default = (timm.get_pretrained_cfg(f"resnet18.{tag}") for tag in ("a1_in1k", "tv_in1k"))
+    assert published is not None
+    assert default is not None
     assert published.interpolation != default.interpolation
     described, address = timm_models._config, named_by(path)
     monkeypatch.setattr(

@@ -56,7 +56,8 @@ def detector(choice: Choice, keypoints: bool) -> Detector:
     known: type[WeightsEnum] = torchvision.models.get_model_weights(choice.model)
     weights = choice.weights.rpartition("_Weights.")[2]
     entry: WeightsEnum | None = None
-    digest, notes = "", ()
+    digest = ""
+    notes: tuple[str, ...] = ()
     if choice.seed is None and weights in known.__members__:
         entry = published_entry(known, weights)
         module, path = load_published(choice.model, entry, choice.sha256)

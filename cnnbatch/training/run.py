@@ -148,10 +148,11 @@ def _test(job: TrainJob, parts: Parts, output: Output, options: RunOptions) -> S
 
 def _trained(job: TrainJob, output: Output, chosen: Input) -> dict[str, Any]:
     """Return the fields by which the task runs the trained model on ``chosen`` images."""
-    code = job.task.model if plugins.is_code(getattr(job.task, "model", "")) else None
+    model = str(getattr(job.task, "model", ""))
+    is_code = plugins.is_code(model)  # Which no folder's word is enough to run.
     fields = {
-        "model": code or output.uri,
-        "weights": output.uri if code else "DEFAULT",  # No folder's word is enough to run code.
+        "model": model if is_code else output.uri,
+        "weights": output.uri if is_code else "DEFAULT",
         "sha256": None,
         "classes": None,
         "key_map": None,
