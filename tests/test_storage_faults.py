@@ -7,6 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -274,3 +275,18 @@ def test_the_keys_of_a_machines_role_are_asked_for_again(
         options = bucket.options.model_copy(update={"retries": 8})
         assert Storage(options).read(uri) == b"image"
         assert proxy.met[fault] == 3
+
+
+def test_attempts_that_hang_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: None)
+    monkeypatch.setattr("cnnbatch.storage.retrying.time", clock)
+
+    def count(timeout_s: float) -> int:
+        made = 0
+        for _ in retrying.attempts(StorageOptions(timeout_s=timeout_s, retries=8)):
+            now[0] += timeout_s
+            made += 1
+        return made
+
+    assert [count(timeout_s) for timeout_s in (1, 60, 200, 600)] == [9, 6, 2, 2]

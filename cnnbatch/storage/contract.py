@@ -17,7 +17,8 @@ class StorageOptions(BaseModel):
     """How to reach a storage; nothing secret, for jobs are written down and shared.
 
     ``timeout_s`` bounds one request (ten times that one that writes), ``retries`` counts the attempts after
-    the first one; between them are pauses of 0.1, 0.2, 0.4 … 15 s, each shortened at random by up to half.
+    the first one. Between them are pauses of 0.1, 0.2, 0.4 … 15 s, each shortened at random by up to half;
+    none begins later than five minutes, or ``timeout_s``, after the first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -142,14 +142,17 @@ class LocalFiles:
         return os.access(os.path.dirname(uri), os.X_OK)
 
     def _ask(self, uri: str, ask: Callable[[], Result]) -> Result:
+        trouble = OSError()
         with _sorted(uri):
-            for attempt in attempts(self._options):
+            for _ in attempts(self._options):
                 try:
                     return ask()
                 except OSError as error:
-                    if error.errno not in _PASSING or attempt == self._options.retries:
+                    if error.errno not in _PASSING:
                         raise
-        raise AssertionError("an attempt either returns or raises")
+                    trouble = error
+            raise trouble
+        raise AssertionError("what was sorted is raised")
 
 
 def _read(uri: str, span: Span | None, limit: int | None) -> bytes:

@@ -10,6 +10,7 @@ from cnnbatch.storage.contract import StorageOptions
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 15.0
+LAST_BEGINS_S = 300.0
 
 
 def pause_s(failed: int) -> float:
@@ -21,8 +22,15 @@ def pause_s(failed: int) -> float:
 
 
 def attempts(options: StorageOptions) -> Iterator[int]:
-    """Yield the number of each attempt that ``options`` allow, from 0, after the pause before it."""
+    """Yield the number of each attempt that ``options`` allow, from 0, after the pause before it.
+
+    None begins once `LAST_BEGINS_S` have passed, or ``timeout_s`` where that is longer: where each attempt
+    hangs until it is given up, a few of them tell as much as many.
+    """
+    last = time.monotonic() + max(LAST_BEGINS_S, options.timeout_s)
     for attempt in range(options.retries + 1):
         if attempt:
             time.sleep(pause_s(attempt))
+        if attempt and time.monotonic() > last:
+            return
         yield attempt
