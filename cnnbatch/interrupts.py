@@ -13,7 +13,8 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -61,17 +62,10 @@ def install() -> None:
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     _state.installed = True
     sys.unraisablehook = _unless_interrupted(sys.unraisablehook)
-    restore()
+    for handled in _HANDLED:
+        if signal.getsignal(handled) is not signal.SIG_IGN:  # As nohup and a shell's `&` ask for.
+            signal.signal(handled, _handle)
     threading.Thread(target=_listen, args=(reading,), name="signals", daemon=True).start()
-
-
-def restore() -> None:
-    """Take the signals over again, after a library installed handlers of its own."""
-    if not _state.installed or threading.current_thread() is not threading.main_thread():
-        return
-    for number in _HANDLED:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # As nohup and a shell's `&` ask for.
-            signal.signal(number, _handle)
 
 
 @contextmanager
@@ -117,14 +111,8 @@ def leave(status: int, words: str = "") -> None:
     """End this process at once: say ``words``, do the clean-ups as far as `CLEANUP_S` allows, and exit."""
     if not _state.leaving.acquire(blocking=False):
         return  # Another thread is at it.
-    last: list[Callable[[], object]] = [*_state.cleanups, _flush]
-    if words:
-        last.append(lambda: print(words, file=sys.stderr, flush=True))
-    threads = [threading.Thread(target=_quietly, args=(one,), daemon=True) for one in last]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(CLEANUP_S / len(threads))
+    _try_all([*_state.cleanups])
+    _try_all([_flush, lambda: print(words, end="\n" if words else "", file=sys.stderr, flush=True)])
     if os.isatty(2):
         os.write(2, b"\r\x1b[K\x1b[?25h")  # The live line goes, and the cursor that it hid comes back.
     os._exit(status)
@@ -160,6 +148,16 @@ def _listen(reading: int) -> None:
 def _flush() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+
+
+def _try_all(acts: Sequence[Callable[[], object]]) -> None:
+    """Call all of ``acts`` side by side, and wait for them as long as `CLEANUP_S`."""
+    threads = [threading.Thread(target=_quietly, args=(one,), daemon=True) for one in acts]
+    for thread in threads:
+        thread.start()
+    ends = time.monotonic() + CLEANUP_S
+    for thread in threads:
+        thread.join(max(0.0, ends - time.monotonic()))
 
 
 def _quietly(act: Callable[[], object]) -> None:

@@ -300,6 +300,8 @@ class Pool:
     def _bury_silent(self) -> None:
         """End the actors that are heard of no more; one that can't be ended is left alone."""
         for actor in self._heartbeats.silent(self._actors):
+            if actor not in self._actors:
+                continue  # Given up meanwhile, with its node.
             self._note(f"a worker has been silent for {actor.silent_s:.0f} s: its images go to another one")
             ray.kill(actor.handle)
             self._bury(actor, "it was silent", silent=True)

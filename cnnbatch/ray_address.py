@@ -20,7 +20,7 @@ _HOST_AND_PORT = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]@]+):(\d{1,5})")
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _GOAWAY = 0, 1, 3, 4, 7
 _END_STREAM, _END_HEADERS = 1, 4
-_SERVING = b"\x08\x01"
+_SERVING = bytes([0, 0, 0, 0, 2, 8, 1])  # A message of two bytes: its field 1 has the value 1.
 _MEND = f"start Ray there, correct {VARIABLE}, or unset it: then a Ray on this machine is joined or started"
 
 
@@ -47,47 +47,61 @@ def chosen() -> str:
 
 
 def require_answer(address: str) -> None:
-    """Raise EnvironmentFault where nothing answers at HOST:PORT within seconds, or what does is no Ray."""
+    """Raise EnvironmentFault where nothing answers at HOST:PORT within seconds, or what does is no Ray.
+
+    Also where it wants a token and none was given.
+    """
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_S) as connection:
-            is_ray = os.environ.get("RAY_USE_TLS", "0") not in ("", "0", "false") or _is_healthy(connection)
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
     except socket.gaierror:
         raise EnvironmentFault(f"{VARIABLE}={address}: there is no host {host}", _MEND) from None
     except OSError as error:
         why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise EnvironmentFault(f"{VARIABLE}={address}: no Ray cluster answers there ({why})", _MEND) from None
-    if not is_ray:
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0", "false"):
+        return  # What is asked below is not encrypted.
+    place = (host.strip("[]"), int(port))
+    if _SERVING not in _asked(place, "/grpc.health.v1.Health/Check"):
         raise EnvironmentFault(f"{VARIABLE}={address}: what answers there is not a Ray head node", _MEND)
+    wants_token = b"InvalidAuthToken" in _asked(place, "/ray.rpc.NodeInfoGcsService/CheckAlive")
+    if wants_token and os.environ.get("RAY_AUTH_MODE") != "token":
+        raise EnvironmentFault(
+            f"{VARIABLE}={address}: this Ray cluster wants a token",
+            "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token",
+        )
 
 
-def _is_healthy(connection: socket.socket) -> bool:
-    """Ask gRPC's health service, which Ray's head has, and say whether it answers SERVING.
+def _asked(place: tuple[str, int], path: str) -> bytes:
+    """Return what a gRPC method answers to an empty message, headers and all; nothing from what is no gRPC.
 
     The few frames of HTTP/2 (RFC 9113, sections 3.4 and 4.1; header fields as literals, RFC 7541, section
-    6.2.2) that github.com/grpc/grpc/blob/master/doc/health-checking.md takes: a gRPC client of Ray's own
-    would wait for minutes where something else answers.
+    6.2.2) that a call takes, such as that of
+    github.com/grpc/grpc/blob/master/doc/health-checking.md: Ray's own client would wait for minutes where
+    something else answers.
     """
     fields = {
         ":method": "POST",
         ":scheme": "http",
-        ":path": "/grpc.health.v1.Health/Check",
+        ":path": path,
         ":authority": "ray",
         "content-type": "application/grpc",
         "te": "trailers",
     }
     headers = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields.items())
     question = _frame(_HEADERS, _END_HEADERS, 1, headers) + _frame(_DATA, _END_STREAM, 1, bytes(5))
+    answer = b""
     try:
-        connection.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b"") + question)
-        for kind, flags, body in _frames(connection):
-            if kind == _DATA and body:
-                return body.endswith(_SERVING)
-            if kind in (_RESET, _GOAWAY) or (kind == _HEADERS and flags & _END_STREAM):
-                return False
+        with socket.create_connection(place, ANSWER_S) as connection:
+            connection.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b"") + question)
+            for kind, flags, body in _frames(connection):
+                if kind in (_DATA, _HEADERS):
+                    answer += body
+                if kind in (_RESET, _GOAWAY) or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
+                    break
     except OSError:
         pass
-    return False
+    return answer
 
 
 def _text(value: str) -> bytes:

@@ -36,7 +36,7 @@ ASK_AGAIN_S = 5.0
 UNWIND_S = 8.0
 """How long the main thread may take to end after Ray broke; it may wait inside Ray for ever."""
 CLOSE_S = 8.0
-_GOES_ON = "give the same command again: finished parts are kept"
+_GOES_ON = "give the same command again: what is finished is kept"
 _AT_START = (
     "look at this machine's limits and room (ulimit -n, memory, /dev/shm, the temporary folder); a few "
     "images run without Ray, by compute.pool=inline"
@@ -139,8 +139,11 @@ class Session:
 
     def start(self, address: str, compute: Compute) -> None:
         """Start Ray or join it, within `START_S` or `JOIN_S`; raises EnvironmentFault."""
-        before = signal.getsignal(signal.SIGTERM)
-        self._run(lambda: self._init(address, compute))
+        with _own_signals():
+            self._run(lambda: self._init(address, compute))
+            self._wait_for_start()
+
+    def _wait_for_start(self) -> None:
         deadline = time.monotonic() + (START_S if self.starts else JOIN_S)
         while not self._up.wait(0.2):
             self._note_processes()
@@ -150,9 +153,6 @@ class Session:
                 raise self._cannot_start("no answer")
         if self._failed is not None:
             raise self._cannot_start(version_words(str(self._failed)) or first_sentence(self._failed))
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray's prints a stack trace and aborts.
-            interrupts.restore()
 
     def watch(self) -> None:
         """Look after a Ray that this process uses already."""
@@ -313,6 +313,17 @@ def _found() -> str | None:
     except EnvironmentFault:
         return None  # Left over from a Ray that has ended.
     return str(address)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Have SIGTERM do what it did before: Ray's client makes it print a stack trace and abort."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _shut_down() -> None:

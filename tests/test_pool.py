@@ -19,6 +19,7 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from cnnbatch import pool
+from cnnbatch.actors import Actor
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.listing import Planner
 from cnnbatch.output import Output
@@ -164,9 +165,9 @@ def test_nothing_but_paths_and_receipts_is_in_the_object_store(
     cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     largest = 0
-    ask = pool.Pool._ask
+    ask = Actor.ask
 
-    def measured(self: Any, actor: Any, kind: Any, about: Any, method: str, *values: Any) -> None:
+    def measured(self: Actor, kind: Any, about: Any, method: str, *values: Any) -> None:
         nonlocal largest
         largest = max(
             largest,
@@ -175,9 +176,9 @@ def test_nothing_but_paths_and_receipts_is_in_the_object_store(
                 for value in values
             ),
         )
-        ask(self, actor, kind, about, method, *values)
+        ask(self, kind, about, method, *values)
 
-    monkeypatch.setattr(pool.Pool, "_ask", measured)
+    monkeypatch.setattr(Actor, "ask", measured)
     run(job(photos(60), tmp_path / "out", input={"shard_size": 60}, compute=on_ray(workers=1)), QUIET)
     assert 0 < largest < 60 * 300
 

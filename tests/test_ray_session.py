@@ -264,8 +264,8 @@ interrupts.install()
 interrupts.GRACE_S = 0.5
 try:
     with interrupts.cleaned_up_by(lambda: print("cleaned up")), interrupts.unwinding("Stopped."):
-        print("ready", flush=True)
         try:
+            print("ready", flush=True)
             time.sleep(60)
         finally:
             if "stuck" in sys.argv:
