@@ -55,8 +55,8 @@ def jpeg_facts(data: bytes, most_scans: int) -> JpegFacts:
         if marker == _SOS:
             scans += 1
             coming.add(data[start:end])
-            if coming.is_all and frame in _SEQUENTIAL or scans > most_scans:
-                break  # Of a sequential picture the decoder reads no further scan.
+            if scans > most_scans or (scans == 1 and coming.is_all and frame in _SEQUENTIAL):
+                break  # Where the first scan is all of the picture the decoder reads no further one.
         elif scans:
             continue
         elif marker in _FRAMES:

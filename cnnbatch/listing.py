@@ -198,8 +198,10 @@ class Planner:
         self.found["new"] = self.images - began
         if any(self.found.values()) or self._says_more(listing):
             chosen = {"limit": self._chosen.limit, "sample": self._chosen.sample}
-            counts = {"images": self.images, **chosen, **self.found}
-            listing.finish(counts | ({"left_out": dict(left_out)} if (left_out := self._left_out()) else {}))
+            counts: dict[str, Any] = {"images": self.images, **chosen, **self.found}
+            if left_out := self._left_out():
+                counts["left_out"] = dict(left_out)
+            listing.finish(counts)
             self._done.append(listing)
         self.complete = True
 

@@ -97,7 +97,7 @@ def _read_pfm(data: bytes, limits: Limits) -> Picture:
     if data[:2].lower() != b"pf":
         return _read(data, limits)
     pixels = pfm.decode_pfm(data, limits)
-    return Picture(pixels, pixels.shape[:2], 1)
+    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), 1)
 
 
 _READERS: dict[str, Callable[[bytes, Limits], Picture]] = {

@@ -55,8 +55,7 @@ _OTHER_COMPRESSIONS = {
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _ASSOCIATED = 1
 _PLAIN_BYTES = frozenset({1, 5, 8, 32773, 32946, 34925, 50000})  # schemes that know bytes, not pictures
-_LENGTHS = {320: 3 << 16, 273: 0, 279: 0, 324: 0, 325: 0}  # most values of a tag; 0: read as arrays
-_MOST_VALUES = 1 << 16
+_MOST_BYTES = 8 * 3 << 16  # of one tag's values: a palette of 16 bits has 3 * 65,536 of them
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Tiff:
         entry = self.entries.get(tag)
         if entry is None:
             return otherwise
-        if entry.size > 8 * (_LENGTHS.get(tag) or _MOST_VALUES):
+        if entry.size > _MOST_BYTES:
             raise DecodeError("undecodable", f"a TIFF whose tag {tag} has {entry.size:,} bytes")
         return struct.unpack_from(entry.layout, self.data, entry.place)
 

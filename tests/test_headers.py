@@ -111,3 +111,27 @@ def test_scans_are_counted() -> None:
 def test_any_bytes_are_read(noise: bytes, magic: bytes) -> None:
     assert ends_early(magic + noise) in (True, False)
     assert jpeg_facts(magic + noise, 5).orientation in range(1, 9)
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2) + body
+
+
+def test_scans_of_single_components_are_all_counted_and_known_to_be_complete() -> None:
+    """The decoder reads every scan of such a file up to its end, whether the picture is whole or not."""
+    frame = segment(0xC0, bytes((8, 0, 9, 0, 9, 3, 1, 17, 0, 2, 17, 0, 3, 17, 0)))
+    scans = [segment(0xDA, bytes((1, component, 0, 0, 63, 0))) + b"data" for component in (1, 2, 3)]
+    for count in range(4):
+        facts = jpeg_facts(b"\xff\xd8" + frame + b"".join(scans[:count]), 100)
+        assert (facts.is_complete, facts.scans) == (count == 3, max(count, 1))
+    assert jpeg_facts(b"\xff\xd8" + frame + b"".join(scans) * 100, 100).scans == 101
+
+
+def test_a_progressive_picture_is_complete_with_the_last_bit_of_its_coefficients() -> None:
+    """ITU-T T.81, annex G: a scan's Al says how many low bits are still to come."""
+    frame = segment(0xC2, bytes((8, 0, 9, 0, 9, 1, 1, 17, 0)))
+    whole = [(0, 0, 0x01), (1, 5, 0x02), (6, 63, 0x02), (1, 63, 0x21), (0, 0, 0x10), (1, 63, 0x10)]
+    data = b"\xff\xd8" + frame
+    for number, scan in enumerate(whole):
+        data += segment(0xDA, bytes((1, 1, 0, *scan))) + b"data"
+        assert jpeg_facts(data, 100).is_complete == (number == 5)
