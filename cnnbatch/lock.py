@@ -157,6 +157,6 @@ def _own(storage: Storage, uri: str, run: str) -> str | None:
     """Return the etag of the lock where ``run`` holds it: by a renewal, then, whose answer was lost."""
     try:
         etag = storage.head(uri).etag
-        return etag if _holder(storage, uri).get("run") == run else None
+        return etag if _is_ours(storage, uri, run) else None
     except (NotFound, EnvironmentFault):
         return None
