@@ -83,7 +83,7 @@ def holds_results(output: Output) -> bool:
 def discard_all(output: Output) -> bool:
     """Delete all that was begun in an output but its lock; say whether there was anything."""
     left = [f"_job/{name}" for name in output.names("_job") if name != "lock"]
-    left += [f"trials/{name}" for name in output.names("trials")]
+    left += _of_trials(output)
     _delete(output, (f"_job/{name}.json" for name in _RECORDS.values()))
     _delete(output, left)
     return bool(left)
@@ -146,9 +146,19 @@ def _end_first_listing(output: Output, known: Mapping[str, Any] | None, chosen: 
 def _discard_plan(output: Output) -> bool:
     """Delete a map job's record, then what it has begun, then its evaluation; say whether it had any."""
     left = [f"_job/{name}" for name in output.names("_job") if _top(name) in _OF_MAP]
-    evaluated = [f"evaluation/{name}" for name in output.names("evaluation")]
+    if not left:  # Then what is called evaluation there is somebody else's.
+        return False
+    tables = [name for name in output.names("evaluation") if name.endswith(".parquet")]
+    evaluated = [f"evaluation/{name}" for name in tables]
     _delete(output, ["_job/begun.json", *left, "evaluation.json", *evaluated])
-    return bool(left)
+    return True
+
+
+def _of_trials(output: Output) -> list[str]:
+    """Return the files of the trials of a study; other folders in a folder called trials are not ours."""
+    names = [*output.names("trials")]
+    ours = {name.split("/")[0] for name in names if name.split("/")[1:2] == ["_job"]}
+    return [f"trials/{name}" for name in names if name.split("/")[0] in ours]
 
 
 def _top(name: str) -> str:

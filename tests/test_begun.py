@@ -348,3 +348,23 @@ def test_a_study_without_a_result_gives_way_and_one_with_results_does_not(
     alone = {"vary": {"train.strategy": ["last_blocks"]}}
     with pytest.raises(UserError, match="holds another study:\n  input.url: the output has"):
         launch(a_study(folder, out, **alone), QUIET)
+
+
+def test_files_that_are_not_the_outputs_own_stay(photos: Photos, tmp_path: Path) -> None:
+    project, folder = tmp_path / "project", photos(4)
+    own = ["evaluation/notes.txt", "evaluation.json", "trials/one/notes.txt", "trials/list.csv"]
+    for name in own:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text("mine")
+    stopped("run", WorkerProcess, job(folder, project))
+    assert [name for name in own if (project / name).read_text() == "mine"] == own
+    run(job(folder, project, input={"url": str(folder), "limit": 2}), QUIET)
+    assert all((project / name).read_text() == "mine" for name in own if name != "evaluation.json")
+    spec = tiny.job(
+        tiny.colours(tmp_path / "colours", 12), tmp_path / "project-2", task={"model": "no.such:thing"}
+    )
+    (tmp_path / "project-2/trials/one").mkdir(parents=True)
+    (tmp_path / "project-2/trials/one/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"no\.such"):
+        launch(spec, QUIET)
+    assert (tmp_path / "project-2/trials/one/notes.txt").read_text() == "mine"
