@@ -25,7 +25,8 @@ def eight_bits(samples: NDArray[Any], bits: int, signed: bool = False) -> Pixels
     if signed:
         samples = samples ^ samples.dtype.type(1 << (bits - 1))
     if bits >= 8:
-        return (samples >> samples.dtype.type(bits - 8)).astype(np.uint8)
+        high: Pixels = (samples >> samples.dtype.type(bits - 8)).astype(np.uint8)
+        return high
     return (samples.astype(np.uint16) * 255 // ((1 << bits) - 1)).astype(np.uint8)
 
 
@@ -83,4 +84,6 @@ def _each(values: NDArray[Any], samples: NDArray[Any]) -> NDArray[Any]:
 def _spread(samples: NDArray[Any], low: Any, high: Any) -> Pixels:
     with np.errstate(all="ignore"):  # What is no number is black.
         scaled = (samples.astype(np.float64) - low) * (255 / (high - low))
-    return np.rint(np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255)).astype(np.uint8)
+    finite = np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0)
+    pixels: Pixels = np.rint(finite.clip(0, 255)).astype(np.uint8)
+    return pixels

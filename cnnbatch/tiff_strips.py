@@ -141,7 +141,7 @@ def with_deflate(tiff: Tiff) -> bytes:
             tags[tag] = _little_endian(tiff, tag, values)
     is_tiled = 324 in tiff.entries
     starts, lengths = (_array(tiff, tag) for tag in ((324, 325) if is_tiled else (273, 279)))
-    strips = []
+    strips: list[bytes] = []
     for start, length in zip(starts, lengths, strict=False):
         data = tiff.data[int(start) : int(start) + int(length)]
         if len(data) < length:

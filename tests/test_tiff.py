@@ -148,7 +148,7 @@ def packed(
     planes = [samples] if planar == 1 else [samples[..., [number]] for number in range(depth)]
     strips = []
     for plane in planes:
-        digits = (plane[..., None] >> np.arange(bits - 1, -1, -1, np.uint64)) & 1
+        digits = (plane[..., None] >> np.arange(bits - 1, -1, -1, dtype=np.uint64)) & 1
         rows = np.packbits(digits.reshape(height, -1).astype(np.uint8), axis=1)
         if bits % 8 == 0 and order == "<":
             rows = rows.reshape(-1, bits // 8)[:, ::-1]
@@ -235,7 +235,9 @@ def test_the_predictor_of_floats_is_opencvs() -> None:
         options = [cv2.IMWRITE_TIFF_COMPRESSION, compression, cv2.IMWRITE_TIFF_PREDICTOR, 3]
         done, data = cv2.imencode(".tiff", samples[..., ::-1], options)
         assert done
-        assert np.array_equal(cv2.imdecode(data, cv2.IMREAD_UNCHANGED)[..., ::-1], samples)
+        back = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        assert back is not None
+        assert np.array_equal(back[..., ::-1], samples)
         assert np.array_equal(shown(data.tobytes()), from_full_depth(samples))
 
 
@@ -323,9 +325,7 @@ def test_lab_is_pillows() -> None:
         (1, {"t317": (3,), "t259": (5,)}, "predictor 3|Decode|decoder error|broken"),
     ],
 )
-def test_what_has_no_colours_here_is_named(
-    photometric: int, tags: dict[str, tuple[int, ...]], name: str
-) -> None:
+def test_what_has_no_colours_here_is_named(photometric: int, tags: dict[str, Any], name: str) -> None:
     with pytest.raises(DecodeError, match=name) as caught:
         decode(
             packed(
