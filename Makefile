@@ -49,7 +49,7 @@ bench-gpu: $(STAMP) ## Measure speed on a CUDA device.
 lock: $(STAMP) ## Rebuild requirements.lock; newer versions with UPGRADE=--upgrade. Refuses what has no wheels.
 	@cp requirements.lock $(VENV)/new.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--no-annotate --all-extras --group weights $(UPGRADE) pyproject.toml --output-file $(VENV)/new.lock
+		--no-annotate --extra dev --group weights $(UPGRADE) pyproject.toml --output-file $(VENV)/new.lock
 	@$(BIN)/python tests/lock_wheels.py $(VENV)/new.lock
 	@cmp -s $(VENV)/new.lock requirements.lock || cp $(VENV)/new.lock requirements.lock
 
