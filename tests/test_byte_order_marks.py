@@ -27,6 +27,7 @@ from cnnbatch.training.model_file import read_model
 from cnnbatch.truth import classes_of
 from cnnbatch.weights import read_key_map
 from tests.sourcing import fill, keys, source
+from tests.test_plugins import ABOUT
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-be-marked", "utf-32")
 NAME = "Käuzchen 梟"
@@ -138,10 +139,11 @@ def test_names_of_classes(encoding: str, tmp_path: Path) -> None:
 
 
 def test_key_maps_and_trained_models(encoding: str, tmp_path: Path) -> None:
-    for name in ("map.json", "model.json"):
-        (tmp_path / name).write_bytes(encoded(json.dumps({"a": NAME}, ensure_ascii=False), encoding))
+    about = {**ABOUT, "classes": [NAME, "dog"]}
+    for name, value in (("map.json", {"a": NAME}), ("model.json", about)):
+        (tmp_path / name).write_bytes(encoded(json.dumps(value, ensure_ascii=False), encoding))
     assert read_key_map(str(tmp_path / "map.json")) == {"a": NAME}
-    assert read_model(str(tmp_path)) == {"a": NAME}
+    assert read_model(str(tmp_path)) == about
 
 
 def test_jobs(encoding: str, tmp_path: Path) -> None:

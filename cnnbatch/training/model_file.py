@@ -17,6 +17,7 @@ from cnnbatch import spec
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import Sentences
 from cnnbatch.storage import Forbidden, NotFound, Storage, TooLarge, Unreadable, join, normalize, redact
+from cnnbatch.storage.text import decoded
 
 if TYPE_CHECKING:
     from cnnbatch.output import Output
@@ -164,11 +165,11 @@ def read_model(place: str, storage: Storage | None = None) -> dict[str, Any] | N
 
 def _parsed(data: bytes, file: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once)
+        found = json.loads(decoded(data), object_pairs_hook=_once)
         json.dumps(found, ensure_ascii=False).encode()  # Not of half a surrogate pair, which JSON can hold.
     except RecursionError:
         raise _not_a_model(file, "is nested too deeply") from None
-    except ValueError as error:  # Also what is no UTF-8, and numbers of thousands of digits.
+    except ValueError as error:  # Also what is no text, and numbers of thousands of digits.
         raise _not_a_model(file, f"is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise _not_a_model(file, f"holds {type(found).__name__}, expected an object with names")
