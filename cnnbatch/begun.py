@@ -30,6 +30,8 @@ _NOT_CHOOSING = {"storage", "allow"}
 """Fields of the input that don't say what is planned."""
 _ALWAYS = ("limit", "sample", "shard_size")
 """More of the first two adds images to those that are planned; else what is planned stays as it is."""
+_MAY_DIFFER = {f"input.{name}" for name in (*_ALWAYS, "inventory")}
+"""What may be another one where parts are finished: a later inventory is looked at with ``--new`` only."""
 
 
 def begin(job: MapJob, output: Output, finished: Collection[int], anew: bool, note: Note) -> None:
@@ -118,8 +120,7 @@ def _require_same_choice(
     """Refuse another choice of images than that of the finished parts, which the plan does not have."""
     if known is None or (anew and output.decided("identity") is not None):
         return
-    may_differ = {f"input.{name}" for name in _ALWAYS}
-    before, now = ({name: one[name] for name in one if name not in may_differ} for one in (known, fields))
+    before, now = ({name: one[name] for name in one if name not in _MAY_DIFFER} for one in (known, fields))
     if found := differences(before, now):
         raise UserError(
             f"{redact(output.uri)} was begun for another job, and one output never mixes two:\n"

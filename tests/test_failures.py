@@ -223,7 +223,7 @@ def test_progress_of_new_counts_this_run(
     for number in range(3):
         add(folder, f"z/{number}.jpg", files(folder)[number])
     lines: list[str] = []
-    monkeypatch.setattr(Screen, "tell", lambda screen, line: lines.append(line))
+    monkeypatch.setattr(Screen, "_put", lambda screen, line: lines.append(line))
     run(job(folder, out), RunOptions(new=True, quiet=True))
     assert [line for line in lines if line.startswith("predict")][-1].startswith("predict 3/3 images")
     assert not any("/44" in line for line in lines)
