@@ -397,7 +397,7 @@ def test_where_pictures_lie_is_asked_of_nodes_and_not_what_the_input_is_called(
             return []
 
     monkeypatch.setattr("ray.remote", lambda _: Remote())
-    monkeypatch.setattr("ray.get", lambda call: call)
+    monkeypatch.setattr("ray.get", lambda call, timeout: call)
     monkeypatch.setattr(pool, "_at", lambda node: None)
     spec = classifying(Path(f"{boxes}#objects"), boxes.parent / "kinds")
     found = source(f"{boxes}#objects")
