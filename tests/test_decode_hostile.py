@@ -199,8 +199,8 @@ def hostile_is_right(row: dict[str, str], data: bytes) -> bool:
     if recognise(data) == "HEIF" and has_extra(HEIF_EXTRA):
         import pillow_heif
 
-        expected = np.asarray(pillow_heif.open_heif(io.BytesIO(data)).to_pillow().convert("RGB"))
-        return np.array_equal(decode(data)[0].permute(1, 2, 0), expected)
+        shown = pillow_heif.open_heif(io.BytesIO(data)).to_pillow().convert("RGB")
+        return np.array_equal(decode(data)[0].permute(1, 2, 0), np.asarray(shown))
     if row["rgb"] != "ok" or row["file"] in REFUSED:
         bomb = "DecompressionBomb" in row["load"]
         return refusal(data) == REFUSED.get(row["file"], "too_large" if bomb else "undecodable")
