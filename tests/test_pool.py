@@ -206,9 +206,7 @@ def test_the_first_part_does_not_wait_for_a_listing_that_never_ends(
     order = Order(spec, source, output, False, None)
     works = (None if shard is None else Work(shard) for shard in planner.shards())
     receipts: Any = pool.Pool(order, Settling(spec, output), print).predict(works, ())
-    started = time.monotonic()
-    assert next(receipts).rows == 10
-    assert time.monotonic() - started < 30
+    assert next(receipts).rows == 10  # It would never come after the listing.
     assert not planner.complete
     assert (out / "predictions").exists()
     receipts.close()
