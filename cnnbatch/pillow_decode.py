@@ -88,9 +88,12 @@ def _read_jpeg2000(data: bytes, limits: Limits) -> Picture:
     if jpeg2000.is_cut(data):
         raise DecodeError("truncated", f"the file ends early, after {len(data)} bytes")
     try:
-        return _read(data, limits)
+        found = _read(data, limits)
     except OSError:  # Only its end marker may be missing.
-        return _read(data.removesuffix(jpeg2000.END[:1]) + jpeg2000.END, limits)
+        data = data.removesuffix(jpeg2000.END[:1]) + jpeg2000.END
+        found = _read(data, limits)
+    pixels = jpeg2000.scaled(found.pixels, data, lambda stated: _read(stated, limits).pixels)
+    return Picture(pixels, found.size, found.orientation)
 
 
 def _read_pfm(data: bytes, limits: Limits) -> Picture:
