@@ -357,5 +357,10 @@ def test_a_flattened_psd_is_its_planes() -> None:
     gray = photoshop(8, 1, planes[0].tobytes(), 1)
     assert np.array_equal(decode(gray)[0], np.stack([planes[0]] * 3))
     assert {refusal(data[:cut]) for cut in range(40, len(data), 501)} == {"truncated"}
-    with pytest.raises(DecodeError, match="PSD: damaged, or of a kind that Pillow does not read"):
+    inked = planes[0] > 100  # as psd-tools and ImageMagick read it: of a bitmap 1 is black
+    bitmap = decode(photoshop(1, 0, np.packbits(inked, axis=1).tobytes(), 1))[0]
+    assert np.array_equal(bitmap, np.stack([np.where(inked, 0, 255)] * 3))
+    with pytest.raises(DecodeError, match="a PSD of 16 bits"):
         decode(photoshop(16, 3, planes.astype(">u2").tobytes(), 3))
+    with pytest.raises(DecodeError, match="channels that are no colours"):
+        decode(photoshop(8, 7, planes.tobytes(), 3))
