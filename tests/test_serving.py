@@ -164,6 +164,7 @@ MALFORMED = [
     "http:///a.jpg",
     "http://",
     "http://a..b/c.jpg",
+    "http://no host/a.jpg",
     "http://xn--/a.jpg",
     "http://exämple..invalid/ü.jpg",
     "http://" + "a" * 300 + ".example/a.jpg",

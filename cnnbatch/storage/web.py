@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 from collections import OrderedDict
@@ -250,10 +251,14 @@ class Web:
         )
 
 
+# Forbidden in a host by the URL standard, but taken by yarl: asked for, it would seem a host that is down.
+_NO_HOST = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
+
+
 def _parsed(uri: str) -> yarl.URL:
     try:
         url = yarl.URL(uri)
-        if url.host and url.port:
+        if url.host and url.port and not _NO_HOST.search(url.host):
             return url
     except ValueError:
         pass
