@@ -55,7 +55,8 @@ def scaled(pixels: Pixels, data: bytes, read: Callable[[bytes], Pixels]) -> Pixe
             "undecodable", f"JPEG 2000 with such colours of {bits} bits, for which there is no decoder"
         )
     if bits < 8:
-        return (pixels >> (8 - bits)) * np.uint16(255) // np.uint16((1 << bits) - 1)
+        exact = (np.arange(256) >> (8 - bits)) * 255 // ((1 << bits) - 1)
+        return exact.astype(np.uint8)[pixels]
     stated = bytearray(data)
     for at in places:
         stated[at] += 1
