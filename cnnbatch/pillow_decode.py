@@ -36,6 +36,7 @@ from cnnbatch.unquoted import kind_of, said
 Size = tuple[int, int]
 
 _BAND_PIXELS = 1 << 20  # Pillow's pixels are converted band by band: less memory, and faster
+_PSD_BITMAP, _PSD_INKS = 0, 7
 _WITH_MAGIC = tuple(name for name in BY_PILLOW if name != "TGA")  # whose magic number is at its end
 
 
@@ -88,9 +89,23 @@ def _read_jpeg2000(data: bytes, limits: Limits) -> Picture:
     if jpeg2000.is_cut(data):
         raise DecodeError("truncated", f"the file ends early, after {len(data)} bytes")
     try:
-        return _read(data, limits)
+        found = _read(data, limits)
     except OSError:  # Only its end marker may be missing.
-        return _read(data.removesuffix(jpeg2000.END[:1]) + jpeg2000.END, limits)
+        data = data.removesuffix(jpeg2000.END[:1]) + jpeg2000.END
+        found = _read(data, limits)
+    pixels = jpeg2000.scaled(found.pixels, data, lambda stated: _read(stated, limits).pixels)
+    return Picture(pixels, found.size, found.orientation)
+
+
+def _read_psd(data: bytes, limits: Limits) -> Picture:
+    """Read a PSD by its mode: of a bitmap 1 is black, of separate inks none has an agreed colour."""
+    bits, mode = (int.from_bytes(data[at : at + 2]) for at in (22, 24))
+    if bits > 8:
+        raise DecodeError("undecodable", f"a PSD of {bits} bits, for which there is no decoder")
+    if mode == _PSD_INKS:
+        raise DecodeError("undecodable", "a PSD of several channels that are no colours")
+    found = _read(data, limits)
+    return Picture(255 - found.pixels, found.size, found.orientation) if mode == _PSD_BITMAP else found
 
 
 def _read_pfm(data: bytes, limits: Limits) -> Picture:
@@ -104,6 +119,7 @@ _READERS: dict[str, Callable[[bytes, Limits], Picture]] = {
     "TIFF": _read_tiff,
     "PNG": _read_png,
     "JPEG2000": _read_jpeg2000,
+    "PSD": _read_psd,
     "PPM": _read_pfm,
 }
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-_OF_THE_PICTURE = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf"})
+_OF_THE_PICTURE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"eXIf"})  # tRNS is alpha, which is dropped
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _MOST_TEXT = 16 << 20  # of what may say how the picture is turned
 XMP, EXIF = b"XML:com.adobe.xmp", b"Raw profile type exif"
@@ -29,7 +29,10 @@ def bare(data: bytes) -> bytes:
         if kind in _OF_THE_PICTURE and (kind == b"IDAT" or end + 4 <= len(data)):
             body = data[start:end]
             whole = len(body) == end - start and end + 4 <= len(data)
-            crc = data[end : end + 4] if whole else struct.pack(">L", zlib.crc32(kind + body))
+            computed = struct.pack(">L", zlib.crc32(kind + body))
+            crc = data[end : end + 4] if whole else computed
+            if kind == b"eXIf" and crc != computed:
+                continue  # As libpng does, which passes over damaged chunks that are no picture.
             parts += [struct.pack(">L", len(body)), kind, body, crc]
     parts.append(struct.pack(">L", 0) + b"IEND" + struct.pack(">L", zlib.crc32(b"IEND")))
     return b"".join(parts)

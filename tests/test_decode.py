@@ -8,6 +8,7 @@ import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -212,6 +213,38 @@ def test_threads_agree() -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+# ---- JPEG 2000 of other depths than 8 bits
+
+
+def test_deep_colours_of_jpeg2000_are_opencvs() -> None:
+    """White among them, which Pillow rounds up to black."""
+    colours = np.random.default_rng(0).integers(0, 65536, (160, 240, 4)).astype(np.uint16)
+    colours[:9], colours[9:18] = 65535, 0
+    for rate in (1000, 100):
+        for count in (3, 4):
+            options = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, rate]
+            done, data = cv2.imencode(".jp2", np.ascontiguousarray(colours[..., :count]), options)
+            expected = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+            assert done
+            assert expected is not None
+            pixels = decode(data.tobytes())[0].permute(1, 2, 0).numpy()
+            assert np.abs(pixels.astype(int) - expected[..., 2::-1] // 256).max() <= 1
+            at = data.tobytes().index(b"\xff\x52") + 13
+            with pytest.raises(DecodeError, match="JPEG 2000 with such colours of 16 bits"):
+                decode(data.tobytes()[:at] + b"\0" + data.tobytes()[at + 1 :])
+
+
+def test_few_bits_of_jpeg2000_count_from_their_depth() -> None:
+    samples = np.random.default_rng(0).integers(0, 16, (40, 50, 3)).astype(np.uint8)
+    middle = Image.fromarray(samples + np.uint8(128 - 8))  # so that four bits are the same about their middle
+    data = bytearray(saved(middle, "JPEG2000", no_jp2=True))
+    for component in range(3):
+        data[42 + 3 * component] = 4 - 1
+    pixels = decode(bytes(data))[0].permute(1, 2, 0).numpy()
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, samples * 17)
+
+
 # ---- metadata is no part of the picture
 
 
@@ -226,6 +259,7 @@ LARGE_CHUNKS = {
     "iCCP": chunk(b"iCCP", b"profile\0\0" + LARGE),
     "tEXt": chunk(b"tEXt", b"Comment\0" + b"x" * (3 << 20)),
     "many": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 19))) * 150,
+    "short tRNS": chunk(b"tRNS", b"\0") + chunk(b"eXIf", b"II*\0")[:-1] + b"?",  # libpng passes over both
 }
 
 
@@ -325,5 +359,10 @@ def test_a_flattened_psd_is_its_planes() -> None:
     gray = photoshop(8, 1, planes[0].tobytes(), 1)
     assert np.array_equal(decode(gray)[0], np.stack([planes[0]] * 3))
     assert {refusal(data[:cut]) for cut in range(40, len(data), 501)} == {"truncated"}
-    with pytest.raises(DecodeError, match="PSD: damaged, or of a kind that Pillow does not read"):
+    inked = planes[0] > 100  # as psd-tools and ImageMagick read it: of a bitmap 1 is black
+    bitmap = decode(photoshop(1, 0, np.packbits(inked, axis=1).tobytes(), 1))[0]
+    assert np.array_equal(bitmap, np.stack([np.where(inked, 0, 255)] * 3))
+    with pytest.raises(DecodeError, match="a PSD of 16 bits"):
         decode(photoshop(16, 3, planes.astype(">u2").tobytes(), 3))
+    with pytest.raises(DecodeError, match="channels that are no colours"):
+        decode(photoshop(8, 7, planes.tobytes(), 3))

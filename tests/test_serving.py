@@ -164,6 +164,7 @@ MALFORMED = [
     "http:///a.jpg",
     "http://",
     "http://a..b/c.jpg",
+    "http://no host/a.jpg",
     "http://xn--/a.jpg",
     "http://exämple..invalid/ü.jpg",
     "http://" + "a" * 300 + ".example/a.jpg",
@@ -242,3 +243,13 @@ def test_a_bucket_of_another_kind_of_name_is_read(bucket: Bucket) -> None:
     bucket.client.create_bucket(Bucket="Old.Style-1")
     bucket.client.put_object(Bucket="Old.Style-1", Key="a.jpg", Body=b"image")
     assert Storage(bucket.options).read("s3://Old.Style-1/a.jpg") == b"image"
+
+
+def test_one_good_host_among_many_that_do_not_answer(tmp_path: Path, web: WebServer) -> None:
+    """Whatever the schemes: the few that are asked beside a failed one may all be bad, too."""
+    web.answer = lambda method, path: Reply(body=b"image")
+    bad = [f"{kind}://127.0.0.{number}:1/a.jpg" for number in range(2, 9) for kind in ("ftp", "http")]
+    found = source(listed(tmp_path, "\n".join([f"{web.url()}/a.jpg", *bad])))
+    first, *results = read(found)
+    assert first == b"image"
+    assert {failure(result) for result in results} == {("read", "unreadable")}

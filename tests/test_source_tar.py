@@ -27,6 +27,7 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.plan import page_shards, page_table
 from cnnbatch.records import Failure, ImageRef, Shard, Span
 from cnnbatch.sources import Source, containers, unique
+from cnnbatch.sources.left_out import left_out_by
 from cnnbatch.sources.tar import Tar
 from cnnbatch.sources.tar_members import members
 from cnnbatch.storage import Storage
@@ -737,6 +738,23 @@ def base_plus_ext(path: str) -> tuple[str, str] | None:
     """Return key and extension as WebDataset does (webdataset/tariterators.py)."""
     match = re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", path)
     return (match[1], match[2].lower()) if match else None
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    """Companions too, as in a folder; a listing that goes on counts what is still to come."""
+    files = [
+        ("a.jpg", b"A"), ("a.seg.png", b"S"), ("a.json", b"{}"), ("a.txt", b"caption"),
+        (".hidden.jpg", b"H"), ("b.CR2", b"R"), ("b.jpg", b"B"), ("c.nef", b"N"),
+        ("d.json", b"{}"), ("readme", b"R"),
+    ]  # fmt: skip
+    found = source(write(tmp_path / "a.tar", files))
+    refs = list(found.refs())
+    assert [ref.key for ref in refs] == ["a.jpg", "b.jpg", "c.nef"]
+    behind = {"raw beside a JPEG of its name": 1, ".json": 1, "without suffix": 1}
+    assert left_out_by(found) == {".png": 1, ".txt": 1, "hidden": 1, **behind}
+    again = source(str(tmp_path / "a.tar"))
+    assert [ref.key for ref in again.refs(refs[1])] == ["c.nef"]
+    assert left_out_by(again) == {".json": 1, "without suffix": 1}
 
 
 def test_names_with_dots(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def _unanswered(
         return Failure("read", "unreadable", error.what)
     beside = (uri for uri in _others(ref, shard, place(ref.uri)) if scheme(uri) not in _HERE)
     others = islice(beside, _PROBES_OF_HOSTS)
-    if not any(_readable(storage, uri) for uri in others):
+    if not (storage.others_answer(ref.uri) or any(_readable(storage, uri) for uri in others)):
         raise error
     return Failure("read", "unreadable", f"{error.what}, while others are served")
 

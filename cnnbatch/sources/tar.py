@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import nearest
-from cnnbatch.picture_formats import SUFFIXES
+from cnnbatch.picture_formats import JPEG_SUFFIXES, RAW_SUFFIXES, SUFFIXES
 from cnnbatch.records import Content, Failure, ImageRef, Shard, Span
 from cnnbatch.sink import ENGINE_COLUMNS
 from cnnbatch.sources.containers import (
@@ -34,6 +35,7 @@ from cnnbatch.sources.containers import (
     unreadable,
 )
 from cnnbatch.sources.formats import TARS
+from cnnbatch.sources.left_out import COMPANIONS, HIDDEN, LeftOut, count, kind_of
 from cnnbatch.sources.lists import LABEL
 from cnnbatch.sources.objects import TRUTH, as_json, class_name, holds_objects, truth_table
 from cnnbatch.sources.reading import MAX_BYTES
@@ -101,12 +103,13 @@ class Tar:
     An image's key is its path in the archive; below a folder or glob, the archive's path comes first.
     A sample's image is the member whose suffix from the first dot on is an image's; only where there is
     none, one with more dots in it counts. ``truth_in`` and the types of the kept columns, ``kinds``, are
-    what the first few samples have.
+    what the first few samples have; ``left_out`` counts what is neither image nor an image's class or JSON.
     """
 
     files: Containers
     truth_in: str | None = None
     kinds: tuple[tuple[str, str], ...] = ()
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
     @property
     def columns(self) -> pa.Schema:
@@ -125,14 +128,17 @@ class Tar:
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the images; a member that comes twice is a `UserError` with both places."""
         found = after is not None
+        counts = self.left_out.counts = Counter[str]()
         for entry in self.files.entries(after.uri if after else None):
             behind = after is None or entry.uri != after.uri
-            for member, sample in _unique_images(self.files.storage, entry):
+            for member, sample in _unique_images(self.files.storage, entry, counts):
                 if behind:
                     found = True
+                    self.left_out.counts = counts  # Not those of another listing of this source meanwhile.
                     yield self._ref(entry, member, sample)
                 elif after is not None and self._key(entry.uri, member.name) == after.key:
                     behind = True
+                    counts.clear()  # What came before was counted then.
             if not behind and after is not None:
                 raise self.files.lost(after)
         if not found:
@@ -188,7 +194,7 @@ def open_tar(input: Input, storage: Storage) -> Tar:
     files = find(input.url, storage, TARS, "tar archives")
     entry = next(files.entries())
     where = redact(entry.uri)
-    peeked = list(islice(_samples(members(storage, entry, _wanted), where), _PEEKED))
+    peeked = list(islice(_samples(members(storage, entry, _wanted), where, Counter()), _PEEKED))
     found = [sample.dictionary(where) for sample in peeked]
     truth_in = _truth_in(peeked, found)
     keep = tuple(dict.fromkeys(input.keep))
@@ -259,10 +265,10 @@ def _size(found: dict[str, Any]) -> tuple[int | None, int | None]:
     return (width, height) if isinstance(width, int) and isinstance(height, int) else (None, None)
 
 
-def _unique_images(storage: Storage, entry: Entry) -> Iterator[tuple[Member, Sample]]:
+def _unique_images(storage: Storage, entry: Entry, counts: Counter[str]) -> Iterator[tuple[Member, Sample]]:
     where = redact(entry.uri)
     with unique_keys() as keys:
-        for sample in _samples(members(storage, entry, _wanted), where):
+        for sample in _samples(members(storage, entry, _wanted), where, counts):
             for image in sample.images:
                 if pair := keys.add(image.name, image.header):
                     raise _twice(storage, entry, *pair)
@@ -271,36 +277,53 @@ def _unique_images(storage: Storage, entry: Entry) -> Iterator[tuple[Member, Sam
             raise _twice(storage, entry, *pair)
 
 
-def _samples(found: Iterable[Member], where: str) -> Iterator[Sample]:
-    """Group the members; those that are no part of a sample, as folders and hidden files, are left out."""
-    named = ((match[1], match[2].lower(), one) for one in found if (match := _split(one, where)))
+def _samples(found: Iterable[Member], where: str, counts: Counter[str]) -> Iterator[Sample]:
+    """Group the members; ``counts`` gets those that are no part of a sample, by suffix."""
+    named = ((match[1], match[2].lower(), one) for one in found if (match := _split(one, where, counts)))
     for base, group in groupby(named, key=lambda part: part[0]):
         parts = [(suffix, member) for _, suffix, member in group]
-        plain = [member for suffix, member in parts if suffix in SUFFIXES]
-        dotted = [member for suffix, member in parts if posixpath.splitext(suffix)[1] in SUFFIXES]
         others = dict(parts)
+        images = _images(parts)
         alone = next((member for suffix, member in parts if suffix.endswith(_CLASS)), None)
-        if alone and not (plain or dotted):
+        if alone and not images:
             raise _wrong(where, alone, f"an image of its name was expected beside it, as {base}.jpg")
-        for stem, images in groupby(plain or dotted, key=_stem):
-            stem = stem.removeprefix(base)
-            label, columns = (
-                others.get(stem.lower() + kind, others.get(kind)) for kind in (_CLASS, _COLUMNS)
-            )
-            yield Sample(tuple(images), label, columns)
+        used, samples = {one.header for one in images}, []
+        for stem, of_stem in groupby(images, key=_stem):
+            stem = stem.removeprefix(base).lower()
+            label, columns = (others.get(stem + kind, others.get(kind)) for kind in (_CLASS, _COLUMNS))
+            samples.append(Sample(tuple(of_stem), label, columns))
+            used |= {one.header for one in (label, columns) if one}
+        for _, member in parts:
+            if member.header not in used:
+                count(counts, COMPANIONS if _suffix(member) in RAW_SUFFIXES else kind_of(member.name))
+        yield from samples
+
+
+def _images(parts: Sequence[tuple[str, Member]]) -> list[Member]:
+    """Return the images of a sample; a raw file beside a JPEG of its name is that picture's companion."""
+    plain = [member for suffix, member in parts if suffix in SUFFIXES]
+    images = plain or [member for _, member in parts if _suffix(member) in SUFFIXES]
+    jpegs = {_stem(one) for one in images if _suffix(one) in JPEG_SUFFIXES}
+    return [one for one in images if _suffix(one) not in RAW_SUFFIXES or _stem(one) not in jpegs]
+
+
+def _suffix(member: Member) -> str:
+    return posixpath.splitext(member.name)[1].lower()
 
 
 def _stem(member: Member) -> str:
     return posixpath.splitext(member.name)[0]
 
 
-def _split(member: Member, where: str) -> re.Match[str] | None:
-    """Split a path at the first dot of the name; None for what is no file of a sample."""
+def _split(member: Member, where: str, counts: Counter[str]) -> re.Match[str] | None:
+    """Split a path at the first dot of the name; None for what is no file of a sample, which is counted."""
     match = _NAME.fullmatch(member.name)
     hidden = any(part.startswith(".") and part not in (".", "..") for part in member.name.split("/"))
     if match is None or hidden:
+        if not member.kind:
+            count(counts, HIDDEN if hidden else kind_of(member.name))
         return None
-    if member.kind and posixpath.splitext(member.name)[1].lower() in SUFFIXES and member.kind != "a folder":
+    if member.kind and _suffix(member) in SUFFIXES and member.kind != "a folder":
         raise _wrong(
             where,
             member,

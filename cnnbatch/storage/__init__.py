@@ -169,6 +169,13 @@ class Storage:
         backend, uri = self._resolve(uri)
         return backend.answers(uri)
 
+    def others_answer(self, uri: str) -> bool:
+        """Say whether another bucket or host, of whatever scheme, still gives what it gave before."""
+        with self._lock:
+            remote = [backend for kind, backend in self._backends.items() if kind != "memory"]
+        known = [serving for backend in remote if (serving := getattr(backend, "serving", None))]
+        return any(serving.elsewhere(place(normalize(uri))) for serving in known)
+
     def _resolve(self, uri: str) -> tuple[Backend, str]:
         """Return who serves an address, and its normal form."""
         uri = normalize(uri)

@@ -61,7 +61,7 @@ class ObjectStorage:
     def __init__(self, options: StorageOptions) -> None:
         self._options = options
         self._stores: dict[tuple[str, _Use], ObjectStore] = {}
-        self._serving = Serving(self._is_readable)
+        self.serving = Serving(self._is_readable)
         self._lock = threading.Lock()
 
     def list(self, uri: str, after: str | None) -> Iterator[Entry]:
@@ -111,7 +111,7 @@ class ObjectStorage:
 
         data = self._ask(uri, fetch)
         if data:
-            self._serving.note(_split(uri)[0], uri)
+            self.serving.note(_split(uri)[0], uri)
         return data
 
     def head(self, uri: str) -> Entry:
@@ -160,7 +160,7 @@ class ObjectStorage:
 
     def answers(self, uri: str) -> bool | None:
         """Say whether the bucket still gives what it gave this process before."""
-        return self._serving.still(_split(uri)[0])
+        return self.serving.still(_split(uri)[0])
 
     def _ask(self, uri: str, fetch: Callable[[ObjectStore, str], Result]) -> Result:
         error = Exception()
@@ -172,7 +172,7 @@ class ObjectStorage:
                 if not faults.passes(broken):
                     break
         busy = faults.Answer.of(error).status in faults.BUSY
-        served = faults.passes(error) and not busy and self._serving.still(_split(uri)[0])
+        served = faults.passes(error) and not busy and self.serving.still(_split(uri)[0])
         raise faults.sort(error, uri, scheme(uri), served=bool(served))
 
     def _put_if(

@@ -47,7 +47,7 @@ class Others:
     def __init__(self, kind: str, options: StorageOptions) -> None:
         _require_known(kind)
         self._kind, self._options = kind, options
-        self._serving = Serving(self._is_readable)
+        self.serving = Serving(self._is_readable)
 
     def list(self, uri: str, after: str | None) -> Iterator[Entry]:
         """Yield the files below a folder; fsspec has no pages, so their names are held at once."""
@@ -67,7 +67,7 @@ class Others:
             raise TooLarge(f"{size:,} bytes, at most {limit:,} are read")
         start, end = (span.offset, span.offset + span.length) if span else (None, None)
         data = bytes(self._ask(uri, lambda files, path: files.cat_file(path, start=start, end=end)))
-        self._serving.note(place(uri), uri)
+        self.serving.note(place(uri), uri)
         return data
 
     def head(self, uri: str) -> Entry:
@@ -111,7 +111,7 @@ class Others:
 
     def answers(self, uri: str) -> bool | None:
         """Say whether the place still gives what it gave before."""
-        return self._serving.still(place(uri))
+        return self.serving.still(place(uri))
 
     def _write(self, uri: str, data: bytes | Path) -> str:
         files, path = self._at(uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 from collections import OrderedDict
@@ -80,7 +81,7 @@ class Web:
             get_client=self._client,
             client_kwargs={"timeout": timeout, "trust_env": True},
         )
-        self._serving = Serving(self._is_readable)
+        self.serving = Serving(self._is_readable)
         self._private: OrderedDict[str, bool] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -97,7 +98,7 @@ class Web:
         headers = {"Range": f"bytes={span.offset}-{span.offset + span.length - 1}"} if span else {}
         reply = self._ask("GET", uri, headers, limit)
         if reply.body and not is_page(reply.body):
-            self._serving.note(place(uri), uri)
+            self.serving.note(place(uri), uri)
         if span and reply.status != 206:
             return reply.body[span.offset : span.offset + span.length]
         return reply.body
@@ -133,8 +134,8 @@ class Web:
 
     def answers(self, uri: str) -> bool | None:
         """Say whether the host gives what it gave before; if it never gave anything, whether others do."""
-        still = self._serving.still(place(uri))
-        return self._serving.elsewhere(place(uri)) if still is None else still
+        still = self.serving.still(place(uri))
+        return self.serving.elsewhere(place(uri)) if still is None else still
 
     def is_private(self, uri: str) -> bool:
         """Say whether the host of an address that was read was never reached at a public machine."""
@@ -242,7 +243,7 @@ class Web:
         said = f"HTTP {trouble}" if isinstance(trouble, int) else type(trouble).__name__
         if isinstance(trouble, Exception) and _no_such_host(trouble):
             said = "there is no such host"
-        if (trouble not in _BUSY and self._serving.still(host)) or self._serving.elsewhere(host):
+        if (trouble not in _BUSY and self.serving.still(host)) or self.serving.elsewhere(host):
             return Unreadable(f"{redact(uri)}: {said}, while others are served")
         return NoAnswer(
             f"{redact(uri)}: the server does not answer ({said})",
@@ -250,10 +251,14 @@ class Web:
         )
 
 
+# Forbidden in a host by the URL standard, but taken by yarl: asked for, it would seem a host that is down.
+_NO_HOST = re.compile(r"[\x00-\x20\x7f\"<>\\^`{|}]")
+
+
 def _parsed(uri: str) -> yarl.URL:
     try:
         url = yarl.URL(uri)
-        if url.host and url.port:
+        if url.host and url.port and not _NO_HOST.search(url.host):
             return url
     except ValueError:
         pass
