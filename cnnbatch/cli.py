@@ -436,11 +436,24 @@ def _exit_with(action: Callable[[], int], stopped: str = "Stopped.", as_json: bo
         status, words = 130, f"\n{stopped}"
     except interrupts.Terminated as signalled:
         status, words = signalled.status, stopped
+    except Exception as error:
+        if not (words := _refused(error)):
+            raise
+        status = 2
     if words:
         say(words, err=True)
         if as_json:
             say(json.dumps({"status": status, "error": words.strip()}))
     raise typer.Exit(status)
+
+
+def _refused(error: Exception) -> str:
+    """Say what a file that is no image's, as one of an output's own, can't be read for; else nothing."""
+    from cnnbatch.storage import Forbidden, Unreadable
+
+    if not isinstance(error, (Forbidden, Unreadable)):
+        return ""
+    return f"{error}\n  what to do: put a file there that this user may read; finished parts are kept"
 
 
 data_commands.add_to(app, _exit_with)

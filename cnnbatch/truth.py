@@ -191,13 +191,16 @@ class ModelClasses:
         return {**{theirs: ours for ours, theirs in self.aliases.items()}, **own}
 
     def by_id(self, truth: Sequence[Class]) -> dict[int | str, str]:
-        """Return the model's name by id; nothing where ``truth`` plainly numbers its classes otherwise."""
+        """Return the model's name by id; nothing unless ``truth`` is plainly numbered as the model is.
+
+        Half of either's classes have to be alike: in a file of two classes ``person`` may be 1 by chance.
+        """
         known = self.by_name()
         ours: dict[int | str, str] = {
             number: name for number, name in zip(self.ids, self.names, strict=False) if name
         }
         same = sum(one.id in ours and known.get(one.name) == ours[one.id] for one in truth)
-        return ours if 2 * same >= len(truth) else {}
+        return ours if 2 * same >= max(len(truth), len(ours)) else {}
 
 
 def match_classes(
@@ -208,8 +211,8 @@ def match_classes(
 ) -> dict[str, str | None]:
     """Return for each class of the truth the model's name of it; None where the job leaves it out.
 
-    ``given`` leads from the truth's names to the model's and wins; then the name counts, then the id
-    where the two number at least half of the classes alike. ``occurring`` are the names that something
+    ``given`` leads from the truth's names to the model's and wins; then the name counts, then the id where
+    at least half of the classes of either are numbered alike. ``occurring`` are the names that something
     has, None where that is all of them; another class that the model does not know is left out.
 
     Raises:

@@ -13,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 import cnnbatch
+from cnnbatch.cli import app
 from cnnbatch.comparison import compare
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.evaluation.again import evaluate_again
@@ -149,6 +151,16 @@ def test_counts_of_failures_that_are_none_are_named(begun: Path, tmp_path: Path)
         (out / "_job" / "failed.json").write_bytes(data)
         with pytest.raises(UserError, match=r"failed\.json is damaged"):
             run(done, QUIET)
+
+
+@pytest.mark.parametrize("name", ["_job/job.yaml", "_job/plan/00000/complete.json"])
+def test_a_folder_in_place_of_a_file_is_no_traceback(name: str, begun: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(begun, tmp_path / "out")
+    (out / name).unlink()
+    (out / name).mkdir()
+    done = CliRunner().invoke(app, ["report", str(out)])
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"{out / name} is a folder, a file was expected\n  what to do: ")
 
 
 @pytest.mark.parametrize("data", LOCKS)

@@ -18,7 +18,7 @@ from cnnbatch.report import write_report
 from cnnbatch.run import RunOptions
 from cnnbatch.sources import open_source
 from cnnbatch.sources.labelled import Labelled
-from cnnbatch.sources.splits import part_in, part_of, splits_below
+from cnnbatch.sources.splits import PARTS, part_in, part_of, splits_below
 from cnnbatch.sources.subsets import part_by_hash
 from cnnbatch.storage import Storage
 from cnnbatch.training import run as training
@@ -81,6 +81,9 @@ def labels(root: Path) -> dict[str, str | None]:
         ("training_set/training_set/cats", "test_set/test_set/cats"),
         ("cats/train", "cats/test"),
         ("train/cats/2020", "VAL/cats/2020"),
+        ("seg_train/seg_train/cats", "seg_test/seg_test/cats"),
+        ("01_train/cats", "02_test/cats"),
+        ("My-Train-Set/cats", "my-test-set/cats"),
     ],
 )
 def test_folders_of_parts_are_no_classes(tmp_path: Path, around: str, train: str, test: str) -> None:
@@ -107,6 +110,27 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
         "test/train/3.jpg": "train",
     }
     assert [part_in(key) for key in labels(inside)] == ["test", "train", "train"]
+
+
+def test_classes_may_have_names_that_end_as_parts(tmp_path: Path) -> None:
+    root = files(tmp_path / "classes", "freight_train/1.jpg", "litmus_test/2.jpg", "car/3.jpg")
+    assert set(labels(root).values()) == {"freight_train", "litmus_test", "car"}
+    pairs = files(tmp_path / "pairs", *(f"{name}_{part}/1.jpg" for name in ("a", "b") for part in PARTS))
+    assert splits_below(str(pairs), Storage()) is None
+    inside = files(tmp_path / "inside", "train/freight_train/1.jpg", "test/litmus_test/2.jpg")
+    assert list(labels(inside).values()) == ["litmus_test", "freight_train"]
+    assert [part_in(key) for key in labels(inside)] == ["test", "train"]
+
+
+def test_a_test_without_images_is_a_mistake_before_the_training(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    tiny.colours(root, 40, ("red", "blue"))
+    for path in root.rglob("*.png"):
+        if part_by_hash(path.relative_to(root).as_posix(), 0.15, 0.15) == "test":
+            path.unlink()
+    with pytest.raises(UserError, match=r"no image belongs to test by hash\n.*train\.test"):
+        collected(root, tmp_path / "out")
+    assert not (tmp_path / "out" / "_job" / "training").exists()
 
 
 def test_what_lies_beside_the_parts_is_named(tmp_path: Path) -> None:

@@ -142,6 +142,12 @@ def test_ids_count_where_most_are_alike() -> None:
         match_classes(MODEL, [Class("cat", 1), Class("nothing", 2)], {})  # an empty name is no class
 
 
+def test_one_class_that_is_numbered_alike_says_nothing_of_others() -> None:
+    model = ModelClasses(("person", "bicycle", "car", "train"), (1, 2, 3, 7))
+    with pytest.raises(UserError, match=r"does not know: 'unicorn'\n"):
+        match_classes(model, [Class("person", 1), Class("unicorn", 7)], {})
+
+
 def test_what_the_job_says_wins() -> None:
     given = {"cat": "sofa", "couch": None}
     assert match_classes(MODEL, [Class("cat", 1), Class("couch", 4)], given) == given

@@ -17,7 +17,7 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.picture_formats import SUFFIXES
 from cnnbatch.sources.labelled import FOLDER, Labelled, labelled_by_pattern
 from cnnbatch.sources.patterns import is_pattern
-from cnnbatch.sources.splits import INNER_FOLDER, splits_below
+from cnnbatch.sources.splits import inner_folder, splits_below
 from cnnbatch.storage import (
     Forbidden,
     NotFound,
@@ -279,7 +279,7 @@ def open_folders(input: Input, storage: Storage) -> Source:
     if splits := splits_below(normalize(input.url), storage):
         pattern = splits.pattern
     elif input.subset is not None and input.subset.by == "folder":
-        pattern = INNER_FOLDER
+        pattern = inner_folder()
     return Labelled(open_files(input, storage), pattern, "input.format=folders")
 
 

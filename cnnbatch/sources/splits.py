@@ -1,14 +1,16 @@
 """Folders that say which part of a set their images are, as train and test, and not which class they show.
 
 They may lie below other folders that hold nothing else (``archive/Train/cats``), come twice
-(``training_set/training_set/cats``), or lie inside the classes (``cats/train``).
+(``training_set/training_set/cats``), lie inside the classes (``cats/train``), or have one beginning
+(``seg_train``, ``seg_test``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from cnnbatch.errors import EnvironmentFault, UserError
@@ -30,10 +32,14 @@ PARTS = {
 _WORDS = "|".join(sorted(PARTS, key=len, reverse=True))
 _ADDED = r"(?:[-_ ]?(?:set|data|dataset|images|imgs|split|folder))?(?:[-_ ]?\d{4})?"
 _NAME = re.compile(rf"({_WORDS}){_ADDED}", re.IGNORECASE)
-_FOLDERS = rf"(?i:(?:{_WORDS}){_ADDED}/)"
+_BEGUN = re.compile(rf"([^/]*[-_]|\d+[. ]*)({_WORDS}){_ADDED}", re.IGNORECASE)
 
-INNER_FOLDER = rf"(?:{_FOLDERS}+|(?!{_FOLDERS}))([^/]+)/.+"
-"""The first folder of a key that is the class and no part's name, where folders are named by parts."""
+
+def inner_folder(beginning: str = "") -> str:
+    """What finds the first folder of a key that is the class and no part's name."""
+    folders = rf"(?i:{beginning}(?:{_WORDS}){_ADDED}/)"
+    return rf"(?:{folders}+|(?!{folders}))([^/]+)/.+"
+
 
 _MOST_FOLDERS = 64  # beside each other; where there are more, they are classes
 _MOST_FILES = 1000  # before a folder; a page of a bucket's listing
@@ -45,17 +51,19 @@ _LAST = "\U0010ffff"  # behind every name
 class Splits:
     """The parts that folders of an input are named by; ``others`` are folders beside them.
 
-    ``around`` are the folders that hold them all, each the only one where it lies, with a slash behind.
+    ``around`` are the folders that hold them all, each the only one where it lies, with a slash behind;
+    ``beginning`` is a pattern of what stands before the word in each of their names.
     """
 
     parts: frozenset[str]
     others: tuple[str, ...] = ()
     around: str = ""
+    beginning: str = ""
 
     @property
     def pattern(self) -> str:
         """What finds the class in a key below the input's root."""
-        return re.escape(self.around) + INNER_FOLDER
+        return re.escape(self.around) + inner_folder(self.beginning)
 
 
 def part_of(name: str) -> str:
@@ -65,8 +73,13 @@ def part_of(name: str) -> str:
 
 
 def part_in(key: str) -> str:
-    """Return the part that the first so named folder of a key stands for; empty where there is none."""
-    return next((part for folder in key.split("/")[:-1] if (part := part_of(folder))), "")
+    """Return the part that the first so named folder of a key stands for; empty where there is none.
+
+    A folder whose name only ends so (``seg_train``) counts where no other does.
+    """
+    folders = key.split("/")[:-1]
+    found = next(filter(None, map(part_of, folders)), "")
+    return found or next((PARTS[name[2].lower()] for one in folders if (name := _BEGUN.fullmatch(one))), "")
 
 
 def splits_below(root: str, storage: Storage) -> Splits | None:
@@ -75,21 +88,39 @@ def splits_below(root: str, storage: Storage) -> Splits | None:
     for _ in range(_MOST_DEPTH):
         place = join(root, around.rstrip("/")) if around else root
         names = list(_folders(place, storage))
-        if (parts := _named(names)) is not None:
-            return Splits(parts, tuple(name for name in names if not part_of(name)), around)
+        if (found := _named(names)) is not None:
+            return replace(found, around=around)
         if len(names) != 1:
             break
         around += f"{names[0]}/"
     if not names or len(names) > _MOST_FOLDERS:
         return None
-    inside = list(_folders(join(place, names[0]), storage))
-    parts = _named(inside)
-    return None if parts is None else Splits(parts, (), around)
+    inside = _named(list(_folders(join(place, names[0]), storage)))
+    return None if inside is None else replace(inside, others=(), around=around)
 
 
-def _named(names: Sequence[str]) -> frozenset[str] | None:
-    parts = frozenset(filter(None, map(part_of, names)))
-    return parts if "train" in parts and len(parts) > 1 else None
+def _named(names: Sequence[str]) -> Splits | None:
+    """Return the parts among folders beside each other: by whole names, else by names of one beginning."""
+    whole = {name: part for name in names if (part := part_of(name))}
+    by_beginning: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        if begun := _BEGUN.fullmatch(name):
+            beginning = re.sub(r"\d+", r"\\d+", re.escape(begun[1].lower()))  # Numbers may differ.
+            by_beginning[beginning][name] = PARTS[begun[2].lower()]
+    if _are_parts(whole):
+        return _splits(names, whole)
+    found = [one for one in by_beginning.items() if _are_parts(one[1])]
+    # Of several (cat_train, cat_test, dog_train, dog_test) none says the parts alone.
+    return _splits(names, found[0][1], found[0][0]) if len(found) == 1 else None
+
+
+def _are_parts(named: Mapping[str, str]) -> bool:
+    return "train" in named.values() and len({*named.values()}) > 1
+
+
+def _splits(names: Sequence[str], named: Mapping[str, str], beginning: str = "") -> Splits:
+    others = tuple(name for name in names if name not in named)
+    return Splits(frozenset(named.values()), others, beginning=beginning)
 
 
 def _folders(root: str, storage: Storage) -> Iterator[str]:

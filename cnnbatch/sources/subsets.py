@@ -75,7 +75,8 @@ class Apart:
         if not found:
             raise UserError(
                 f"input.subset: no image belongs to {self.rule.part} by {self.rule.by}\n"
-                "  what to do: give more images, or larger shares"
+                "  what to do: give more images, larger shares (train.validation, train.test), or another "
+                "input.subset.seed"
             )
 
     def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:

@@ -116,7 +116,7 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
         train, validation = (replace(one, refs=one.refs.some(LESSON_IMAGES)) for one in (train, validation))
     counts, validated = _counted(train), _counted(validation)
     classes = _classes(job, source, counts, validated if train.objects else None)
-    tested = _tested(job, parts, storage)
+    tested = _tested(parts, storage)
     left_out = _left_out(job, classes, validated, tested)
     if left_out and not train.objects:
         validation = replace(validation, refs=validation.refs.without(left_out))
@@ -134,16 +134,12 @@ def _counted(found: Listed) -> Counter[str]:
     return found.refs.counts() or found.objects
 
 
-def _tested(job: TrainJob, parts: Parts, storage: Storage) -> Counter[str]:
-    """Count the labels of what tests; nothing where that can't be listed, which testing will say."""
+def _tested(parts: Parts, storage: Storage) -> Counter[str]:
+    """Count the labels of what tests; raises UserError where nothing does, before anything is trained."""
     if parts.test is None:
         return Counter()
-    try:
-        source = open_source(parts.test, storage)
-        found = listed(source, plan.select(source.refs(), parts.test.sample, parts.test.limit))
-    except UserError:
-        return Counter()
-    return _counted(found)
+    source = open_source(parts.test, storage)
+    return _counted(listed(source, plan.select(source.refs(), parts.test.sample, parts.test.limit)))
 
 
 def _left_out(
