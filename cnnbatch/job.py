@@ -5,6 +5,7 @@ Everything is checked before anything runs, and all mistakes are told at once, e
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
@@ -318,9 +319,9 @@ def parse_job(
     Of a text that is data, the fields ``no_code_in`` name no code by themselves; see `cnnbatch.plugins`.
     """
     document = spec.parse_text(text, name)
-    changes, wrong = _changes(document.data, _plain(changed) if isinstance(changed, Mapping) else changed)
-    data = apply(templates.without(document.data, [one.path for one in changes], SHORT), changes, SHORT)
-    plugins.require_given(data, name, no_code_in, [change.value for change in changes])
+    texts = _plain(changed) if isinstance(changed, Mapping) else changed
+    changes, wrong = _changes(document, texts, no_code_in)
+    data = _changed(document, changes, no_code_in)
     found = [*document.mistakes, *templates.without_lesson(document, changes, data)]
     found += Sentences(document, changes, data, {}).unclean()
     job: Job | None = None
@@ -335,14 +336,24 @@ def parse_job(
     return job
 
 
+def _changed(
+    document: spec.Document, changes: Sequence[Override], no_code_in: Sequence[str]
+) -> dict[str, Any]:
+    """Return the values of a job with its changes; raises UserError for code that a data file alone names."""
+    kept = templates.without(document.data, [one.path for one in changes], SHORT)
+    data = apply(kept, changes, SHORT)
+    plugins.require_given(data, document.name, no_code_in, [change.value for change in changes])
+    return data
+
+
 def _changes(
-    data: Mapping[str, Any], changed: Sequence[str] | Mapping[str, Any]
+    document: spec.Document, changed: Sequence[str] | Mapping[str, Any], no_code_in: Sequence[str]
 ) -> tuple[list[Override], list[str]]:
     """Return the overrides and the mistakes among them; the task that they name says what its fields take."""
     if isinstance(changed, Mapping):
         return overrides(changed, SHORT, lambda keys, text: text)
     guessed, _ = overrides(changed, SHORT, lambda keys, text: read_value(text, {}, {}))
-    schema = _schema_for(apply(data, guessed, SHORT))
+    schema = _schema_for(_changed(document, guessed, no_code_in))  # Which imports the task.
     return overrides(changed, SHORT, lambda keys, text: read_value(text, _field(keys, schema), schema))
 
 
@@ -420,7 +431,7 @@ def _find(name_or_path: str) -> pathlib.Path:
     if name_or_path in names:
         return jobs_folder() / f"{name_or_path}.yaml"
     path = pathlib.Path(name_or_path).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):  # Which, unlike Path.is_file, bears a name too long for any file.
         return path
     near = nearest(path.stem, names)
     raise UserError(

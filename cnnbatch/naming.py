@@ -34,7 +34,9 @@ def load_object(address: str, field: str) -> object:
             f"{field}: {address!r} names the module {error.name!r}, which cannot be imported here\n"
             "  what to do: install its package, or add its folder to PYTHONPATH"
         ) from error
-    except ValueError as error:  # An empty or a relative module name.
+    except (TypeError, ValueError) as error:  # A relative module name, and an empty one.
+        if module_name and not module_name.startswith("."):
+            raise
         raise UserError(f"{field}: expected mypackage.module:name, got {address!r}") from error
     if not hasattr(module, attribute):
         raise UserError(f"{field}: {module_name} has no {attribute!r}{meant(attribute, vars(module))}")

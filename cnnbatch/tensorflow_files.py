@@ -6,7 +6,7 @@ file runs.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from cnnbatch.errors import UserError
 
@@ -22,7 +22,7 @@ def refuse(spec: str, field: str) -> None:
     trimmed = spec.rstrip("/")
     if trimmed.endswith(".pb"):
         folder = trimmed.rpartition("/")[0] or "."
-    elif "://" not in trimmed and Path(trimmed, _GRAPH).is_file():
+    elif "://" not in trimmed and os.path.isfile(os.path.join(trimmed, _GRAPH)):
         folder = trimmed
     else:
         return

@@ -58,7 +58,7 @@ def fetch(spec: str, sha256: str | None = None, storage: Storage | None = None) 
         path = Path(normalize(spec))
     else:
         path = _download(spec, storage)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Which bears a name too long for any file.
         raise UserError(
             f"task.weights: expected a .safetensors, torch, .onnx or .h5 file, but there is no file {path}"
         )

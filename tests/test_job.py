@@ -390,6 +390,8 @@ def test_a_key_that_is_there_twice_is_a_mistake() -> None:
             "task: {name: [a]}",
             "task: {name: {a: 1}}",
             "task: {1: 2}",
+            "task: {name: '.a:b'}",
+            "task: {name: '..:b'}",
             "task: []",
         ),
         *(
@@ -558,6 +560,8 @@ def test_an_unknown_job_proposes_the_nearest_and_lists_all() -> None:
         load_job("clasify")
     with pytest.raises(UserError, match=r"neither\n.*did you mean demo\?"):
         load_job("jobs/demmo.yaml")
+    with pytest.raises(UserError, match="neither"):
+        load_job("x" * 5000)  # longer than any file's name
 
 
 def test_a_folder_or_bytes_are_no_job(tmp_path: Path) -> None:

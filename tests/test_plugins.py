@@ -200,6 +200,8 @@ def test_an_output_s_own_job_runs_again_only_with_code_that_someone_named(
     (tmp_path / "link.yaml").symlink_to(file)
     with pytest.raises(UserError, match="names code to run"):
         load_job(str(tmp_path / "link.yaml"))
+    with pytest.raises(UserError, match="names code to run"):  # the types of values come from the task, too
+        load_job(file, ["task.side=3"])
     assert not sprung.exists()
     # The same file as a person's own job is theirs, as are values that they give.
     assert load_job(file, ["task.name=evilmod:Toy"]).task.name == "evilmod:Toy"

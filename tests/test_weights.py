@@ -17,6 +17,7 @@ from torchvision.models import mnasnet0_5
 from cnnbatch import weights
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models import timm_models
+from cnnbatch.models.building import Choice, build_classifier
 from cnnbatch.storage import Storage, StorageOptions
 from tests.servers import Reply, WebServer
 
@@ -280,3 +281,10 @@ def test_the_key_map_of_efficientnet_lite0_pairs_every_name_with_one_of_its_shap
     assert list(key_map) == list(state)
     assert list(key_map.values()) == list(module)
     assert all(state[old].shape == module[new].shape for old, new in key_map.items())
+
+
+@pytest.mark.parametrize("field", ["model", "weights"])
+def test_what_is_too_long_for_a_file_is_no_model_and_no_weights(field: str) -> None:
+    choice = {"model": "resnet18", "weights": "random", field: "x" * 5000}
+    with pytest.raises(UserError, match=f"^task.{field}: "):
+        build_classifier(Choice(**choice))

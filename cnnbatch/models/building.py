@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -187,7 +188,7 @@ def _file(choice: Choice, found: Architecture) -> Path:
         path = files.fetch_published(*found.default, choice.storage)
         files.verify(path, choice.sha256)
         return path
-    if re.fullmatch(r"\w+", spec) and not Path(spec).exists():
+    if re.fullmatch(r"\w+", spec) and not os.path.exists(spec):
         raise UserError(
             f"task.weights: {found.name} has no weights {spec!r}{meant(spec, found.names)}; expected "
             f"{', '.join(found.names or ('DEFAULT',))}, a path, a URL, package:NAME/PATH or random"

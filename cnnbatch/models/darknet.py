@@ -492,7 +492,7 @@ def load_weights(module: Darknet, path: Path) -> None:
 
     Source: load_weights_upto in https://github.com/pjreddie/darknet/blob/master/src/parser.c
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"task.weights: expected a Darknet .weights file, but there is no file {path}")
     layers = [layer for layer in module.modules() if isinstance(layer, Convolution)]
     tensors = [tensor for layer in layers for tensor in layer.stored()]

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from cnnbatch import plugins
@@ -86,7 +87,7 @@ def _require_same(model: str, trained: str, place: str) -> None:
 def _may_be_folder(weights: str) -> bool:
     """Say whether weights may be a folder's address: names and files have none of a folder's marks."""
     if scheme(weights) in _WITHOUT_FOLDERS:
-        return scheme(weights) == "" and Path(normalize(weights)).is_dir()
+        return scheme(weights) == "" and os.path.isdir(normalize(weights))
     return "?" not in weights and not PurePosixPath(weights).suffix and weights.count(":") == 1
 
 
@@ -94,7 +95,7 @@ def _is_place(model: str) -> bool:
     """Say whether a model is an address or a path rather than a name."""
     if model.lower().startswith(_LIBRARIES) or plugins.is_code(model):
         return False
-    return "/" in model or "\\" in model or model.startswith((".", "~")) or Path(model).is_dir()
+    return "/" in model or "\\" in model or model.startswith((".", "~")) or os.path.isdir(model)
 
 
 def _instead(place: str, storage: Storage) -> str:

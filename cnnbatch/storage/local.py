@@ -52,6 +52,7 @@ _MEND = {
     errno.ENFILE: "raise the limit of open files of the system",
     errno.EACCES: "give this user the right to write there, or choose another place",
     errno.EPERM: "give this user the right to write there, or choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOTDIR: "choose a place whose parent is a folder",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -146,11 +147,9 @@ def read_model(place: str, storage: Storage | None = None) -> dict[str, Any] | N
     Raises:
         UserError: it can't be read, or is not as a training writes it.
     """
-    if "/" not in place and "\\" not in place and not place.startswith("."):
-        from pathlib import Path
-
-        if not Path(place).is_dir():  # The name of a model, which is no folder here.
-            return None
+    named = "/" not in place and "\\" not in place and not place.startswith(".")
+    if named and not os.path.isdir(place):  # The name of a model, which is no folder here.
+        return None
     file = join(normalize(place), ABOUT)
     try:
         data = (storage or Storage()).read(file, limit=_MOST_BYTES)
