@@ -184,7 +184,7 @@ def require_gone(processes: list[psutil.Process]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("name", ["raylet", pytest.param("gcs_server", marks=pytest.mark.long)])
 def test_where_a_process_of_ray_dies_the_run_ends_and_the_same_command_continues(
     name: str, photos: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -240,7 +240,7 @@ def test_sigterm_gives_back_what_was_begun(photos: Callable[[int], Path], tmp_pa
     assert not (out / "_job" / "lock").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_ctrl_c_ends_at_once_and_quietly(photos: Callable[[int], Path], tmp_path: Path) -> None:
     folder, out = photos(60), tmp_path / "out"
     spec = job(folder, out, {"fault": "slow"}, compute={"pool": "ray", "workers": 2})
