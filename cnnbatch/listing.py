@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnbatch import kept, plan
+from cnnbatch import integrity, plan
 from cnnbatch.changes import Changes
 from cnnbatch.job import Input
 from cnnbatch.output import LEFT_OUT, Listing, Output
@@ -318,7 +318,7 @@ def _require_consecutive(pages: Sequence[_Page]) -> None:
         if page.first != expected or page.last < page.first:
             uri = page.listing.page(page.number)
             why = f"expected the shards from {expected} on, got {page.first} to {page.last}"
-            raise kept.damaged(uri, why, kept.PUT_BACK)
+            raise integrity.damaged(uri, why, integrity.PUT_BACK)
         expected = page.last + 1
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnbatch import kept, plan
+from cnnbatch import integrity, plan
 from cnnbatch.errors import OutputHeld, UserError
 from cnnbatch.plan import Change
 from cnnbatch.records import ImageRef, Shard
@@ -63,7 +63,7 @@ class Output:
     def footer(self, index: int) -> dict[str, Any]:
         """Return what the footer of part ``index`` says: fingerprint, digest, versions, receipt."""
         uri = self.part(index)
-        with self.storage.open(uri) as file, kept.reading(uri, kept.MAKE_AGAIN):
+        with self.storage.open(uri) as file, integrity.reading(uri, integrity.MAKE_AGAIN):
             metadata = pq.read_metadata(file).metadata or {}
             footer: dict[str, Any] = json.loads(metadata[FOOTER_KEY])
             footer["digest"], footer["receipt"]["failed"].keys()
@@ -87,7 +87,7 @@ class Output:
             data = self.storage.read(uri)
         except NotFound:
             return None
-        return kept.record(name, uri, data)
+        return integrity.record(name, uri, data)
 
     def settings(self) -> dict[str, Any]:
         """Return how each kind of device runs, by its key."""
@@ -178,7 +178,7 @@ class Listing:
 
     def chosen(self) -> tuple[int | None, float]:
         """Return the limit and the sample of a finished listing."""
-        with kept.reading(self.output.path(*self.folder, "complete.json"), kept.DELETE):
+        with integrity.reading(self.output.path(*self.folder, "complete.json"), integrity.DELETE):
             counts = self.complete() or {}
             return counts["limit"], counts["sample"]
 
@@ -207,14 +207,14 @@ class Listing:
         table = self.table(page)
         if wanted is not None:
             table = table.filter(pc.is_in(table["shard"], pa.array(wanted, pa.int32())))
-        with kept.reading(self.page(page)):
+        with integrity.reading(self.page(page)):
             return list(plan.page_shards(table))
 
     def table(self, page: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return page ``page`` as a table of `plan.PAGE_COLUMNS`, or of some of them."""
         uri = self.page(page)
         with self._opened(uri) as file:
-            kept.require_columns(pq.read_schema(file), plan.PAGE_COLUMNS)
+            integrity.require_columns(pq.read_schema(file), plan.PAGE_COLUMNS)
             return pq.read_table(file, columns=None if columns is None else list(columns))
 
     def summaries(self) -> list[tuple[int, int, int]]:
@@ -226,7 +226,7 @@ class Listing:
         uri = self.page(page)
         with self._opened(uri) as file:
             parquet = pq.ParquetFile(file)
-            kept.require_columns(parquet.schema_arrow, plan.PAGE_COLUMNS)
+            integrity.require_columns(parquet.schema_arrow, plan.PAGE_COLUMNS)
             metadata = parquet.metadata
             groups = [
                 metadata.row_group(number).column(0).statistics for number in range(metadata.num_row_groups)
@@ -242,14 +242,14 @@ class Listing:
         """Return a page of changes."""
         uri = self._changes(page)
         with self._opened(uri) as file:
-            kept.require_columns(pq.read_schema(file), plan.CHANGE_COLUMNS)
+            integrity.require_columns(pq.read_schema(file), plan.CHANGE_COLUMNS)
             return list(plan.table_changes(pq.read_table(file)))
 
     def changed_shards(self, page: int) -> set[int]:
         """Return the numbers of the shards that a page of changes is about."""
         uri = self._changes(page)
         with self._opened(uri) as file:
-            kept.require_columns(pq.read_schema(file), plan.CHANGE_COLUMNS)
+            integrity.require_columns(pq.read_schema(file), plan.CHANGE_COLUMNS)
             shards: list[Any] = pq.read_table(file, columns=["shard"])["shard"].unique().to_pylist()
             return set(shards)
 
@@ -278,7 +278,7 @@ class Listing:
             file = self.output.storage.open(uri)
         except NotFound:
             raise _missing(uri) from None
-        with file, kept.reading(uri):
+        with file, integrity.reading(uri):
             yield file
 
     def page(self, page: int) -> str:
@@ -307,4 +307,4 @@ def differences(known: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str
 
 
 def _missing(uri: str) -> UserError:
-    return UserError(f"{redact(uri)} is missing, a page of the plan\n  what to do: {kept.PUT_BACK}")
+    return UserError(f"{redact(uri)} is missing, a page of the plan\n  what to do: {integrity.PUT_BACK}")

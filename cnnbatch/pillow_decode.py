@@ -30,8 +30,8 @@ from cnnbatch.headers import ends_early, orientation
 from cnnbatch.limits import DecodeError, Limits
 from cnnbatch.picture_formats import BY_PILLOW, HEIF_EXTRA, has_extra, lacks_decoder, recognise
 from cnnbatch.quiet import without_warnings
+from cnnbatch.redaction import kind_of, said
 from cnnbatch.tiff import decode_tiff
-from cnnbatch.unquoted import kind_of, said
 
 Size = tuple[int, int]
 

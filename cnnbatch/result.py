@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnbatch import kept
+from cnnbatch import integrity
 from cnnbatch.changes import Changes
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.output import FOOTER_KEY, Listing, Output
@@ -82,7 +82,7 @@ class Result:
         """The job as it was resolved, from ``_job/job.yaml``; empty where that is missing."""
         uri = self._output.path("_job", "job.yaml")
         try:
-            return kept.job(uri, self._storage.read(uri))
+            return integrity.job(uri, self._storage.read(uri))
         except NotFound:
             return {}
 
@@ -94,7 +94,10 @@ class Result:
                 f"expected a finished part in {redact(self._output.path('predictions'))}, but found none.\n"
                 "  what to do: let the run go on until its first part is written"
             )
-        with self._storage.open(self._parts[0]) as file, kept.reading(self._parts[0], kept.MAKE_AGAIN):
+        with (
+            self._storage.open(self._parts[0]) as file,
+            integrity.reading(self._parts[0], integrity.MAKE_AGAIN),
+        ):
             return pq.read_schema(file).remove_metadata()
 
     def receipts(self) -> list[Footer]:
@@ -227,7 +230,7 @@ class Result:
         """Return the storage that the job's images are read from."""
         settings = self.settings.get("input")
         options = settings.get("storage") if isinstance(settings, dict) else None
-        with kept.reading(self._output.path("_job", "job.yaml")):
+        with integrity.reading(self._output.path("_job", "job.yaml")):
             return Storage(StorageOptions(**options)) if options else Storage()
 
     @cached_property
@@ -255,7 +258,7 @@ class Result:
             return list(pool.map(self._footer, self._parts))
 
     def _footer(self, part: str) -> Footer:
-        with self._storage.open(part) as file, kept.reading(part, kept.MAKE_AGAIN):
+        with self._storage.open(part) as file, integrity.reading(part, integrity.MAKE_AGAIN):
             metadata = pq.read_metadata(file)
             info = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
             receipt = info.get("receipt") or {}

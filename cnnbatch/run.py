@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import Any
 from uuid import uuid4
 
-from cnnbatch import begun, identity, lock, plan, terminal
+from cnnbatch import identity, lock, ownership, plan, terminal
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import evaluate
 from cnnbatch.evaluation.summary import Evaluation, headline
@@ -153,8 +153,8 @@ def _begin(
 ) -> None:
     """Refuse an output that another job has begun, or make room where it has finished nothing."""
     if not finished and not options.tests_training:
-        begun.make_room(output, "map", screen.note)
-    begun.begin(job, output, finished, options.new or options.prune, screen.note)
+        ownership.make_room(output, "map", screen.note)
+    ownership.begin(job, output, finished, options.new or options.prune, screen.note)
 
 
 def _works(running: _Running, finished: set[int]) -> Iterator[Work | None]:

@@ -19,10 +19,10 @@ import pytest
 from cnnbatch.errors import UserError
 from cnnbatch.records import Failure, ImageRef
 from cnnbatch.sources import in_turn, parquet_files, parquet_pages
-from cnnbatch.sources.compact import Damaged, TooLarge
 from cnnbatch.sources.in_turn import read_in_turn
 from cnnbatch.sources.parquet_files import Limits, ParquetTable
 from cnnbatch.sources.parquet_pages import page_header, read_footer
+from cnnbatch.sources.thrift_compact import Damaged, TooLarge
 from tests.sourcing import failure, keys, read, source
 
 ROWS = 60

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -285,6 +286,6 @@ def test_the_key_map_of_efficientnet_lite0_pairs_every_name_with_one_of_its_shap
 
 @pytest.mark.parametrize("field", ["model", "weights"])
 def test_what_is_too_long_for_a_file_is_no_model_and_no_weights(field: str) -> None:
-    choice = {"model": "resnet18", "weights": "random", field: "x" * 5000}
+    choice: dict[str, Any] = {"model": "resnet18", "weights": "random", field: "x" * 5000}
     with pytest.raises(UserError, match=f"^task.{field}: "):
         build_classifier(Choice(**choice))

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cnnbatch import kept
+from cnnbatch import integrity
 from cnnbatch.output import PART, Output
 from cnnbatch.result import ROWS_IN_A_BATCH, Footer, Result
 from cnnbatch.result import open as open_result
@@ -101,7 +101,7 @@ class Side:
         if self.truth is None:
             return np.zeros(rows, np.bool_)
         uri = join(self.truth, f"part-{index:08}.parquet")
-        with self.storage.open(uri) as file, kept.reading(uri):
+        with self.storage.open(uri) as file, integrity.reading(uri):
             parquet = pq.ParquetFile(file)
             name = "objects" if "objects" in parquet.schema_arrow.names else "label"
             leaves = _leaves(parquet, ["objects.label", "label"])
@@ -126,7 +126,7 @@ def _judged_by(output: Output) -> dict[str, Any]:
     """Return by what an output was last judged; nothing where it was not."""
     uri = output.path("evaluation.json")
     try:
-        return kept.record("judged by", uri, output.storage.read(uri))
+        return integrity.record("judged by", uri, output.storage.read(uri))
     except NotFound:
         return {}
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cnnbatch import kept
+from cnnbatch import integrity
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.judges import JUDGES, Columns, judges
 from cnnbatch.evaluation.notes import UNKNOWN
@@ -119,7 +119,7 @@ def _order(output: Output, result: Result, terms: Terms) -> Order | None:
     parts = _truth_parts(output, folder)
     if not parts:
         return None
-    with output.storage.open(parts[0]) as file, kept.reading(parts[0]):
+    with output.storage.open(parts[0]) as file, integrity.reading(parts[0]):
         schema = pq.read_schema(file)
         known = classes_of(schema)
     difficult = "objects" in schema.names and _difficult(output, parts)
@@ -164,7 +164,7 @@ def _truth_parts(output: Output, folder: str) -> list[str]:
 def _difficult(output: Output, parts: Sequence[str]) -> bool:
     """Say whether the truth tells difficult objects apart, as its first part with objects shows."""
     for part in parts:
-        with output.storage.open(part) as file, kept.reading(part):
+        with output.storage.open(part) as file, integrity.reading(part):
             objects: Any = pc.list_flatten(pq.read_table(file, columns=["objects"])["objects"])
             if len(objects):
                 return bool(pc.struct_field(objects, "difficult").null_count < len(objects))

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cnnbatch import kept
+from cnnbatch import integrity
 from cnnbatch.evaluation.judges import JUDGES, Judge, Piece
 from cnnbatch.evaluation.notes import oddities, unknown_labels, without_truth
 from cnnbatch.output import Output
@@ -117,9 +117,9 @@ def _read(output: Output, order: Order, part: int, chosen: Sequence[Judge]) -> t
 
 def _read_truth(output: Output, order: Order, part: int, rows: int) -> pa.Table:
     uri = join(order.truth, f"part-{part:08}.parquet")
-    with output.storage.open(uri) as file, kept.reading(uri):
+    with output.storage.open(uri) as file, integrity.reading(uri):
         truth = pq.read_table(file)
-        kept.require_columns(truth.schema, order.schema)
+        integrity.require_columns(truth.schema, order.schema)
         if truth.num_rows != rows:
             raise ValueError(f"expected {rows:,} rows, as its part has, got {truth.num_rows:,}")
         return truth

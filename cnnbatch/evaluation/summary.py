@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cnnbatch import kept
+from cnnbatch import integrity
 from cnnbatch.metrics import Value
 from cnnbatch.storage import NotFound, Storage, join
 
@@ -55,7 +55,7 @@ def read_evaluation(uri: str, storage: Storage) -> Evaluation | None:
         read = storage.read(place)
     except NotFound:
         return None
-    data = kept.record("evaluation", place, read)
+    data = integrity.record("evaluation", place, read)
     slices = {
         column: {value: _values(metrics) for value, metrics in values.items()}
         for column, values in data.get("slices", {}).items()

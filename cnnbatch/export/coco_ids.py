@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnbatch import kept
+from cnnbatch import integrity
 from cnnbatch.errors import UserError
 from cnnbatch.export.predictions import Predictions
 from cnnbatch.storage import NotFound, redact, without_query
@@ -86,7 +86,7 @@ class TruthIds:
     def _open(self, part: int) -> Iterator[BinaryIO]:
         output, footer = self._predictions.output, self._predictions.footers[part]
         uri = output.truth(footer.receipt.shard)
-        with output.storage.open(uri) as file, kept.reading(uri):
+        with output.storage.open(uri) as file, integrity.reading(uri):
             yield file
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnbatch import kept
+from cnnbatch import integrity
 from cnnbatch.output import Output
 from cnnbatch.report.curves import Titled, training_charts
 from cnnbatch.report.facts import Fact
@@ -120,7 +120,7 @@ def write_training_report(output: Output) -> None:
         with output.storage.open(output.path("metrics.parquet")) as file:
             metrics = pq.read_table(file)
         uri = output.path("_job", "training", "job.yaml")
-        task = kept.job(uri, output.storage.read(uri)).get("task", {})
+        task = integrity.job(uri, output.storage.read(uri)).get("task", {})
     except NotFound:
         return
     page = template("training.html.j2").render(

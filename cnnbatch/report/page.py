@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cnnbatch import kept
+from cnnbatch import integrity
 from cnnbatch.output import Output
 from cnnbatch.records import ImageRef
 from cnnbatch.report import plots, ways
@@ -78,7 +78,7 @@ def page_html(result: Result, storage: Storage, begin: Begin) -> str:
     timeline = plots.timeline(_spans(footers))
     beside = Beside(result, storage)
     way_out = f"cnnbatch evaluate {shlex.quote(redact(result.uri))} writes it anew"
-    with kept.reading(join(result.uri, "evaluation"), way_out):
+    with integrity.reading(join(result.uri, "evaluation"), way_out):
         mistakes, judgement = find_mistakes(beside), judged(beside)
     sample, least_sure, wrong = _galleries(result, beside, tally, mistakes, begin)
     return template("page.html.j2").render(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from cnnbatch import unquoted
+from cnnbatch import redaction
 
 _FARTHEST = 1e9  # pixels
 _LONGEST = 10_000_000  # pixels of one outline; pycocotools keeps every fifth of one
@@ -106,4 +106,4 @@ def _runs(counts: str) -> list[int] | None:
 
 
 def _expected(what: str, got: Any) -> str:
-    return f"expected {what}, got {unquoted.value(got)}"
+    return f"expected {what}, got {redaction.value(got)}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, NoReturn
 
-from cnnbatch import unquoted
+from cnnbatch import redaction
 from cnnbatch.errors import UserError
 from cnnbatch.scratch import on_disk, scratch
 from cnnbatch.sources.coco_categories import Ambiguous, Categories, Category, categories_of
@@ -208,9 +208,9 @@ def _body(one: dict[str, Any], text: str) -> str:
 
 def _of(item: Any, key: str, here: str, where: str) -> Any:
     if not isinstance(item, dict):
-        raise _mistake(where, here, f"an object {{...}} was expected, got {unquoted.value(item)}")
+        raise _mistake(where, here, f"an object {{...}} was expected, got {redaction.value(item)}")
     if item.get(key) in (None, ""):
-        raise _mistake(where, here, f"there is no {key!r} in it, {unquoted.value(item)}")
+        raise _mistake(where, here, f"there is no {key!r} in it, {redaction.value(item)}")
     return item[key]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cnnbatch import kept
+from cnnbatch import integrity
 from cnnbatch.changes import Changes
 from cnnbatch.errors import UserError
 from cnnbatch.output import Listing, Output
@@ -47,7 +47,7 @@ class FoundBoxes:
     def _of_shard(self, shard: Shard) -> Iterator[tuple[ImageRef, Sequence[Region]]]:
         try:
             uri = self.output.part(shard.index)
-            with self.output.storage.open(uri) as file, kept.reading(uri, kept.MAKE_AGAIN):
+            with self.output.storage.open(uri) as file, integrity.reading(uri, integrity.MAKE_AGAIN):
                 rows = pq.read_table(file, columns=["objects"])["objects"].to_pylist()
         except NotFound:
             raise UserError(

@@ -83,7 +83,7 @@ FORMATS = {
 def open_format(input: Input, storage: Storage) -> Source:
     """Return the source of ``input``; a mistake in it is a `UserError`."""
     if input.truth == NO_TRUTH:
-        from cnnbatch.sources.untold import WithoutTruth
+        from cnnbatch.sources.without_truth import WithoutTruth
 
         return WithoutTruth(open_format(input.model_copy(update={"truth": None}), storage))
     source = _open_whole(input, storage)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 
-from cnnbatch import unquoted
+from cnnbatch import redaction
 from cnnbatch.errors import UserError
 from cnnbatch.mistakes import nearest
 from cnnbatch.records import Failure, ImageRef, Shard
@@ -253,7 +253,7 @@ def _known(field: str, name: str, schema: pa.Schema, where: str) -> None:
     hint = f"; did you mean {near!r}?" if near and not count else ""
     found = "two columns" if count else "no column"
     raise UserError(
-        f"input.{field}: {where} has {found} {name!r}{hint}\n  its columns: {unquoted.columns(schema.names)}"
+        f"input.{field}: {where} has {found} {name!r}{hint}\n  its columns: {redaction.columns(schema.names)}"
     )
 
 
@@ -271,7 +271,7 @@ def _address_column(schema: pa.Schema, used: set[str | None], where: str) -> str
         return left[0]
     raise UserError(
         f"{where}: a column of addresses was expected, named {', '.join(_ADDRESS_NAMES[:4])} or the like; "
-        f"its columns: {unquoted.columns(schema.names)}\n"
+        f"its columns: {redaction.columns(schema.names)}\n"
         "  what to do: name it so in the first line; a list without columns is a .txt file"
     )
 

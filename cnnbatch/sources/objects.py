@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cnnbatch import truth, unquoted
+from cnnbatch import redaction, truth
 from cnnbatch.records import ImageRef
 
 TRUTH = "truth"
@@ -42,7 +42,7 @@ def class_name(value: Any, names: Sequence[str] | None) -> str | None:
     if value is None or value == "" or value != value or (value == -1 and names):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"expected a class as text or number, got {unquoted.value(value)}")
+        raise ValueError(f"expected a class as text or number, got {redaction.value(value)}")
     if names is None or isinstance(value, str):
         return str(value)
     if value not in range(len(names)):

@@ -17,7 +17,6 @@ import pyarrow as pa
 from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.records import Content, Failure, ImageRef, Row, Shard
-from cnnbatch.sources.compact import TooLarge as OverLimit
 from cnnbatch.sources.containers import Containers, Visit, find, opened, unreadable
 from cnnbatch.sources.in_turn import read_in_turn
 from cnnbatch.sources.lists import LABEL
@@ -33,6 +32,7 @@ from cnnbatch.sources.parquet_schema import (
     kept_type,
 )
 from cnnbatch.sources.reading import MAX_BYTES
+from cnnbatch.sources.thrift_compact import TooLarge as OverLimit
 from cnnbatch.sources.unique import unique_keys
 from cnnbatch.storage import (
     Entry,

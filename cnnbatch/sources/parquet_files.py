@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.sources.compact import Damaged, TooLarge
 from cnnbatch.sources.parquet_pages import (
     DELTA_BYTE_ARRAY,
     DICTIONARY,
@@ -33,6 +32,7 @@ from cnnbatch.sources.parquet_pages import (
     Watched,
     read_footer,
 )
+from cnnbatch.sources.thrift_compact import Damaged, TooLarge
 
 COLUMNS = 10_000
 """Columns that a file may have, each field of a struct counted."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from cnnbatch.sources.compact import Damaged, TooLarge, struct
+from cnnbatch.sources.thrift_compact import Damaged, TooLarge, struct
 
 FOOTER_BYTES = 16 << 20
 """Bytes that a footer may have."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnnbatch import kept
+from cnnbatch import integrity
 from cnnbatch.job import StudyJob, parse_job
 from cnnbatch.output import Output
 from cnnbatch.report.study import write_study_report
@@ -27,8 +27,8 @@ def _given(output: Output) -> StudyJob:
     try:
         data = output.storage.read(uri)
     except NotFound:
-        raise kept.damaged(uri, "it is missing", kept.PUT_BACK) from None
-    with kept.reading(uri):
+        raise integrity.damaged(uri, "it is missing", integrity.PUT_BACK) from None
+    with integrity.reading(uri):
         # Networks are not built here, so a trial's model may be what cannot be imported.
         job = parse_job(decoded(data), redact(uri), no_code_in=["task.name"])
         if not isinstance(job, StudyJob):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from cnnbatch import begun, datasets, identity, lock
+from cnnbatch import datasets, identity, lock, ownership
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.job import Input, StudyJob, to_yaml
 from cnnbatch.output import Output, differences
@@ -111,12 +111,12 @@ def begin(job: StudyJob, trials: Sequence[Trial], output: Output, note: Callable
     Where a training has a result, the study may only have other trials than it had: raises UserError where
     one of its trainings, or what they have in common, was another.
     """
-    begun.make_room(output, "study", note)
+    ownership.make_room(output, "study", note)
     fields: dict[str, Any] = json.loads(json.dumps(identity.of_study(job)))
     known = (output.decided("study") or {}).get("fields")  # Earlier records have none.
-    if begun.holds_results(output):
+    if ownership.holds_results(output):
         for trial in trials:
-            if begun.holds_results(_output(trial)):
+            if ownership.holds_results(_output(trial)):
                 require_same_training(trial.job, _output(trial))
         if known is not None and (
             found := differences(known, json.loads(json.dumps(identity.of_training(job))))
@@ -125,8 +125,8 @@ def begin(job: StudyJob, trials: Sequence[Trial], output: Output, note: Callable
                 f"{redact(output.uri)} holds another study:\n" + "\n".join(found) + "\n"
                 "  what to do: choose another output, or give the job that made this one"
             )
-    elif known is not None and known != fields and begun.discard_all(output):
-        note(begun.discarded(output, known, fields))
+    elif known is not None and known != fields and ownership.discard_all(output):
+        note(ownership.discarded(output, known, fields))
     record = {"metric": job.study.metric, "fields": fields}
     output.storage.put(output.path("_job", "study.json"), json.dumps(record, indent=1).encode())
 

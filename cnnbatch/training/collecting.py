@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cnnbatch import kept, plan
+from cnnbatch import integrity, plan
 from cnnbatch.errors import UserError
 from cnnbatch.job import Input, TrainJob
 from cnnbatch.output import Output
@@ -65,8 +65,8 @@ def read_refs(output: Output, part: str) -> Refs:
     try:
         data = output.storage.read(uri)
     except NotFound:
-        raise UserError(f"{redact(uri)} is missing\n  what to do: {kept.PUT_BACK}") from None
-    with kept.reading(uri):
+        raise UserError(f"{redact(uri)} is missing\n  what to do: {integrity.PUT_BACK}") from None
+    with integrity.reading(uri):
         return Refs.from_bytes(data)
 
 

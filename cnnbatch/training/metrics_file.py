@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnbatch import kept
+from cnnbatch import integrity
 from cnnbatch.output import Output
 from cnnbatch.training.position import Position
 
@@ -38,7 +38,7 @@ def put_metrics(output: Output) -> None:
     tables = []
     for name in sorted(output.names("/".join(_PIECES))):
         uri = output.path(*_PIECES, name)
-        with output.storage.open(uri) as file, kept.reading(uri, kept.DELETE):
+        with output.storage.open(uri) as file, integrity.reading(uri, integrity.DELETE):
             tables.append(pq.read_table(file))
             whole = pa.concat_tables(tables, promote_options="permissive")
     if tables:

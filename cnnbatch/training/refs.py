@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnbatch import kept, plan
+from cnnbatch import integrity, plan
 from cnnbatch.records import ImageRef, Shard
 from cnnbatch.sources import Source
 from cnnbatch.training import deal
@@ -85,7 +85,7 @@ class Refs:
     def from_bytes(cls, data: bytes) -> Refs:
         """Read what `to_bytes` gave; raises ValueError for another table."""
         table = pq.read_table(pa.BufferReader(data))
-        kept.require_columns(table.schema, _COLUMNS)
+        integrity.require_columns(table.schema, _COLUMNS)
         return cls(table)
 
 

@@ -12,7 +12,7 @@ from threading import Event
 from typing import Any
 from uuid import uuid4
 
-from cnnbatch import begun, identity, lock, plugins
+from cnnbatch import identity, lock, ownership, plugins
 from cnnbatch.errors import UserError
 from cnnbatch.job import Input, MapJob, TrainJob, to_yaml
 from cnnbatch.output import Output, differences
@@ -61,11 +61,11 @@ def begin(job: TrainJob, output: Output, note: Callable[[str], None]) -> None:
 
     Raises UserError where another one has a checkpoint or more.
     """
-    begun.make_room(output, "train", note)
+    ownership.make_room(output, "train", note)
     fields, known = _fields(job), _known(job, output)
-    if not begun.holds_results(output):
-        if known != fields and begun.discard_all(output):
-            note(begun.discarded(output, known, fields))
+    if not ownership.holds_results(output):
+        if known != fields and ownership.discard_all(output):
+            note(ownership.discarded(output, known, fields))
     else:
         require_same_training(job, output)
     output.decide("training/identity", fields)

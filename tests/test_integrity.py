@@ -29,7 +29,7 @@ from cnnbatch.storage import Storage
 from cnnbatch.training.worker import Recorder
 from tests import tiny
 from tests.conftest import jpeg
-from tests.test_begun import a_study, stopped
+from tests.test_ownership import a_study, stopped
 from tests.test_run import QUIET, job, parts
 
 NEW = RunOptions(new=True, quiet=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from cnnbatch.decode import DecodeError, decode, full
 from cnnbatch.errors import UserError
 from cnnbatch.looking import look_at
-from cnnbatch.unquoted import columns, kind_of, said, value
+from cnnbatch.redaction import columns, kind_of, said, value
 from tests.sourcing import source
 
 SECRET = "hunter2secret"
