@@ -174,6 +174,10 @@ def _mask_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> lis
     return wrong
 
 
+NO_CLASS = frozenset({"", "__background__", "N/A", "no person"})
+"""Names in the places of a network's outputs that stand for no class, as torchvision has them."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelClasses:
     """A model's classes: ``names`` and, of its data set, ``ids`` in the same order; an empty name is none.
@@ -193,14 +197,16 @@ class ModelClasses:
     def by_id(self, truth: Sequence[Class]) -> dict[int | str, str]:
         """Return the model's name by id; nothing unless ``truth`` is plainly numbered as the model is.
 
-        Half of either's classes have to be alike: in a file of two classes ``person`` may be 1 by chance.
+        Half of either's classes have to be alike, but for names that stand for none: in a file of two classes
+        ``person`` may be 1 by chance.
         """
         known = self.by_name()
         ours: dict[int | str, str] = {
             number: name for number, name in zip(self.ids, self.names, strict=False) if name
         }
         same = sum(one.id in ours and known.get(one.name) == ours[one.id] for one in truth)
-        return ours if 2 * same >= max(len(truth), len(ours)) else {}
+        classes = sum(name not in NO_CLASS for name in ours.values())
+        return ours if 2 * same >= max(len(truth), classes) else {}
 
 
 def match_classes(

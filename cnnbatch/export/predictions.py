@@ -15,13 +15,12 @@ import pyarrow.parquet as pq
 from cnnbatch import result
 from cnnbatch.output import Output
 from cnnbatch.storage import Storage, normalize
-from cnnbatch.truth import ModelClasses
+from cnnbatch.truth import NO_CLASS, ModelClasses
 
 _ROWS = 256  # with their objects as Python values
 _SIDES = ("x1", "y1", "x2", "y2")
 _ENGINES = ("key", "width", "height", "error", "vanished")
 
-_NO_CLASS = frozenset({"", "__background__", "N/A", "no person"})
 """What torchvision calls the places of its networks that stand for no class."""
 
 
@@ -189,7 +188,7 @@ class Predictions:
         The labels alone are read for it, of all parts.
         """
         labels = {label for part in self.parts for label in self._labels(part)}
-        names = dict.fromkeys(name for name in self.model().names if name not in _NO_CLASS)
+        names = dict.fromkeys(name for name in self.model().names if name not in NO_CLASS)
         return [*names, *sorted(labels - names.keys())]
 
     def _labels(self, part: int) -> set[str]:
