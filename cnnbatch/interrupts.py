@@ -16,8 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
+
+from cnnbatch import terminal
 
 GRACE_S = 12.0
 """How long the unwinding after the first signal may take: less than the 30 s that Kubernetes grants."""
@@ -112,7 +115,7 @@ def leave(status: int, words: str = "") -> None:
     if not _state.leaving.acquire(blocking=False):
         return  # Another thread is at it.
     _try_all([*_state.cleanups])
-    _try_all([_flush, lambda: print(words, end="\n" if words else "", file=sys.stderr, flush=True)])
+    _try_all([_flush, *([partial(terminal.say, words, err=True)] if words else [])])
     if os.isatty(2):
         os.write(2, b"\r\x1b[K\x1b[?25h")  # The live line goes, and the cursor that it hid comes back.
     os._exit(status)

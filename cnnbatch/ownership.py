@@ -118,7 +118,7 @@ def _require_same_choice(
     output: Output, known: Mapping[str, Any] | None, fields: Mapping[str, Any], anew: bool
 ) -> None:
     """Refuse another choice of images than that of the finished parts, which the plan does not have."""
-    if known is None or (anew and output.decided("identity") is not None):
+    if known is None or anew or output.decided("identity") is None:  # Then a worker compares the parts.
         return
     before, now = ({name: one[name] for name in one if name not in _MAY_DIFFER} for one in (known, fields))
     if found := differences(before, now):

@@ -205,7 +205,7 @@ def test_where_a_process_of_ray_dies_the_run_ends_and_the_same_command_continues
     require_every_key_once(out, 80)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_workers_shard_goes_elsewhere(photos: Callable[[int], Path], tmp_path: Path) -> None:
     folder, out = photos(60), tmp_path / "out"
     compute = {"pool": "ray", "workers": 1, "batch_timeout_s": 8.0}

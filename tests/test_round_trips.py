@@ -218,7 +218,7 @@ def break_box(root: Path) -> tuple[str, str]:
     url = as_voc(root)
     path = root / "Annotations/b.xml"
     path.write_text(path.read_text().replace("<xmin>1<", "<xmin>one<"))
-    return url, "b.xml has an object whose xmin is 'one'"
+    return url, "b.xml has an object whose xmin is no number of pixels"
 
 
 BROKEN = [truncate, forget_categories, break_xml, break_box]

@@ -286,7 +286,7 @@ def test_what_varies_is_trained_side_by_side_where_the_study_says_so(
 
     given: list[str] = []
 
-    def side_by_side(trials: Any, output: Any) -> Any:
+    def side_by_side(trials: Any, output: Any, note: Any) -> Any:
         given.extend(trial.name for trial in trials)
         return (running.finish(sweep._inside(one, {"pool": "inline"}), output, True) for one in trials)
 
