@@ -366,7 +366,7 @@ def test_any_json_in_a_field_is_used_or_refused(tmp_path: Path, path: tuple[str,
         (b"[1]", "holds list"),
         (b'"text"', "holds str"),
         (b"\xff\xfe{}", "is not JSON"),
-        (json.dumps(ABOUT).encode("utf-16"), "is not JSON"),
+        (json.dumps(ABOUT).encode("utf-16-le"), "is not JSON"),
         (b"[" * 200_000, "nested too deeply"),
         (b'{"a":' * 200_000, "nested too deeply"),
         (b'{"a": %s}' % (b"9" * 5000), "is not JSON"),
@@ -403,7 +403,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 
 def stopped(out: Path) -> None:
     (out / "_job" / "training").mkdir(parents=True)
-    (out / "_job" / "training" / "identity.json").write_text("{}")
+    (out / "_job" / "training" / "identity.json").write_text('{"task.name": "classify"}')
 
 
 def studied(out: Path) -> None:
