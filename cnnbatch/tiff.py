@@ -144,11 +144,6 @@ class Tiff:
         return bool(extra) and extra[0] == _ASSOCIATED and self.samples > self.colours
 
 
-def is_tiff(data: bytes) -> bool:
-    """Say whether a file begins as a TIFF or a BigTIFF does."""
-    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
 def decode_tiff(data: bytes, limits: Limits) -> tuple[Pixels, tuple[int, int], int] | None:
     """Return RGB (H, W, 3), the stored (height, width) and the orientation; None where Pillow is to decode.
 
