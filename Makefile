@@ -32,10 +32,11 @@ test: $(STAMP) ## Run all tests.
 test-long: $(STAMP) ## Run the tests that need longer than CI has.
 	@$(BIN)/python -m pytest -m long
 
-check: $(STAMP) ## Check format, lint and types.
+check: $(STAMP) ## Check format, lint, types and which package imports which.
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo --cache-dir $(VENV)/import-linter >$(VENV)/imports.txt || { cat $(VENV)/imports.txt; exit 1; }
 
 bench: $(STAMP) ## Measure speed and memory, as ratios within one run.
 	@$(BIN)/python -m tests.bench

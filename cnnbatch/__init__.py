@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnbatch.result import Result
-    from cnnbatch.run import Summary
+    from cnnbatch.inference.run import Summary
+    from cnnbatch.results import Result
     from cnnbatch.storage import Storage
 
 __all__ = ["__version__", "open", "run"]
@@ -33,9 +31,9 @@ def run(
     these names. Raises UserError for a mistake in the job and
     EnvironmentFault for what the machine or the storage refuses.
     """
+    from cnnbatch.inference.run import RunOptions
     from cnnbatch.job import load_job
     from cnnbatch.launch import launch
-    from cnnbatch.run import RunOptions
 
     options = RunOptions(retry_failed=retry_failed, new=new, prune=prune, quiet=quiet)
     return launch(load_job(str(job), dict(_paths(overrides))), options)
@@ -47,7 +45,7 @@ def open(uri: str | Path, storage: Storage | Mapping[str, Any] | None = None) ->
     ``storage`` holds options such as ``{"endpoint": "http://localhost:9000"}``. Raises UserError
     where there is no output.
     """
-    from cnnbatch.result import open as open_result
+    from cnnbatch.results import open as open_result
 
     return open_result(str(uri), storage)
 
@@ -60,14 +58,3 @@ def _paths(overrides: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{path}.{field}", inner) for field, inner in value.items())
         else:
             yield path, value
-
-
-class _Package(ModuleType):
-    """Keeps `cnnbatch.run` the function; importing the module of that name would put it in its place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name == "run" and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,14 +1,14 @@
 """What `cnnbatch` and `python -m cnnbatch` start: signals are taken over before the large imports."""
 
-from cnnbatch import interrupts
+from cnnbatch.terminal import interrupts
 
 
 def main() -> None:
     """Run the command line."""
     interrupts.install()
-    from cnnbatch import cli
+    from cnnbatch.cli import app
 
-    cli.main()
+    app.main()
 
 
 if __name__ == "__main__":

@@ -8,190 +8,34 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from cnnbatch import plugins, spec
+from cnnbatch.config import plugins, templates, yaml
+from cnnbatch.config.compute import Compute
+from cnnbatch.config.input import Input
+from cnnbatch.config.mistakes import Sentences
+from cnnbatch.config.output import Evaluate, Output
+from cnnbatch.config.overrides import Override, apply, overrides, read_value
+from cnnbatch.config.schema import Schema, at
+from cnnbatch.config.section import Section
+from cnnbatch.config.study import Range, Study
+from cnnbatch.config.train import Train
+from cnnbatch.config.variations import FOLDER, Settings, combinations, ends, merged, names_of, nested
 from cnnbatch.errors import UserError
-from cnnbatch.mistakes import Sentences, nearest
-from cnnbatch.overrides import Override, apply, overrides, read_value
-from cnnbatch.schema import Schema, at
-from cnnbatch.section import Batch, Count, Folds, Place, Seconds, Section, Seed, Share, Text, Texts
-from cnnbatch.storage import Allowed, StorageOptions, normalize, redact
+from cnnbatch.humanize import nearest
+from cnnbatch.storage import join, normalize, redact
 from cnnbatch.storage.text import decoded
-from cnnbatch.study import templates
-from cnnbatch.study.spec import Range, Study
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
-from cnnbatch.training.spec import Train
 from cnnbatch.truth import SURE
-
-FormatName = Literal[
-    "auto", "files", "folders", "list", "parquet", "tar", "coco", "voc", "imagenet_det", "cifar10"
-]
-"""The names of `cnnbatch.sources.formats.FORMATS`, for the schema."""
 
 SHORT = {"input": "url", "output": "url"}
 """Sections that may be given as one value, and the field that it stands for."""
-
-
-class Subset(Section):
-    """A part of the images that is set apart for training, validating or testing; the same at every listing.
-
-    ``by`` says how the input itself tells them: ``folder`` (a folder of the key is called train, val or test,
-    in whatever case, also test_set and the like), a kept column that says so, or ``hash``: not at all. Of its
-    training images the shares ``test`` and ``validation`` are then set apart by the hash of their keys.
-    ``per_class`` keeps of what does not test the first few of each class by hash, and leaves the others to
-    ``rest``; ``share`` trains on a part only. ``folds`` instead of ``validation`` cuts what is not set apart
-    to test: each image of it validates in one ``fold``, parts of one picture in the same, and trains in the
-    others.
-    """
-
-    part: Literal["train", "validation", "test"] = "train"
-    by: Text = "hash"
-    validation: Share = 0.15
-    test: Share = 0.15
-    share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    per_class: Count | None = None
-    rest: Literal["test", "none"] = "test"
-    folds: Folds | None = None
-    fold: Annotated[int, Field(ge=0)] = 0
-    seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _fold_of_folds(self) -> Self:
-        if self.fold >= (self.folds or 1):
-            raise ValueError(
-                f"expected fold to be below folds, got fold {self.fold} of {self.folds or 'none'}"
-            )
-        return self
-
-
-def _suffixes(value: Any) -> Any:
-    """Return suffixes in lower case, each with its dot."""
-    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
-        return [f".{one.strip().lower().removeprefix('.')}" for one in value]
-    return value
-
-
-class Input(Place):
-    """Which images to read, and what to keep of each."""
-
-    url: Text | Annotated[Texts, Field(min_length=1)] = Field(
-        description="A folder, a glob, a list (text, CSV or Parquet), a data set, or addresses."
-    )
-    format: FormatName = Field("auto", description="auto decides by the name, and by what a folder holds.")
-    key: Text | None = Field(
-        None, description="Column of a list that names each image; else its address does."
-    )
-    label: Text | None = Field(
-        None,
-        description="Column that holds the true class; of files a regular expression for their keys.",
-    )
-    truth: Text | None = Field(
-        None, description="Where the truth lies, if not in the input itself; none: leave out what lies there."
-    )
-    split: Text | Annotated[Texts, Field(min_length=1)] | None = Field(
-        None, description="Which part of a data set that comes in several; of a VOC tree also several."
-    )
-    classes: Texts | None = Field(
-        None,
-        description="Only images of these true classes; of an earlier job's objects, as it called them.",
-    )
-    inventory: Text | None = Field(
-        None, description="manifest.json of an S3 Inventory of the bucket, instead of listing it."
-    )
-    suffixes: Annotated[Texts, BeforeValidator(_suffixes)] = Field(
-        (), description="What the names of images end with, instead of all known formats' suffixes."
-    )
-    subset: Subset | None = Field(None, description="Only a part that was set apart.")
-    keep: Texts = Field((), description="Columns of a list to repeat in every row.")
-    min_score: Share = Field(
-        SURE, description="Of the objects of an earlier output (OUT#objects), the least score that is taken."
-    )
-    allow: Annotated[tuple[Allowed, ...], Field(strict=False)] = Field(
-        (), description="What a list from the web or a bucket may name beside public web addresses."
-    )
-    limit: Count | None = Field(None, description="Take only so many images.")
-    sample: float = Field(
-        1.0, gt=0, le=1, allow_inf_nan=False, description="Take this part of the images, by key."
-    )
-    shard_size: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = Field(
-        "auto", description="Images in one part; auto: the task's own."
-    )
-    storage: StorageOptions = Field(
-        StorageOptions(), description="Options of the storage, none of them secret."
-    )
-
-
-MOST_WORKERS = 10_000
-
-
-class Workers(Section):
-    """Between how many actors a run may vary."""
-
-    min: Count = 1
-    max: Count
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.max < self.min:
-            raise ValueError(f"expected max to be at least min, got min {self.min} and max {self.max}")
-        if self.max > MOST_WORKERS:
-            raise ValueError(f"expected max to be at most {MOST_WORKERS:,}, got {self.max:,}")
-        return self
-
-
-class Compute(Section):
-    """Where and how fast; none of it but the precision can change a row."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_WORKERS)] | Workers = Field(
-        "auto", description="auto: as many as the machines hold."
-    )
-    gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] = Field(
-        "auto", description="A part of one GPU, or whole GPUs."
-    )
-    cpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
-        "auto", description="CPUs, decode threads and torch threads."
-    )
-    batch: Literal["auto"] | Batch = Field("auto", description="Images in one forward pass.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: the fastest that gives the same results, by measuring."
-    )
-    backend: Literal["auto", "eager", "compile", "openvino"] = Field(
-        "auto", description="auto: the fastest that is there, by measuring."
-    )
-    pool: Literal["auto", "ray", "inline"] = Field("auto", description="inline: in this process.")
-    start_timeout_s: Seconds = Field(300.0, description="How long to wait for the least number of workers.")
-    batch_timeout_s: Seconds = Field(300.0, description="How long one batch may take.")
-
-    @model_validator(mode="after")
-    def _whole_gpus(self) -> Self:
-        gpus = self.gpus_per_worker
-        if isinstance(gpus, float) and gpus > 1 and gpus != int(gpus):
-            raise ValueError(
-                f"expected gpus_per_worker to be a part of one GPU or a whole number, got {gpus:g}"
-            )
-        return self
-
-
-class Output(Place):
-    """Where the rows go."""
-
-    url: Text = Field(description="A folder or a bucket's prefix.")
-    storage: StorageOptions = Field(
-        StorageOptions(), description="Options of the storage, none of them secret."
-    )
-
-
-class Evaluate(Section):
-    """How to judge the predictions, where the input has a truth; none of it can change a row."""
-
-    slices: Texts = Field((), description="Kept columns, by whose values every number is given, too.")
 
 
 def _resolve(value: Any) -> Any:
@@ -271,8 +115,6 @@ class StudyJob(_OverImages):
 
     @model_validator(mode="after")
     def _trials_train(self) -> Self:
-        from cnnbatch.study.trials import check, in_force
-
         for lesson in (False, True) if self.study.lesson else (False,):
             check(in_force(self, lesson))
         return self
@@ -292,7 +134,7 @@ def load_job(name_or_path: str, changed: Sequence[str] | Mapping[str, Any] = ())
     path = _find(name_or_path)
     try:
         with path.open("rb") as file:
-            text = decoded(file.read(spec.LONGEST_TEXT + 1))
+            text = decoded(file.read(yaml.LONGEST_TEXT + 1))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a job: {error}") from None
     return parse_job(text, _shown(path), changed, plugins.fields_without_code(path))
@@ -316,9 +158,9 @@ def parse_job(
 ) -> Job:
     """Read a job from YAML ``text``; ``name`` stands for the file in messages. Raises as `load_job`.
 
-    Of a text that is data, the fields ``no_code_in`` name no code by themselves; see `cnnbatch.plugins`.
+    Of a text that is data, the fields ``no_code_in`` name no code by themselves; see `config.plugins`.
     """
-    document = spec.parse_text(text, name)
+    document = yaml.parse_text(text, name)
     texts = _plain(changed) if isinstance(changed, Mapping) else changed
     changes, wrong = _changes(document, texts, no_code_in)
     data = _changed(document, changes, no_code_in)
@@ -337,7 +179,7 @@ def parse_job(
 
 
 def _changed(
-    document: spec.Document, changes: Sequence[Override], no_code_in: Sequence[str]
+    document: yaml.Document, changes: Sequence[Override], no_code_in: Sequence[str]
 ) -> dict[str, Any]:
     """Return the values of a job with its changes; raises UserError for code that a data file alone names."""
     kept = templates.without(document.data, [one.path for one in changes], SHORT)
@@ -347,7 +189,7 @@ def _changed(
 
 
 def _changes(
-    document: spec.Document, changed: Sequence[str] | Mapping[str, Any], no_code_in: Sequence[str]
+    document: yaml.Document, changed: Sequence[str] | Mapping[str, Any], no_code_in: Sequence[str]
 ) -> tuple[list[Override], list[str]]:
     """Return the overrides and the mistakes among them; the task that they name says what its fields take."""
     if isinstance(changed, Mapping):
@@ -373,12 +215,12 @@ def _field(keys: Sequence[str], schema: Schema) -> Schema:
 
 def to_yaml(job: Job) -> str:
     """Return ``job`` as YAML that `parse_job` reads back; local paths absolute, URLs without signatures."""
-    return spec.dump(_dump(job))
+    return yaml.dump(_dump(job))
 
 
 def why_not(data: Mapping[str, Any], error: ValidationError) -> str:
     """Return why values that stand in no file are no job, in words."""
-    document = spec.Document("", dict(data), {})
+    document = yaml.Document("", dict(data), {})
     sentences = Sentences(document, (), data, _schema_for(data))
     return "; ".join(sentences.by_path(error.errors(include_url=False)))
 
@@ -503,8 +345,8 @@ def _redacted(value: Any) -> Any:
 
 def _plain(value: Any, depth: int = 0) -> Any:
     """Return a Python value as YAML would have given it: paths as text, models as mappings."""
-    if depth > spec.DEEPEST:
-        raise UserError(f"expected a job, whose sections nest at most {spec.DEEPEST} deep")
+    if depth > yaml.DEEPEST:
+        raise UserError(f"expected a job, whose sections nest at most {yaml.DEEPEST} deep")
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
@@ -512,3 +354,72 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item, depth + 1) for item in value]
     return str(value) if isinstance(value, pathlib.PurePath) else value
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study; ``run`` is its number among those that differ by seed and fold only."""
+
+    name: str
+    case: str
+    settings: Settings
+    run: int
+    job: TrainJob
+
+
+def in_force(job: StudyJob, lesson: bool) -> StudyJob:
+    """Return the study as it is run; raises ValueError for a ``study.lesson`` that makes none of it."""
+    if not lesson:
+        return job
+    data = merged(job.model_dump(mode="json"), job.study.lesson)
+    if isinstance(data["study"], dict):
+        data["study"]["lesson"] = {}
+    try:
+        return type(job).model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"study.lesson: {why_not(data, error)}") from None
+
+
+def trials_of(job: StudyJob) -> list[Trial]:
+    """Return the trainings of a study, case by case; raises ValueError for one that is no training."""
+    study = job.study
+    found = list(combinations(study, job.train.seed))
+    names = names_of(found, bool(study.search))
+    return [
+        _trial(job, f"{name}-{run}" if study.runs > 1 else name, case, settings, run)
+        for (case, settings), name in zip(found, names, strict=True)
+        for run in range(study.runs)
+    ]
+
+
+def check(job: StudyJob) -> None:
+    """Raise ValueError for a study of which a trial is no training; of a search the ends are tried."""
+    if not job.study.search:
+        trials_of(job)
+        return
+    first = {path: ends(drawn)[0] for path, drawn in job.study.search.items()}
+    for case in job.study.cases or {"": {}}:
+        for path, drawn in job.study.search.items():
+            for end in ends(drawn):
+                _trial(job, "end", case, {**first, path: end}, 0)
+
+
+def _trial(job: StudyJob, name: str, case: str, settings: Settings, run: int) -> Trial:
+    study = job.study
+    data = job.model_dump(mode="json", exclude={"study"}) | {"kind": "train"}
+    data = merged(data, study.cases.get(case, {}))
+    for path, value in settings.items():
+        data = merged(data, nested(path, value))
+    own: dict[str, Any] = {"train": {"seed": data["train"]["seed"] + run}}
+    if study.folds:
+        own["input"] = {"subset": {"folds": study.folds, "fold": run % study.folds}}
+    own["output"] = {"url": join(job.output.url, FOLDER, name)}
+    data = merged(data, own)
+    try:
+        return Trial(name, case, settings, run, TrainJob.model_validate(data))
+    except ValidationError as error:
+        where = f"the case {case!r}" if case else "a trial"
+        with_ = ", ".join(f"{path}={value}" for path, value in settings.items())
+        raise ValueError(
+            f"{where}{' with ' * bool(with_)}{with_} is no training: {why_not(data, error)}"
+        ) from None

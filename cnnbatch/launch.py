@@ -1,9 +1,17 @@
-"""From a job of any kind to its end."""
+"""From a job of any kind to its end, and from any output to its report."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from cnnbatch.inference.run import RunOptions, Summary, run
 from cnnbatch.job import Job, StudyJob, TrainJob
-from cnnbatch.run import RunOptions, Summary, run
+from cnnbatch.output.folder import Output
+from cnnbatch.report import write_report
+
+if TYPE_CHECKING:
+    from cnnbatch.report.page import Begin
+    from cnnbatch.storage import Storage
 
 
 def launch(job: Job, options: RunOptions | None = None) -> Summary:
@@ -13,7 +21,17 @@ def launch(job: Job, options: RunOptions | None = None) -> Summary:
 
         return train(job, options)
     if isinstance(job, StudyJob):
-        from cnnbatch.study.run import study
+        from cnnbatch.training.study.run import study
 
         return study(job, options)
     return run(job, options)
+
+
+def report(output: str, storage: Storage, begin: Begin = lambda total: lambda pictures: None) -> str:
+    """Write the report of an output of any kind anew; return its address. See `write_report`."""
+    folder = Output(output, storage)
+    if folder.decided("study") is not None:
+        from cnnbatch.training.study.again import report_again
+
+        return report_again(folder)
+    return write_report(output, storage, begin)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cnnbatch.errors import UserError
-from cnnbatch.mistakes import nearest
+from cnnbatch.humanize import nearest
 
 BOX = pa.struct([(side, pa.float64()) for side in ("x1", "y1", "x2", "y2")])
 """Pixels of the upright original; x2 - x1 is the width. 64 bits: COCO's sums must not round."""
@@ -268,3 +268,13 @@ def _unknown(lacking: Mapping[str, str], known: Mapping[str, str]) -> UserError:
         "  what to do: say in task.aliases what each is called there, or null to leave it out, as in "
         f"'task.aliases={{{next(iter(lacking))}: null}}'"
     )
+
+
+def named_alike(classes: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """Return the network's name of each class that it has, compared by letters and digits alone."""
+    by_letters = {_letters(name): name for name in reversed(known)}
+    return {name: by_letters[_letters(name)] for name in classes if _letters(name) in by_letters}
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.casefold()))

@@ -14,11 +14,11 @@ from uuid import uuid4
 import ray.train.torch
 
 from cnnbatch.tasks.classify import Classify
-from cnnbatch.training.classification import ClassifierRecipe
+from cnnbatch.tasks.recipes.classification import ClassifierRecipe
 
 if TYPE_CHECKING:
-    from cnnbatch.training.recipe import Batch, Example, TrainingData
-    from cnnbatch.training.spec import Train
+    from cnnbatch.config.train import Train
+    from cnnbatch.tasks.recipes.recipe import Batch, Example, TrainingData
 
 
 class Faulty(Classify):

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from cnnbatch import truth
-from cnnbatch.sink import ENGINE_COLUMNS
+from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.truth import BOX, Class, ModelClasses
 from tests.outputs import Part, write_job, write_part
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from cnnbatch.models import keras_layers, keras_models
-from cnnbatch.models.keras_table import MODELS
+from cnnbatch.models.libraries import keras_layers, keras_models
+from cnnbatch.models.libraries.keras_table import MODELS
 
 if find_spec("keras") is None:  # Importing it to see would choose its backend.
     pytest.skip("Keras is not installed: pip install 'cnnbatch[keras]'", allow_module_level=True)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cnnbatch.sink import ENGINE_COLUMNS
+from cnnbatch.output.part import ENGINE_COLUMNS
 
 GUESSES = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
 CLASSIFIED = pa.schema([*ENGINE_COLUMNS, ("label", pa.string()), ("score", pa.float32()), ("top", GUESSES)])
@@ -102,7 +102,7 @@ def write_job(folder: Path, source: str = "photos", text: str = JOB) -> None:
 def write_settings(
     folder: Path, device: str, trials: Sequence[dict[str, Any]], operators_on_cpu: Sequence[str] = ()
 ) -> None:
-    """Write what was measured on a kind of device, as `cnnbatch.settling` keeps it."""
+    """Write what was measured on a kind of device, as `cnnbatch.inference.autotune.store` keeps it."""
     names = ("precision", "backend", "batch", "tf32")
     chosen = next((trial for trial in trials if trial["verdict"] == "chosen"), {"precision": "fp32"})
     settings = {"device": device, "threads": 1, **{name: chosen.get(name) for name in names}}

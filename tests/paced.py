@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.backends import Unavailable
-from cnnbatch.speed import candidates
-from cnnbatch.tasks import Backend, Precision, Runtime, Task
+from cnnbatch.inference.autotune import candidates
+from cnnbatch.models.runtime.backends import Unavailable
+from cnnbatch.tasks import Task
+from cnnbatch.types import Backend, Precision, Runtime
 
 if TYPE_CHECKING:
     import torch
 
-    from cnnbatch.records import Image, Prepared
+    from cnnbatch.types import Image, Prepared
 
 
 class Paced(Task):
@@ -71,7 +72,7 @@ class PacedModel:
 
     def prepare(self, image: Image) -> Sequence[Prepared]:
         """Cut out eight pixels."""
-        from cnnbatch.records import Prepared
+        from cnnbatch.types import Prepared
 
         return [Prepared(image.pixels[:, :1, :8], (1, 8))]
 

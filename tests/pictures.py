@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from cnnbatch.decode import DecodeError, Limits, decode
+from cnnbatch.images.decode import DecodeError, Limits, decode
 
 GRAY16 = (np.linspace(0, 65535, 61 * 45).reshape(45, 61)).astype(np.uint16)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cnnbatch.datasets.layouts import Remote
-from cnnbatch.datasets.table import DATASETS
+from cnnbatch.sources.datasets.layouts import Remote
+from cnnbatch.sources.datasets.table import DATASETS
 from tests.servers import Reply, WebServer
 from tests.tiny_sets import Published
 

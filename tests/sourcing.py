@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnbatch.job import Input
-from cnnbatch.records import Content, Failure, ImageRef, Shard
-from cnnbatch.sources import Source, open_source
+from cnnbatch.config.input import Input
+from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage, StorageOptions
+from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 
 QUICK = StorageOptions(timeout_s=2, retries=0)
 

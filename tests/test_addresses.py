@@ -7,13 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnbatch.errors import UserError
-from cnnbatch.storage import (
-    is_local,
-    join,
-    normalize,
-    parent,
-    redact,
-)
+from cnnbatch.storage import is_local, join, normalize, parent, redact
 
 
 def test_normal_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnbatch.attempts import MOST_ATTEMPTS, Alone, Attempts, Probe
-from cnnbatch.cluster_nodes import Node, Share, placements
+from cnnbatch.cluster.nodes import Node, Share, placements
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.journal import Journal, suspects
-from cnnbatch.records import Failure, ImageRef, Shard, Work
-from cnnbatch.strikes import BACKOFFS_S, NODE_STRIKES, Strikes
+from cnnbatch.inference.driver.retries import (
+    BACKOFFS_S,
+    MOST_ATTEMPTS,
+    NODE_STRIKES,
+    Alone,
+    Attempts,
+    Probe,
+    Strikes,
+)
+from cnnbatch.inference.messages import Work
+from cnnbatch.inference.worker.journal import Journal, suspects
+from cnnbatch.types import Failure, ImageRef, Shard
 
 WORK = Work(Shard(0, tuple(ImageRef(str(number), "") for number in range(10))))
 CRASH = Failure("predict", "crash", "")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cnnbatch.models.backends import (
+from cnnbatch.models.runtime.backends import (
     TOLERANCE,
     Executable,
     Filled,
@@ -21,8 +21,8 @@ from cnnbatch.models.backends import (
     noise,
     openvino_package,
 )
-from cnnbatch.models.structure import flatten
-from cnnbatch.tasks import Backend, Precision, Runtime
+from cnnbatch.models.runtime.structure import flatten
+from cnnbatch.types import Backend, Precision, Runtime
 
 BATCH = 4
 OPENVINO = Runtime("cpu", backend="openvino")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnbatch.batch_size import BatchSize
+from cnnbatch.inference.worker.batch_size import BatchSize
 
 
 class Memory:

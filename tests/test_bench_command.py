@@ -15,21 +15,24 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from cnnbatch.bench import Bench, bench, line, stages, whole
-from cnnbatch.bench.advice import advice
-from cnnbatch.bench.again import Again, own_key
-from cnnbatch.bench.processes import apart
-from cnnbatch.bench.stages import STAGES, Stages
-from cnnbatch.bench.summary import figures, head
-from cnnbatch.bench.whole import Feed, Here, Whole, steady_rate
-from cnnbatch.cli import app
+from cnnbatch.cli.app import app
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.estimate import Machine
+from cnnbatch.inference.bench import alone as line
+from cnnbatch.inference.bench import stages
+from cnnbatch.inference.bench import throughput as whole
+from cnnbatch.inference.bench.advice import advice
+from cnnbatch.inference.bench.alone import STAGES, Sample, Stages
+from cnnbatch.inference.bench.command import Bench, bench
+from cnnbatch.inference.bench.estimate import Machine
+from cnnbatch.inference.bench.processes import apart
+from cnnbatch.inference.bench.repeat import Again, own_key
+from cnnbatch.inference.bench.summary import figures, head
+from cnnbatch.inference.bench.throughput import Feed, Here, Whole, steady_rate
+from cnnbatch.inference.worker.settings import Settings
 from cnnbatch.job import MapJob, to_yaml
-from cnnbatch.records import ImageRef, Receipt, Shard
 from cnnbatch.sources import open_source
-from cnnbatch.speed import Settings
 from cnnbatch.storage import Storage
+from cnnbatch.types import ImageRef, Receipt, Shard
 from tests.conftest import jpeg
 from tests.test_run import break_some, job
 from tests.test_source_coco import annotation, image
@@ -38,8 +41,7 @@ from tests.test_source_tar import write as write_tar
 from tests.toy import Toy, ToyModel
 
 if TYPE_CHECKING:
-    from cnnbatch.records import Image, Prepared
-    from cnnbatch.tasks import Runtime
+    from cnnbatch.types import Image, Prepared, Runtime
 
 Photos = Callable[[int], Path]
 CPU = Machine(cores=4, workers=4, devices=0, readers=64)
@@ -438,7 +440,7 @@ def test_images_that_fail_only_now_are_left_out_of_the_stages_after(
     spec = job(folder, tmp_path / "out")
     source = open_source(spec.input, Storage())
     settings = Settings("cpu", "fp32", batch=2, window=4, threads=1).to_json()
-    sample = stages.Sample(spec, source, tuple(source.refs()), settings, 4)
+    sample = Sample(spec, source, tuple(source.refs()), settings, 4)
     found = stages.measure(sample, 1)
     assert (found.images, found.failed) == (6, 1)
     for path in folder.rglob("*.jpg"):

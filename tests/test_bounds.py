@@ -8,14 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnbatch import plan, weights
-from cnnbatch.cluster_nodes import WORKERS_A_CORE, require_cores
-from cnnbatch.comparison.gates import read_gates
+from cnnbatch.cluster.nodes import WORKERS_A_CORE, require_cores
+from cnnbatch.config.compute import Compute
 from cnnbatch.errors import UserError
-from cnnbatch.job import Compute, load_job, parse_job
-from cnnbatch.records import ImageRef
-from cnnbatch.sources import globs, voc_xml
+from cnnbatch.evaluation.comparison.gates import read_gates
+from cnnbatch.job import load_job, parse_job
+from cnnbatch.models.weights import files as weights
+from cnnbatch.output import plan
+from cnnbatch.sources.files import globs
 from cnnbatch.sources.labelled import Labelled, labelled_by_pattern
+from cnnbatch.sources.voc import xml as voc_xml
+from cnnbatch.types import ImageRef
 
 HUGE = str(10**30)
 JOBS = {"map": "classify", "train": "finetune", "study": "sweep"}

@@ -14,18 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cnnbatch.datasets import lists as dataset_lists
 from cnnbatch.errors import UserError
 from cnnbatch.job import load_job
-from cnnbatch.models.darknet_cfg import parse_cfg
-from cnnbatch.records import Shard
-from cnnbatch.sources import Source, cifar10
+from cnnbatch.models.architectures.darknet_cfg import parse_cfg
+from cnnbatch.models.trained_files import read_model
+from cnnbatch.models.weights.files import read_key_map
+from cnnbatch.sources import cifar10
+from cnnbatch.sources.datasets import lists as dataset_lists
 from cnnbatch.storage import Storage
 from cnnbatch.storage.text import LongLine, decoded, encoding_of, text_lines
 from cnnbatch.tasks.weighted import read_names
-from cnnbatch.training.model_file import read_model
 from cnnbatch.truth import classes_of
-from cnnbatch.weights import read_key_map
+from cnnbatch.types import Shard, Source
 from tests.sourcing import fill, keys, source
 from tests.test_plugins import ABOUT
 

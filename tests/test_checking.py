@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from cnnbatch import speed
-from cnnbatch.checking import Checked, check, lines
-from cnnbatch.cli import app
+from cnnbatch.cli.app import app
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.estimate import Counted, Machine, Measured, estimate, plan_size, rates, spread
+from cnnbatch.inference.bench.check import Checked, check, lines
+from cnnbatch.inference.bench.estimate import Counted, Machine, Measured, estimate, plan_size, rates
+from cnnbatch.inference.run import run
+from cnnbatch.inference.worker import settings as speed
 from cnnbatch.job import MapJob, to_yaml
-from cnnbatch.records import ImageRef, Span
-from cnnbatch.run import run
+from cnnbatch.output.plan import spread
 from cnnbatch.storage import Entry, Storage
+from cnnbatch.types import ImageRef, Span
 from tests.conftest import jpeg
 from tests.servers import Bucket, Reply, WebServer
 from tests.test_run import QUIET, job, parts
@@ -240,7 +241,7 @@ def test_a_check_measures_nothing(photos: Photos, tmp_path: Path, monkeypatch: p
 
 
 def test_sizes_of_what_lies_in_containers() -> None:
-    from cnnbatch.checking import _Watched
+    from cnnbatch.inference.bench.check import _Watched
 
     storage = _Watched()
     assert storage.size_of(ImageRef("a", "x.tar", Span(512, 33))) == 33

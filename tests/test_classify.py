@@ -17,14 +17,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from torchvision.models import MobileNet_V2_Weights
 
-from cnnbatch.decode import decode
 from cnnbatch.errors import UserError
+from cnnbatch.images.decode import decode
 from cnnbatch.models import Network, build_classifier
-from cnnbatch.models.torchvision_models import imagenet_classes
-from cnnbatch.records import Image, ImageRef
+from cnnbatch.models.libraries.torchvision_models import imagenet_classes
 from cnnbatch.storage import Storage
-from cnnbatch.tasks import Precision, Runtime
 from cnnbatch.tasks.classify import Classifier, Classify
+from cnnbatch.types import Image, ImageRef, Precision, Runtime
 
 TINY = {"resize": 36, "crop": 32}
 CPU = Runtime("cpu")

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cnnbatch
-from cnnbatch.cli import app
+from cnnbatch.cli.app import app
 from cnnbatch.errors import EnvironmentFault, OutputHeld, UserError
 
 JOB = "task: {name: classify, model: mobilenet_v2}\ninput: photos\noutput: out\n"
@@ -35,11 +35,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., int]], None
     """Return a function that puts another engine behind the command."""
 
     def replace(engine: Callable[..., int]) -> None:
-        options_of: Any = types.ModuleType("cnnbatch.run")
+        options_of: Any = types.ModuleType("cnnbatch.inference.run")
         options_of.RunOptions = Options
         launching: Any = types.ModuleType("cnnbatch.launch")
         launching.launch = lambda job, options: types.SimpleNamespace(exit_status=engine(job, options))
-        monkeypatch.setitem(sys.modules, "cnnbatch.run", options_of)
+        monkeypatch.setitem(sys.modules, "cnnbatch.inference.run", options_of)
         monkeypatch.setitem(sys.modules, "cnnbatch.launch", launching)
 
     return replace
@@ -140,9 +140,7 @@ def test_version() -> None:
 
 def test_report_writes_the_page_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     written: list[str] = []
-    module: Any = types.ModuleType("cnnbatch.report")
-    module.write_report = lambda uri, storage: written.append(uri)
-    monkeypatch.setitem(sys.modules, "cnnbatch.report", module)
+    monkeypatch.setattr("cnnbatch.launch.write_report", lambda uri, storage, begin: written.append(uri))
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(app, ["report", "out"]).exit_code == 0
     assert written == [str(tmp_path / "out")]
@@ -156,7 +154,7 @@ def test_help_names_every_command() -> None:
 
 def test_neither_torch_nor_ray_is_imported_to_read_a_job(job: str) -> None:
     code = (
-        "import sys, cnnbatch.cli; from cnnbatch.job import job_schema, load_job; load_job(sys.argv[1]);"
+        "import sys, cnnbatch.cli.app; from cnnbatch.job import job_schema, load_job; load_job(sys.argv[1]);"
         "load_job('demo'); job_schema(); heavy = {'torch', 'torchvision', 'timm', 'ray'} & set(sys.modules);"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
@@ -165,7 +163,8 @@ def test_neither_torch_nor_ray_is_imported_to_read_a_job(job: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, cnnbatch.cli; heavy = {'pydantic', 'pyarrow', 'numpy', 'obstore'} & set(sys.modules);"
+        "import sys, cnnbatch.cli.app;"
+        "heavy = {'pydantic', 'pyarrow', 'numpy', 'obstore'} & set(sys.modules);"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
@@ -216,7 +215,7 @@ def test_a_wheel_carries_the_jobs_and_the_data(installed: Path) -> None:
 
 def from_wheel(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command of the wheel in ``folder``, where no checkout is."""
-    code = "import sys; from cnnbatch import cli; print(cli.__file__, file=sys.stderr); cli.main()"
+    code = "import sys; from cnnbatch.cli import app; print(app.__file__, file=sys.stderr); app.main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         check=False,

@@ -20,15 +20,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cnnbatch import truth
-from cnnbatch.cli import app
-from cnnbatch.comparison import Comparison, Options, boxes, compare
-from cnnbatch.comparison.differences import Difference, Outcomes, difference, newcombe, paired
-from cnnbatch.comparison.gates import broken, read_gates
-from cnnbatch.comparison.largest import Largest
-from cnnbatch.comparison.pairing import Joined
-from cnnbatch.comparison.summary import to_json
+from cnnbatch.cli.app import app
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
+from cnnbatch.evaluation.comparison import Comparison, Options, boxes, compare
+from cnnbatch.evaluation.comparison.agreement import Largest
+from cnnbatch.evaluation.comparison.differences import Difference, Outcomes, difference, newcombe, paired
+from cnnbatch.evaluation.comparison.gates import broken, read_gates
+from cnnbatch.evaluation.comparison.pairing import Joined
+from cnnbatch.evaluation.comparison.summary import to_json
 from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import poisson_weights, wilson
 from cnnbatch.storage import Storage
@@ -640,7 +640,8 @@ def test_from_bucket_to_bucket(bucket: Bucket, two: tuple[Path, Path], both: Com
 
 def test_neither_torch_nor_ray_is_imported(two: tuple[Path, Path], tmp_path: Path) -> None:
     code = (
-        "import sys; from cnnbatch.comparison import compare; from cnnbatch.storage import Storage;"
+        "import sys; from cnnbatch.evaluation.comparison import compare;"
+        "from cnnbatch.storage import Storage;"
         "found = compare(*sys.argv[1:3]); assert found.metrics; found.save(sys.argv[3], Storage());"
         "heavy = {'torch', 'torchvision', 'timm', 'ray'} & set(sys.modules);"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"

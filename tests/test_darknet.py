@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, fx, nn
 
-from cnnbatch import weights
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models import darknet_models, suppression
-from cnnbatch.models.darknet import Darknet, Head, build, load_weights
-from cnnbatch.models.darknet_cfg import parse_cfg
+from cnnbatch.models.architectures import darknet_models, suppression
+from cnnbatch.models.architectures.darknet import Darknet, Head, build, load_weights
+from cnnbatch.models.architectures.darknet_cfg import parse_cfg
+from cnnbatch.models.weights import files as weights
 
 FLOATS = NDArray[np.float32]
 OUTPUT_TOLERANCE = 1e-4  # of probabilities, and of boxes in parts of the input's side

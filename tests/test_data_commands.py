@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cnnbatch.cli import app
-from cnnbatch.datasets import cached
-from cnnbatch.datasets.table import DATASETS
+from cnnbatch.cli.app import app
+from cnnbatch.sources.datasets import cached
+from cnnbatch.sources.datasets.table import DATASETS
 from tests.tiny_sets import Published, eurosat
 
 pytest_plugins = ("tests.s3", "tests.published")
@@ -63,7 +63,7 @@ def test_the_fetch_command(publish: Callable[..., Published], monkeypatch: pytes
 
 def test_on_a_terminal_it_asks_first(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "cnnbatch.cli", "data", "fetch", "cifar10"]
+    command = [sys.executable, "-m", "cnnbatch", "data", "fetch", "cifar10"]
     with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, text=True) as process:
         os.write(ours, b"n\n")
         said, _ = process.communicate(timeout=60)

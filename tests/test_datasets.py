@@ -18,19 +18,20 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cnnbatch import identity
-from cnnbatch.cli import app
-from cnnbatch.datasets import find, named, resolve
-from cnnbatch.datasets.table import DATASETS
+from cnnbatch.cli.app import app
+from cnnbatch.cli.evaluate import evaluate_again
+from cnnbatch.config.input import Input
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.evaluation.again import evaluate_again
-from cnnbatch.job import Input, load_job, parse_job, to_yaml
-from cnnbatch.records import Failure, Shard
-from cnnbatch.run import run
-from cnnbatch.screen import Screen
+from cnnbatch.inference import fingerprint as identity
+from cnnbatch.inference.run import run
+from cnnbatch.job import load_job, parse_job, to_yaml
 from cnnbatch.sources.cifar10 import CLASSES
+from cnnbatch.sources.datasets import find, named, resolve
+from cnnbatch.sources.datasets.table import DATASETS
 from cnnbatch.storage import Storage, is_local, normalize, parent, redact
+from cnnbatch.terminal.screen import Screen
 from cnnbatch.truth import classes_of
+from cnnbatch.types import Failure, Shard
 from tests.conftest import SHARED, jpeg
 from tests.servers import Bucket
 from tests.sourcing import keys, read, source

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from cnnbatch.datasets import cached
-from cnnbatch.datasets.fetching import RECORD, fetch
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.run import run
+from cnnbatch.inference.run import run
 from cnnbatch.sources.cifar10 import CLASSES
+from cnnbatch.sources.datasets import cached
+from cnnbatch.sources.datasets.fetching import RECORD, fetch
 from cnnbatch.storage import Storage
 from tests.sourcing import QUICK, keys
 from tests.test_run import QUIET, job, table
@@ -33,9 +33,9 @@ pytestmark = pytest.mark.usefixtures("nothing_here")
 FETCH = """
 import sys
 from dataclasses import replace
-from cnnbatch.datasets import named
-from cnnbatch.datasets.fetching import fetch
-from cnnbatch.datasets.layouts import Remote
+from cnnbatch.sources.datasets import named
+from cnnbatch.sources.datasets.fetching import fetch
+from cnnbatch.sources.datasets.layouts import Remote
 from cnnbatch.storage import Storage
 
 entry = named(sys.argv[1])

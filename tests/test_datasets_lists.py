@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnnbatch.datasets.matlab import read_numbers
-from cnnbatch.datasets.table import DATASETS
+from cnnbatch.sources.datasets.matlab import read_numbers
+from cnnbatch.sources.datasets.table import DATASETS
 from tests.conftest import jpeg
 from tests.sourcing import read, source
 from tests.tiny_sets import Published, labels, tar, zipped

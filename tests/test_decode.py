@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnnbatch import picture_formats, pillow_decode
-from cnnbatch.decode import VERSION, DecodeError, Limits, decode
+from cnnbatch.images import formats as picture_formats
+from cnnbatch.images import pillow_decode
+from cnnbatch.images.decode import VERSION, DecodeError, Limits, decode
 from tests.pictures import DEEP, FILES, GRAY16, assert_is_pillows, exif_of, photo, png16, refusal, saved
 
 

@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cnnbatch.decode import DecodeError, Limits, decode
-from cnnbatch.picture_formats import HEIF_EXTRA, has_extra, recognise
+from cnnbatch.images.decode import DecodeError, Limits, decode
+from cnnbatch.images.formats import HEIF_EXTRA, has_extra, recognise
 from tests.pictures import FILES, palette_with_alphas, reference, refusal, saved
 
 # ---- hostile files cost little
@@ -62,7 +62,7 @@ def memory_taken(files: list[bytes]) -> int:
     program = f"""
 import pickle, resource, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from cnnbatch.decode import decode, DecodeError
+from cnnbatch.images.decode import decode, DecodeError
 files = pickle.load(sys.stdin.buffer)
 decode(files.pop())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -28,15 +28,17 @@ from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from cnnbatch import truth
-from cnnbatch.cli import app
-from cnnbatch.decode import DecodeError, decode
-from cnnbatch.describe import SHOWN, Candidate, Description, Sample, Spread, describe, rank, read_input
+from cnnbatch.cli.app import app
+from cnnbatch.cli.describe import read_input
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.looking import look_at
-from cnnbatch.records import Content, Failure, ImageRef, Shard
-from cnnbatch.report.collection import byte_size, facts, page_html, pictures
-from cnnbatch.sources import Source, open_source, unique
-from cnnbatch.storage import Storage
+from cnnbatch.humanize import byte_size
+from cnnbatch.images.decode import DecodeError, decode
+from cnnbatch.images.inspect import look_at
+from cnnbatch.report.collection import facts, page_html, pictures
+from cnnbatch.sources import open_source
+from cnnbatch.sources.describe import SHOWN, Candidate, Description, Sample, Spread, describe, rank
+from cnnbatch.storage import Storage, unique
+from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 from tests.conftest import jpeg
 from tests.servers import Bucket
 
@@ -389,7 +391,7 @@ def test_a_spread_bins_as_numpy_does() -> None:
 
 
 def test_a_spread_of_many_numbers_is_rounded_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.describe.MOST_DISTINCT", 50)
+    monkeypatch.setattr("cnnbatch.sources.describe.MOST_DISTINCT", 50)
     values = np.random.default_rng(0).integers(1, 10**6, 20_000).tolist()
     spread = Spread()
     for value in values:
@@ -547,7 +549,7 @@ def test_sizes_in_bytes() -> None:
 
 def test_the_command_does_not_import_ray(made: Path) -> None:
     code = (
-        "import sys; from cnnbatch.cli import app; from typer.testing import CliRunner;"
+        "import sys; from cnnbatch.cli.app import app; from typer.testing import CliRunner;"
         "result = CliRunner().invoke(app, ['describe', sys.argv[1]]); assert result.exit_code == 0;"
         "sys.exit('imported ray' if 'ray' in sys.modules else 0)"
     )

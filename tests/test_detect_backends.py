@@ -13,17 +13,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from cnnbatch.decode import decode
+from cnnbatch.images.decode import decode
+from cnnbatch.inference.autotune import agreement as guard
 from cnnbatch.models import Choice, Detector, Resizing
-from cnnbatch.models.backends import Unavailable
 from cnnbatch.models.detectors import build_detector
-from cnnbatch.models.parts import Part, runnable
+from cnnbatch.models.libraries.torchvision_detectors import TorchvisionDetector, _resizing
 from cnnbatch.models.resizing import prepare
-from cnnbatch.models.torchvision_detectors import TorchvisionDetector, _resizing
-from cnnbatch.records import Image
-from cnnbatch.speed import guard
-from cnnbatch.tasks import Backend, Runtime
+from cnnbatch.models.runtime.backends import Unavailable
+from cnnbatch.models.runtime.parts import Part, runnable
 from cnnbatch.tasks.detect import Detect, ObjectDetector
+from cnnbatch.types import Backend, Image, Runtime
 from tests.test_darknet import Files, tiny  # noqa: F401 - a fixture
 from tests.test_detect import ours, pictures, reference
 from tests.test_yolov3_tiny import photograph

@@ -13,8 +13,8 @@ import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
 
+from cnnbatch.inference.run import run
 from cnnbatch.job import MapJob
-from cnnbatch.run import run
 from tests.test_run import QUIET, parts, table
 
 TASK = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cnnbatch import device_memory
+from cnnbatch.inference.worker import device_memory
 
 
 @pytest.mark.parametrize(

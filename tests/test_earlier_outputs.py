@@ -13,9 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 import cnnbatch
-from cnnbatch import decode, identity
-from cnnbatch.cli import app
+from cnnbatch.cli.app import app
 from cnnbatch.errors import UserError
+from cnnbatch.images import decode
+from cnnbatch.inference import fingerprint as identity
 
 EARLIER = Path(__file__).parent / "earlier_outputs"
 MAPS = ("map", "map_with_truth", "objects", "train")

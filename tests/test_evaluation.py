@@ -16,15 +16,16 @@ import ray
 
 import cnnbatch
 from cnnbatch import truth
+from cnnbatch.cli.evaluate import evaluate_again
+from cnnbatch.cluster.parallel import on_ray
+from cnnbatch.config.compute import Compute
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
-from cnnbatch.evaluation.again import evaluate_again
 from cnnbatch.evaluation.judges import Columns, judges
-from cnnbatch.evaluation.summary import Evaluation
-from cnnbatch.job import Compute
-from cnnbatch.parallel import Map, on_ray
-from cnnbatch.screen import Screen
+from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.storage import Storage
+from cnnbatch.terminal.screen import Screen
+from cnnbatch.types import Map
 from tests import judged
 from tests.outputs import bad, good, write_output
 

@@ -29,25 +29,17 @@ from pycocotools.cocoeval import COCOeval
 from typer.testing import CliRunner
 
 import cnnbatch
-from cnnbatch.cli import app
+from cnnbatch.cli.app import app
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.export import FORMATS, Options, Summary, export
-from cnnbatch.export.coco_ids import category_ids
-from cnnbatch.export.places import Tree, path_of, spool
-from cnnbatch.export.polygons import outline
-from cnnbatch.records import Shard
-from cnnbatch.sink import ENGINE_COLUMNS
+from cnnbatch.output.export import FORMATS, Options, Summary, export
+from cnnbatch.output.export.coco_ids import category_ids
+from cnnbatch.output.export.places import Tree, path_of, spool
+from cnnbatch.output.export.polygons import outline
+from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.storage import Storage
-from cnnbatch.truth import (
-    BOX,
-    KEYPOINT,
-    MASK,
-    OBJECTS_SCHEMA,
-    Class,
-    ModelClasses,
-    with_classes,
-)
+from cnnbatch.truth import BOX, KEYPOINT, MASK, OBJECTS_SCHEMA, Class, ModelClasses, with_classes
 from cnnbatch.truth import table as truth_table
+from cnnbatch.types import Shard
 from tests.outputs import bad, good, write_job, write_output, write_part
 from tests.servers import Bucket
 from tests.sourcing import source
@@ -274,7 +266,7 @@ def test_what_a_person_gets_wrong(out: Path, tmp_path: Path) -> None:
 
 def test_the_command_says_what_it_did_and_imports_no_torch_and_no_ray(out: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from cnnbatch.cli import app\n"
+        "import sys; from cnnbatch.cli.app import app\n"
         "for name in sys.argv[3:]:\n"
         "  words = ['export', sys.argv[1], '--format', name, '--to', f'{sys.argv[2]}/{name}']\n"
         "  app(words, standalone_mode=False)\n"
@@ -551,8 +543,8 @@ def test_voc_is_read_again_by_our_own_source(tmp_path: Path) -> None:
 @given(st.lists(st.floats(-50, 150), min_size=4, max_size=4), st.integers(1, 100), st.integers(1, 100))
 @settings(max_examples=100)
 def test_voc_pixels_are_the_nearest_in_the_image(box: list[float], width: int, height: int) -> None:
-    from cnnbatch.export.predictions import Found, Predicted
-    from cnnbatch.export.voc import pixels
+    from cnnbatch.output.export.predictions import Found, Predicted
+    from cnnbatch.output.export.voc import pixels
 
     xs, ys = sorted(box[:2]), sorted(box[2:])
     image = Predicted("a", width, height, ())
@@ -565,7 +557,7 @@ def test_voc_pixels_are_the_nearest_in_the_image(box: list[float], width: int, h
 
 
 def test_voc_results_are_the_development_kits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.export.voc._TOGETHER", 2)
+    monkeypatch.setattr("cnnbatch.output.export.voc._TOGETHER", 2)
     out = output(
         tmp_path / "out",
         [seen("a b.jpg", PERSON, thing("cup/mug", 0.25, 1, 2, 3, 4), PERSON)],

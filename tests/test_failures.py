@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 import cnnbatch
-from cnnbatch.cli import app
+from cnnbatch.cli.app import app
 from cnnbatch.errors import UserError
-from cnnbatch.run import RunOptions, run
-from cnnbatch.screen import Screen
+from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.storage import Storage
+from cnnbatch.terminal.screen import Screen
 from tests.test_new import add, files
 from tests.test_run import QUIET, job, parts
 

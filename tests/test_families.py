@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from cnnbatch.models import published
 from cnnbatch.models.building import find
-from cnnbatch.models.keras_table import MODELS
+from cnnbatch.models.libraries.keras_table import MODELS
 from cnnbatch.models.network import last_layer
-from cnnbatch.training import blocks
+from cnnbatch.tasks.recipes import blocks
 from tests.families import KERAS, TIMM, TORCHVISION
 
 CLASSES = 3

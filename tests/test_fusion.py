@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
 
-from cnnbatch.models.backends import noise
-from cnnbatch.models.fusion import FusedConvolution, fuse
+from cnnbatch.models.runtime.backends import noise
+from cnnbatch.models.runtime.fusion import FusedConvolution, fuse
 
 SIDE = 64
 NORMS_THAT_STAY = {"densenet121"}  # It normalises before it convolves.

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from cnnbatch.headers import ends_early, jpeg_facts, orientation
+from cnnbatch.images.headers import ends_early, jpeg_facts, orientation
 
 KINDS = {3: "H", 4: "L", 8: "h", 9: "l"}
 

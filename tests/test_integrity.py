@@ -16,16 +16,16 @@ import pytest
 from typer.testing import CliRunner
 
 import cnnbatch
-from cnnbatch.cli import app
-from cnnbatch.comparison import compare
+from cnnbatch.cli.app import app
+from cnnbatch.cli.evaluate import evaluate_again
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.evaluation.again import evaluate_again
-from cnnbatch.export import Options, export
+from cnnbatch.evaluation.comparison import compare
+from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.launch import launch
+from cnnbatch.output.export import Options, export
 from cnnbatch.report import write_report
-from cnnbatch.run import RunOptions, run
-from cnnbatch.screen import Screen
 from cnnbatch.storage import Storage
+from cnnbatch.terminal.screen import Screen
 from cnnbatch.training.worker import Recorder
 from tests import tiny
 from tests.conftest import jpeg

@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import cnnbatch
+from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
-from cnnbatch.job import Input, MapJob, fingerprint_fields, to_yaml
-from cnnbatch.records import ImageRef
-from cnnbatch.run import RunOptions, run
-from cnnbatch.sources import Source, open_source
+from cnnbatch.inference.run import RunOptions, run
+from cnnbatch.job import MapJob, fingerprint_fields, to_yaml
+from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
+from cnnbatch.types import ImageRef, Source
 from tests.conftest import jpeg
 from tests.servers import Bucket
 from tests.sourcing import read

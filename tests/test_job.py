@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cnnbatch import spec
+from cnnbatch.config import yaml as spec
+from cnnbatch.config.compute import Compute
 from cnnbatch.errors import UserError
+from cnnbatch.humanize import nearest
 from cnnbatch.job import (
-    Compute,
     MapJob,
     fingerprint_fields,
     job_names,
@@ -26,7 +27,6 @@ from cnnbatch.job import (
     parse_job,
     to_yaml,
 )
-from cnnbatch.mistakes import nearest
 
 GOOD = """\
 # A job.

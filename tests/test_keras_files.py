@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from cnnbatch import keras_files, weights
 from cnnbatch.errors import UserError
+from cnnbatch.models.weights import files as weights
+from cnnbatch.models.weights import keras_files
 
 h5py: Any = pytest.importorskip("h5py", reason="h5py is not installed: pip install 'cnnbatch[keras]'")
 

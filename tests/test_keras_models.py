@@ -21,21 +21,15 @@ from PIL import Image as Pillow
 from safetensors.torch import save_file
 
 import cnnbatch
-from cnnbatch import tensorflow_files, weights
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models import (
-    Choice,
-    Network,
-    build_classifier,
-    keras_layers,
-    keras_models,
-    keras_table,
-    published,
-)
+from cnnbatch.models import Choice, Network, build_classifier, published
 from cnnbatch.models.building import find
-from cnnbatch.models.keras_table import MODELS
+from cnnbatch.models.libraries import keras_layers, keras_models, keras_table
+from cnnbatch.models.libraries.keras_table import MODELS
 from cnnbatch.models.network import WithPenultimate, last_layer
 from cnnbatch.models.preprocessing import Normalize, prepare
+from cnnbatch.models.weights import files as tensorflow_files
+from cnnbatch.storage.cache import cache_folder
 from tests import keras_made
 from tests.conftest import jpeg
 from tests.keras_made import SMALLEST, answers, keras, made, normalize_by, pictures, write, write_legacy
@@ -126,14 +120,16 @@ def test_the_listing_has_keras_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert (row.name, row.family, row.library, row.task) == ("keras/ResNet50", "resnet", "keras", "classify")
     assert (row.parameters, row.input_size, row.at_hand) == (25_636_712, (224, 224), False)
     assert row.accuracy == {"top1": 74.9, "top5": 92.1}
-    file = weights.cache_folder() / "abc" / MODELS["ResNet50"].url.rpartition("/")[2]
+    file = cache_folder() / "abc" / MODELS["ResNet50"].url.rpartition("/")[2]
     file.parent.mkdir(parents=True)
     file.write_bytes(b"weights")
     assert [row.name for row in published.listing() if row.at_hand and row.library == "keras"] == [row.name]
     assert len(published.listing("keras/*")) == len(MODELS)
 
 
-@pytest.mark.parametrize("module", ["cnnbatch.models.published", "cnnbatch.tasks.classify", "cnnbatch.cli"])
+@pytest.mark.parametrize(
+    "module", ["cnnbatch.models.published", "cnnbatch.tasks.classify", "cnnbatch.cli.app"]
+)
 def test_nothing_imports_keras_before_it_is_asked_for(module: str) -> None:
     code = f"import sys, {module}, cnnbatch.models; sys.exit(bool({{'keras', 'h5py'}} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -238,7 +234,7 @@ def test_keras_files_load_exactly(tmp_path: Path, name: str, legacy: bool) -> No
     network = build(name, path)
     pixels = pictures(name)
     assert_same(network, model, name, pixels)
-    assert network.weights == weights.digest(path)
+    assert network.weights == tensorflow_files.digest(path)
     assert network.library == "keras " + ".".join(keras.__version__.split(".")[:2])
 
 

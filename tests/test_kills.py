@@ -19,13 +19,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cnnbatch import lock
 from cnnbatch.errors import OutputHeld, UserError
+from cnnbatch.inference.driver.retries import Strikes
+from cnnbatch.inference.run import run
 from cnnbatch.job import to_yaml
-from cnnbatch.output import Output
-from cnnbatch.run import run
+from cnnbatch.output import lock
+from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage
-from cnnbatch.strikes import Strikes
 from tests.test_run import QUIET, job, parts, table
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def command(folder: Path, spec: Any, *options: str) -> subprocess.Popen[str]:
     path = folder / "job.yaml"
     path.write_text(to_yaml(spec))
     return subprocess.Popen(
-        [sys.executable, "-m", "cnnbatch.cli", "run", str(path), *options],
+        [sys.executable, "-m", "cnnbatch", "run", str(path), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -231,10 +231,11 @@ def test_a_lost_node_and_a_node_that_fails_everything(
 
 
 def test_a_zombie_that_writes_late_overwrites_nothing(photos: Callable[[int], Path], tmp_path: Path) -> None:
-    from cnnbatch.listing import Planner
-    from cnnbatch.process import Order, WorkerProcess
-    from cnnbatch.records import Receipt, Work
+    from cnnbatch.inference.driver.planner import Planner
+    from cnnbatch.inference.messages import Order, Work
+    from cnnbatch.inference.worker_process import WorkerProcess
     from cnnbatch.sources import open_source
+    from cnnbatch.types import Receipt
 
     folder, out = photos(20), tmp_path / "out"
     spec = job(folder, out)
@@ -255,7 +256,7 @@ def test_a_lock_of_a_killed_process_is_taken_at_once(tmp_path: Path) -> None:
 
     uri = str(tmp_path / "lock")
     script = (
-        "import sys, time; from cnnbatch import lock; from cnnbatch.storage import Storage\n"
+        "import sys, time; from cnnbatch.output import lock; from cnnbatch.storage import Storage\n"
         "with lock.hold(Storage(), sys.argv[1], 'dead'):\n  print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", script, uri], stdout=subprocess.PIPE, text=True)

@@ -16,18 +16,19 @@ from PIL import Image
 
 import cnnbatch
 from cnnbatch import truth
-from cnnbatch.checking import check
+from cnnbatch.cli.evaluate import evaluate_again
+from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
-from cnnbatch.evaluation.again import evaluate_again
-from cnnbatch.job import Input, MapJob, fingerprint_fields, parse_job
-from cnnbatch.known_classes import KnownClasses
-from cnnbatch.plan import cut
+from cnnbatch.evaluation.known_classes import KnownClasses
+from cnnbatch.inference.bench.check import check
+from cnnbatch.inference.run import RunOptions, run
+from cnnbatch.job import MapJob, fingerprint_fields, parse_job
+from cnnbatch.output.plan import cut
 from cnnbatch.report import pictures
-from cnnbatch.run import RunOptions, run
-from cnnbatch.screen import Screen
 from cnnbatch.storage import Storage
 from cnnbatch.tasks.detect import Detect
+from cnnbatch.terminal.screen import Screen
 from tests import judged
 from tests.outputs import good, write_output
 from tests.sourcing import source
@@ -142,7 +143,7 @@ def test_an_alias_leaves_a_class_out(tmp_path: Path) -> None:
 def test_a_class_behind_the_first_images_stops_at_its_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.known_classes.READ", 2)
+    monkeypatch.setattr("cnnbatch.evaluation.known_classes.READ", 2)
     url = str(voc(tmp_path / "tree", 6))
     last = tmp_path / "tree" / "Annotations" / "005.xml"
     last.write_text(last.read_text().replace(">red<", ">blue<"))
@@ -152,7 +153,7 @@ def test_a_class_behind_the_first_images_stops_at_its_shard(
 
 
 def test_of_a_coco_file_every_object_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.known_classes.LISTED", 2)
+    monkeypatch.setattr("cnnbatch.evaluation.known_classes.LISTED", 2)
     url = coco(tmp_path, ["red", "green", "red", "blue"])
     with pytest.raises(UserError, match="'blue'"):
         run(detecting(url, tmp_path / "out"), QUIET)
@@ -381,10 +382,10 @@ def test_nothing_is_added_to_an_output_of_an_earlier_version(boxes: Path, tmp_pa
 def test_where_pictures_lie_is_asked_of_nodes_and_not_what_the_input_is_called(
     boxes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cnnbatch import pool
-    from cnnbatch.cluster_nodes import Node
-    from cnnbatch.output import Output
-    from cnnbatch.process import Order
+    from cnnbatch.cluster.nodes import Node
+    from cnnbatch.inference.driver import scheduler as pool
+    from cnnbatch.inference.messages import Order
+    from cnnbatch.output.folder import Output
 
     asked: list[list[str]] = []
 

@@ -13,17 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cnnbatch import describe, picture_formats
+from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
-from cnnbatch.job import Input, fingerprint_fields, parse_job
-from cnnbatch.limits import REVISION
-from cnnbatch.listing import Planner
-from cnnbatch.output import Output
-from cnnbatch.picture_formats import FORMATS, PILLOW, RAW_SUFFIXES, SUFFIXES
+from cnnbatch.images import formats as picture_formats
+from cnnbatch.images.formats import FORMATS, PILLOW, RAW_SUFFIXES, SUFFIXES
+from cnnbatch.images.limits import REVISION
+from cnnbatch.inference.driver.planner import Planner
+from cnnbatch.inference.run import RunOptions, run
+from cnnbatch.job import fingerprint_fields, parse_job
+from cnnbatch.output.folder import Output
+from cnnbatch.output.pages import left_out_of, listings_of
 from cnnbatch.report.collection import facts
-from cnnbatch.run import RunOptions, run
-from cnnbatch.sources import companions, open_source
-from cnnbatch.sources.left_out import COMPANIONS, count, in_words, kind_of, left_out_by
+from cnnbatch.sources import describe, open_source
+from cnnbatch.sources.files import companions
+from cnnbatch.sources.files.left_out import COMPANIONS, count, in_words, kind_of, left_out_by
 from cnnbatch.storage import Storage
 from tests.conftest import jpeg
 from tests.test_run import job, table
@@ -181,11 +184,11 @@ def test_a_listing_that_goes_on_counts_on(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(planner, "_write", stopping(planner, stop))
         planner.start()
         planner._thread.join()
-        assert output.listings()[0].complete() is None
+        assert listings_of(output)[0].complete() is None
         output, planner = planned(root, out)
         planner.start()
         planner._thread.join()
-        assert output.left_out() == whole
+        assert left_out_of(output) == whole
         last = pq.read_schema(max(out.glob("_job/plan/*/0*.parquet"))).metadata
         assert json.loads(last[b"left_out"])[".json"] >= 8
 

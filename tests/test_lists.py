@@ -17,10 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import ImageRef, Shard
-from cnnbatch.sources import unique
-from cnnbatch.sources.rows import Csv
-from cnnbatch.storage import Storage
+from cnnbatch.sources.lists.rows import Csv
+from cnnbatch.storage import Storage, unique
+from cnnbatch.types import ImageRef, Shard
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import failure, fill, keys, listed, read, source
 

@@ -24,9 +24,9 @@ from cnnbatch.metrics import Evaluated, coco, ranking
 from cnnbatch.metrics.intervals import poisson_weights
 from cnnbatch.metrics.kinds import KINDS, Kind
 from cnnbatch.metrics.objects import image_order
-from cnnbatch.plan import page_shards, page_table
-from cnnbatch.records import Shard
+from cnnbatch.output.plan import page_shards, page_table
 from cnnbatch.truth import OBJECTS
+from cnnbatch.types import Shard
 from tests.sourcing import source
 
 pytestmark = pytest.mark.filterwarnings(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cnnbatch.metrics import Evaluated, voc
 from cnnbatch.metrics.intervals import poisson_weights
-from cnnbatch.sources.voc_xml import parse
+from cnnbatch.sources.voc.xml import parse
 from cnnbatch.truth import OBJECTS
 
 Box = tuple[int, int, int, int]

@@ -19,8 +19,8 @@ from torchvision.models.regnet import BlockParams
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models import Choice, Network, Preprocessing, build_classifier
 from cnnbatch.models.building import find
+from cnnbatch.models.libraries.torchvision_models import imagenet_classes, names
 from cnnbatch.models.network import WithPenultimate, check, last_layer
-from cnnbatch.models.torchvision_models import imagenet_classes, names
 
 TIMM = [
     "coatnet_0_rw_224",
@@ -146,7 +146,7 @@ def test_real_weights_fit_and_are_identified_by_their_hash(shared: Path) -> None
         ("no.such.module:build", "cannot be imported"),
         ("cnnbatch.models.catalogue:efficientnet_lite", "has no 'efficientnet_lite'; did you mean"),
         ("cnnbatch.models.catalogue:OWN", "to be a function"),
-        ("cnnbatch.models.torchvision_models:names", "to return a cnnbatch.models.Network"),
+        ("cnnbatch.models.libraries.torchvision_models:names", "to return a cnnbatch.models.Network"),
     ],
 )
 def test_an_unknown_model_is_told_with_the_nearest(model: str, expected: str) -> None:
@@ -255,7 +255,8 @@ def test_timm_weights_from_the_hub_are_hashed_and_loaded_by_timm(
     donor = timm.create_model("mobilenetv3_small_050")
     save_file(donor.state_dict(), tmp_path / "model.safetensors")
     monkeypatch.setattr(
-        "cnnbatch.models.timm_models.hf_hub_download", lambda repository, name, revision: tmp_path / name
+        "cnnbatch.models.libraries.timm_models.hf_hub_download",
+        lambda repository, name, revision: tmp_path / name,
     )
     network = build_classifier(Choice("timm/mobilenetv3_small_050.lamb_in1k"))
     assert len(network.weights) == 64

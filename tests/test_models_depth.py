@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cnnbatch.errors import UserError
 from cnnbatch.models import Choice, Network, Preprocessing, build_classifier
 from cnnbatch.models.depth import Tap, WithDepths, can_be_cut, shortened, tap, taps
-from cnnbatch.models.fusion import fuse
+from cnnbatch.models.runtime.fusion import fuse
 from tests import tiny
 
 SIDE = 64

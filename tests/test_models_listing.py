@@ -16,10 +16,12 @@ from huggingface_hub import constants
 from torch import nn
 from typer.testing import CliRunner
 
-from cnnbatch.cli import app
+from cnnbatch.cli.app import app
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models import catalogue, darknet, darknet_models, keras_models, published
+from cnnbatch.models import catalogue, published
+from cnnbatch.models.architectures import darknet, darknet_models
 from cnnbatch.models.building import find
+from cnnbatch.models.libraries import keras_models
 from cnnbatch.models.published import Published, listing
 from cnnbatch.storage.package import locate
 from tests import models_page

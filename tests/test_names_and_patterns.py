@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cnnbatch.errors import UserError
-from cnnbatch.records import Failure
-from cnnbatch.sources import patterns
-from cnnbatch.sources.coco import Coco
+from cnnbatch.sources.coco.source import Coco
+from cnnbatch.sources.files import patterns
 from cnnbatch.storage import Storage
+from cnnbatch.types import Failure
 from tests.servers import Bucket
 from tests.sourcing import fill, keys, listed, read, source
 from tests.test_source_coco import annotation, image, write

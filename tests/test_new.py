@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cnnbatch
-from cnnbatch.output import Output
-from cnnbatch.run import RunOptions, run
-from cnnbatch.sources.files import Files
+from cnnbatch.inference.run import RunOptions, run
+from cnnbatch.output.folder import Output
+from cnnbatch.sources.files.source import Files
 from cnnbatch.storage import Entry, Storage
 from tests.servers import Bucket
 from tests.test_run import QUIET, job, parts, table
@@ -26,7 +26,7 @@ from tests.test_run import QUIET, job, parts, table
 pytest_plugins = ("tests.s3",)
 
 Photos = Callable[[int], Path]
-running = importlib.import_module("cnnbatch.run")
+running = importlib.import_module("cnnbatch.inference.run")
 NEW = RunOptions(new=True, quiet=True)
 PRUNE = RunOptions(prune=True, quiet=True)
 

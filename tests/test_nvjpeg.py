@@ -17,23 +17,25 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 import cnnbatch
-from cnnbatch import identity
-from cnnbatch.decode import DecodeError, Size, decode, read_header, without_warnings
 from cnnbatch.errors import EnvironmentFault
+from cnnbatch.images.decode import DecodeError, Size, decode, read_header, without_warnings
+from cnnbatch.images.nvjpeg import DecodeAll, OnDevice, suits
+from cnnbatch.inference import fingerprint as identity
+from cnnbatch.inference.autotune import measure as measuring
+from cnnbatch.inference.autotune.candidates import Pace, Trial
+from cnnbatch.inference.autotune.store import Settling
+from cnnbatch.inference.messages import Ready, Sample
+from cnnbatch.inference.run import RunOptions, run
+from cnnbatch.inference.worker.journal import Journal
+from cnnbatch.inference.worker.readahead import Item, ReadAhead, Reading
+from cnnbatch.inference.worker.settings import Settings, choose
+from cnnbatch.inference.worker.transfer import Overlapped, stack
+from cnnbatch.inference.worker.worker import Predicted
 from cnnbatch.job import MapJob
-from cnnbatch.journal import Journal
 from cnnbatch.models.preprocessing import Preprocessing, prepare
-from cnnbatch.nvjpeg import DecodeAll, OnDevice, suits
-from cnnbatch.output import Output
-from cnnbatch.readahead import Item, ReadAhead, Reading
-from cnnbatch.records import Failure, Image, ImageRef, Prepared, Ready, Sample, Shard
-from cnnbatch.run import RunOptions, run
-from cnnbatch.settling import Settling
-from cnnbatch.speed import Settings, choose, measuring
-from cnnbatch.speed.candidates import Pace, Trial
+from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage
-from cnnbatch.transfer import Overlapped, stack
-from cnnbatch.worker import Predicted
+from cnnbatch.types import Failure, Image, ImageRef, Prepared, Shard
 from tests.pictures import FILES, exif_of, photo, saved
 
 CUDA = torch.cuda.is_available()

@@ -22,18 +22,18 @@ from PIL import Image as Pictures
 from torch import Tensor, nn
 
 import cnnbatch
-from cnnbatch import onnx_files, passes, weights
 from cnnbatch.errors import UserError
 from cnnbatch.job import parse_job
-from cnnbatch.models import Choice, Resizing, build_classifier
-from cnnbatch.models.backends import Unavailable
+from cnnbatch.models import Choice, Resizing, build_classifier, passes
 from cnnbatch.models.detectors import build_detector
 from cnnbatch.models.onnx.module import OnnxModule
 from cnnbatch.models.resizing import prepare
-from cnnbatch.records import Image, ImageRef
-from cnnbatch.tasks import Backend, Runtime
+from cnnbatch.models.runtime.backends import Unavailable
+from cnnbatch.models.weights import files as weights
+from cnnbatch.models.weights import onnx_files
 from cnnbatch.tasks.classify import Classify
 from cnnbatch.tasks.detect import Detect
+from cnnbatch.types import Backend, Image, ImageRef, Runtime
 from tests.test_task_contract import predict
 
 ABC = ("a", "b", "c")

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.output import Output
-from cnnbatch.process import Order, WorkerProcess
-from cnnbatch.records import Failure, Fault, Receipt, Shard, Work
-from cnnbatch.run import RunOptions, run
+from cnnbatch.inference.messages import Fault, Order, Work
+from cnnbatch.inference.run import RunOptions, run
+from cnnbatch.inference.worker_process import WorkerProcess
+from cnnbatch.output.folder import Output
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
+from cnnbatch.types import Failure, Receipt, Shard
 from tests.test_run import QUIET, job, table
 
 

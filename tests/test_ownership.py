@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from cnnbatch.errors import UserError
+from cnnbatch.inference.run import RunOptions, run
+from cnnbatch.inference.worker_process import WorkerProcess
 from cnnbatch.job import StudyJob
 from cnnbatch.launch import launch
-from cnnbatch.process import WorkerProcess
-from cnnbatch.run import RunOptions, run
 from cnnbatch.storage import Entry, Storage
 from cnnbatch.training.worker import Recorder
 from tests import tiny
@@ -23,7 +23,7 @@ from tests.test_new import whole
 from tests.test_run import QUIET, job, parts
 
 Photos = Callable[[int], Path]
-running = importlib.import_module("cnnbatch.run")
+running = importlib.import_module("cnnbatch.inference.run")
 
 
 class Stopped(Exception):

@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cnnbatch.errors import UserError
-from cnnbatch.records import Failure, ImageRef
-from cnnbatch.sources import in_turn, parquet_files, parquet_pages
-from cnnbatch.sources.in_turn import read_in_turn
-from cnnbatch.sources.parquet_files import Limits, ParquetTable
-from cnnbatch.sources.parquet_pages import page_header, read_footer
-from cnnbatch.sources.thrift_compact import Damaged, TooLarge
+from cnnbatch.sources.parquet import in_turn
+from cnnbatch.sources.parquet.in_turn import read_in_turn
+from cnnbatch.storage.parquet import files as parquet_files
+from cnnbatch.storage.parquet import pages as parquet_pages
+from cnnbatch.storage.parquet.files import Limits, ParquetTable
+from cnnbatch.storage.parquet.pages import page_header, read_footer
+from cnnbatch.storage.parquet.thrift_compact import Damaged, TooLarge
+from cnnbatch.types import Failure, ImageRef
 from tests.sourcing import failure, keys, read, source
 
 ROWS = 60
@@ -205,7 +207,7 @@ PEAK = """
 import json, resource, sys
 from cnnbatch.errors import UserError
 from cnnbatch.job import Input
-from cnnbatch.records import Failure, Shard
+from cnnbatch.types import Failure, Shard
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
 def peak_bytes():
@@ -273,7 +275,7 @@ def test_a_label_of_a_hundred_megabytes_is_told_before_it_is_read(tmp_path: Path
 def test_a_page_over_the_limit_is_the_failure_of_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.sources.parquet._IMAGES", Limits(10_000, 5_000))
+    monkeypatch.setattr("cnnbatch.sources.parquet.source._IMAGES", Limits(10_000, 5_000))
     cells = [b"A" * 9_000, b"B", b"C" * 20_000, b"D" * 100]
     options = {"row_group_size": 1, "compression": "zstd"}
     (tmp_path / "a.parquet").write_bytes(written({"image": cells}, **options))
@@ -282,7 +284,7 @@ def test_a_page_over_the_limit_is_the_failure_of_its_images(
     assert [results[1], results[3]] == [b"B", b"D" * 100]
     assert isinstance(results[2], Failure)
     assert "a page of 20,004 bytes; at most 10,000 are read" in results[2].message
-    monkeypatch.setattr("cnnbatch.sources.parquet.MAX_BYTES", 50)
+    monkeypatch.setattr("cnnbatch.sources.parquet.source.MAX_BYTES", 50)
     assert failure(read(source(str(tmp_path / "a.parquet")))[3]) == ("read", "too_large")
 
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnbatch import plan
-from cnnbatch.records import ImageRef, Row, Shard, Span
+from cnnbatch.output import plan
+from cnnbatch.types import ImageRef, Row, Shard, Span
 
 places = st.one_of(
     st.none(),

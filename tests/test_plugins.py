@@ -14,24 +14,24 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import cnnbatch
-from cnnbatch import plugins
-from cnnbatch.cli import app
-from cnnbatch.comparison import Options as ComparisonOptions
-from cnnbatch.comparison import compare
+from cnnbatch.cli.app import app
+from cnnbatch.cli.evaluate import evaluate_again
+from cnnbatch.config import plugins
+from cnnbatch.config.yaml import dump
 from cnnbatch.errors import UserError
-from cnnbatch.evaluation.again import evaluate_again
-from cnnbatch.export import Options as ExportOptions
-from cnnbatch.export import export
+from cnnbatch.evaluation.comparison import Options as ComparisonOptions
+from cnnbatch.evaluation.comparison import compare
+from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob, StudyJob, load_job, to_yaml
 from cnnbatch.launch import launch
 from cnnbatch.models import Choice
 from cnnbatch.models.trained import with_trained
+from cnnbatch.models.trained_files import read_model
+from cnnbatch.output.export import Options as ExportOptions
+from cnnbatch.output.export import export
 from cnnbatch.report import write_report
-from cnnbatch.run import RunOptions, run
-from cnnbatch.screen import Screen
-from cnnbatch.spec import dump
 from cnnbatch.storage import Storage
-from cnnbatch.training.model_file import read_model
+from cnnbatch.terminal.screen import Screen
 from tests import tiny
 from tests.test_study import study
 
@@ -386,7 +386,7 @@ def test_what_is_no_model_is_said_in_one_message(tmp_path: Path, data: bytes, wo
 
 
 def test_a_model_json_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.training.model_file._MOST_BYTES", 100)
+    monkeypatch.setattr("cnnbatch.models.trained_files._MOST_BYTES", 100)
     with pytest.raises(UserError, match="is larger than"):
         with_trained(Choice(str(folder_of(tmp_path / "model", ABOUT))), "classify")
 

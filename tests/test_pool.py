@@ -18,15 +18,14 @@ import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from cnnbatch import pool
-from cnnbatch.actors import Actor
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.listing import Planner
-from cnnbatch.output import Output
-from cnnbatch.process import Order
-from cnnbatch.records import Work
-from cnnbatch.run import run
-from cnnbatch.settling import Settling
+from cnnbatch.inference.autotune.store import Settling
+from cnnbatch.inference.driver import scheduler as pool
+from cnnbatch.inference.driver.actors import Actor
+from cnnbatch.inference.driver.planner import Planner
+from cnnbatch.inference.messages import Order, Work
+from cnnbatch.inference.run import run
+from cnnbatch.output.folder import Output
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Entry, Storage
 from tests.test_run import QUIET, break_some, job, parts, table
@@ -133,7 +132,7 @@ def test_the_same_output_goes_on_with_other_workers(
 def test_a_broken_device_everywhere_stops_the_run_and_writes_nothing(
     cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.strikes.BACKOFFS_S", (0.1,))
+    monkeypatch.setattr("cnnbatch.inference.driver.retries.BACKOFFS_S", (0.1,))
     folder, out, flag = photos(12), tmp_path / "out", tmp_path / "broken"
     flag.touch()
     spec = job(folder, out, {"fault": "device", "flag": str(flag)}, compute=on_ray(workers=1))

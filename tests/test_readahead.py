@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image as Pillow
 
-from cnnbatch import readahead
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.journal import Journal
-from cnnbatch.readahead import Item, ReadAhead, Reading
-from cnnbatch.records import Failure, Image, ImageRef, Prepared, Shard
+from cnnbatch.inference.worker import readahead
+from cnnbatch.inference.worker.journal import Journal
+from cnnbatch.inference.worker.readahead import Item, ReadAhead, Reading
+from cnnbatch.types import Failure, Image, ImageRef, Prepared, Shard
 
 WINDOW = 8
 COUNT = 500

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cnnbatch.cli import app
+from cnnbatch.cli.app import app
 from cnnbatch.job import load_job
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
@@ -87,7 +87,7 @@ def invoke(command: str) -> tuple[int, str]:
 
 def invoke_apart(command: str) -> tuple[int, str]:
     """Run a command in a process of its own, as it must be where it starts Ray in this folder."""
-    words = [sys.executable, "-m", "cnnbatch.cli", *shlex.split(command, comments=True)[1:]]
+    words = [sys.executable, "-m", "cnnbatch", *shlex.split(command, comments=True)[1:]]
     variables = {**os.environ, "PYTHONPATH": str(CHECKOUT), "RAY_ADDRESS": "local"}
     done = subprocess.run(words, env=variables, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr

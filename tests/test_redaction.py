@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cnnbatch.decode import DecodeError, decode, full
 from cnnbatch.errors import UserError
-from cnnbatch.looking import look_at
-from cnnbatch.redaction import columns, kind_of, said, value
+from cnnbatch.images.decode import DecodeError, decode, full
+from cnnbatch.images.inspect import look_at
+from cnnbatch.images.redaction import columns, kind_of, said, value
 from tests.sourcing import source
 
 SECRET = "hunter2secret"

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from cnnbatch.records import Code
+from cnnbatch.humanize import MEANINGS
+from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.report import plots, write_report
 from cnnbatch.report.tally import LEAST_SURE, SAMPLE
-from cnnbatch.report.words import MEANINGS
-from cnnbatch.result import Result
-from cnnbatch.sink import ENGINE_COLUMNS
+from cnnbatch.results import Result
 from cnnbatch.storage import Storage
+from cnnbatch.types import Code
 from tests.outputs import (
     JOB,
     bad,

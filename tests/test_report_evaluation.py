@@ -17,10 +17,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as rle
 
-from cnnbatch import masks, truth
+from cnnbatch import truth
 from cnnbatch.evaluation import Terms, evaluate
-from cnnbatch.evaluation.summary import Evaluation, read_evaluation
+from cnnbatch.images import rle as masks
 from cnnbatch.metrics import Value
+from cnnbatch.output.evaluation import Evaluation, read_evaluation
+from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.report import write_report
 from cnnbatch.report.beside import Beside
 from cnnbatch.report.classes import MOST_OPEN, class_tables, confusion_matrix
@@ -31,10 +33,9 @@ from cnnbatch.report.mistakes import MOST, find_mistakes
 from cnnbatch.report.numbers import groups, lacking, meaning_of, notes
 from cnnbatch.report.page import SAMPLE_OF_JUDGED
 from cnnbatch.report.pictures import Picture, Seen
-from cnnbatch.result import Result
-from cnnbatch.screen import Screen
-from cnnbatch.sink import ENGINE_COLUMNS
+from cnnbatch.results import Result
 from cnnbatch.storage import Storage
+from cnnbatch.terminal.screen import Screen
 from tests import judged
 from tests.conftest import jpeg
 from tests.outputs import CLASSIFIED, Part, bad, good, write_job, write_part

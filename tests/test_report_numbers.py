@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnnbatch.humanize import decimal, duration, percent
 from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.report import plots
-from cnnbatch.report.pictures import percent
 from cnnbatch.report.tally import LEAST_SURE, SAMPLE, Tally
-from cnnbatch.report.words import decimal, duration
 from tests.outputs import CLASSIFIED, START, bad, good
 
 ROWS = st.lists(

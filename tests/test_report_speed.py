@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from cnnbatch.output import Output
+from cnnbatch.inference.autotune import agreement as guard
+from cnnbatch.inference.autotune.candidates import Trial, Verdict
+from cnnbatch.inference.run import Summary, tell
+from cnnbatch.output.folder import Output
 from cnnbatch.report.ways import MEANINGS, Way, devices, mixed, on_cpu, ran_by
-from cnnbatch.result import Result
-from cnnbatch.run import Summary, tell
-from cnnbatch.screen import Screen
-from cnnbatch.speed import guard
-from cnnbatch.speed.candidates import Trial, Verdict
+from cnnbatch.results import Result
 from cnnbatch.storage import Storage
-from cnnbatch.tasks import Backend, Precision
+from cnnbatch.terminal.screen import Screen
+from cnnbatch.types import Backend, Precision
 from tests.outputs import Part, good, write_job, write_output, write_part, write_settings
 from tests.test_report import HOSTILE, Page, png, report, words
 

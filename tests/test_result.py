@@ -19,7 +19,7 @@ from PIL import Image
 
 import cnnbatch
 from cnnbatch.errors import UserError
-from cnnbatch.result import Result
+from cnnbatch.results import Result
 from cnnbatch.storage import Storage
 from tests.outputs import bad, good, write_job, write_output, write_part
 
@@ -230,12 +230,6 @@ def test_run_takes_overrides_as_names_and_as_mappings(monkeypatch: pytest.Monkey
 
 def test_version_is_the_distribution_s() -> None:
     assert importlib.metadata.version("cnnbatch") == cnnbatch.__version__
-
-
-def test_run_stays_a_function_when_its_module_is_imported() -> None:
-    module = importlib.import_module("cnnbatch.run")
-    assert module.__name__ == "cnnbatch.run"
-    assert callable(cnnbatch.run)
 
 
 def test_parts_of_unlike_speed_keep_the_plan_s_order(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 import cnnbatch
-from cnnbatch.cli import app
-from cnnbatch.records import Shard
-from cnnbatch.run import RunOptions, run
+from cnnbatch.cli.app import app
+from cnnbatch.inference.run import RunOptions, run
+from cnnbatch.types import Shard
 from tests.conftest import jpeg
 from tests.sourcing import source
 from tests.test_run import job

@@ -14,8 +14,8 @@ import pytest
 
 import cnnbatch
 from cnnbatch.errors import EnvironmentFault, OutputHeld, UserError
+from cnnbatch.inference.run import RunOptions, Summary, run
 from cnnbatch.job import MapJob
-from cnnbatch.run import RunOptions, Summary, run
 from cnnbatch.storage import Storage
 
 QUIET = RunOptions(quiet=True)
@@ -170,7 +170,7 @@ def test_a_report_that_was_not_written_is_written_by_the_same_run_again(
 ) -> None:
     folder, out = photos(5), tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["cnnbatch.run"], "write_report", interrupted)
+        patch.setattr(sys.modules["cnnbatch.inference.run"], "write_report", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(job(folder, out), QUIET)
     assert not (out / "report.html").exists()
@@ -249,7 +249,7 @@ def test_an_output_without_parts_may_be_given_another_job(
 
 
 def test_an_output_that_is_held_is_refused(photos: Callable[[int], Path], tmp_path: Path) -> None:
-    from cnnbatch import lock
+    from cnnbatch.output import lock
     from cnnbatch.storage import Storage
 
     out = tmp_path / "out"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import cnnbatch
+from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob
 from cnnbatch.launch import launch
-from cnnbatch.run import RunOptions, run
 from cnnbatch.storage import Storage
 from tests import tiny
 from tests.conftest import jpeg

@@ -21,9 +21,9 @@ from pathlib import Path
 import ray  # The real driver has it, so it counts.
 
 from cnnbatch.job import MapJob
-from cnnbatch.listing import Planner
-from cnnbatch.output import Output
-from cnnbatch.process import peak_rss_bytes
+from cnnbatch.inference.driver.planner import Planner
+from cnnbatch.output.folder import Output
+from cnnbatch.inference.worker.host_memory import peak_rss_bytes
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Entry, NotFound, Storage
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import cnnbatch
-from cnnbatch import screen
-from cnnbatch.records import Receipt
-from cnnbatch.screen import Screen
+from cnnbatch.terminal import screen
+from cnnbatch.terminal.screen import Screen
+from cnnbatch.types import Receipt
 from tests.pictures import photo
 
 

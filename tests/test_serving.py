@@ -12,9 +12,9 @@ import fsspec
 import pytest
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import Failure
 from cnnbatch.storage import Storage, StorageOptions
 from cnnbatch.storage.serving import Serving
+from cnnbatch.types import Failure
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import failure, keys, listed, read, source
 

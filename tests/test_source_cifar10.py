@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cnnbatch.decode import full
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.plan import page_shards, page_table
-from cnnbatch.records import Content, Failure, ImageRef, Shard
-from cnnbatch.sources import Source, containers
+from cnnbatch.images.decode import full
+from cnnbatch.output.plan import page_shards, page_table
+from cnnbatch.sources import containers
 from cnnbatch.sources.cifar10 import CLASSES, Cifar10, RawPicture, _batch
 from cnnbatch.storage import Storage
 from cnnbatch.truth import LABEL_SCHEMA, classes_of
+from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 from tests.servers import Bucket
 from tests.sourcing import failure, keys, read, source
 

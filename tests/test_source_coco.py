@@ -23,12 +23,14 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.plan import page_shards, page_table
-from cnnbatch.records import ImageRef, Shard
-from cnnbatch.sources import Source, coco, coco_index, json_lists
-from cnnbatch.sources.coco import Coco
+from cnnbatch.output.plan import page_shards, page_table
+from cnnbatch.sources.coco import index as coco_index
+from cnnbatch.sources.coco import json_lists
+from cnnbatch.sources.coco import source as coco
+from cnnbatch.sources.coco.source import Coco
 from cnnbatch.storage import Storage
 from cnnbatch.truth import Class, classes_of
+from cnnbatch.types import ImageRef, Shard, Source
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import failure, fill, keys, read, source
 
@@ -377,7 +379,7 @@ def test_the_file_is_read_when_it_is_needed_and_only_then(tmp_path: Path) -> Non
 
 KILLED = """
 import os, signal, sys
-from cnnbatch.sources import coco_index
+from cnnbatch.sources.coco import index as coco_index
 from cnnbatch.job import Input
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage

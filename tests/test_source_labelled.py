@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from cnnbatch.errors import UserError
-from cnnbatch.records import Shard
-from cnnbatch.sources import Source, labelled
+from cnnbatch.sources import labelled
 from cnnbatch.storage import Storage
 from cnnbatch.truth import LABEL_SCHEMA
+from cnnbatch.types import Shard, Source
 from tests.servers import Bucket
 from tests.sourcing import failure, fill, keys, read, source
 

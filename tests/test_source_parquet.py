@@ -18,13 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.plan import page_shards, page_table
-from cnnbatch.records import Failure, ImageRef, Row, Shard
-from cnnbatch.sources import Source, unique
-from cnnbatch.sources.lists import Listed
-from cnnbatch.sources.parquet import Parquet, _Groups
-from cnnbatch.storage import Storage
+from cnnbatch.output.plan import page_shards, page_table
+from cnnbatch.sources.lists.source import Listed
+from cnnbatch.sources.parquet.source import Parquet, _Groups
+from cnnbatch.storage import Storage, unique
 from cnnbatch.truth import LABEL_SCHEMA, OBJECTS_SCHEMA, classes_of
+from cnnbatch.types import Failure, ImageRef, Row, Shard, Source
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import QUICK, failure, keys, read, source
 
@@ -486,8 +485,8 @@ def test_any_image_is_found_and_any_listing_resumed(data: st.DataObject) -> None
     nested, keyed = data.draw(st.booleans()), data.draw(st.booleans())
     number = 0
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cnnbatch.sources.parquet._BATCH_ROWS", data.draw(st.integers(1, 30)))
-        patch.setattr("cnnbatch.sources.parquet._LISTED_ROWS", data.draw(st.integers(1, 30)))
+        patch.setattr("cnnbatch.sources.parquet.source._BATCH_ROWS", data.draw(st.integers(1, 30)))
+        patch.setattr("cnnbatch.sources.parquet.source._LISTED_ROWS", data.draw(st.integers(1, 30)))
         for place, size in enumerate(sizes):
             images = [image(number + row, (row * 7) % 40) for row in range(size)]
             cells: Any = [{"bytes": one, "path": ""} for one in images] if nested else images
@@ -520,7 +519,7 @@ def test_images_out_of_order_are_found_too(tmp_path: Path, monkeypatch: pytest.M
     images = [image(number) for number in range(100)]
     found = source(write(tmp_path / "a.parquet", {"image": images}, row_group_size=30))
     refs = list(found.refs())
-    monkeypatch.setattr("cnnbatch.sources.parquet._BATCH_ROWS", 7)
+    monkeypatch.setattr("cnnbatch.sources.parquet.source._BATCH_ROWS", 7)
     order = [99, 0, 50, 50, 31, 51, 20, 99]
     assert read(found, [refs[number] for number in order]) == [images[number] for number in order]
 

@@ -17,14 +17,13 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 import cnnbatch
-from cnnbatch import decode as decoding
-from cnnbatch.decode import DecodeError, full
 from cnnbatch.errors import UserError
-from cnnbatch.records import Content, Failure, ImageRef, Shard
-from cnnbatch.run import run
-from cnnbatch.sources import Source
+from cnnbatch.images import decode as decoding
+from cnnbatch.images.decode import DecodeError, full
+from cnnbatch.inference.run import run
 from cnnbatch.sources.masks import SHARE, VOID, majority
 from cnnbatch.storage import Storage
+from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 from tests.sourcing import source
 from tests.test_detect import JOB
 from tests.test_run import QUIET, job, table

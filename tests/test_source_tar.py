@@ -24,14 +24,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.plan import page_shards, page_table
-from cnnbatch.records import Failure, ImageRef, Shard, Span
-from cnnbatch.sources import Source, containers, unique
-from cnnbatch.sources.left_out import left_out_by
-from cnnbatch.sources.tar import Tar
-from cnnbatch.sources.tar_members import members
-from cnnbatch.storage import Storage
+from cnnbatch.output.plan import page_shards, page_table
+from cnnbatch.sources import containers
+from cnnbatch.sources.files.left_out import left_out_by
+from cnnbatch.sources.tar.members import members
+from cnnbatch.sources.tar.source import Tar
+from cnnbatch.storage import Storage, unique
 from cnnbatch.truth import LABEL_SCHEMA, OBJECTS_SCHEMA
+from cnnbatch.types import Failure, ImageRef, Shard, Source, Span
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import QUICK, failure, keys, read, source
 
@@ -561,9 +561,9 @@ def test_any_image_is_found_and_any_listing_resumed(archives: Sequence[Any], dat
         patch.setattr(containers, "RANGE_BYTES", data.draw(st.sampled_from([1, 3000, 4 << 20])))
         patch.setattr(containers, "_GAP_BYTES", data.draw(st.sampled_from([0, 1024, 512 << 10])))
         if data.draw(st.booleans()):  # As in a bucket, by windows.
-            patch.setattr("cnnbatch.sources.tar_members.is_local", lambda uri: False)
+            patch.setattr("cnnbatch.sources.tar.members.is_local", lambda uri: False)
             window = data.draw(st.sampled_from([300, 700, 16 << 10]))
-            patch.setattr("cnnbatch.sources.tar_members._LARGEST_WINDOW", window)
+            patch.setattr("cnnbatch.sources.tar.members._LARGEST_WINDOW", window)
         for number, listed_members in enumerate(archives):
             name = f"{number}{data.draw(st.sampled_from(['.tar', '.tgz']))}"
             # A sample's own names, so that labels stay beside their image and nothing comes twice.
@@ -622,14 +622,14 @@ def test_a_bucket_gives_what_the_folder_gives(tmp_path: Path, bucket: Bucket) ->
 
 def test_large_members_are_stepped_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = write(tmp_path / "a.tar", [(f"{number}.jpg", b"A" * 3_000_000) for number in range(8)])
-    monkeypatch.setattr("cnnbatch.sources.tar_members.is_local", lambda uri: False)  # as in a bucket
+    monkeypatch.setattr("cnnbatch.sources.tar.members.is_local", lambda uri: False)  # as in a bucket
     storage = Counting()
     assert len(keys(url, storage)) == 8
     assert 0 < sum(storage.asked) < 1_500_000  # of 24 million
 
 
 def test_small_members_cost_few_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.sources.tar_members.is_local", lambda uri: False)
+    monkeypatch.setattr("cnnbatch.sources.tar.members.is_local", lambda uri: False)
     files = [(f"{number}.{kind}", b"1" * 5000) for number in range(2000) for kind in ("jpg", "txt")]
     url = write(tmp_path / "a.tar", files)  # 24 MB
     storage = Counting()
@@ -729,7 +729,7 @@ def test_many_compressed_archives_are_unpacked_once(tmp_path: Path, monkeypatch:
 
     whole = b"".join(packed([(f"{number}.jpg", bytes(700))]) for number in range(100))
     (tmp_path / "a.tgz").write_bytes(gzip.compress(whole))
-    monkeypatch.setattr("cnnbatch.sources.tar_members.gzip.GzipFile", Counted)
+    monkeypatch.setattr("cnnbatch.sources.tar.members.gzip.GzipFile", Counted)
     assert len(keys(str(tmp_path / "a.tgz"))) == 100
     assert sum(read_bytes) < 2.5 * len(whole)  # the first few samples are looked at before
 

@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.plan import page_shards, page_table
-from cnnbatch.records import ImageRef, Shard
-from cnnbatch.sources import Source, unique, voc, voc_xml
-from cnnbatch.sources.voc import VOC_CLASSES, XmlTree
-from cnnbatch.storage import Storage
+from cnnbatch.output.plan import page_shards, page_table
+from cnnbatch.sources.voc import source as voc
+from cnnbatch.sources.voc import xml as voc_xml
+from cnnbatch.sources.voc.source import VOC_CLASSES, XmlTree
+from cnnbatch.storage import Storage, unique
 from cnnbatch.truth import Class, classes_of
+from cnnbatch.types import ImageRef, Shard, Source
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import QUICK, failure, fill, keys, read, source
 

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import ImageRef, Shard
-from cnnbatch.sources import globs
-from cnnbatch.sources.files import Files
+from cnnbatch.sources.files import globs
+from cnnbatch.sources.files.source import Files
 from cnnbatch.storage import Storage, StorageOptions
+from cnnbatch.types import ImageRef, Shard
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import failure, fill, keys, read, source
 

@@ -14,16 +14,26 @@ from torch import Tensor
 
 import cnnbatch
 from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.inference.autotune import agreement as guard
+from cnnbatch.inference.autotune import candidates as candidates_module
+from cnnbatch.inference.autotune.candidates import (
+    MOST_S,
+    Budget,
+    Candidate,
+    Trial,
+    best,
+    candidates,
+    settled_already,
+)
+from cnnbatch.inference.autotune.store import Settling
+from cnnbatch.inference.messages import Ready
+from cnnbatch.inference.run import RunOptions, run
+from cnnbatch.inference.worker.devices import operators_on_cpu
+from cnnbatch.inference.worker.settings import Settings, choose
 from cnnbatch.job import MapJob
-from cnnbatch.output import Output
-from cnnbatch.records import ImageRef, Ready
-from cnnbatch.run import RunOptions, run
-from cnnbatch.settling import Settling
-from cnnbatch.speed import Settings, choose, guard, operators_on_cpu
-from cnnbatch.speed import candidates as candidates_module
-from cnnbatch.speed.candidates import MOST_S, Budget, Candidate, Trial, best, candidates, settled_already
+from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage
-from cnnbatch.tasks import Backend, Precision
+from cnnbatch.types import Backend, ImageRef, Precision
 
 Photos = Callable[[int], Path]
 QUIET = RunOptions(quiet=True)
@@ -93,7 +103,7 @@ def test_the_fastest_is_chosen_and_kept(photos: Photos, tmp_path: Path) -> None:
 def test_a_narrower_precision_is_chosen_where_the_processor_has_it(
     photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.speed.measuring.has_bf16", lambda device: True)
+    monkeypatch.setattr("cnnbatch.inference.autotune.measure.has_bf16", lambda device: True)
     folder, out = photos(110), tmp_path / "out"
     run(job(folder, out, precision="auto"), QUIET)
     (kept,) = settled(out)

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
+from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
-from cnnbatch.job import Input
+from cnnbatch.inference.run import RunOptions
 from cnnbatch.launch import launch
-from cnnbatch.output import Output
+from cnnbatch.output.folder import Output
 from cnnbatch.report import write_report
-from cnnbatch.run import RunOptions
 from cnnbatch.sources import open_source
+from cnnbatch.sources.files.splits import PARTS, part_in, part_of, splits_below
 from cnnbatch.sources.labelled import Labelled
-from cnnbatch.sources.splits import PARTS, part_in, part_of, splits_below
 from cnnbatch.sources.subsets import part_by_hash
 from cnnbatch.storage import Storage
 from cnnbatch.training import run as training
-from cnnbatch.training.collecting import Collected, collect
-from cnnbatch.training.parts import parts_of
+from cnnbatch.training.data.dataset import Collected, collect
+from cnnbatch.training.data.splits import parts_of
 from tests import tiny
 
 QUIET = RunOptions(quiet=True)

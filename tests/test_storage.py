@@ -16,16 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import Span
-from cnnbatch.storage import (
-    AlreadyExists,
-    Changed,
-    Forbidden,
-    NotFound,
-    Storage,
-    TooLarge,
-    Unreadable,
-)
+from cnnbatch.storage import AlreadyExists, Changed, Forbidden, NotFound, Storage, TooLarge, Unreadable
+from cnnbatch.types import Span
 from tests.servers import Bucket
 
 pytest_plugins = ("tests.s3",)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 import cnnbatch
-from cnnbatch import lock
 from cnnbatch.errors import EnvironmentFault, OutputHeld
+from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob
-from cnnbatch.records import Span
-from cnnbatch.run import RunOptions, run
+from cnnbatch.output import lock
 from cnnbatch.storage import AlreadyExists, Changed, NotFound, Storage, StorageOptions, retrying
+from cnnbatch.types import Span
 from tests.conftest import jpeg
 from tests.proxy import FAULTS, Fault, FaultyProxy
 from tests.servers import Bucket, Reply, WebServer

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import Span
 from cnnbatch.storage import (
     AlreadyExists,
     Changed,
@@ -20,6 +19,7 @@ from cnnbatch.storage import (
     TooLarge,
     Unreadable,
 )
+from cnnbatch.types import Span
 from tests.servers import Bucket, Reply, WebServer
 
 pytest_plugins = ("tests.s3",)

@@ -13,17 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.job import StudyJob, TrainJob
+from cnnbatch.inference.run import RunOptions
+from cnnbatch.job import StudyJob, TrainJob, trials_of
 from cnnbatch.launch import launch
 from cnnbatch.report import write_report
-from cnnbatch.run import RunOptions
 from cnnbatch.storage import Storage
-from cnnbatch.study import run as running
-from cnnbatch.study.curves import Point, figures, mean_course, points
-from cnnbatch.study.pairing import Outcomes, difference
-from cnnbatch.study.trials import trials_of
 from cnnbatch.tasks.classify import Classify
 from cnnbatch.training import run as training
+from cnnbatch.training.study import run as running
+from cnnbatch.training.study.curves import Point, figures, mean_course, points
+from cnnbatch.training.study.pairing import Outcomes, difference
 from tests import tiny
 
 QUIET = RunOptions(quiet=True)
@@ -282,13 +281,13 @@ def test_a_search_goes_on_without_trials_that_can_not_be_trained(
 def test_what_varies_is_trained_side_by_side_where_the_study_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cnnbatch.study import sweep
+    from cnnbatch.training.study import sweep, trial
 
     given: list[str] = []
 
     def side_by_side(trials: Any, output: Any, note: Any) -> Any:
         given.extend(trial.name for trial in trials)
-        return (running.finish(sweep._inside(one, {"pool": "inline"}), output, True) for one in trials)
+        return (trial.finish(sweep._inside(one, {"pool": "inline"}), output, True) for one in trials)
 
     monkeypatch.setattr(sweep, "side_by_side", side_by_side)
     photos = tiny.colours(tmp_path / "colours", 8)

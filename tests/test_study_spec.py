@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cnnbatch.errors import UserError
-from cnnbatch.job import StudyJob, job_names, load_job, parse_job
-from cnnbatch.study.trials import Trial, in_force, trials_of
+from cnnbatch.job import StudyJob, Trial, in_force, job_names, load_job, parse_job, trials_of
 from tests.test_study import study
 
 

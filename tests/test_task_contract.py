@@ -16,9 +16,9 @@ import torch
 
 import cnnbatch
 from cnnbatch.errors import UserError
-from cnnbatch.records import Image, ImageRef
-from cnnbatch.tasks import Model, Runtime, Task
+from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
+from cnnbatch.types import Image, ImageRef, Model, Runtime
 
 TINY: dict[str, dict[str, Any]] = {
     "classify": {
@@ -70,7 +70,7 @@ class Mean:
         return None
 
     def prepare(self, image):
-        from cnnbatch.records import Prepared
+        from cnnbatch.types import Prepared
 
         return [Prepared(image.pixels[:, :4, :4], (4, 4))]
 

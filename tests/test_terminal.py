@@ -16,10 +16,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cnnbatch
-from cnnbatch import console, terminal
-from cnnbatch.cli import app
+from cnnbatch import terminal
+from cnnbatch.cli.app import app
 from cnnbatch.report.template import template
-from cnnbatch.screen import Screen
+from cnnbatch.terminal import console
+from cnnbatch.terminal.screen import Screen
 
 HOSTILE = "a\x1b[2J\x07\r\x9b31m\x7f\u202egpj.\u2066\u2028\udcff猫"
 SHOWN = r"a\x1b[2J\x07\r\x9b31m\x7f\u202egpj.\u2066\u2028\xff猫"
@@ -51,7 +52,7 @@ def test_a_name_is_shown_with_escapes() -> None:
 def test_every_way_to_print_escapes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.screen.PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr("cnnbatch.terminal.screen.PLAIN_EVERY_S", 0.0)
     table = console.columns(HOSTILE, "other")
     table.add_row(f"{HOSTILE}\nb", HOSTILE)
     console.plain_console().print(HOSTILE)
@@ -105,7 +106,7 @@ def test_no_command_fails_on_a_terminal_that_is_not_utf_8(photos: Path, command:
         **{"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONPATH": str(Path(cnnbatch.__file__).parents[1])},
     }
     found = subprocess.run(
-        [sys.executable, "-m", "cnnbatch.cli", *command],
+        [sys.executable, "-m", "cnnbatch", *command],
         cwd=photos.parent,
         env=environment,
         capture_output=True,

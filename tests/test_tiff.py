@@ -13,7 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from cnnbatch.decode import DecodeError, decode
+from cnnbatch.images.decode import DecodeError, decode
 
 HEIGHT, WIDTH = 37, 50
 RNG = np.random.default_rng(16)

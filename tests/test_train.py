@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 import cnnbatch
+from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
-from cnnbatch.job import Input, MapJob, TrainJob, parse_job
+from cnnbatch.inference.run import RunOptions, run
+from cnnbatch.job import MapJob, TrainJob, parse_job
 from cnnbatch.launch import launch
-from cnnbatch.run import RunOptions, run
 from cnnbatch.training import loop
-from cnnbatch.training.team import Team
+from cnnbatch.training.distributed import Team
 from cnnbatch.training.worker import Recorder, precision_for
 from tests import tiny
 
@@ -320,7 +321,7 @@ def test_only_a_head_reads_earlier_features(tmp_path: Path) -> None:
 def test_auto_looks_at_several_depths_and_keeps_what_it_saw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.training.quadrants.QUARTERS", 2)
+    monkeypatch.setattr("cnnbatch.training.strategy_rule.QUARTERS", 2)
     folder, out = tiny.colours(tmp_path / "colours", 30), tmp_path / "out"
     launch(tiny.job(folder, out, {"strategy": "auto", "epochs": 1}), QUIET)
     about = model_of(out)
@@ -335,13 +336,13 @@ def test_auto_looks_at_several_depths_and_keeps_what_it_saw(
 
 
 def test_precision_is_what_the_processor_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.speed.has_bf16", lambda device: True)
+    monkeypatch.setattr("cnnbatch.inference.worker.devices.has_bf16", lambda device: True)
     plain, separable = tiny.build().module, nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4))
     assert precision_for("auto", "cpu", plain) == "bf16"
     assert precision_for("auto", "cpu", separable) == "fp32"
     assert precision_for("auto", "cuda:0", separable) == "bf16"
     assert precision_for("bf16", "cpu", separable) == "bf16"
-    monkeypatch.setattr("cnnbatch.speed.has_bf16", lambda device: False)
+    monkeypatch.setattr("cnnbatch.inference.worker.devices.has_bf16", lambda device: False)
     assert precision_for("auto", "cpu", plain) == "fp32"
 
 
@@ -356,7 +357,7 @@ def test_an_input_of_a_part_is_an_input_for_any_job(tmp_path: Path) -> None:
 
 
 def test_a_lesson_is_short_and_shows_the_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.training.collecting.LESSON_IMAGES", 30)
+    monkeypatch.setattr("cnnbatch.training.data.dataset.LESSON_IMAGES", 30)
     folder, out = tiny.colours(tmp_path / "colours", 20), tmp_path / "out"
     launch(tiny.job(folder, out, {"epochs": "auto", "strategy": "last_blocks"}, lesson=True), QUIET)
     about = model_of(out)

@@ -13,9 +13,9 @@ import torch
 
 import cnnbatch
 from cnnbatch.errors import UserError
+from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob
 from cnnbatch.launch import launch
-from cnnbatch.run import RunOptions, run
 from cnnbatch.training.worker import Recorder
 from tests import tiny_detections as tiny
 

@@ -19,11 +19,12 @@ import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
+from cnnbatch.config.compute import Compute
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.job import Compute, to_yaml
+from cnnbatch.inference.run import RunOptions
+from cnnbatch.job import to_yaml
 from cnnbatch.launch import launch
-from cnnbatch.run import RunOptions
-from cnnbatch.training.pool import group_for
+from cnnbatch.training.driver import group_for
 from tests import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -89,7 +90,7 @@ def test_a_killed_driver_goes_on_from_the_last_checkpoint(tmp_path: Path) -> Non
     folder, out, flags = tiny.colours(tmp_path / "colours", 40), tmp_path / "out", tmp_path / "flags"
     spec = on_ray(folder, out, flags, "slow", FROZEN, workers=2)
     (tmp_path / "job.yaml").write_text(to_yaml(spec))
-    command = [sys.executable, "-m", "cnnbatch.cli", "run", str(tmp_path / "job.yaml")]
+    command = [sys.executable, "-m", "cnnbatch", "run", str(tmp_path / "job.yaml")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
         try:
             wait_for(out / "_job" / "training" / "checkpoints")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from cnnbatch.training import augment
-from cnnbatch.training.spec import Augment
+from cnnbatch.config.train import Augment
+from cnnbatch.tasks.recipes import augment
 
 PICTURE = torch.randint(0, 256, (3, 40, 56), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 THEIRS = {

@@ -10,10 +10,10 @@ import torch
 import torchvision
 from torch import nn
 
+from cnnbatch.config.train import Strategy
 from cnnbatch.models import depth
 from cnnbatch.models.network import last_layer
-from cnnbatch.training import blocks
-from cnnbatch.training.spec import Strategy
+from cnnbatch.tasks.recipes import blocks
 
 FAMILIES = (
     "resnet18",

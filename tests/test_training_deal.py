@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnbatch.training import deal
+from cnnbatch.training.data import shuffle as deal
 
 images = st.integers(1, 300)
 batches = st.integers(1, 64)

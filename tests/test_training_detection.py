@@ -12,18 +12,19 @@ import pytest
 import torch
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from cnnbatch.models import Choice, torchvision_detectors
+from cnnbatch.config.train import Train
+from cnnbatch.models import Choice
 from cnnbatch.models.detector import Detector
 from cnnbatch.models.detector_heads import class_layers
 from cnnbatch.models.detectors import build_detector
+from cnnbatch.models.libraries import torchvision_detectors
 from cnnbatch.models.resizing import Resizing
-from cnnbatch.records import Image, ImageRef
 from cnnbatch.tasks.detect import _Frame
-from cnnbatch.training import detection
-from cnnbatch.training.boxes import Boxes, average_precision
-from cnnbatch.training.detection import DetectorRecipe
-from cnnbatch.training.recipe import Example, TrainingData
-from cnnbatch.training.spec import Train
+from cnnbatch.tasks.recipes import detection
+from cnnbatch.tasks.recipes.boxes import Boxes, average_precision
+from cnnbatch.tasks.recipes.detection import DetectorRecipe
+from cnnbatch.tasks.recipes.recipe import Example, TrainingData
+from cnnbatch.types import Image, ImageRef
 from tests import tiny_detections as tiny
 
 CLASSES = ("green", "red")

@@ -14,18 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cnnbatch.decode import decode
+from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
-from cnnbatch.job import Input
-from cnnbatch.output import Output
+from cnnbatch.images.decode import decode
+from cnnbatch.output.folder import Output
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
 from cnnbatch.training.checkpoints import Checkpoints
-from cnnbatch.training.events import drop_events, put_events
-from cnnbatch.training.metrics_file import drop_pieces, put_metrics, put_piece
-from cnnbatch.training.pictures import Pictures
-from cnnbatch.training.position import Position
-from cnnbatch.training.refs import Refs, listed
+from cnnbatch.training.data.decoded_cache import Pictures
+from cnnbatch.training.data.sample_table import Refs, listed
+from cnnbatch.training.log import drop_events, drop_pieces, put_events, put_metrics, put_piece
+from cnnbatch.training.messages import Position
 from tests import tiny
 from tests.conftest import jpeg
 

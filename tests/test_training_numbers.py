@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cnnbatch.naming import named_alike
-from cnnbatch.training import similarity
+from cnnbatch.config.train import Strategy, Train
+from cnnbatch.tasks.recipes.recipe import Parameters, TrainingData
+from cnnbatch.training import probes as similarity
 from cnnbatch.training.optimizers import Muon, learning_rate, optimizer, orthogonal
-from cnnbatch.training.quadrants import Depth, by_table, figures
-from cnnbatch.training.recipe import Parameters, TrainingData
 from cnnbatch.training.schedules import factor
-from cnnbatch.training.spec import Strategy, Train
 from cnnbatch.training.strategy import epochs_for
+from cnnbatch.training.strategy_rule import Depth, by_table, figures
+from cnnbatch.truth import named_alike
 from tests import tiny
 
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnbatch import truth
+from cnnbatch.config.input import Subset
 from cnnbatch.errors import UserError
-from cnnbatch.job import Subset
-from cnnbatch.records import ImageRef, Shard
 from cnnbatch.sources.classes import OfClasses
 from cnnbatch.sources.subsets import Apart, fold_of, fraction, part_by_hash
+from cnnbatch.types import ImageRef, Shard
 
 
 class Listed:

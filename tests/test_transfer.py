@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from cnnbatch.predictor import PredictFault
-from cnnbatch.records import Prepared
-from cnnbatch.transfer import Direct, Overlapped, Transfer, split, stack, transfer_for
+from cnnbatch.inference.worker.predictor import PredictFault
+from cnnbatch.inference.worker.transfer import Direct, Overlapped, Transfer, split, stack, transfer_for
+from cnnbatch.types import Prepared
 from tests.test_predictor import Sums, items, predictor, require_same
 
 CUDA = torch.cuda.is_available()

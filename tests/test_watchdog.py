@@ -9,9 +9,9 @@ import pytest
 HEAD = """
 import sys, time
 from pathlib import Path
-from cnnbatch import passes
-from cnnbatch.journal import Journal
-from cnnbatch.watchdog import Watchdog
+from cnnbatch.models import passes
+from cnnbatch.inference.worker.journal import Journal
+from cnnbatch.inference.worker.watchdog import Watchdog
 
 journal = Journal(Path(sys.argv[1]) / "journal")
 watchdog = Watchdog(journal, 0.5, Path(sys.argv[1]) / "stacks", "an image hangs")

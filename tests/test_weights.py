@@ -15,10 +15,11 @@ from timm.models import load_state_dict as timm_load
 from torch import nn
 from torchvision.models import mnasnet0_5
 
-from cnnbatch import weights
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models import timm_models
-from cnnbatch.models.building import Choice, build_classifier
+from cnnbatch.models.building import build_classifier
+from cnnbatch.models.choice import Choice
+from cnnbatch.models.libraries import timm_models
+from cnnbatch.models.weights import files as weights
 from cnnbatch.storage import Storage, StorageOptions
 from tests.servers import Reply, WebServer
 

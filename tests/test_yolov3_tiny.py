@@ -13,10 +13,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import cnnbatch
-from cnnbatch.decode import decode
-from cnnbatch.records import Image, ImageRef
-from cnnbatch.tasks import Runtime
+from cnnbatch.images.decode import decode
 from cnnbatch.tasks.detect import Detect
+from cnnbatch.types import Image, ImageRef, Runtime
 from tests.test_darknet import Files, opencv, suppressed, tiny  # noqa: F401 - a fixture
 from tests.test_task_contract import predict
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnbatch.datasets.fetching import fetch
-from cnnbatch.datasets.layouts import DataSet
-from cnnbatch.records import Shard
+from cnnbatch.sources.datasets.fetching import fetch
+from cnnbatch.sources.datasets.layouts import DataSet
 from cnnbatch.storage import Storage
+from cnnbatch.types import Shard
 from tests.conftest import jpeg
 from tests.servers import WebServer
 from tests.sourcing import QUICK, source

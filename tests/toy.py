@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from cnnbatch.tasks import Precision, Runtime, Task
+from cnnbatch.tasks import Task
+from cnnbatch.types import Precision, Runtime
 
 if TYPE_CHECKING:
     import torch
 
     from cnnbatch.models import Detector
-    from cnnbatch.records import Image, Prepared
+    from cnnbatch.types import Image, Prepared
 
 
 class Toy(Task):
@@ -75,7 +76,7 @@ class ToyModel:
         """Resize to a square; a marked picture carries its mark in its first pixel."""
         import torch
 
-        from cnnbatch.records import Prepared
+        from cnnbatch.types import Prepared
 
         side = self.task.side
         pixels = torch.nn.functional.interpolate(image.pixels[None].float(), (side, side)).to(torch.uint8)[0]
@@ -156,7 +157,7 @@ def poses() -> Detector:
     from torchvision.models.detection import keypointrcnn_resnet50_fpn
 
     from cnnbatch.models import Detector, Resizing
-    from cnnbatch.models.torchvision_detectors import TorchvisionDetector
+    from cnnbatch.models.libraries.torchvision_detectors import TorchvisionDetector
 
     module = keypointrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, rpn_post_nms_top_n_test=20, rpn_pre_nms_top_n_test=100

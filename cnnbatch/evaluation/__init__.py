@@ -19,19 +19,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cnnbatch import integrity
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.judges import JUDGES, Columns, judges
 from cnnbatch.evaluation.notes import UNKNOWN
 from cnnbatch.evaluation.parts import WHOLE, Judged, Order, Slice, judge_part
-from cnnbatch.evaluation.summary import Evaluation
 from cnnbatch.evaluation.truths import Aligned
 from cnnbatch.metrics import Evaluated, Value
-from cnnbatch.output import PART, Output
-from cnnbatch.parallel import Map, here
-from cnnbatch.result import Result
+from cnnbatch.output import integrity
+from cnnbatch.output.evaluation import Evaluation
+from cnnbatch.output.folder import PART, Output
+from cnnbatch.output.reader import Reader
 from cnnbatch.storage import NotFound, Storage, join
 from cnnbatch.truth import ModelClasses, classes_of, match_classes, no_known_label
+from cnnbatch.types import Map, here
 
 MOST_VALUES = 100
 """Values that a column of slices may have: each of them is judged as a whole collection is."""
@@ -83,7 +83,7 @@ def judge(
 ) -> Evaluation | None:
     """Return what `evaluate` does, and write the tables into the local ``folder`` alone."""
     output = Output(uri, storage)
-    order = _order(output, Result(uri, storage), terms)
+    order = _order(output, Reader(uri, storage), terms)
     if order is None:
         return None
     merged = _Merged(order, folder / "images.parquet")
@@ -112,7 +112,7 @@ def _notes(merged: _Merged, truth: Aligned | None) -> dict[str, int]:
     return {**dict(sorted(merged.notes.items())), **unused}
 
 
-def _order(output: Output, result: Result, terms: Terms) -> Order | None:
+def _order(output: Output, result: Reader, terms: Terms) -> Order | None:
     """Return what is to be done, None where there is nothing to judge by."""
     settings = result.settings
     folder = terms.truth.folder if terms.truth else output.path("_job", "truth")

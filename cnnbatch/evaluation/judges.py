@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from cnnbatch.metrics import Evaluated, classification, coco, localization, voc
 from cnnbatch.metrics.kinds import KINDS, Kind
-from cnnbatch.parallel import Map
 from cnnbatch.truth import BOX
+from cnnbatch.types import Map
 
 TOGETHER = 8
 

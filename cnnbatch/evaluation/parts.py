@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cnnbatch import integrity
 from cnnbatch.evaluation.judges import JUDGES, Judge, Piece
 from cnnbatch.evaluation.notes import oddities, unknown_labels, without_truth
-from cnnbatch.output import Output
+from cnnbatch.output import integrity
+from cnnbatch.output.folder import Output
 from cnnbatch.storage import NotFound, Storage, StorageOptions, join
 from cnnbatch.truth import Class, ModelClasses, match_classes, object_labels, renamed
 

@@ -12,13 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnbatch.errors import UserError
-from cnnbatch.output import Output
-from cnnbatch.records import Shard
-from cnnbatch.result import Result
-from cnnbatch.scratch import on_disk, scratch
-from cnnbatch.sources import Source
+from cnnbatch.output.folder import Output
+from cnnbatch.output.reader import Reader
 from cnnbatch.storage import redact
+from cnnbatch.storage.scratch import on_disk, scratch
 from cnnbatch.truth import check_sizes, table
+from cnnbatch.types import Shard, Source
 
 _IMAGES = 1000  # at a time
 _TABLES = "CREATE TABLE truth (key TEXT PRIMARY KEY, row TEXT NOT NULL) WITHOUT ROWID;"
@@ -57,7 +56,7 @@ class Truths:
         return table(rows, self.schema), sum(one is not None for one in found)
 
 
-def align(source: Source, output: Output, result: Result) -> Aligned:
+def align(source: Source, output: Output, result: Reader) -> Aligned:
     """Write the truth of ``source`` as parts beside those of ``output``; return where.
 
     Raises UserError where the source has no truth, or none for any image of the output.

@@ -41,7 +41,7 @@ from cnnbatch.metrics.ranking import (
     mean_over_classes,
     rank,
 )
-from cnnbatch.parallel import Map, here
+from cnnbatch.types import Map, here
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from cnnbatch.metrics.ranking import (
     mean_over_classes,
     weighted,
 )
-from cnnbatch.parallel import Map, here
+from cnnbatch.types import Map, here
 
 METRICS = ("VOC2007_AP50", "VOC2010_AP50", "DET_AP")
 ELEVEN = np.linspace(0.0, 1.0, 11)

@@ -1,13 +1,35 @@
 """Networks as values: architecture, weights, preprocessing and class names together.
 
 A model outside this package is a function that returns a `Network` or a `Detector`, and is named
-``mypackage.module:build``.
+``mypackage.module:build``. What is named here is imported when it is asked for, since most of it loads torch.
 """
 
-from cnnbatch.models.building import Choice, build_classifier
-from cnnbatch.models.detector import Detector
-from cnnbatch.models.network import Network
-from cnnbatch.models.preprocessing import Preprocessing
-from cnnbatch.models.resizing import Resizing
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnnbatch.models.building import build_classifier
+    from cnnbatch.models.choice import Choice
+    from cnnbatch.models.detector import Detector
+    from cnnbatch.models.network import Network
+    from cnnbatch.models.preprocessing import Preprocessing
+    from cnnbatch.models.resizing import Resizing
 
 __all__ = ["Choice", "Detector", "Network", "Preprocessing", "Resizing", "build_classifier"]
+
+_MODULES = {
+    "Choice": "choice",
+    "Detector": "detector",
+    "Network": "network",
+    "Preprocessing": "preprocessing",
+    "Resizing": "resizing",
+    "build_classifier": "building",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -5,64 +5,28 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from cnnbatch import plugins, tensorflow_files
-from cnnbatch import weights as files
+from cnnbatch.config import plugins
+from cnnbatch.config.plugins import load_object
 from cnnbatch.errors import UserError
-from cnnbatch.models import catalogue, keras_models, timm_models, torchvision_models
+from cnnbatch.humanize import meant
+from cnnbatch.models import catalogue
+from cnnbatch.models.choice import ONNX, check_classes, require_equal, says_all
 from cnnbatch.models.depth import shortened
 from cnnbatch.models.heads import with_new_head
+from cnnbatch.models.libraries import keras_models, timm_models, torchvision_models
 from cnnbatch.models.network import Architecture, Network, PublishedFile, last_layer, library, seeded
 from cnnbatch.models.preprocessing import Preprocessing
-from cnnbatch.naming import load_object, meant
-from cnnbatch.storage import Storage
+from cnnbatch.models.weights import files
 
-ONNX = "onnx"
-"""The model that is an ONNX file."""
-
-_RANDOM = re.compile(r"random(?::(\d+))?")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which network: what a job says about it.
-
-    ``model`` is a torchvision name, ``timm/NAME``, ``keras/NAME``, one of `catalogue.OWN`, or the address
-    of a function that returns a `Network`, ``mypackage.module:build``. ``weights`` is ``DEFAULT`` or
-    another published name, a path, a URL, ``package:NAME/PATH``, or ``random[:SEED]``; ``sha256``
-    is its file's. ``classes`` sizes the head; ``key_map`` is the name of a map or a JSON file;
-    ``preprocessing`` replaces fields of what the weights ask for. The model ``onnx`` runs the ONNX file
-    that the weights are; ``adapter`` says what that file gives. ``storage`` reads the weights' file.
-    ``features`` is the block after which the network is cut, so that its head reads what that block gives;
-    the weights are then of the network that is left.
-    """
-
-    model: str
-    weights: str = "DEFAULT"
-    sha256: str | None = None
-    classes: tuple[str, ...] | None = None
-    key_map: str | None = None
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    adapter: str | None = None
-    storage: Storage | None = None
-    features: str | None = None
-
-    @property
-    def seed(self) -> int | None:
-        """The seed of random weights; None where weights were asked for."""
-        found = _RANDOM.fullmatch(self.weights)
-        return int(found.group(1) or 0) if found else None
-
-    def adjusted(self, how: Preprocessing) -> Preprocessing:
-        """Return ``how`` with this choice's own fields."""
-        return replace(how, **self.preprocessing)
+if TYPE_CHECKING:
+    from cnnbatch.models.choice import Choice
 
 
 def build_classifier(choice: Choice) -> Network:
@@ -72,7 +36,7 @@ def build_classifier(choice: Choice) -> Network:
         UserError: unknown names, weights that don't fit or can't be had, numbers of classes that differ.
     """
     check_classes(choice.classes)
-    tensorflow_files.refuse(choice.model, "task.model")
+    files.refuse(choice.model, "task.model")
     if choice.seed is not None and choice.sha256:
         raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
     with seeded(choice.seed or 0):
@@ -196,11 +160,6 @@ def _file(choice: Choice, found: Architecture) -> Path:
     return files.fetch(spec, choice.sha256, choice.storage)
 
 
-def says_all(choice: Choice) -> bool:
-    """Say whether a job leaves nothing open of how its pictures are prepared for a classifier."""
-    return {one.name for one in fields(Preprocessing)} <= choice.preprocessing.keys()
-
-
 def assumed(
     choice: Choice, found: Architecture, known: PublishedFile | None, how: Preprocessing, file: str
 ) -> str:
@@ -301,25 +260,6 @@ def _external_weights(choice: Choice, built: Built) -> Built:
     return built
 
 
-def check_classes(classes: tuple[str, ...] | None) -> None:
-    """Insist on names that tell classes apart."""
-    if classes is not None and not classes:
-        raise UserError("task.classes: expected at least one class name, got none")
-    twice = [name for name, count in Counter(classes or ()).items() if count > 1]
-    if twice:
-        raise UserError(f"task.classes: expected names that differ, got {', '.join(twice[:8])} twice")
-
-
 def _check_count(classes: tuple[str, ...] | None, module: nn.Module, what: str) -> None:
     if classes is not None:
         require_equal(len(last_layer(module)[1].weight), classes, classes, what)
-
-
-def require_equal(outputs: int, classes: tuple[str, ...], given: tuple[str, ...] | None, what: str) -> None:
-    """Insist on as many ``classes`` as ``what`` has outputs; ``given`` are the job's own, if any."""
-    if outputs != len(classes):
-        whose = "task.classes" if given else "the published list of classes"
-        raise UserError(
-            f"task.classes: {what} has {outputs} classes, but {whose} has {len(classes)}\n"
-            f"  what to do: give task.classes the {outputs} names, as a list or as a file with one a line"
-        )

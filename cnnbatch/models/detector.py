@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from cnnbatch.errors import UserError
+from cnnbatch.models.passes import trying
 from cnnbatch.models.resizing import Resizing
-from cnnbatch.passes import trying
 
 if TYPE_CHECKING:
-    from cnnbatch.tasks import Runtime
+    from cnnbatch.types import Runtime
 
 Detections = Mapping[str, Tensor]
 """Of one picture, the best first: ``boxes`` [K, 4] float32 (x1, y1, x2, y2) in pixels of the input,

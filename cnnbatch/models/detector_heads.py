@@ -49,7 +49,7 @@ def with_labels(detector: Detector, labels: Sequence[int]) -> Detector:
 def class_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d, int]]:
     """Yield the name, the layer, and how many outputs each class has together; they lie (any, classes, each).
 
-    ``module`` is a `cnnbatch.models.torchvision_detectors.TorchvisionDetector`.
+    ``module`` is a `cnnbatch.models.libraries.torchvision_detectors.TorchvisionDetector`.
     """
     for name, layer in module.named_modules():
         if not isinstance(layer, nn.Linear | nn.Conv2d):

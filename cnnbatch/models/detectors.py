@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from cnnbatch import plugins, tensorflow_files
+from cnnbatch.config import plugins
 from cnnbatch.errors import UserError
-from cnnbatch.models import darknet_models, onnx, torchvision_detectors
-from cnnbatch.models.building import ONNX, Choice, check_classes, external
+from cnnbatch.humanize import meant
+from cnnbatch.models import onnx
+from cnnbatch.models.architectures import darknet_models
+from cnnbatch.models.building import external
+from cnnbatch.models.choice import ONNX, Choice, check_classes
 from cnnbatch.models.detector import Detector, check
+from cnnbatch.models.libraries import torchvision_detectors
 from cnnbatch.models.network import seeded
-from cnnbatch.naming import meant
+from cnnbatch.models.weights import files
 
 OWN: dict[str, Callable[[Choice], Detector]] = {"yolov3_tiny": darknet_models.yolov3_tiny}
 """This package's own detectors."""
@@ -29,7 +33,7 @@ def build_detector(choice: Choice, keypoints: bool = False) -> Detector:
         UserError: unknown names, weights that don't fit or can't be had, outputs that are no detections.
     """
     check_classes(choice.classes)
-    tensorflow_files.refuse(choice.model, "task.model")
+    files.refuse(choice.model, "task.model")
     if choice.seed is not None and choice.sha256:
         raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
     with seeded(choice.seed or 0):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from cnnbatch.errors import UserError
+from cnnbatch.models.passes import trying
 from cnnbatch.models.preprocessing import Preprocessing
-from cnnbatch.passes import trying
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from cnnbatch.records import Prepared
+from cnnbatch.types import Prepared
 
 Size = tuple[int, int]
 Interpolation = Literal["nearest", "nearest-exact", "bilinear", "bicubic"]

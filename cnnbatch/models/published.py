@@ -5,12 +5,10 @@ What a publisher does not say in its package stays empty, rather than being look
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -18,17 +16,15 @@ import timm
 import torch
 import torchvision
 from huggingface_hub import try_to_load_from_cache
-from rich.table import Table
 from timm.models import get_pretrained_cfg, model_entrypoint
 from torchvision.models import WeightsEnum
 
-from cnnbatch.console import columns, plain_console
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models.keras_table import MODELS, KerasModel
-from cnnbatch.naming import meant
+from cnnbatch.humanize import meant
+from cnnbatch.models.libraries.keras_table import MODELS, KerasModel
 from cnnbatch.storage import Unreadable
+from cnnbatch.storage.cache import cache_folder
 from cnnbatch.storage.package import locate
-from cnnbatch.weights import cache_folder
 
 TASKS = ("classify", "features", "detect", "instances", "keypoints", "segment")
 """In the order of a listing; ``features``: published without a classifier."""
@@ -241,7 +237,7 @@ def _of_keras(model: KerasModel) -> Published:
 
 
 def _is_downloaded(url: str) -> bool:
-    """Say whether `cnnbatch.weights.fetch` keeps a file of this name."""
+    """Say whether `cnnbatch.models.weights.files.fetch` keeps a file of this name."""
     name = PurePosixPath(url).name
     return bool(name) and any(cache_folder().glob(f"*/{name}"))
 
@@ -274,7 +270,7 @@ def _of_timm(name: str, family: str) -> Published:
 
 
 def _is_cached(config: Any) -> bool:
-    """Say whether the weights lie where `cnnbatch.models.timm_models` looks for them."""
+    """Say whether the weights lie where `models.libraries.timm_models` looks for them."""
     if config.hf_hub_id:
         repository, _, revision = config.hf_hub_id.partition("@")
         files = (config.hf_hub_filename,) if config.hf_hub_filename else _HUB_FILES
@@ -284,44 +280,3 @@ def _is_cached(config: Any) -> bool:
 
 
 # ---- text -------------------------------------------------------------------------------------
-
-
-def to_json(rows: Iterable[Published]) -> str:
-    """Return the rows as JSON: a list of objects with the fields of `Published`."""
-    return json.dumps([asdict(row) for row in rows], indent=2)
-
-
-def show(rows: Iterable[Published], timm_apart: bool = False) -> None:
-    """Print a table a task; ``timm_apart`` says how to list timm's models, where they were left out."""
-    console = plain_console()
-    for task, table in _tables(rows):
-        console.print(task, table, "", sep="\n")
-    if timm_apart:
-        count = len(timm.list_models())
-        console.print(f"{count:,} more are timm's: cnnbatch models 'timm/*', or part of them: 'timm/resnet*'")
-
-
-def _tables(rows: Iterable[Published]) -> Iterator[tuple[str, Table]]:
-    for task, models in groupby(rows, key=lambda row: row.task):
-        others = ("Family", "Parameters", "Input", "Accuracy in %", "Weights", "At hand", "Licence")
-        table = columns("Model", *others, left=("Family", "Accuracy in %", "Weights", "At hand", "Licence"))
-        for row in models:
-            table.add_row(*_cells(row))
-        yield task, table
-
-
-def _cells(row: Published) -> Iterator[str]:
-    yield row.name
-    yield row.family
-    yield f"{row.parameters / 1e6:.1f} M" if row.parameters else ""
-    yield "{} x {}".format(*row.input_size) if row.input_size else ""
-    yield ", ".join(f"{metric} {value:.1f}" for metric, value in row.accuracy.items())
-    yield row.weights or "none published"
-    yield _where(row) if row.weights else ""
-    yield row.licence or ""
-
-
-def _where(row: Published) -> str:
-    if row.at_hand:
-        return "yes"
-    return "no" if row.download_mb is None else f"no, {row.download_mb:,.0f} MB"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from cnnbatch.records import Prepared
+from cnnbatch.types import Prepared
 
 Size = tuple[int, int]
 """(height, width) in pixels."""

@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from cnnbatch import plugins
+from cnnbatch.config import plugins
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models.building import Choice
-from cnnbatch.output import Output
+from cnnbatch.models.choice import Choice
+from cnnbatch.models.trained_files import ABOUT, WEIGHTS, read_model, require_task
 from cnnbatch.storage import Forbidden, Storage, Unreadable, join, normalize, redact, scheme
-from cnnbatch.training.model_file import ABOUT, WEIGHTS, read_model, require_task
 
 _LIBRARIES = ("timm/", "keras/")
 _WITHOUT_FOLDERS = ("", "package", "dataset")  # Schemes of which no address is a trained folder's.
@@ -100,14 +99,14 @@ def _is_place(model: str) -> bool:
 
 def _instead(place: str, storage: Storage) -> str:
     """Say what lies at a place that has no trained model, and what to do."""
-    head, output = f"{redact(place)} holds no trained model ({ABOUT})", Output(place, storage)
+    head = f"{redact(place)} holds no trained model ({ABOUT})"
     try:
-        if output.decided("study") is not None:
+        if storage.exists(join(place, "_job", "study.json")):
             return (
                 f"{head}: it is a study, whose trainings are models, each by its own folder\n"
                 f"  what to do: give one of them, as task.model={redact(join(place, 'trials'))}/NAME"
             )
-        if output.decided("training/identity") is not None:
+        if storage.exists(join(place, "_job", "training", "identity.json")):
             return f"{head}: its training has not ended\n  what to do: give the same run command again"
         if storage.exists(join(place, "_job", "job.yaml")):
             return (

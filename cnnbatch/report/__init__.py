@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cnnbatch.output.reader import Reader
     from cnnbatch.report.page import Begin
-    from cnnbatch.result import Result
     from cnnbatch.storage import Storage
 
 
@@ -18,22 +18,17 @@ def write_report(output: str, storage: Storage, begin: Begin = lambda total: lam
 
     ``begin`` is told how many pictures there will be, and what it returns how many more were read.
     """
-    from cnnbatch.output import Output
+    from cnnbatch.output.reader import Reader
     from cnnbatch.report.page import page_html
-    from cnnbatch.result import Result
     from cnnbatch.storage import join
 
-    if Output(output, storage).decided("study") is not None:
-        from cnnbatch.study.again import report_again
-
-        return report_again(Output(output, storage))
-    result = Result(output, storage)
+    result = Reader(output, storage)
     uri = join(result.uri, "report.html")
     storage.put(uri, page_html(result, storage, begin).encode())
     return uri
 
 
-def notebook_html(result: Result) -> str:
+def notebook_html(result: Reader) -> str:
     """Return a few pictures and the counts of ``result`` as a fragment of HTML."""
     from cnnbatch.report.page import fragment_html
 

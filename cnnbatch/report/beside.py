@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnbatch.errors import UserError
-from cnnbatch.evaluation.summary import Evaluation, read_evaluation
-from cnnbatch.output import Output
+from cnnbatch.output.evaluation import Evaluation, read_evaluation
+from cnnbatch.output.folder import Output
+from cnnbatch.output.reader import Reader
 from cnnbatch.report.pictures import Truth
 from cnnbatch.report.tally import Place
-from cnnbatch.result import Result
 from cnnbatch.storage import NotFound, Storage, Unreadable, join
 from cnnbatch.truth import ModelClasses, classes_of, match_classes
 
@@ -30,7 +30,7 @@ _NOT_THERE = (NotFound, Unreadable, pa.ArrowException, OSError)
 class Beside:
     """The files beside the predictions of ``result``."""
 
-    def __init__(self, result: Result, storage: Storage) -> None:
+    def __init__(self, result: Reader, storage: Storage) -> None:
         self.shards = [footer.receipt.shard for footer in result.receipts()]
         self.problem = ""
         self._output = Output(result.uri, storage)

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cnnbatch.humanize import number
 from cnnbatch.metrics import Value
 from cnnbatch.report.beside import Beside
 from cnnbatch.report.numbers import kinds, share
-from cnnbatch.report.words import number
 
 MOST_OPEN = 20
 """Classes that a table shows at first; the rest, up to `MOST_ROWS`, can be opened."""

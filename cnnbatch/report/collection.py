@@ -13,22 +13,23 @@ from rich.console import Console
 from rich.table import Table
 
 from cnnbatch import terminal
-from cnnbatch.console import columns, plain_console
-from cnnbatch.decode import DecodeError
-from cnnbatch.describe import Candidate, Description, Named, Opened, Spread, Truths, describe
-from cnnbatch.records import Content, Failure, Shard
+from cnnbatch.humanize import decimal, meaning, number, percent
+from cnnbatch.images.decode import DecodeError
 from cnnbatch.report import plots
 from cnnbatch.report.facts import Fact, left_out_fact
 from cnnbatch.report.marked import marked
-from cnnbatch.report.pictures import Guess, NotShown, Picture, Seen, percent, small
+from cnnbatch.report.pictures import Guess, NotShown, Picture, Seen, small
 from cnnbatch.report.template import Bar, Chart, template
-from cnnbatch.report.words import decimal, meaning, number
-from cnnbatch.sources.unique import Copies
+from cnnbatch.sources.describe import Candidate, Description, Named, Opened, Spread, Truths, describe
 from cnnbatch.storage import Storage, normalize, redact
+from cnnbatch.storage.unique import Copies
+from cnnbatch.terminal.console import columns, plain_console
+from cnnbatch.types import Content, Failure, Shard
 
 if TYPE_CHECKING:
-    from cnnbatch.job import Input
-    from cnnbatch.sources import Source
+    from cnnbatch.config.input import Input
+    from cnnbatch.types import Source
+from cnnbatch.humanize import byte_size
 
 PICTURE_SIDE = 400
 MOST_CLASSES = 20
@@ -164,15 +165,6 @@ def troubles(found: Description) -> list[Examples]:
 
 def _examples(name: str, words: str, named: Named, found: Description) -> Examples:
     return Examples(name, words, named.count, named.count / max(found.images, 1), named.examples)
-
-
-def byte_size(count: float) -> str:
-    """Return a number of bytes as people read it: ``512 B``, ``1.5 kB``, ``3.2 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{decimal(count)} {unit}"
-        count /= 1000
-    return f"{decimal(count)} TB"
 
 
 def _unreadable(found: Description) -> str:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from cnnbatch.humanize import clipped, decimal, number
 from cnnbatch.metrics import Value
 from cnnbatch.report import plots
 from cnnbatch.report.beside import Beside
 from cnnbatch.report.numbers import kinds, share
 from cnnbatch.report.template import Chart
-from cnnbatch.report.words import clipped, decimal, number
 
 MOST_DOTS = 200
 MOST_POINTS = 300

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from cnnbatch.report.pictures import percent
-from cnnbatch.report.words import decimal, duration, number
-from cnnbatch.sources.left_out import in_words
+from cnnbatch.humanize import decimal, duration, number, percent
+from cnnbatch.sources.files.left_out import in_words
 from cnnbatch.storage import redact
 
 if TYPE_CHECKING:
+    from cnnbatch.output.reader import Footer
     from cnnbatch.report.plots import Timeline
     from cnnbatch.report.tally import Tally
-    from cnnbatch.result import Footer
 
 LONGEST_LIST = 20
 

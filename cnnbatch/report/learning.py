@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnbatch import integrity
-from cnnbatch.output import Output
+from cnnbatch.humanize import decimal, number, percent
+from cnnbatch.models.trained_files import read_model
+from cnnbatch.output import integrity
+from cnnbatch.output.folder import Output
 from cnnbatch.report.curves import Titled, training_charts
 from cnnbatch.report.facts import Fact
-from cnnbatch.report.pictures import percent
 from cnnbatch.report.plots import nice_top, shares
 from cnnbatch.report.template import Chart, template
-from cnnbatch.report.words import decimal, number
 from cnnbatch.storage import NotFound, redact
-from cnnbatch.training.model_file import read_model
 
 _HIDDEN = ("images", "validation_seconds")
 """Columns of ``metrics.parquet`` whose course tells nothing."""

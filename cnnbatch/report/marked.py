@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from cnnbatch.masks import pixels
+from cnnbatch.images.rle import pixels
 
 COLOURS = ("#4269b5", "#0a8f83", "#d9a227", "#d4553b", "#8a5bb5", "#7c8a3a", "#c2477f")
 SKELETON = (

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cnnbatch.evaluation.summary import Evaluation
+from cnnbatch.humanize import decimal, number
 from cnnbatch.metrics import Value
-from cnnbatch.report.words import decimal, number
+from cnnbatch.output.evaluation import Evaluation
 
 MOST_NOTES = 20
 MOST_SLICE_METRICS = 4

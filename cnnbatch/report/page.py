@@ -11,9 +11,10 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cnnbatch import integrity
-from cnnbatch.output import Output
-from cnnbatch.records import ImageRef
+from cnnbatch.humanize import decimal, duration, meaning, number, percent
+from cnnbatch.output import integrity
+from cnnbatch.output.folder import Output
+from cnnbatch.output.pages import left_out_of
 from cnnbatch.report import plots, ways
 from cnnbatch.report.beside import Beside
 from cnnbatch.report.classes import MOST_OPEN
@@ -22,14 +23,15 @@ from cnnbatch.report.facts import Fact, environment, headline, job_yaml, left_ou
 from cnnbatch.report.judged import judged
 from cnnbatch.report.learning import learning
 from cnnbatch.report.mistakes import Mistakes, find_mistakes
-from cnnbatch.report.pictures import Alarm, Picture, Seen, Viewer, hurried, percent, seen
+from cnnbatch.report.pictures import Alarm, Picture, Seen, Viewer, hurried, seen
 from cnnbatch.report.tally import LEAST_SURE, SAMPLE, SCORE_BINS, Place, Tally, count, fetch
 from cnnbatch.report.template import Bar, Chart, template
-from cnnbatch.report.words import decimal, duration, meaning, number
+from cnnbatch.sources import source_of
 from cnnbatch.storage import join, redact
+from cnnbatch.types import ImageRef
 
 if TYPE_CHECKING:
-    from cnnbatch.result import Footer, Result
+    from cnnbatch.output.reader import Footer, Reader
     from cnnbatch.storage import Storage
 
 Begin = Callable[[int], Callable[[int], None]]
@@ -69,7 +71,7 @@ class Failed(NamedTuple):
     examples: list[tuple[str, str]]
 
 
-def page_html(result: Result, storage: Storage, begin: Begin) -> str:
+def page_html(result: Reader, storage: Storage, begin: Begin) -> str:
     """Return the whole page of ``result``.
 
     ``begin`` is told how many pictures there will be, and what it returns how many more were read.
@@ -88,7 +90,7 @@ def page_html(result: Result, storage: Storage, begin: Begin) -> str:
         finished=max((footer.finished for footer in footers if footer.finished), default=None),
         headline=[
             *headline(footers, tally, timeline),
-            *left_out_fact(Output(result.uri, storage).left_out()),
+            *left_out_fact(left_out_of(Output(result.uri, storage))),
         ],
         judged=judgement,
         problem=beside.problem,
@@ -116,7 +118,7 @@ def page_html(result: Result, storage: Storage, begin: Begin) -> str:
     )
 
 
-def fragment_html(result: Result) -> str:
+def fragment_html(result: Reader) -> str:
     """Return counts and the first few pictures of ``result``, for a notebook; reads one part."""
     failed = result.failures()
     pictures: list[Picture] = []
@@ -140,7 +142,7 @@ def fragment_html(result: Result) -> str:
 
 
 def _galleries(
-    result: Result, beside: Beside, tally: Tally, mistakes: Mistakes, begin: Begin
+    result: Reader, beside: Beside, tally: Tally, mistakes: Mistakes, begin: Begin
 ) -> list[list[Card]]:
     """Return the pictures drawn by chance, those with the lowest scores, and the mistakes."""
     two = beside.has_true_objects
@@ -157,7 +159,7 @@ def _galleries(
     return embedded([viewer.pictures(_seen(result, beside, some), side, advance) for some in wanted])
 
 
-def _seen(result: Result, beside: Beside, wanted: Sequence[Wanted]) -> list[Seen]:
+def _seen(result: Reader, beside: Beside, wanted: Sequence[Wanted]) -> list[Seen]:
     """Return what predictions and truth say of some images."""
     places, alarms = [place for place, _ in wanted], [alarm for _, alarm in wanted]
     columns = [name for name in SHOWN if wanted and name in result.schema.names]
@@ -165,7 +167,7 @@ def _seen(result: Result, beside: Beside, wanted: Sequence[Wanted]) -> list[Seen
     return list(map(seen, rows, _refs(result, places), beside.truths(places), alarms))
 
 
-def _refs(result: Result, places: Sequence[Place]) -> list[ImageRef | None]:
+def _refs(result: Reader, places: Sequence[Place]) -> list[ImageRef | None]:
     """Return where the images at ``places`` lie; the plan is read once a part."""
     found: dict[Place, ImageRef | None] = {}
     for part in sorted({place.part for place in places}):
@@ -174,9 +176,9 @@ def _refs(result: Result, places: Sequence[Place]) -> list[ImageRef | None]:
     return [found[place] for place in places]
 
 
-def _viewer(result: Result) -> Viewer:
+def _viewer(result: Reader) -> Viewer:
     storage = hurried(result.input_storage().options)
-    return Viewer(storage, result.source(storage))
+    return Viewer(storage, source_of(result, storage))
 
 
 def _title(settings: Mapping[str, Any]) -> Fact:
@@ -200,7 +202,7 @@ def _spans(footers: Iterable[Footer]) -> list[plots.Span]:
     ]
 
 
-def _failures(result: Result, tally: Tally) -> list[Failed]:
+def _failures(result: Reader, tally: Tally) -> list[Failed]:
     total = tally.failed.total()
     return [
         Failed(code, meaning(code), number, number / total, _examples(result, tally.examples[code].places))
@@ -208,7 +210,7 @@ def _failures(result: Result, tally: Tally) -> list[Failed]:
     ]
 
 
-def _examples(result: Result, places: Sequence[Place]) -> list[tuple[str, str]]:
+def _examples(result: Reader, places: Sequence[Place]) -> list[tuple[str, str]]:
     rows = fetch(result, places, ["key", "error"])
     return [(row["key"], (row["error"]["message"] or "")[:LONGEST_MESSAGE]) for row in rows]
 

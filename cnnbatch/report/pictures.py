@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.limits import DecodeError, Limits
-from cnnbatch.picture_formats import recognise
-from cnnbatch.pillow_decode import by_pillow, opened
-from cnnbatch.quiet import without_warnings
-from cnnbatch.records import Content, Failure, ImageRef, Shard
+from cnnbatch.images.formats import recognise
+from cnnbatch.images.limits import DecodeError, Limits
+from cnnbatch.images.pillow_decode import by_pillow, opened
+from cnnbatch.images.quiet import without_warnings
 from cnnbatch.report.marked import marked
 from cnnbatch.storage import Forbidden, NotFound, Storage, StorageOptions
 from cnnbatch.truth import SURE
+from cnnbatch.types import Content, Failure, ImageRef, Shard
 
 if TYPE_CHECKING:
-    from cnnbatch.sources import Source
+    from cnnbatch.types import Source
+from cnnbatch.humanize import percent
 
 MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 32 * 10**6
@@ -327,16 +328,6 @@ def _as_decoded(data: bytes, side: int) -> Image.Image:
     small = Image.fromarray(found.pixels)
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return small.transpose(_UPRIGHT[found.orientation]) if found.orientation in _UPRIGHT else small
-
-
-def percent(score: float) -> str:
-    """Return a fraction as people read it: ``95 %``, ``3.8 %``, ``< 0.1 %``."""
-    value = 100 * score
-    if 0 < value < 0.1:
-        return "< 0.1 %"
-    if 99.5 <= value < 100:
-        return "> 99 %"
-    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %"
 
 
 def _shrink(image: Image.Image, side: int) -> Image.Image:

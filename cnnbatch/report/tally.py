@@ -20,7 +20,7 @@ from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.report.pictures import is_sure
 
 if TYPE_CHECKING:
-    from cnnbatch.result import Result
+    from cnnbatch.output.reader import Reader
 
 READERS = 4
 SAMPLE = 36
@@ -134,7 +134,7 @@ class Tally:
             self.labels = Counter(dict(self.labels.most_common(MOST_LABELS)))
 
 
-def count(result: Result) -> Tally:
+def count(result: Reader) -> Tally:
     """Count all rows of ``result``, several parts at a time."""
     parts = range(len(result.receipts()))
     whole = Tally()
@@ -149,7 +149,7 @@ def count(result: Result) -> Tally:
     return whole
 
 
-def fetch(result: Result, places: Sequence[Place], columns: Sequence[str]) -> list[dict[str, Any]]:
+def fetch(result: Reader, places: Sequence[Place], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Return the rows at ``places``, in order, with ``columns``; each part is opened once."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for part in sorted({place.part for place in places}):
@@ -159,7 +159,7 @@ def fetch(result: Result, places: Sequence[Place], columns: Sequence[str]) -> li
     return [found[place.part, place.row] for place in places]
 
 
-def _count_parts(result: Result, parts: Iterable[int], columns: Sequence[str]) -> Tally:
+def _count_parts(result: Reader, parts: Iterable[int], columns: Sequence[str]) -> Tally:
     tally = Tally()
     for part in parts:
         start = 0

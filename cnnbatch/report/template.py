@@ -12,8 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from cnnbatch import terminal
-from cnnbatch.report.pictures import percent
-from cnnbatch.report.words import clipped, decimal, duration, moment, number
+from cnnbatch.humanize import clipped, decimal, duration, moment, number, percent
 
 
 class Bar(NamedTuple):
@@ -45,8 +44,13 @@ class _Inert(jinja2.Template):
         return terminal.lines(super().render(*values, **named))
 
 
+_HERE = Path(__file__).parent
+_FOLDERS = (_HERE, _HERE.parent / "evaluation" / "comparison", _HERE.parent / "training" / "study")
+"""Where templates lie: each beside the code that fills it."""
+
+
 def template(name: str) -> jinja2.Template:
-    """Return a template of this folder, with the filters that put numbers into words."""
+    """Return a template, with the filters that put numbers into words."""
     return _environment().get_template(name)
 
 
@@ -54,7 +58,7 @@ def template(name: str) -> jinja2.Template:
 def _environment() -> jinja2.Environment:
     """Return what the templates share; kept, since compiling them takes longer than filling them."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(_FOLDERS),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

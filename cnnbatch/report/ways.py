@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnnbatch.errors import UserError
-from cnnbatch.report.words import decimal, number
+from cnnbatch.humanize import decimal, number
 from cnnbatch.storage import redact
 
 if TYPE_CHECKING:
-    from cnnbatch.output import Output
-    from cnnbatch.result import Footer
+    from cnnbatch.output.folder import Output
+    from cnnbatch.output.reader import Footer
 
 BACKENDS = {"eager": "eager", "compile": "torch.compile", "openvino": "OpenVINO"}
 VERDICTS = {

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from cnnbatch.job import Input
-    from cnnbatch.records import Content, Failure, ImageRef, Shard
+    from cnnbatch.config.input import Input
+    from cnnbatch.output.reader import Reader
     from cnnbatch.storage import Storage
-
-
-class Source(Protocol):
-    """A collection of images; small and picklable, for it travels to the actors."""
-
-    @property
-    def columns(self) -> pa.Schema:
-        """Types of `ImageRef.columns`: the kept columns, and the truth where the listing knows it."""
-
-    @property
-    def truth_schema(self) -> pa.Schema | None:
-        """Columns of `truth`, its classes in the metadata where they are known; None: no truth."""
-
-    def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
-        """Stream the images in an order that is the same in every listing, beginning behind ``after``."""
-
-    def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
-        """Give one reader an image, in order, to be called in any thread.
-
-        A reader returns the image, as a whole file's bytes or as a picture that decodes itself, or
-        the image's own failure; it raises `EnvironmentFault` only.
-        """
-
-    def truth(self, shard: Shard) -> pa.Table | None:
-        """Return the truth of a shard, one row a ref, in order."""
+    from cnnbatch.types import Source
 
 
 def open_source(input: Input, storage: Storage) -> Source:
@@ -43,3 +16,15 @@ def open_source(input: Input, storage: Storage) -> Source:
     from cnnbatch.sources.formats import open_format
 
     return open_format(input, storage)
+
+
+def source_of(output: Reader, storage: Storage | None = None) -> Source | None:
+    """Return what an output's images are read with; None where its job's input can't be opened any more."""
+    from cnnbatch.config.input import Input
+    from cnnbatch.errors import EnvironmentFault, UserError
+
+    try:
+        chosen = Input.model_validate(output.settings.get("input"))
+        return open_source(chosen, storage or output.input_storage())
+    except (UserError, EnvironmentFault, ValueError):
+        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnnbatch.records import ImageRef
+from cnnbatch.types import ImageRef
 
 
 class Behind:

@@ -16,9 +16,8 @@ import pyarrow as pa
 
 from cnnbatch import truth
 from cnnbatch.errors import UserError
-from cnnbatch.records import Content, Failure, ImageRef, Row, Shard, Span
 from cnnbatch.sources.containers import Containers, Piece, Visit, opened, ranges, read_ahead, unreadable
-from cnnbatch.sources.lists import LABEL
+from cnnbatch.sources.lists.source import LABEL
 from cnnbatch.storage import (
     Entry,
     Forbidden,
@@ -31,11 +30,12 @@ from cnnbatch.storage import (
     redact,
 )
 from cnnbatch.storage.text import decoded
+from cnnbatch.types import Content, Failure, ImageRef, Row, Shard, Span
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cnnbatch.job import Input
+    from cnnbatch.config.input import Input
 
 SIDE = 32
 PIXELS_BYTES = 3 * SIDE * SIDE

@@ -13,10 +13,9 @@ from itertools import islice
 import pyarrow as pa
 
 from cnnbatch.errors import UserError
-from cnnbatch.mistakes import nearest
-from cnnbatch.records import Content, Failure, ImageRef, Shard
-from cnnbatch.sources import Source
+from cnnbatch.humanize import nearest
 from cnnbatch.truth import OBJECT_LABEL, classes_of, with_classes
+from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 
 _CHUNK = 4096  # refs whose labels are asked for at once
 

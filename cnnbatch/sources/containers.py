@@ -18,8 +18,7 @@ from queue import SimpleQueue
 from typing import BinaryIO
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import Content, Failure, ImageRef, Shard, Span
-from cnnbatch.sources import globs, patterns
+from cnnbatch.sources.files import globs, patterns
 from cnnbatch.sources.reading import MAX_BYTES, read
 from cnnbatch.storage import (
     Entry,
@@ -33,6 +32,7 @@ from cnnbatch.storage import (
     redact,
     without_query,
 )
+from cnnbatch.types import Content, Failure, ImageRef, Shard, Span
 
 PIECE_IMAGES = 16
 """Images of a piece whose size is not known before it is read: half of what may be unread at once."""

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from cnnbatch import datasets
-from cnnbatch.datasets.placed import Placed
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.picture_formats import SUFFIXES
+from cnnbatch.images.formats import SUFFIXES
+from cnnbatch.sources import datasets
+from cnnbatch.sources.files.patterns import is_pattern
+from cnnbatch.sources.files.splits import inner_folder, splits_below
 from cnnbatch.sources.labelled import FOLDER, Labelled, labelled_by_pattern
-from cnnbatch.sources.patterns import is_pattern
-from cnnbatch.sources.splits import inner_folder, splits_below
+from cnnbatch.sources.located import Placed
 from cnnbatch.storage import (
     Forbidden,
     NotFound,
@@ -34,9 +34,11 @@ from cnnbatch.storage.text import decoded
 from cnnbatch.truth import NO_TRUTH, OBJECT_LABEL
 
 if TYPE_CHECKING:
-    from cnnbatch.job import Input
-    from cnnbatch.sources import Source
+    from cnnbatch.config.input import Input
     from cnnbatch.sources.masks import MaskPatches
+    from cnnbatch.sources.outputs import FoundBoxes
+    from cnnbatch.storage import Allowed
+    from cnnbatch.types import Source
 
 LISTS = (".txt", ".csv", ".tsv", ".parquet")
 """Suffixes that ``format: auto`` takes for a list of addresses; of Parquet, where it holds no images."""
@@ -70,13 +72,13 @@ class Format:
 FORMATS = {
     "files": Format("formats:open_files", frozenset({"inventory", "suffixes"})),
     "folders": Format("formats:open_folders", frozenset({"inventory", "suffixes"}), labelled=False),
-    "list": Format("lists:open_list", frozenset({"key", "label", "keep"}), labelled=False),
-    "coco": Format("coco:open_coco", frozenset({"truth", "suffixes"}), labelled=False),
-    "voc": Format("voc:open_voc", frozenset({"split"}), labelled=False),
-    "parquet": Format("parquet:open_parquet", frozenset({"key", "label", "keep"}), labelled=False),
-    "tar": Format("tar:open_tar", frozenset({"keep"})),
+    "list": Format("lists.source:open_list", frozenset({"key", "label", "keep"}), labelled=False),
+    "coco": Format("coco.source:open_coco", frozenset({"truth", "suffixes"}), labelled=False),
+    "voc": Format("voc.source:open_voc", frozenset({"split"}), labelled=False),
+    "parquet": Format("parquet.source:open_parquet", frozenset({"key", "label", "keep"}), labelled=False),
+    "tar": Format("tar.source:open_tar", frozenset({"keep"})),
     "cifar10": Format("cifar10:open_cifar10", frozenset({"split"}), labelled=False),
-    "imagenet_det": Format("voc:open_imagenet_det", frozenset({"split"}), labelled=False),
+    "imagenet_det": Format("voc.source:open_imagenet_det", frozenset({"split"}), labelled=False),
 }
 
 
@@ -124,13 +126,13 @@ def _refuse_others(input: Input, name: str, allowed: frozenset[str]) -> None:
 
 def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> Source:
     """Return the objects or patches of the source at ``whole`` as images."""
-    from cnnbatch.sources import earlier, regions
+    from cnnbatch.sources import outputs, regions
 
     inner = input.model_copy(update={"url": whole, "keep": ()})
-    if side is None and input.format == "auto" and earlier.is_output(whole, storage):
+    if side is None and input.format == "auto" and outputs.is_output(whole, storage):
         _refuse_others(inner, "the output of a job", frozenset({"min_score"}))
         _require_kept(input, (*regions.KEPT, OBJECT_LABEL))
-        return regions.RegionImages(earlier.open_earlier(whole, storage, input.min_score, input.allow))
+        return regions.RegionImages(open_earlier(whole, storage, input.min_score, input.allow))
     _require_kept(input, regions.KEPT)
     if side is not None:
         _refuse_others(inner, "patches", frozenset({"truth", "suffixes"}))
@@ -196,7 +198,7 @@ def recognise(input: Input, storage: Storage) -> str:
 
 
 def _holds_images(url: str, storage: Storage) -> bool:
-    from cnnbatch.sources.parquet import is_parquet
+    from cnnbatch.sources.parquet.source import is_parquet
 
     return is_parquet(url, storage)
 
@@ -222,7 +224,7 @@ def _recognise_folder(root: str, storage: Storage, images: tuple[str, ...]) -> s
 
 
 def _refuse_output(root: str, storage: Storage) -> None:
-    from cnnbatch.sources.earlier import is_output
+    from cnnbatch.sources.outputs import is_output
 
     if is_output(root, storage):
         raise UserError(
@@ -257,7 +259,7 @@ def _first_names(root: str, storage: Storage) -> list[str]:
 
 def open_files(input: Input, storage: Storage) -> Source:
     """Return the images of folders, globs and single files, listed by the storage or an inventory."""
-    from cnnbatch.sources.files import Files
+    from cnnbatch.sources.files.source import Files
     from cnnbatch.sources.inventory import COLUMNS, open_inventory
 
     urls = (input.url,) if isinstance(input.url, str) else tuple(input.url)
@@ -291,3 +293,34 @@ def _means_nothing(field: str, name: str, input: Input) -> UserError:
         f"  what to do: leave it out, or name the format in input.format; input.{field} is for "
         f"{', '.join(reading)}"
     )
+
+
+def open_earlier(url: str, storage: Storage, min_score: float, allow: Sequence[Allowed] = ()) -> FoundBoxes:
+    """Return the objects of an output; `UserError` where its task writes none.
+
+    The output names its images as a list does: one in a bucket may be anybody's, so it reaches no further.
+    """
+    from cnnbatch.output.folder import Output
+    from cnnbatch.output.reader import Reader
+    from cnnbatch.sources.outputs import FoundBoxes
+    from cnnbatch.storage import OutOfReach
+
+    result = Reader(url, storage)
+    input = _input(result.settings)
+    if "objects" not in result.schema.names or "objects" in input.keep:
+        raise UserError(
+            f"{redact(url)} has no objects: its columns are {', '.join(result.schema.names)}\n"
+            "  what to do: give the output of a task that finds some, such as detect"
+        )
+    input = input.model_copy(update={"allow": tuple(allow)})
+    images = Storage(input.storage).for_list(normalize(url), allow)
+    try:
+        return FoundBoxes(Output(normalize(url), storage), open_format(input, images), min_score)
+    except OutOfReach as error:
+        raise UserError(f"{redact(url)} cannot be read further: {error}") from None
+
+
+def _input(settings: dict[str, Any]) -> Input:
+    from cnnbatch.config.input import Input
+
+    return Input.model_validate(settings["input"])

@@ -21,8 +21,8 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
 from cnnbatch.errors import UserError
-from cnnbatch.sources.lists import opened
-from cnnbatch.sources.rows import Csv, Form, Parquet
+from cnnbatch.sources.lists.rows import Csv, Form, Parquet
+from cnnbatch.sources.lists.source import opened
 from cnnbatch.storage import (
     Allowed,
     Entry,

@@ -12,8 +12,7 @@ import regex
 
 from cnnbatch import truth
 from cnnbatch.errors import UserError
-from cnnbatch.records import Content, Failure, ImageRef, Shard
-from cnnbatch.sources import Source
+from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 
 FOLDER = r"([^/]+)/.+"
 """The first folder of a key, which is the class where folders are named by class."""

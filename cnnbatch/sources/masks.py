@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from cnnbatch.errors import UserError
-from cnnbatch.records import ImageRef
-from cnnbatch.sources import Source
 from cnnbatch.sources.regions import Region
 from cnnbatch.storage import NotFound, Storage, join, redact
 from cnnbatch.truth import Class
+from cnnbatch.types import ImageRef, Source
 
 SHARE = 0.8
 """Of a patch's pixels, how many have to be of its class."""

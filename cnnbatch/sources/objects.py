@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from cnnbatch import redaction, truth
-from cnnbatch.records import ImageRef
+from cnnbatch import truth
+from cnnbatch.images import redaction
+from cnnbatch.types import ImageRef
 
 TRUTH = "truth"
 """The column of a ref that holds its objects, as JSON."""

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import ImageRef
 from cnnbatch.sources.reading import MAX_BYTES
 from cnnbatch.storage import Forbidden, NotFound, Storage, TooLarge, Unreadable, redact
+from cnnbatch.types import ImageRef
 
 FIRST = 1000
 """So many images are not there before it is said; a shorter input has a row for each."""

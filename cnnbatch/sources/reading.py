@@ -8,7 +8,6 @@ from functools import partial
 from itertools import chain, islice
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import Failure, ImageRef, Shard, Span
 from cnnbatch.storage import (
     Forbidden,
     MissingPackage,
@@ -27,6 +26,7 @@ from cnnbatch.storage import (
     redact,
     scheme,
 )
+from cnnbatch.types import Failure, ImageRef, Shard, Span
 
 MAX_BYTES = 512 << 20
 """More bytes than this are not read for one image."""

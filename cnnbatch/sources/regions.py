@@ -18,9 +18,8 @@ import pyarrow as pa
 
 from cnnbatch import truth
 from cnnbatch.errors import UserError
-from cnnbatch.records import Content, Failure, ImageRef, Shard
-from cnnbatch.sources import Source
 from cnnbatch.truth import BOX, OBJECT_LABEL, Class
+from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,7 +197,7 @@ class _Shared:
 
     def decode(self) -> tuple[Tensor, tuple[int, int]]:
         """Return the whole picture's pixels and size; raises DecodeError."""
-        from cnnbatch.decode import decode, full
+        from cnnbatch.images.decode import decode, full
 
         content = self.read()
         assert not isinstance(content, Failure)
@@ -218,7 +217,7 @@ def _cut(shared: _Shared, ref: ImageRef) -> Content | Failure:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A region that was read: a `cnnbatch.records.Picture`."""
+    """A region that was read: a `cnnbatch.types.Picture`."""
 
     shared: _Shared
     box: Mapping[str, float]
@@ -227,7 +226,7 @@ class Cut:
 
     def decode(self, least: object) -> tuple[Tensor, tuple[int, int]]:
         """Return the pixels that the box touches; raises DecodeError where it lies outside its picture."""
-        from cnnbatch.decode import DecodeError
+        from cnnbatch.images.decode import DecodeError
 
         pixels, (height, width) = self.shared.decode()
         if self.made_for is not None and tuple(self.made_for) != (height, width):

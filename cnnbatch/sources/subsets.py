@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from cnnbatch.errors import UserError
-from cnnbatch.records import Content, Failure, ImageRef, Shard
-from cnnbatch.sources import Source
-from cnnbatch.sources.splits import part_in, part_of
+from cnnbatch.sources.files.splits import part_in, part_of
+from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 
 if TYPE_CHECKING:
-    from cnnbatch.job import Subset
+    from cnnbatch.config.input import Subset
 
 _CHUNK = 4096  # refs whose labels are asked for at once
 

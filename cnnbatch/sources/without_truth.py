@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from cnnbatch.records import Content, Failure, ImageRef, Shard
-from cnnbatch.sources import Source
+from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import Span
-from cnnbatch.storage.address import (
-    is_local,
-    join,
-    normalize,
-    parent,
-    place,
-    redact,
-    scheme,
-    without_query,
-)
+from cnnbatch.storage.address import is_local, join, normalize, parent, place, redact, scheme, without_query
 from cnnbatch.storage.contract import (
     AlreadyExists,
     Backend,
@@ -40,6 +30,7 @@ from cnnbatch.storage.contract import (
     is_page,
 )
 from cnnbatch.storage.reach import Allowed, Reach, may_name_anything, reach_of
+from cnnbatch.types import Span
 
 __all__ = [
     "Allowed",

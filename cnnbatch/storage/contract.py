@@ -10,7 +10,7 @@ from typing import BinaryIO, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import Span
+from cnnbatch.types import Span
 
 
 class StorageOptions(BaseModel):

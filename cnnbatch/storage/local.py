@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn, TypeVar
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import Span
 from cnnbatch.storage.contract import (
     AlreadyExists,
     Changed,
@@ -26,6 +25,7 @@ from cnnbatch.storage.contract import (
     Unreadable,
 )
 from cnnbatch.storage.retrying import attempts
+from cnnbatch.types import Span
 
 _UNFINISHED = ".cnnbatch-unfinished-"  # a file under this name is no object yet; listings leave it out
 _ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}

@@ -18,7 +18,6 @@ from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, ObjectStore, S3Store
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.records import Span
 from cnnbatch.storage import faults
 from cnnbatch.storage.address import scheme
 from cnnbatch.storage.contract import (
@@ -34,6 +33,7 @@ from cnnbatch.storage.credentials import aws_credentials
 from cnnbatch.storage.ranges import range_file
 from cnnbatch.storage.retrying import attempts, pause_s
 from cnnbatch.storage.serving import Serving
+from cnnbatch.types import Span
 
 if TYPE_CHECKING:
     from obstore.store import AzureConfig, GCSConfig, S3Config

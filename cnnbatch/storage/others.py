@@ -16,7 +16,6 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from cnnbatch.errors import UserError
-from cnnbatch.records import Span
 from cnnbatch.storage.address import place, redact
 from cnnbatch.storage.contract import (
     AlreadyExists,
@@ -33,6 +32,7 @@ from cnnbatch.storage.contract import (
 from cnnbatch.storage.ranges import range_file
 from cnnbatch.storage.retrying import attempts
 from cnnbatch.storage.serving import Serving
+from cnnbatch.types import Span
 
 _MEMORY = threading.Lock()  # one for the process, as the memory is
 _OWN = ("s3", "gs", "az", "http", "https", "file", "memory")

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from cnnbatch.errors import UserError
-from cnnbatch.records import Span
 from cnnbatch.storage.contract import Entry, NotInstalled, StorageOptions, Unreadable
 from cnnbatch.storage.local import LocalFiles
+from cnnbatch.types import Span
 
 _INSIDE = re.compile(r"([^/\\\0]+(/[^/\\\0]+)*)?")
 

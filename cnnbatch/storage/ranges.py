@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from typing import BinaryIO, cast
 
-from cnnbatch.records import Span
+from cnnbatch.types import Span
 
 _READAHEAD = 1 << 18  # bytes; one request for the many small reads of a footer or a line
 

@@ -20,7 +20,6 @@ from aiohttp.helpers import get_env_proxy_for_url
 from fsspec.asyn import sync
 
 from cnnbatch.errors import UserError
-from cnnbatch.records import Span
 from cnnbatch.storage.address import place, redact
 from cnnbatch.storage.contract import (
     Entry,
@@ -37,6 +36,7 @@ from cnnbatch.storage.ranges import range_file
 from cnnbatch.storage.reach import Reach, is_public, origin
 from cnnbatch.storage.retrying import attempts
 from cnnbatch.storage.serving import Serving
+from cnnbatch.types import Span
 
 _CHUNK = 1 << 16  # bytes
 _BUSY = (429, 503)

@@ -6,74 +6,18 @@ A task outside this package is named ``mypackage.module:MyTask``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from cnnbatch.types import Backend, Precision
+
 if TYPE_CHECKING:
     import pyarrow as pa
-    import torch
 
-    from cnnbatch.records import Image, Prepared
-    from cnnbatch.training.recipe import Recipe, TrainingData
-    from cnnbatch.training.spec import Train
-
-Precision = Literal["fp32", "bf16", "fp16"]
-Backend = Literal["eager", "compile", "openvino"]
-Decoder = Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True, slots=True)
-class Runtime:
-    """Where and how a model runs; settled before the first shard.
-
-    ``device`` is a torch device string (``cpu``, ``cuda``, ``mps``); ``threads`` is the number
-    of CPU threads that the forward pass may use; ``batch`` the number of inputs that nearly every
-    forward pass has.
-    """
-
-    device: str
-    precision: Precision = "fp32"
-    backend: Backend = "eager"
-    threads: int = 1
-    batch: int = 1
-
-
-class Preparing(Protocol):
-    """What turns decoded pictures into network inputs, in the threads that decode them."""
-
-    def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Return the least (height, width) that `prepare` needs of a picture of ``size``; None: all."""
-
-    def prepare(self, image: Image) -> Sequence[Prepared]:
-        """Turn one image into network inputs; runs in the thread that decoded it, where the pixels lie."""
-
-
-class Model(Preparing, Protocol):
-    """A task's network, loaded on one device; the worker calls its steps, each in its own threads.
-
-    It may also have ``classes``, a `truth.ModelClasses`, which the output keeps; ``match``: called
-    with the classes of a truth that has objects, it raises `UserError` where it can't know one of them; and
-    ``notes``, sentences that a run shows: what was assumed of its weights.
-    """
-
-    identity: Mapping[str, str]
-    """What can change a row: ``weights`` (SHA-256), ``preprocessing``, ``library`` (major.minor)."""
-
-    def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> Any:
-        """Run the network on ``batch`` (N, 3, H, W) with picture ``sizes`` (N, 2) as (height, width).
-
-        Returns a dict or tuple of tensors, or of lists, of first dimension N.
-        """
-
-    def rows(
-        self,
-        images: Sequence[Image],
-        prepared: Sequence[Sequence[Prepared]],
-        outputs: Sequence[Sequence[Any]],
-    ) -> pa.RecordBatch:
-        """Build one row an image with the columns of `Task.columns`; one inner sequence an image."""
+    from cnnbatch.config.train import Train
+    from cnnbatch.tasks.recipes.recipe import Recipe, TrainingData
+    from cnnbatch.types import Model, Runtime
 
 
 class Task(BaseModel):

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cnnbatch.tasks import Runtime
 from cnnbatch.tasks.weighted import Names, Side, Size, WeightedTask
 from cnnbatch.truth import ModelClasses
+from cnnbatch.types import Runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from cnnbatch.config.train import Train
     from cnnbatch.models import Network
     from cnnbatch.models.depth import Tap
-    from cnnbatch.records import Image, Prepared
-    from cnnbatch.training.recipe import Recipe, TrainingData
-    from cnnbatch.training.spec import Train
+    from cnnbatch.tasks.recipes.recipe import Recipe, TrainingData
+    from cnnbatch.types import Image, Prepared
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(allow_inf_nan=False)]
@@ -130,7 +130,7 @@ class Classify(WeightedTask):
 
     def recipe(self, spec: Train, data: TrainingData) -> Recipe:
         """Return how the network learns the classes of ``data``."""
-        from cnnbatch.training.classification import ClassifierRecipe
+        from cnnbatch.tasks.recipes.classification import ClassifierRecipe
 
         begun_with = self.model_copy(update={"classes": None})  # The job's classes are those to be learned.
         return ClassifierRecipe(begun_with.choice(self.preprocessing.fields()), spec, data)
@@ -151,9 +151,9 @@ class Classifier:
     """A classification network on one device; see `cnnbatch.tasks.Model` for its steps."""
 
     def __init__(self, task: Classify, network: Network, runtime: Runtime) -> None:
-        from cnnbatch.models.backends import executable, noise
         from cnnbatch.models.network import check
         from cnnbatch.models.preprocessing import Normalize
+        from cnnbatch.models.runtime.backends import executable, noise
 
         self._task, self._schema = task, task.columns()
         self._how = network.preprocessing

@@ -14,19 +14,19 @@ import pyarrow as pa
 from pydantic import Field
 
 from cnnbatch.errors import UserError
-from cnnbatch.tasks import Runtime
 from cnnbatch.tasks.weighted import Size, WeightedTask
 from cnnbatch.truth import BOX, KEYPOINT, ModelClasses
+from cnnbatch.types import Runtime
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+    from cnnbatch.config.train import Train
     from cnnbatch.models import Detector
-    from cnnbatch.records import Image, Prepared
-    from cnnbatch.training.recipe import Recipe, TrainingData
-    from cnnbatch.training.spec import Train
+    from cnnbatch.tasks.recipes.recipe import Recipe, TrainingData
+    from cnnbatch.types import Image, Prepared
 
 Adapter = Literal["torchvision", "yolo", "detr"]
 
@@ -83,7 +83,7 @@ class Detect(WeightedTask):
 
     def recipe(self, spec: Train, data: TrainingData) -> Recipe:
         """Return how a detector of torchvision learns the classes of ``data``; UserError for another."""
-        from cnnbatch.training.detection import DetectorRecipe
+        from cnnbatch.tasks.recipes.detection import DetectorRecipe
 
         if self.aliases:
             raise UserError(
@@ -98,7 +98,7 @@ class ObjectDetector:
     """A detection network on one device; see `cnnbatch.tasks.Model` for its steps."""
 
     def __init__(self, task: Detect, detector: Detector, runtime: Runtime) -> None:
-        from cnnbatch.models.parts import runnable
+        from cnnbatch.models.runtime.parts import runnable
 
         self._task, self._schema = task, task.columns()
         self._device = runtime.device

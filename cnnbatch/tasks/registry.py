@@ -11,8 +11,9 @@ import pkgutil
 from functools import cache
 
 import cnnbatch.tasks
+from cnnbatch.config.plugins import load_object
 from cnnbatch.errors import UserError
-from cnnbatch.naming import load_object, meant
+from cnnbatch.humanize import meant
 from cnnbatch.tasks import Task
 
 

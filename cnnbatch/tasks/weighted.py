@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from cnnbatch.errors import UserError
 from cnnbatch.storage import Storage, StorageOptions, normalize
 from cnnbatch.storage.text import decoded
-from cnnbatch.tasks import Backend, Precision, Task
+from cnnbatch.tasks import Task
+from cnnbatch.types import Backend, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

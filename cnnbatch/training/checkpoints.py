@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from cnnbatch.errors import UserError
-from cnnbatch.output import Output
+from cnnbatch.output.folder import Output
 from cnnbatch.storage import NotFound, redact
-from cnnbatch.training.position import Position
+from cnnbatch.training.messages import Position
 
 _NAME = re.compile(r"(\d{6})-(\d{9})\.pt$")
 _FOLDER = ("_job", "training", "checkpoints")

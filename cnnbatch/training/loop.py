@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cnnbatch.training import deal
-from cnnbatch.training.loader import Loader
+from cnnbatch.config.train import Train
+from cnnbatch.tasks.recipes.recipe import Batch, Example, Recipe
+from cnnbatch.training.data import shuffle
+from cnnbatch.training.data.loader import Loader
+from cnnbatch.training.distributed import Team
+from cnnbatch.training.messages import Position
 from cnnbatch.training.optimizers import optimizer
-from cnnbatch.training.position import Position
-from cnnbatch.training.recipe import Batch, Example, Recipe
 from cnnbatch.training.schedules import factor
-from cnnbatch.training.spec import Train
-from cnnbatch.training.team import Team
 
 
 class Broken(Exception):
@@ -108,7 +108,7 @@ class Loop:
         self._average = AveragedModel(module, multi_avg_fn=average, use_buffers=True) if decay else None
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=plan.precision == "fp16")
         self._history = History()
-        self._steps = deal.count_steps(len(training.refs), self._spec.batch)
+        self._steps = shuffle.count_steps(len(training.refs), self._spec.batch)
         self._saved = monotonic()
 
     @property
@@ -327,8 +327,8 @@ class Loop:
 
     def _undefined(self, epoch: int, step: int, rate: float, losses: Mapping[str, float]) -> str:
         found = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-        places = deal.order(self._training.refs.hashes, self._spec.seed, epoch, self._training.refs.runs)
-        of_step = deal.step(places, self._spec.batch, step)
+        places = shuffle.order(self._training.refs.hashes, self._spec.seed, epoch, self._training.refs.runs)
+        of_step = shuffle.step(places, self._spec.batch, step)
         keys = [ref.key for ref in self._training.refs.shard(of_step).refs]
         return (
             f"the loss is not a number at step {step} of epoch {epoch + 1}: {found}; "

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnbatch.training.recipe import Parameters
-from cnnbatch.training.spec import Train
+from cnnbatch.config.train import Train
+from cnnbatch.tasks.recipes.recipe import Parameters
 
 RATES = {"sgd": 0.02, "adadelta": 1.0, "adamw": 2e-3, "muon": 0.02}
 """The highest learning rate where the job does not say."""

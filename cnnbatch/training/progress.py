@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from cnnbatch.errors import UserError
-from cnnbatch.output import Output
+from cnnbatch.humanize import decimal, duration, percent
+from cnnbatch.output.folder import Output
 from cnnbatch.report.learning import write_training_report
-from cnnbatch.report.pictures import percent
-from cnnbatch.report.words import decimal, duration
-from cnnbatch.screen import Screen
-from cnnbatch.training.collecting import Collected
-from cnnbatch.training.metrics_file import put_metrics
-from cnnbatch.training.order import Told
+from cnnbatch.terminal.screen import Screen
+from cnnbatch.training.data.dataset import Collected
+from cnnbatch.training.log import put_metrics
+from cnnbatch.training.messages import Told
 
 
 class Progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,17 +11,20 @@ from threading import Event
 from typing import Any
 from uuid import uuid4
 
-from cnnbatch import identity, lock, ownership, plugins
+from cnnbatch.config import plugins
+from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
-from cnnbatch.job import Input, MapJob, TrainJob, to_yaml
-from cnnbatch.output import Output, differences
-from cnnbatch.run import RunOptions, Summary, places, run
-from cnnbatch.screen import Screen
+from cnnbatch.inference import fingerprint
+from cnnbatch.inference.run import RunOptions, Summary, places, run
+from cnnbatch.job import MapJob, TrainJob, to_yaml
+from cnnbatch.output import lock, ownership
+from cnnbatch.output.folder import Output, differences
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage, normalize, redact
-from cnnbatch.training.collecting import collect
-from cnnbatch.training.order import Order, Told
-from cnnbatch.training.parts import Parts, parts_of
+from cnnbatch.terminal.screen import Screen
+from cnnbatch.training.data.dataset import collect
+from cnnbatch.training.data.splits import Parts, parts_of
+from cnnbatch.training.messages import Order, Told
 from cnnbatch.training.progress import Progress
 from cnnbatch.training.strategy import decide, epochs_for
 from cnnbatch.truth import classes_of
@@ -85,7 +87,7 @@ def require_same_training(job: TrainJob, output: Output) -> None:
 
 
 def _fields(job: TrainJob) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(json.dumps(identity.of_training(job)))
+    fields: dict[str, Any] = fingerprint.of_training(job)
     return fields
 
 
@@ -100,15 +102,15 @@ def _fit(order: Order, note: Callable[[str], object]) -> Iterator[Told]:
     if order.job.compute.pool == "inline" or order.decision.strategy == "as_is":
         yield from _here(order)
         return
-    from cnnbatch.training.pool import fit
+    from cnnbatch.training.driver import fit
 
     yield from fit(order, note)
 
 
 def _here(order: Order) -> Iterator[Told]:
     """Train in a thread of this process."""
-    from cnnbatch import speed
-    from cnnbatch.training.team import Team
+    from cnnbatch.inference.worker import devices
+    from cnnbatch.training.distributed import Team
     from cnnbatch.training.worker import work
 
     compute, told, stopped = order.job.compute, SimpleQueue[Told | None](), Event()
@@ -119,7 +121,7 @@ def _here(order: Order) -> Iterator[Told]:
         told.put(news)
 
     threads = compute.cpus_per_worker if compute.cpus_per_worker != "auto" else os.cpu_count() or 1
-    device = speed.find_device(compute.device)
+    device = devices.find_device(compute.device)
     with ThreadPoolExecutor(1, "train") as thread:
         working = thread.submit(work, order, Team(), device, threads, tell)
         working.add_done_callback(lambda _: told.put(None))

@@ -12,19 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnbatch import result
+from cnnbatch.config.train import Strategy
 from cnnbatch.errors import UserError
+from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob, TrainJob
-from cnnbatch.output import Output
-from cnnbatch.run import RunOptions, run
+from cnnbatch.output import reader
+from cnnbatch.output.folder import Output
 from cnnbatch.tasks.classify import Classify
-from cnnbatch.training import similarity
-from cnnbatch.training.collecting import Collected
-from cnnbatch.training.order import Decision
-from cnnbatch.training.parts import Parts
-from cnnbatch.training.quadrants import FEW, Depth, Features, by_table, figures
-from cnnbatch.training.recipe import TrainingData
-from cnnbatch.training.spec import Strategy
+from cnnbatch.tasks.recipes.recipe import TrainingData
+from cnnbatch.training import probes
+from cnnbatch.training.data.dataset import Collected
+from cnnbatch.training.data.splits import Parts
+from cnnbatch.training.messages import Decision
+from cnnbatch.training.strategy_rule import FEW, Depth, Features, by_table, figures
 
 if TYPE_CHECKING:
     from cnnbatch.models.depth import Tap
@@ -90,7 +90,7 @@ def _measured(job: TrainJob, task: Classify, parts: Parts, collected: Collected,
     )
     run(looking, RunOptions(quiet=True, only_rows=True))
     known = (Output(where, output.storage).decided("classes") or {}).get("names", ())
-    rows = result.open(where, output.storage).arrow(["key", "embedding", "error"])
+    rows = reader.open_output(where, output.storage).arrow(["key", "embedding", "error"])
     good = rows.filter(rows["error"].is_null())
     labels = _labels(Output(where, output.storage))
     numbers = {name: number for number, name in enumerate(data.classes)}
@@ -106,14 +106,12 @@ def _measured(job: TrainJob, task: Classify, parts: Parts, collected: Collected,
     return by_table(figures(last, classes, data, known), depths)
 
 
-def _depths(taps: Sequence[Tap], features: Features, classes: similarity.Classes) -> Iterator[Depth]:
+def _depths(taps: Sequence[Tap], features: Features, classes: probes.Classes) -> Iterator[Depth]:
     """Yield what the features of each block tell, of ``features`` [N, D] of all of them."""
     ends = np.cumsum([one.width for one in taps])
     for one, end in zip(taps, ends, strict=True):
-        scaled = similarity.standardized(features[:, end - one.width : end])
-        yield Depth(
-            one.block, similarity.linear_probe(scaled, classes), similarity.log_evidence(scaled, classes)
-        )
+        scaled = probes.standardized(features[:, end - one.width : end])
+        yield Depth(one.block, probes.linear_probe(scaled, classes), probes.log_evidence(scaled, classes))
 
 
 def _labels(output: Output) -> dict[str, str]:

@@ -12,24 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnnbatch import identity, speed
-from cnnbatch.output import Output
-from cnnbatch.process import memory_left_bytes
+from cnnbatch.config.train import STRONG, Augment, Train
+from cnnbatch.inference import fingerprint
+from cnnbatch.inference.worker import devices
+from cnnbatch.inference.worker.host_memory import memory_left_bytes
+from cnnbatch.models.trained_files import put_model
+from cnnbatch.output.folder import Output
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
-from cnnbatch.training import inside
+from cnnbatch.training import lesson
 from cnnbatch.training.checkpoints import Checkpoints
-from cnnbatch.training.collecting import read_refs
-from cnnbatch.training.events import drop_events, put_events
-from cnnbatch.training.loader import Loader
+from cnnbatch.training.data.dataset import read_refs
+from cnnbatch.training.data.loader import Loader
+from cnnbatch.training.distributed import Team
+from cnnbatch.training.log import drop_events, drop_pieces, put_events, put_piece
 from cnnbatch.training.loop import Broken, History, Loop, Plan
-from cnnbatch.training.metrics_file import drop_pieces, put_piece
-from cnnbatch.training.model_file import put_model
+from cnnbatch.training.messages import Order, Position, Tell, Told
 from cnnbatch.training.optimizers import learning_rate
-from cnnbatch.training.order import Order, Tell, Told
-from cnnbatch.training.position import Position
-from cnnbatch.training.spec import STRONG, Augment, Train
-from cnnbatch.training.team import Team
 
 KEPT_SHARE = 0.25
 """Part of the memory that is free when a training starts, which decoded pictures may take."""
@@ -101,8 +100,8 @@ def _lesson_ends(order: Order, recipe: Any, begun: Mapping[str, torch.Tensor] | 
     """Keep what the report shows of a lesson's inside."""
     if begun is None:
         return
-    layers = inside.changes(begun, recipe.learned(_best(order)["learned"]).state)
-    order.output.decide("training/inside", {"pictures": inside.pictures(loader), "layers": layers})
+    layers = lesson.changes(begun, recipe.learned(_best(order)["learned"]).state)
+    order.output.decide("training/inside", {"pictures": lesson.pictures(loader), "layers": layers})
 
 
 def precision_for(asked: str, device: str, module: nn.Module) -> str:
@@ -110,7 +109,7 @@ def precision_for(asked: str, device: str, module: nn.Module) -> str:
     if asked != "auto":
         return asked
     kind: Any = device.partition(":")[0]
-    return "bf16" if speed.has_bf16(kind) and not (kind == "cpu" and _is_separable(module)) else "fp32"
+    return "bf16" if devices.has_bf16(kind) and not (kind == "cpu" and _is_separable(module)) else "fp32"
 
 
 def _is_separable(module: nn.Module) -> bool:
@@ -172,10 +171,10 @@ def _put(order: Order, recipe: Any, state: Mapping[str, Any], about: Mapping[str
             "validation": len(read_refs(order.output, "validation")),
             "how": order.parts.how,
         },
-        "versions": identity.versions(),
+        "versions": fingerprint.versions(),
         **about,
     }
-    put_model(order.output, replace(learned, about={**learned.about, **record}))
+    put_model(order.output.storage, order.output.uri, replace(learned, about={**learned.about, **record}))
     order.output.decide("training/finished", {"strategy": order.decision.strategy})
 
 

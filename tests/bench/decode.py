@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from cnnbatch.decode import decode
+from cnnbatch.images.decode import decode
 
 Decoder = Callable[[bytes], object]
 

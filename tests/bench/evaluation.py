@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console
 
+from cnnbatch.inference.worker.host_memory import peak_rss_bytes
 from cnnbatch.metrics import coco
 from cnnbatch.metrics.intervals import REPLICATES
 from cnnbatch.metrics.kinds import KINDS
-from cnnbatch.process import peak_rss_bytes
 from cnnbatch.truth import BOX, OBJECTS
 from tests.bench.measuring import alone
 

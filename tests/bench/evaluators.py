@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch import truth
+from cnnbatch.cluster.parallel import on_ray
+from cnnbatch.config.compute import Compute
 from cnnbatch.evaluation import evaluate
-from cnnbatch.job import Compute
-from cnnbatch.parallel import Map, on_ray
-from cnnbatch.sink import ENGINE_COLUMNS
+from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.storage import Storage
 from cnnbatch.truth import BOX, Class
+from cnnbatch.types import Map
 from tests.outputs import write_job
 
 IMAGES, PARTS, CLASSES, TRUTHS, DETECTIONS, PAIRS = 20_000, 40, 80, 7, 100, 5

@@ -23,19 +23,20 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 
+from cnnbatch.inference.autotune.candidates import Candidate, candidates
+from cnnbatch.inference.autotune.measure import measure
+from cnnbatch.inference.autotune.store import LARGE_SAMPLE, SAMPLE
+from cnnbatch.inference.messages import Sample
+from cnnbatch.inference.worker.devices import find_device, has_bf16, keep_freed_memory
+from cnnbatch.inference.worker.journal import Journal
+from cnnbatch.inference.worker.settings import Settings, choose
+from cnnbatch.inference.worker.worker import Worker
 from cnnbatch.job import MapJob
-from cnnbatch.journal import Journal
-from cnnbatch.models.backends import Unavailable
-from cnnbatch.output import Output
-from cnnbatch.records import ImageRef, Sample, Shard
-from cnnbatch.settling import LARGE_SAMPLE, SAMPLE
+from cnnbatch.models.runtime.backends import Unavailable
+from cnnbatch.output.folder import Output
 from cnnbatch.sources import open_source
-from cnnbatch.speed import Settings, choose, find_device, has_bf16, keep_freed_memory
-from cnnbatch.speed.candidates import Candidate, candidates
-from cnnbatch.speed.measuring import measure
 from cnnbatch.storage import Storage
-from cnnbatch.tasks import Model
-from cnnbatch.worker import Worker
+from cnnbatch.types import ImageRef, Model, Shard
 from tests.bench.measuring import SETS, SHARED, alone, photographs
 
 MODELS: Mapping[str, str] = {

@@ -39,7 +39,15 @@ def main(models: list[str]) -> None:
         for model in models:
             print(f"\n{model}", flush=True)
             task = [f"task.model={model}", "task.weights=random"]
-            command = [sys.executable, "-m", "cnnbatch.cli", "bench", MODELS[model], f"input={folder}", *task]
+            command = [
+                sys.executable,
+                "-m",
+                "cnnbatch",
+                "bench",
+                MODELS[model],
+                f"input={folder}",
+                *task,
+            ]
             subprocess.run(command, check=True, cwd=ROOT)
 
 

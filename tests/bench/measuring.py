@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from cnnbatch.bench.stages import Stages
+    from cnnbatch.inference.bench.alone import Stages
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -45,9 +45,10 @@ def stages(spec: Any, settings: Mapping[str, Any], count: int) -> Stages:
 
     ``settings`` are those that a run of it has settled.
     """
-    from cnnbatch.bench.stages import Sample, measure
-    from cnnbatch.estimate import spread
-    from cnnbatch.readahead import READ_THREADS
+    from cnnbatch.inference.bench.alone import Sample
+    from cnnbatch.inference.bench.stages import measure
+    from cnnbatch.inference.worker.readahead import READ_THREADS
+    from cnnbatch.output.plan import spread
     from cnnbatch.sources import open_source
     from cnnbatch.storage import Storage
 
@@ -58,9 +59,9 @@ def stages(spec: Any, settings: Mapping[str, Any], count: int) -> Stages:
 
 def steady(spec: Any) -> dict[str, Any]:
     """Run a job; return its steady rate: that of the time in which all workers are at work."""
-    from cnnbatch.bench.whole import steady_rate
-    from cnnbatch.output import Output
-    from cnnbatch.run import RunOptions, run
+    from cnnbatch.inference.bench.throughput import steady_rate
+    from cnnbatch.inference.run import RunOptions, run
+    from cnnbatch.output.folder import Output
     from cnnbatch.storage import Storage
 
     summary = run(spec, RunOptions(quiet=True))
@@ -81,7 +82,7 @@ def alone(script: str, *arguments: str) -> dict[str, Any]:
 
 def show_ceiling(console: Console, model: str, found: Sequence[Stages], ours: Mapping[str, Any]) -> None:
     """Print the stages' costs, the ceiling that follows from them, and how near the job came to it."""
-    from cnnbatch.bench.stages import mean
+    from cnnbatch.inference.bench.stages import mean
 
     cost = mean(found).processor
     ceiling = CORES / sum(cost.values())

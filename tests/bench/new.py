@@ -20,11 +20,11 @@ DRIVER = """
 import json, sys, time
 import ray  # The real driver has it, so it counts.
 from cnnbatch.job import MapJob
-from cnnbatch.listing import Looking, Planner
-from cnnbatch.output import Output
-from cnnbatch.process import peak_rss_bytes
-from cnnbatch.run import RunOptions, _works
-from cnnbatch.screen import Screen
+from cnnbatch.inference.driver.planner import Looking, Planner
+from cnnbatch.output.folder import Output
+from cnnbatch.inference.worker.host_memory import peak_rss_bytes
+from cnnbatch.inference.run import RunOptions, _works
+from cnnbatch.terminal.screen import Screen
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Entry, NotFound, Storage
 
@@ -71,11 +71,12 @@ def finish(out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from cnnbatch import plan
-    from cnnbatch.output import Output
+    from cnnbatch.output import plan
+    from cnnbatch.output.folder import Output
+    from cnnbatch.output.pages import listings_of
     from cnnbatch.storage import Storage
 
-    (listing,) = Output(str(out), Storage()).listings()
+    (listing,) = listings_of(Output(str(out), Storage()))
     (out / "predictions").mkdir()
     for page in range(listing.count_pages()):
         for shard in listing.read(page):

@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 from rich.console import Console
 
-from cnnbatch.job import Input
-from cnnbatch.records import Shard
+from cnnbatch.config.input import Input
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
+from cnnbatch.types import Shard
 
 IMAGES, OBJECTS = 120_000, 900_000
 PHOTOS, SHARD, THREADS, GROUP, ROUNDS = 2000, 500, 16, 100, 3
@@ -36,7 +36,7 @@ PHOTOS, SHARD, THREADS, GROUP, ROUNDS = 2000, 500, 16, 100, 3
 READER = """
 import json, sys, time
 from cnnbatch.job import Input
-from cnnbatch.process import peak_rss_bytes
+from cnnbatch.inference.worker.host_memory import peak_rss_bytes
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
 before = peak_rss_bytes()

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 
-from cnnbatch import speed
+from cnnbatch.inference.run import RunOptions
+from cnnbatch.inference.worker import devices
 from cnnbatch.job import TrainJob
 from cnnbatch.launch import launch
-from cnnbatch.run import RunOptions
 from tests.bench.measuring import alone, photographs
 
 THIS = "tests.bench.training"
@@ -59,7 +59,7 @@ def folder_of(where: Path, count: int) -> str:
 
 def ours(photos: str, out: str) -> dict[str, float]:
     """Train here, on one core; return images a second of an epoch, decoding and all."""
-    speed.keep_freed_memory()
+    devices.keep_freed_memory()
     torch.set_num_threads(1)
     launch(job(photos, out), RunOptions(quiet=True))
     return {"rate": rate_of(out)}
@@ -102,17 +102,17 @@ def plain(photos: str, out: str) -> dict[str, float]:
 
 def stages(photos: str, out: str) -> dict[str, float]:
     """Return the processor's milliseconds an image of each stage alone, and the ceiling of all."""
-    from cnnbatch.output import Output
+    from cnnbatch.output.folder import Output
     from cnnbatch.sources import open_source
     from cnnbatch.storage import Storage
-    from cnnbatch.training.collecting import collect
-    from cnnbatch.training.loader import Loader
+    from cnnbatch.training.data.dataset import collect
+    from cnnbatch.training.data.loader import Loader
+    from cnnbatch.training.data.splits import parts_of
+    from cnnbatch.training.distributed import Team
     from cnnbatch.training.loop import Loop, Plan
-    from cnnbatch.training.parts import parts_of
-    from cnnbatch.training.team import Team
     from cnnbatch.training.worker import Silent, precision_for
 
-    speed.keep_freed_memory()
+    devices.keep_freed_memory()
     torch.set_num_threads(1)
     spec = job(photos, out)
     parts = parts_of(spec, Storage())

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.building import Choice
+from cnnbatch.models.choice import Choice
 from cnnbatch.models.detector import Detector
 from cnnbatch.models.onnx.choice import open_file
 from cnnbatch.models.onnx.classifier import classifier
 from cnnbatch.models.onnx.detr import detr
 from cnnbatch.models.onnx.torchvision_export import torchvision
 from cnnbatch.models.onnx.yolo import yolo
-from cnnbatch.onnx_files import OnnxFile
+from cnnbatch.models.weights.onnx_files import OnnxFile
 
 __all__ = ["classifier", "detector"]
 

@@ -12,13 +12,12 @@ from functools import cache
 import torch
 import torchvision
 
-from cnnbatch import onnx_files
-from cnnbatch import weights as files
 from cnnbatch.errors import UserError
-from cnnbatch.models.building import Choice, check_classes
+from cnnbatch.models.choice import Choice, check_classes
 from cnnbatch.models.onnx.module import OnnxModule, Outputs, picture_size
 from cnnbatch.models.resizing import Size
-from cnnbatch.onnx_files import OnnxFile
+from cnnbatch.models.weights import files, onnx_files
+from cnnbatch.models.weights.onnx_files import OnnxFile
 
 Names = tuple[str, ...]
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from cnnbatch import weights as files
 from cnnbatch.errors import UserError
-from cnnbatch.models.building import Choice, require_equal, says_all
+from cnnbatch.models.choice import Choice, require_equal, says_all
+from cnnbatch.models.libraries.torchvision_models import imagenet_classes
 from cnnbatch.models.network import Network, library
 from cnnbatch.models.onnx.choice import first_outputs, names_inside, open_file, require_size, unnamed
 from cnnbatch.models.onnx.module import OnnxModule, Outputs, picture_size, takes_pixels
 from cnnbatch.models.preprocessing import Preprocessing, Size
-from cnnbatch.models.torchvision_models import imagenet_classes
-from cnnbatch.onnx_files import OnnxFile, Port
+from cnnbatch.models.weights import files
+from cnnbatch.models.weights.onnx_files import OnnxFile, Port
 
 if TYPE_CHECKING:
-    from cnnbatch.tasks import Runtime
+    from cnnbatch.types import Runtime
 
 _SIDE = 224
 _MARGIN = 256 / 224  # torchvision's resize beside its crop

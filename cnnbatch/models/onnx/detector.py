@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from cnnbatch import weights as files
 from cnnbatch.errors import UserError
-from cnnbatch.models.building import Choice
+from cnnbatch.models.choice import Choice
 from cnnbatch.models.detector import Detections, Detector
 from cnnbatch.models.network import library
 from cnnbatch.models.onnx.choice import Names
 from cnnbatch.models.onnx.module import OnnxModule, Outputs
 from cnnbatch.models.resizing import Resizing, Size
-from cnnbatch.onnx_files import OnnxFile
+from cnnbatch.models.weights import files
+from cnnbatch.models.weights.onnx_files import OnnxFile
 
 if TYPE_CHECKING:
-    from cnnbatch.tasks import Runtime
+    from cnnbatch.types import Runtime
 
 
 class Head(Protocol):

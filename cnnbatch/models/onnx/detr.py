@@ -9,14 +9,14 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.building import Choice, require_equal
+from cnnbatch.models.choice import Choice, require_equal
 from cnnbatch.models.detector import PROBE, Detections, Detector
 from cnnbatch.models.onnx.choice import Names, coco_labels, first_outputs, names_inside, require_size, unnamed
 from cnnbatch.models.onnx.detector import OnnxDetector, as_detector, best, unfit, wanted_size
 from cnnbatch.models.onnx.module import OnnxModule, Outputs, picture_size, takes_pixels
 from cnnbatch.models.preprocessing import Preprocessing
 from cnnbatch.models.resizing import Resizing
-from cnnbatch.onnx_files import OnnxFile
+from cnnbatch.models.weights.onnx_files import OnnxFile
 
 _SIDES = (800, 1333)
 

@@ -10,14 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.backends import Unavailable, openvino_config, openvino_package
-from cnnbatch.onnx_files import OnnxFile, package
-from cnnbatch.passes import trying
+from cnnbatch.models.passes import trying
+from cnnbatch.models.runtime.backends import Unavailable, openvino_config, openvino_package
+from cnnbatch.models.weights.onnx_files import OnnxFile, package
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from cnnbatch.tasks import Runtime
+    from cnnbatch.types import Runtime
 
 Feed = Mapping[str, "NDArray[Any]"]
 Call = Callable[[Feed], Sequence["NDArray[Any]"]]

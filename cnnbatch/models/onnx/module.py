@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.backends import TOLERANCE, Unavailable, noise
 from cnnbatch.models.onnx.engines import Call, Feed, onnx_runtime, openvino
-from cnnbatch.onnx_files import OnnxFile, Port
-from cnnbatch.tasks import Runtime
+from cnnbatch.models.runtime.backends import TOLERANCE, Unavailable, noise
+from cnnbatch.models.weights.onnx_files import OnnxFile, Port
+from cnnbatch.types import Runtime
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

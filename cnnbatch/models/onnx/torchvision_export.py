@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from cnnbatch.models.building import Choice
+from cnnbatch.models.choice import Choice
 from cnnbatch.models.detector import PROBE, Detections, Detector
+from cnnbatch.models.libraries.torchvision_detectors import BACKGROUND
 from cnnbatch.models.onnx.choice import Names, coco_labels, first_outputs, names_inside, require_size, unnamed
 from cnnbatch.models.onnx.detector import OnnxDetector, as_detector, best, unfit, wanted_size
 from cnnbatch.models.onnx.module import OnnxModule, Outputs, picture_size
 from cnnbatch.models.resizing import Resizing, Size
-from cnnbatch.models.torchvision_detectors import BACKGROUND
-from cnnbatch.onnx_files import OnnxFile
+from cnnbatch.models.weights.onnx_files import OnnxFile
 
 
 def torchvision(choice: Choice, file: OnnxFile) -> Detector:

@@ -10,14 +10,14 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.building import Choice
+from cnnbatch.models.architectures.suppression import detections
+from cnnbatch.models.choice import Choice
 from cnnbatch.models.detector import Detections, Detector
 from cnnbatch.models.onnx.choice import coco, first_outputs, literal, names_inside, require_size, unnamed
 from cnnbatch.models.onnx.detector import OnnxDetector, as_detector, shapes, unfit, wanted_size
 from cnnbatch.models.onnx.module import OnnxModule, Outputs, picture_size
 from cnnbatch.models.resizing import Resizing, Size
-from cnnbatch.models.suppression import detections
-from cnnbatch.onnx_files import OnnxFile
+from cnnbatch.models.weights.onnx_files import OnnxFile
 
 Kind = Literal["scores", "objectness", "suppressed"]
 

@@ -1,0 +1,1 @@
+"""The sections of a job as closed models, and how they are read from YAML and from the command line."""

@@ -1,0 +1,95 @@
+"""The ``train:`` section of a job: how much of the network is tuned, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cnnbatch.config.section import Batch, Count, Seconds, Section, Share
+
+Strategy = Literal["as_is", "head", "last_blocks", "all", "scratch"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Augment(Section):
+    """What is done at random to a training picture, after it is cut to the network's input size.
+
+    Fractions are of the picture's side; every draw follows from the seed, the epoch and the key.
+    """
+
+    flip: bool = Field(True, description="Mirror every other picture.")
+    shift: Share = Field(0.0, description="Move by up to this part of the side, both ways.")
+    crop: Share = Field(0.35, description="The least part of the area that a random crop takes; 1: no crop.")
+    colour: Share = Field(0.0, description="Change brightness, contrast and saturation by up to this part.")
+    randaugment: Annotated[int, Field(ge=0, le=10)] = Field(
+        0, description="How many operations of RandAugment a picture gets."
+    )
+    magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="RandAugment's strength, of 30.")
+    mixup: NotNegative = Field(0.0, description="MixUp's alpha; 0: none.")
+    cutmix: NotNegative = Field(0.0, description="CutMix's alpha; 0: none.")
+
+
+STRONG = Augment(colour=0.2)
+"""For few images that are unlike those that the network was trained on.
+
+No more than this: of blood cells, whose colours and sizes tell what they are, RandAugment's operations cost a
+point of accuracy, moving and smaller crops two or three.
+"""
+
+
+class Train(Section):
+    """How to train; ``auto`` leaves it to what was measured of the data, and says why."""
+
+    strategy: Literal["auto"] | Strategy = Field("auto", description="How much of the network is tuned.")
+    features: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="With head: the block whose output it reads, none after it; null: the last."
+    )
+    epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)] = Field(
+        "auto", description="How often every picture is seen."
+    )
+    batch: Batch = Field(32, description="Pictures of one step, of all workers together.")
+    optimizer: Literal["sgd", "adadelta", "adamw", "muon"] = "adamw"
+    learning_rate: Literal["auto"] | Positive = Field(
+        "auto", description="The highest, of the head; auto: what suits optimizer and strategy."
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.75, description="The learning rate of a stage, as a part of that of the stage after it."
+    )
+    momentum: Share = 0.9
+    nesterov: bool = True
+    weight_decay: NotNegative = Field(0.02, description="Of weights; biases and normalisations have none.")
+    schedule: Literal["one_cycle", "cosine", "step", "constant"] = "one_cycle"
+    warmup: Share = Field(0.2, description="The part of all steps in which the learning rate rises.")
+    label_smoothing: Share = 0.1
+    class_weights: Literal["none", "balanced"] = Field(
+        "none", description="balanced: rare classes count more, by the inverse of their pictures."
+    )
+    accumulate: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        1, description="Steps whose gradients are added up."
+    )
+    clip: Positive | None = Field(1.0, description="The gradient's greatest norm; null: any.")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Decay of the weights' average; 0: none."
+    )
+    judge_first: bool = Field(
+        False, description="Validate before the first step, too: what the network begins with."
+    )
+    patience: Count | None = Field(None, description="Stop after so many epochs without a better one.")
+    augment: Augment = Augment()
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.15, description="Part of the training pictures that validates, where the input sets none apart."
+    )
+    test: Share = Field(0.15, description="Part that tests, where the input sets none apart; 0: none.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    checkpoint_s: Seconds = Field(300.0, description="Seconds between two checkpoints inside an epoch.")
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        10, description="How often lost workers are replaced before the run gives up."
+    )
+
+    @model_validator(mode="after")
+    def _only_a_head_reads_features(self) -> Self:
+        if self.features is not None and self.strategy != "head":
+            raise ValueError(f"features is where a head reads; expected strategy head, got {self.strategy}")
+        return self

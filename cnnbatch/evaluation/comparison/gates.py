@@ -1,0 +1,89 @@
+"""Numbers that a comparison must reach, as ``--fail-under`` names them: what makes a pipeline stop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from cnnbatch.config.yaml import plain_scalar
+from cnnbatch.errors import UserError
+from cnnbatch.evaluation.comparison.differences import Difference
+from cnnbatch.humanize import nearest
+from cnnbatch.metrics import LESS_IS_BETTER, Value
+
+AGREEMENT = "agreement"
+
+_ROUNDING = 1e-9  # 0.85 - 0.86 is a little less than -0.01.
+
+
+class Gate(NamedTuple):
+    """The least that ``metric`` may be: of ``agreement`` itself, of any other what B gains over A.
+
+    That is B's value less A's, or A's less B's where less is better.
+    """
+
+    metric: str
+    least: float
+
+
+def read_gates(texts: Iterable[str]) -> list[Gate]:
+    """Return the gates of texts as METRIC=NUMBER. Raises UserError for one that is none."""
+    gates = []
+    for text in texts:
+        metric, _, number = text.rpartition("=")
+        least = plain_scalar(number.strip())
+        if not metric.strip() or isinstance(least, str | bool | None) or not math.isfinite(least):
+            raise UserError(
+                f"--fail-under: expected METRIC=NUMBER, as in AP=-0.01 or agreement=0.98; got {text!r}"
+            )
+        gates.append(Gate(metric.strip(), float(least)))
+    return gates
+
+
+def require_truth(gates: Iterable[Gate], known: bool) -> None:
+    """Refuse gates that need a truth unless it is ``known`` in both outputs. Raises UserError."""
+    for gate in gates:
+        if gate.metric != AGREEMENT and not known:
+            raise UserError(
+                f"--fail-under {gate.metric}: a metric needs a truth of the same images in both outputs\n"
+                f"  what to do: name {AGREEMENT}, or say where the truth is: cnnbatch evaluate OUT truth=FILE"
+            )
+
+
+def broken(
+    gates: Sequence[Gate], agreement: Value, metrics: Mapping[str, Difference] | None
+) -> Iterator[str]:
+    """Yield a sentence for each gate that is not reached; ``metrics`` is None without a truth.
+
+    Raises UserError for a metric that is unknown, needs a truth, or has no value.
+    """
+    require_truth(gates, metrics is not None)
+    for gate in gates:
+        if gate.metric == AGREEMENT:
+            what, value, reasons = AGREEMENT, agreement.value, [agreement.reason]
+        else:
+            found = _known(gate.metric, metrics or {})
+            what, value = _gain(gate.metric, found)
+            reasons = [found.a.reason, found.b.reason]
+        if value is None:
+            reason = next(filter(None, reasons), "unknown why")
+            raise UserError(f"--fail-under {gate.metric}: there is no such number: {reason}")
+        if value < gate.least - _ROUNDING:
+            yield f"failed: {what} is {value:.4f}, below {gate.least:g}"
+
+
+def _gain(metric: str, found: Difference) -> tuple[str, float | None]:
+    """Return what is compared with the gate, in words and as a number."""
+    if metric.startswith(LESS_IS_BETTER):
+        return f"A - B of {metric}", None if found.value is None else -found.value
+    return f"B - A of {metric}", found.value
+
+
+def _known(name: str, metrics: Mapping[str, Difference]) -> Difference:
+    if name not in metrics:
+        known = [AGREEMENT, *metrics]
+        near = nearest(name, known)
+        hint = f"did you mean {near}?" if near else f"known here: {', '.join(known)}"
+        raise UserError(f"--fail-under: there is no metric {name!r}; {hint}")
+    return metrics[name]

@@ -1,0 +1,210 @@
+"""The page of a comparison: what two outputs say of the same pictures, side by side where they differ most.
+
+It is as self-contained as the report; its numbers are those of ``comparison.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+
+from cnnbatch.evaluation.comparison.summary import agreement, cells, changed, score
+from cnnbatch.humanize import number
+from cnnbatch.report.facts import Fact
+from cnnbatch.report.marked import marked
+from cnnbatch.report.page import PICTURE_SIDE, SHOWN
+from cnnbatch.report.pictures import Picture, Seen, Viewer, hurried, seen
+from cnnbatch.report.tally import Place, fetch
+from cnnbatch.report.template import template
+from cnnbatch.sources import source_of
+from cnnbatch.storage import redact
+
+if TYPE_CHECKING:
+    from cnnbatch.evaluation.comparison import Comparison
+    from cnnbatch.evaluation.comparison.pairing import Side
+    from cnnbatch.output.reader import Reader
+
+PICTURES = 24
+MOST_FAILED = 6
+"""Pictures of images that failed in only one output, so that there is room for others."""
+MOST_ROWS = 20
+
+_TITLES = {"key": "Image", "truth": "Truth", "a": "A", "b": "B"}
+
+
+class Pair(NamedTuple):
+    """What both outputs say of an image; one picture serves both where nothing is drawn on it."""
+
+    key: str
+    pictures: Sequence[Picture]
+    sides: tuple[tuple[str, Seen], tuple[str, Seen]]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the page: ``names`` are its columns, ``rows`` words; ``more`` rows are not shown."""
+
+    title: str
+    lead: str
+    names: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    more: int = 0
+
+    @property
+    def id(self) -> str:
+        """The title as an anchor of the page."""
+        return self.title.lower().replace(" ", "-")
+
+
+def page_html(found: Comparison) -> str:
+    """Return the whole page."""
+    return template("comparison.html.j2").render(
+        names=_names(found),
+        outputs=[redact(side.result.uri) for side in (found.a, found.b)],
+        images=found.images,
+        headline=_headline(found),
+        pairs=pairs(found),
+        drawn=found.what == "objects",
+        listed=found.disagreements.num_rows,
+        tables=list(_tables(found)),
+        notes=found.notes,
+    )
+
+
+def pairs(found: Comparison) -> list[Pair]:
+    """Return what both say of the images that differ most; pictures are from A's input, else B's."""
+    listed = found.disagreements
+    failed: Any = pc.or_(listed["code_a"].is_valid(), listed["code_b"].is_valid())
+    some = listed.filter(failed).slice(0, MOST_FAILED)
+    rows = [*some.to_pylist(), *listed.filter(pc.invert(failed)).slice(0, PICTURES - len(some)).to_pylist()]
+    least = found.options.score_threshold
+    sides = [list(_seen(found.a, rows, "a", least)), list(_seen(found.b, rows, "b", least))]
+    plain = [[replace(one, objects=None) for one in some] for some in sides]
+    pictures = _viewer(found.a.result).pictures(plain[0], PICTURE_SIDE)
+    other = _viewer(found.b.result)
+    for place, picture in enumerate(pictures):
+        if picture.image is None:
+            pictures[place] = other.picture(plain[1][place], PICTURE_SIDE)
+    return [
+        _pair(picture, a, b, found.what) for picture, a, b in zip(pictures, sides[0], sides[1], strict=True)
+    ]
+
+
+def _pair(picture: Picture, a: Seen, b: Seen, what: str) -> Pair:
+    drawn = [_drawn(picture, one) for one in ((a, b) if what == "objects" and picture.image else (a,))]
+    return Pair(a.key, drawn, (("A", a), ("B", b)))
+
+
+def _drawn(picture: Picture, one: Seen) -> Picture:
+    """Return the picture with what one output has found."""
+    if picture.image is None or not one.size or not one.objects:
+        return replace(picture, seen=one)
+    return Picture(one, marked(picture.image.copy(), one.size[::-1], one.objects))
+
+
+def _seen(side: Side, rows: Sequence[Mapping[str, Any]], name: str, least: float) -> Iterator[Seen]:
+    """Yield what an output says of each image, with the objects that the comparison counts."""
+    parts = list(side.parts)
+    places = [Place(0.0, 0, parts.index(row[f"part_{name}"]), row[f"row_{name}"]) for row in rows]
+    columns = [column for column in SHOWN if column in side.result.schema.names]
+    for place, row in zip(places, fetch(side.result, places, columns), strict=True):
+        one = seen(row, side.result.refs(place.part, [place.row])[0])
+        if one.objects is not None:
+            counted = [each for each in row["objects"] if _counts(each["score"], least)]
+            one = replace(one, objects=tuple(counted))
+        yield one
+
+
+def _counts(score: float | None, least: float) -> bool:
+    return score is None or bool(np.float32(score) >= np.float32(least))
+
+
+def _viewer(result: Reader) -> Viewer:
+    storage = hurried(result.input_storage().options)
+    return Viewer(storage, source_of(result, storage))
+
+
+def _names(found: Comparison) -> list[str]:
+    """Return the models of both outputs, or the names of their folders where these tell more."""
+    results = [side.result for side in (found.a, found.b)]
+    tasks = [result.settings.get("task") for result in results]
+    models = [str(task["model"]) for task in tasks if isinstance(task, dict) and "model" in task]
+    folders = [redact(result.uri).rpartition("/")[2] for result in results]
+    return models if len(set(models)) == 2 else folders
+
+
+def _headline(found: Comparison) -> list[Fact]:
+    value = found.agreement.value
+    facts = [
+        Fact("Agreement", "none" if value is None else f"{100 * value:.1f} %"),
+        Fact("Images in both", number(found.images)),
+        Fact("Only in A", number(found.only_a)),
+        Fact("Only in B", number(found.only_b)),
+    ]
+    if found.changes:
+        facts += [
+            Fact("Better in B", number(found.changes.better)),
+            Fact("Worse in B", number(found.changes.worse)),
+        ]
+    for name, codes in (("A", found.failed_a), ("B", found.failed_b)):
+        if codes:
+            facts.append(Fact(f"Failed only in {name}", number(codes.total()), link="failures"))
+    return facts
+
+
+def _tables(found: Comparison) -> Iterator[Table]:
+    """Yield the tables that have rows."""
+    what = "Boxes" if found.what == "objects" else "Images"
+    if found.metrics:
+        yield Table(
+            "By their truth",
+            changed(found),
+            ("Metric", "A", "B", "B − A", "95 % interval"),
+            [(name, *cells(one)) for name, one in found.metrics.items()],
+        )
+    yield _cut(
+        "Classes",
+        agreement(found) + ". The largest shifts first.",
+        ("Class", f"{what} in A", f"{what} in B", "Shift", "Mean score in A", "in B"),
+        [
+            (one.label, number(one.count_a), number(one.count_b), f"{one.count_b - one.count_a:+,}")
+            + (score(one.score_a), score(one.score_b))
+            for one in found.classes
+        ],
+    )
+    if found.label_changes:
+        same = (
+            "Boxes that lie alike, by their labels." if found.what == "objects" else "Images by their labels."
+        )
+        rows = [(one.before, one.after, number(one.count)) for one in found.label_changes]
+        yield _cut("Labels that changed", same, ("In A", "In B", what), rows)
+    yield from _changes(found)
+    if found.failed_a or found.failed_b:
+        codes = sorted(found.failed_a.keys() | found.failed_b.keys())
+        rows = [(code, number(found.failed_a[code]), number(found.failed_b[code])) for code in codes]
+        yield Table("Failures", "Images that failed in only one of the two.", ("Code", "In A", "In B"), rows)
+
+
+def _changes(found: Comparison) -> Iterator[Table]:
+    changes = found.changes
+    if changes is None:
+        return
+    for title, rows in (("Worse in B", changes.most_worse), ("Better in B", changes.most_better)):
+        if rows.num_rows:
+            names = [name for name in rows.schema.names if name != "weight"]
+            words = [[_word(row[name]) for name in names] for row in rows.to_pylist()]
+            right = "Right in only one of them, the highest scores first."
+            lead = right if changes.by == "right" else f"By their {changes.by}, the largest changes first."
+            yield Table(title, lead, [_TITLES[name] for name in names], words)
+
+
+def _word(value: str | float | None) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else value or "nothing"
+
+
+def _cut(title: str, lead: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    return Table(title, lead, names, rows[:MOST_ROWS], max(len(rows) - MOST_ROWS, 0))

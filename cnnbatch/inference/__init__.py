@@ -1,0 +1,1 @@
+"""The map job: images in, one row each out, shard by shard."""

@@ -1,0 +1,1 @@
+"""Chooses the fastest configuration of a worker that gives the same results."""

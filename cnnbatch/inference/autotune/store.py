@@ -1,0 +1,135 @@
+"""Settles once, for an output and each kind of device in it, how its workers run; the driver's side.
+
+What is settled lies in ``_job/``: ``settings.json`` has the one precision and the one decoder,
+``settings/`` a file for each kind of device, with what was measured for it. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cnnbatch.errors import UserError
+from cnnbatch.inference import fingerprint
+from cnnbatch.inference.messages import Ready, Sample
+from cnnbatch.job import MapJob, to_yaml
+from cnnbatch.output.folder import Output
+from cnnbatch.output.plan import spread
+from cnnbatch.storage import redact
+from cnnbatch.types import ImageRef, Shard
+
+if TYPE_CHECKING:
+    from cnnbatch.evaluation.known_classes import KnownClasses
+    from cnnbatch.terminal.screen import Screen
+
+FEW = 100
+"""The least number of images on which a way through a network is judged."""
+SAMPLE = 104
+"""Images of a sample: a few more than that, since some may be broken."""
+LARGE_SAMPLE = 400
+"""Images of a large job's sample: among a hundred one that is on the brink is one of a hundred too many."""
+_SAMPLED = 20  # of so many images that a worker gets, one is in the sample
+
+
+class Settling:
+    """Keeps what the workers of a run settle, and says what is to be measured first.
+
+    ``refs`` are the first images to predict, ``images`` counts those planned so far. With
+    ``allow_mixed`` an output may hold parts of several precisions. ``known`` is asked of the first model that
+    was loaded. On ``screen`` it is said what the workers note and what they do.
+    """
+
+    def __init__(
+        self,
+        job: MapJob,
+        output: Output,
+        refs: Sequence[ImageRef] = (),
+        images: Callable[[], int] = lambda: 0,
+        allow_mixed: bool = False,
+        known: KnownClasses | None = None,
+        screen: Screen | None = None,
+    ) -> None:
+        self._job, self._output, self._known = job, output, known
+        self._refs, self._images = refs, images
+        self._allow_mixed, self._screen = allow_mixed, screen
+        self._noted: set[str] = set()
+
+    def kept(self) -> dict[str, Any]:
+        """Return what is settled: ``precision``, ``decoder``, and the settings by their key."""
+        return {**(self._output.decided("settings") or {}), **self._output.settings()}
+
+    def sample(self, ready: Ready, workers: int) -> Sample | None:
+        """Return what a worker is to measure on; None where nothing is open or too little is there."""
+        self._require_known(ready)
+        kept = self.kept()
+        if not ready.open or self._images() < FEW or len(self._refs) < FEW or _is_settled(ready, kept):
+            return None
+        first = "precision" not in kept
+        precision_open = self._job.compute.precision == "auto" and first
+        share = self._images() // (_SAMPLED * max(1, workers))
+        if self._screen is not None:
+            self._screen.doing(f"measuring how {model_of(self._job)} runs fastest here")
+        refs = spread(self._refs, min(max(SAMPLE, share), LARGE_SAMPLE))
+        return Sample(Shard(0, refs), self._images(), workers, precision_open, first)
+
+    def settle(self, ready: Ready) -> Mapping[str, Any]:
+        """Keep how a worker runs, unless that is settled for its kind of device; return what is kept.
+
+        A worker whose settings are not those has to load again. Raises UserError where the output was
+        made by another identity, and where the model does not know the classes of the ground truth.
+        """
+        self._require_known(ready)
+        for words in ready.notes:
+            if self._screen is not None and words not in self._noted:
+                self._noted.add(words)
+                self._screen.note(words)
+        settings = ready.settings
+        mine = {name: settings[name] for name in ("precision", "decoder")}
+        kept = {"decoder": "cpu", **self._output.decide("settings", mine)}
+        same_precision = settings["precision"] == kept["precision"] or self._job.compute.precision != "auto"
+        if same_precision and settings["decoder"] == kept["decoder"]:
+            self._require_identity(ready)
+            record = {**settings, "trials": list(ready.trials), "operators_on_cpu": ready.operators_on_cpu}
+            self._output.decide(f"settings/{ready.key}", record)
+        return self.kept()
+
+    def _require_known(self, ready: Ready) -> None:
+        if self._known is not None:
+            self._known.require(ready.classes)
+
+    def _require_identity(self, ready: Ready) -> None:
+        compared = {
+            name: value
+            for name, value in ready.identity.items()
+            if name != "precision" or not self._allow_mixed
+        }
+        self._output.require_identity(compared)
+        self._require_parts_of(ready.identity)
+        self._output.decide("identity", ready.identity)
+        if ready.classes is not None:
+            self._output.decide("classes", ready.classes)
+        self._output.storage.put(self._output.path("_job", "job.yaml"), to_yaml(self._job).encode())
+
+    def _require_parts_of(self, made: Mapping[str, Any]) -> None:
+        """Refuse finished parts of another identity where the output has lost its record of it."""
+        if self._allow_mixed or self._output.decided("identity") is not None:
+            return
+        for index in sorted(self._output.finished())[:1]:
+            if self._output.footer(index).get("fingerprint") != fingerprint.fingerprint(made):
+                part = redact(self._output.part(index))
+                raise UserError(
+                    f"{part} was made by another job, and one output never mixes two\n"
+                    "  what to do: choose another output, or give the job that made this one"
+                )
+
+
+def model_of(job: MapJob) -> str:
+    """Return the model of a job as a person says it: its name, else that of the task."""
+    return str(getattr(job.task, "model", None) or job.task.name)
+
+
+def _is_settled(ready: Ready, kept: Mapping[str, Any]) -> bool:
+    """Say whether a worker's kind of device has its settings in the output's precision."""
+    wanted = (ready.settings["device"], kept.get("precision"))
+    records = [value for value in kept.values() if isinstance(value, Mapping)]
+    return any((record["device"], record["precision"]) == wanted for record in records)

@@ -1,0 +1,72 @@
+"""Predicts in this process: for a handful of images, where starting Ray would take longer than the work.
+
+A crash or a hang ends the process, so what is under way is noted in the output first; the same
+command then takes Ray, which survives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from cnnbatch.inference.driver.retries import Alone, Attempts
+from cnnbatch.inference.messages import Fault, Order, Ready, Settling, Work, as_error
+from cnnbatch.inference.worker_process import WorkerProcess
+from cnnbatch.output.folder import Output
+from cnnbatch.terminal import interrupts
+from cnnbatch.types import Receipt
+
+
+def predict_inline(order: Order, works: Iterable[Work | None], settling: Settling) -> Iterator[Receipt]:
+    """Run every shard in this process, in order; raises UserError or EnvironmentFault."""
+    process = WorkerProcess()
+    ready = process.load(order)
+    if isinstance(ready, Ready) and (sample := settling.sample(ready, 1)):
+        ready = process.measure(sample)
+    if isinstance(ready, Fault):
+        raise as_error(ready)
+    settling.settle(ready)
+    attempts = Attempts()
+    try:
+        for work in works:
+            if work is not None:
+                with _noted(order.output, work):
+                    yield _until_done(process, work, attempts)
+    finally:
+        process.close()
+
+
+def _until_done(process: WorkerProcess, work: Work, attempts: Attempts) -> Receipt:
+    attempts.requeue(work)
+    while (next_work := attempts.next_work()) is not None:
+        answer = process.run(next_work)
+        if isinstance(answer, Receipt):
+            return answer
+        if answer.kind != "predict":
+            raise as_error(answer)
+        attempts.failed(next_work, answer.positions, answer.what)
+        _try_suspects(process, attempts)
+    raise RuntimeError(f"shard {work.shard.index} was lost between attempts")
+
+
+def _try_suspects(process: WorkerProcess, attempts: Attempts) -> None:
+    while isinstance(question := attempts.next_question(), Alone):
+        answer = process.try_alone(question.shard, question.position)
+        if isinstance(answer, Fault):
+            raise as_error(answer)
+        attempts.answered(question, answer)
+
+
+@contextmanager
+def _noted(output: Output, work: Work) -> Iterator[None]:
+    note = output.suspect(work.shard.index)
+    output.storage.put(note, b"{}")
+
+    def remove() -> None:
+        output.storage.delete(note)
+
+    try:
+        with interrupts.cleaned_up_by(remove):
+            yield
+    finally:  # A crash does not come here: then the note stays.
+        remove()

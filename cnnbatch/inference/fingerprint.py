@@ -1,0 +1,82 @@
+"""What can change a row, and nothing else: the fields whose digest is a part's fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from cnnbatch.images.limits import REVISION
+from cnnbatch.job import Job, MapJob, StudyJob, TrainJob, fingerprint_fields
+
+if TYPE_CHECKING:
+    from cnnbatch.types import Decoder, Model, Precision
+
+
+def of(job: MapJob, model: Model, precision: Precision, decoder: Decoder) -> dict[str, Any]:
+    """Return the identity of ``job`` with its loaded ``model``: JSON values by dotted names."""
+    from cnnbatch.images import decode
+
+    on_device = f"nvjpeg of torchvision {_minor('torchvision')}, " if decoder == "cuda" else ""
+    decoders = on_device + decode.VERSION
+    revision = {"decoder_revision": REVISION}
+    return {**of_job(job), **model.identity, "decoder": decoders, **revision, "precision": precision}
+
+
+def of_job(job: Job) -> dict[str, Any]:
+    """Return the part of the identity that is known before a model is loaded."""
+    fields = fingerprint_fields(job)
+    return {**dict(_flat(fields)), "cnnbatch": _minor("cnnbatch"), "torch": _minor("torch")}
+
+
+def of_training(job: TrainJob | StudyJob) -> dict[str, Any]:
+    """Return what another training would not have in common with this one, by dotted names."""
+    may_differ = {"checkpoint_s", "max_failures", "judge_first"}
+    train = {
+        name: value for name, value in job.train.model_dump(mode="json").items() if name not in may_differ
+    }
+    chosen = {"limit": job.input.limit, "sample": job.input.sample}
+    own = {**dict(_flat({"train": train, "input": chosen})), "lesson": job.lesson}
+    return {**of_job(job), **own, "decoder_revision": REVISION}
+
+
+def of_study(job: StudyJob) -> dict[str, Any]:
+    """Return what another study would not have in common with this one, by dotted names."""
+    varied = job.study.model_dump(mode="json", include={"cases", "vary", "search", "seeds", "folds"})
+    return {**of_training(job), **dict(_flat({"study": varied}))}
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the exact versions that made a part."""
+    return {
+        name: version(name) for name in ("cnnbatch", "torch", "torchvision", "pillow", "simplejpeg")
+    } | _optional()
+
+
+def _optional() -> dict[str, str]:
+    """Return the versions of optional decoders that are installed; they are in no fingerprint."""
+    try:
+        return {"pillow_heif": version("pillow_heif")}
+    except PackageNotFoundError:
+        return {}
+
+
+def _minor(package: str) -> str:
+    return ".".join(version(package).split(".")[:2])
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,114 @@
+"""What passes between the driver and its workers: orders, shards, samples, answers and faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.job import MapJob
+from cnnbatch.output.folder import Output
+from cnnbatch.types import Failure, Shard, Source
+
+
+def as_error(fault: Fault) -> UserError | EnvironmentFault:
+    """Return the exception that a fault of a worker is to the person who runs the job."""
+    return UserError(fault.what) if fault.kind == "user" else EnvironmentFault(fault.what, fault.mend)
+
+
+def failure_of(hung: bool, batch_timeout_s: float) -> Failure:
+    """Return the failure of an image that ended its process when it was tried alone."""
+    if hung:
+        return Failure("predict", "timeout", f"no result within {batch_timeout_s:g} s, twice")
+    return Failure("predict", "crash", "the process ended while it was at this image, twice")
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker needs to load: ``kept`` is what the output has settled before."""
+
+    job: MapJob
+    source: Source
+    output: Output
+    inline: bool
+    kept: Mapping[str, Any] | None
+
+
+class Settling(Protocol):
+    """What decides how the workers of a run go through the network; see `inference.autotune.store`."""
+
+    def sample(self, ready: Ready, workers: int) -> Sample | None:
+        """Return what a worker is to measure on before it predicts, if anything."""
+
+    def settle(self, ready: Ready) -> Mapping[str, Any]:
+        """Keep how a worker runs; return what is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A shard to predict; ``condemned`` are the images that failed alone, by position.
+
+    ``again`` stands for a part that is there: its rows of changed images are predicted again, and those
+    that failed with one of these codes; the others stay.
+    """
+
+    shard: Shard
+    condemned: Mapping[int, Failure] = field(default_factory=dict)
+    again: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A few images of a job, on which the first worker of a kind of device measures how to run it.
+
+    ``images`` are how many the job has at least, ``workers`` how many share them: so much may it take.
+    ``precision_open`` where the output has no precision yet, and the job names none; ``decoder_open`` where
+    it has no decoder yet.
+    """
+
+    shard: Shard
+    images: int
+    workers: int
+    precision_open: bool
+    decoder_open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a worker process says once its model is loaded.
+
+    ``settings`` are `speed.Settings` as JSON values, ``key`` under what the output keeps them; ``open``
+    where measuring may find better ones; ``trials`` what measuring found, as JSON values;
+    ``operators_on_cpu`` what its accelerator lacks; ``identity`` is what can change a row; ``classes``
+    are the model's, a `truth.ModelClasses` as JSON values, where it has any; ``rss_bytes`` is what the
+    process took, ``left_bytes`` what its host or cgroup still has; ``notes`` are the model's sentences for
+    the person who runs the job.
+    """
+
+    settings: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    host: str
+    journal: str
+    rss_bytes: int
+    left_bytes: int
+    classes: Mapping[str, Any] | None = None
+    key: str = ""
+    open: bool = False
+    trials: Sequence[Mapping[str, Any]] = ()
+    operators_on_cpu: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a worker has no result, as a value, so that it travels and no traceback is lost with it.
+
+    ``predict``: the model raised on the images at ``positions``. ``environment``: the machine or
+    the storage, with what to mend. ``user``: a mistake in the job.
+    """
+
+    kind: Literal["predict", "environment", "user"]
+    what: str
+    mend: str = ""
+    positions: tuple[int, ...] = ()

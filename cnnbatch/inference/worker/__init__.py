@@ -1,0 +1,1 @@
+"""Inside one worker: read, decode, prepare, forward, rows."""

@@ -1,0 +1,340 @@
+"""One shard inside an actor: threads read and decode, this one predicts, another writes the rows.
+
+A shard is taken in windows of a fixed number of images. Batches are cut inside a window by plan
+order and shape, never by arrival, so that a row depends on its window alone, not on who computed
+it; the price is a short batch at the end of a window with failures.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from time import perf_counter, thread_time
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cnnbatch.errors import UserError
+from cnnbatch.evaluation.known_classes import aliases_of, judged_column, require_occurring
+from cnnbatch.inference import fingerprint
+from cnnbatch.inference.messages import Work
+from cnnbatch.inference.worker.journal import Journal
+from cnnbatch.inference.worker.predictor import PredictFault, Predictor
+from cnnbatch.inference.worker.readahead import Item, ReadAhead, Reading
+from cnnbatch.inference.worker.settings import Settings
+from cnnbatch.inference.worker.timings import Tally
+from cnnbatch.inference.worker.transfer import Direct, transfer_for
+from cnnbatch.job import MapJob
+from cnnbatch.output import plan
+from cnnbatch.output.folder import Output
+from cnnbatch.output.part import PartSpool, part_rows, part_schema, sweep
+from cnnbatch.storage import AlreadyExists, Changed, redact
+from cnnbatch.truth import ModelClasses, check_sizes, classes_of, object_labels
+from cnnbatch.types import Failure, Model, Receipt, Shard, Source
+
+if TYPE_CHECKING:
+    from cnnbatch.images.nvjpeg import OnDevice
+
+__all__ = ["PredictFault", "Worker"]
+
+
+class Worker:
+    """A loaded model with its threads; two shards may run in it at once."""
+
+    def __init__(
+        self,
+        job: MapJob,
+        source: Source,
+        output: Output,
+        journal: Journal,
+        settings: Settings,
+        model: Model | None = None,
+    ) -> None:
+        sweep()
+        settings.apply()
+        self.model = job.task.load(settings.runtime()) if model is None else model
+        self.settings = settings
+        self.identity = fingerprint.of(job, self.model, settings.precision, settings.decoder)
+        self._source = source
+        self._output = output
+        self.journal = journal
+        self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
+        self._aliases = aliases_of(job)
+        self._matches = judged_column(source.truth_schema, job.task.columns()) == "objects"
+        beside = settings.type != "cpu"
+        threads, on_device = settings.decode_threads, _on_device(settings)
+        self._ahead = ReadAhead(source, self.model, journal, threads, settings.window, beside, on_device)
+        self.predictor = Predictor(self.model, transfer_for(settings.device), journal, settings.batch)
+        self._rows_thread = ThreadPoolExecutor(1, "rows")
+        self._device = threading.Lock()
+
+    def run(self, work: Work) -> Receipt:
+        """Predict one shard and put its part; a part that is there already is left as it is.
+
+        Raises PredictFault where the model raised, EnvironmentFault where nothing may be written.
+        """
+        shard, started = work.shard, _now()
+        old, etag = (None, None) if work.again is None else self._part(shard)
+        positions = range(len(shard.refs)) if old is None else _positions_again(old, work)
+        truth = self._truth(shard)
+        tally, sizes = Tally(), list[tuple[int, int] | None]()
+        with PartSpool(self._schema) as spool:
+            for rows in self._rows(work, positions, truth, tally):
+                sizes += _sizes(rows) if truth is not None else []
+                if old is not None:
+                    old = _replace_rows(old, pa.Table.from_batches([rows]))
+                else:
+                    with tally.wall("write"):
+                        spool.write(rows)
+            for batch in _marked(old, shard).to_batches() if old is not None else ():
+                spool.write(batch)
+            receipt = tally.receipt(shard, old)
+            file = spool.finish(self._footer(shard, receipt, started))
+            if truth is not None:
+                self._put_truth(shard, truth, _sizes(old) if old is not None else sizes, etag)
+            self._put_part(shard, file, etag)
+        return receipt
+
+    def try_alone(self, shard: Shard, position: int) -> Failure | None:
+        """Predict one image by itself and keep nothing; return why its row is a failure, or None.
+
+        Raises PredictFault where the model raised.
+        """
+        truth, tally = self._truth(shard), Tally()
+        rows = pa.Table.from_batches(self._rows(Work(shard), [position], truth, tally), schema=self._schema)
+        error = rows.column("error")[0].as_py()
+        return Failure(**error) if error else None
+
+    def probe(self) -> None:
+        """Run the network on one picture of random pixels; raises whatever it raises."""
+        self.predictor.probe()
+
+    def classes(self) -> dict[str, Any] | None:
+        """Return the model's classes as JSON values; None where it has none."""
+        found = getattr(self.model, "classes", None)
+        return asdict(found) if isinstance(found, ModelClasses) else None
+
+    def notes(self) -> tuple[str, ...]:
+        """Return the model's sentences for the person who runs the job."""
+        return tuple(getattr(self.model, "notes", ()))
+
+    def close(self) -> None:
+        """End the threads."""
+        self._ahead.close()
+        self.predictor.close()
+        self._rows_thread.shutdown()
+
+    def _rows(
+        self, work: Work, positions: Sequence[int], truth: pa.Table | None, tally: Tally
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield a window's rows each, one window behind the one that is predicted."""
+        reading = Reading(work.shard, positions, work.condemned, None if truth is None else truth.to_pylist())
+        pending: Future[pa.RecordBatch] | None = None
+        for items, outputs in self._predicted(self.predictor, reading, tally):
+            if pending is not None:
+                yield pending.result()
+            pending = self._rows_thread.submit(self._window_rows, work.shard, items, outputs, tally)
+        if pending is not None:
+            yield pending.result()
+
+    def outputs(self, shard: Shard, clock: Callable[[], float]) -> Iterator[Predicted]:
+        """Yield what the network says of the images that can be predicted, in order; nothing is kept.
+
+        ``clock`` tells the seconds of the forward pass, which are shared out evenly in a window. Raises
+        as `run`.
+        """
+        reading = Reading(shard, range(len(shard.refs)), {}, None)
+        tally = Tally(clock)
+        # Nothing overlaps, so that the seconds of the forward pass are all its own.
+        predictor = Predictor(self.model, Direct(), self.journal, self.settings.batch)
+        for items, outputs in self._predicted(predictor, reading, tally):
+            forward_s, tally.seconds["forward"] = tally.seconds["forward"], 0.0
+            good = [item for item in items if item.outcome.failure is None]
+            for item, inner in zip(good, outputs, strict=True):
+                other_s = item.seconds["decode"] + item.seconds["prepare"]
+                yield Predicted(item.position, inner, forward_s / len(good), other_s)
+
+    def ahead_s(self, shard: Shard) -> float:
+        """Return the seconds an image that reading, decoding and preparing take, with all threads at it."""
+        started = perf_counter()
+        with self._ahead.windows(Reading(shard, range(len(shard.refs)), {}, None)) as windows:
+            for _ in windows:
+                pass
+        return (perf_counter() - started) / len(shard.refs)
+
+    def _predicted(
+        self, predictor: Predictor, reading: Reading, tally: Tally
+    ) -> Iterator[tuple[Sequence[Item], list[list[Any]]]]:
+        """Yield each window with the outputs of its images that have not failed."""
+        timed = partial(tally.wall, "forward")
+        with self._ahead.windows(reading) as windows, _Turn(self._device) as device:
+            if not self._ahead.beside:  # Decoding takes the device's own time.
+                device.take()
+            for window in predictor.predict(reading.shard.index, device.taken_by(windows), timed):
+                yield window.items, window.outputs()
+
+    def _truth(self, shard: Shard) -> pa.Table | None:
+        """Return the shard's truth; an object of a class that the model does not know raises UserError."""
+        truth, model = self._source.truth(shard), getattr(self.model, "classes", None)
+        if truth is not None and self._matches and isinstance(model, ModelClasses):
+            require_occurring(model, classes_of(truth.schema), object_labels(truth), self._aliases)
+        return truth
+
+    def _window_rows(
+        self, shard: Shard, window: Sequence[Item], outputs: list[list[Any]], tally: Tally
+    ) -> pa.RecordBatch:
+        started = thread_time()
+        good = [item for item in window if item.outcome.failure is None]
+        images = [item.image for item in good if item.image is not None]
+        try:
+            task_rows = self.model.rows(images, [item.prepared for item in good], outputs) if good else None
+        except Exception as error:  # The same question as in predicting, asked of the task's own code.
+            positions = [item.position for item in good]
+            raise PredictFault(shard.index, positions, f"{type(error).__name__}: {error}") from error
+        rows = part_rows([item.outcome for item in window], task_rows, self._schema)
+        tally.add(window, thread_time() - started)
+        return rows
+
+    def _part(self, shard: Shard) -> tuple[pa.Table, str]:
+        etag = self._output.storage.head(self._output.part(shard.index)).etag or ""
+        with self._output.storage.open(self._output.part(shard.index)) as file:
+            return pq.read_table(file, schema=self._schema), etag
+
+    def _footer(self, shard: Shard, receipt: Receipt, started: str) -> dict[str, Any]:
+        return {
+            "fingerprint": fingerprint.fingerprint(self.identity),
+            "digest": plan.digest(shard),
+            "versions": fingerprint.versions(),
+            "weights": self.identity["weights"],
+            "precision": self.settings.precision,
+            "backend": self.settings.backend,
+            "device": self.settings.device,
+            "decoder": self.settings.decoder,
+            "receipt": asdict(receipt),
+            "started": started,
+            "finished": _now(),
+            "host": socket.gethostname(),
+            "worker": os.getpid(),
+            "licence": getattr(self.model, "licence", None),
+        }
+
+    def _put_truth(
+        self, shard: Shard, truth: pa.Table, sizes: Sequence[tuple[int, int] | None], etag: str | None
+    ) -> None:
+        """Write the truth; for a part that is there (``etag``) over what it had."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(check_sizes(truth, sizes), sink)
+        put = self._output.storage.create if etag is None else self._output.storage.put
+        with suppress(AlreadyExists):
+            put(self._output.truth(shard.index), sink.getvalue().to_pybytes())
+
+    def _put_part(self, shard: Shard, file: Any, etag: str | None) -> None:
+        uri = self._output.part(shard.index)
+        try:
+            if etag is None:
+                self._output.storage.create(uri, file)
+            else:
+                self._output.storage.replace(uri, file, etag)
+        except AlreadyExists:
+            self._require_ours(shard)  # Another worker finished this shard first: its part stands.
+        except Changed:
+            return
+
+    def _require_ours(self, shard: Shard) -> None:
+        """Refuse a part that a run of another job, which had not ended yet, has put in this one's place."""
+        found = self._output.footer(shard.index)
+        same = found.get("precision") != self.settings.precision or (
+            found.get("fingerprint") == fingerprint.fingerprint(self.identity)
+        )
+        if not same or found["digest"] != plan.digest(shard):
+            part = redact(self._output.part(shard.index))
+            raise UserError(
+                f"{part} was written by a run of another job, which had not ended when this one began\n"
+                "  what to do: choose another output, or delete this one"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """One image's outputs, one an input, with its share of the forward pass and what decoding took."""
+
+    position: int
+    outputs: Sequence[Any]
+    forward_s: float
+    decode_s: float
+
+
+def _on_device(settings: Settings) -> OnDevice | None:
+    if settings.decoder == "cpu":
+        return None
+    from cnnbatch.images.nvjpeg import OnDevice
+
+    return OnDevice()
+
+
+class _Turn:
+    """Holds the device from a shard's first batch to its last, so that shards don't interleave."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._held = False
+
+    def take(self) -> None:
+        if not self._held:
+            self._held = self._lock.acquire()
+
+    def taken_by(self, windows: Iterable[list[Item]]) -> Iterator[list[Item]]:
+        for window in windows:
+            self.take()
+            yield window
+
+    def __enter__(self) -> _Turn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._held:
+            self._lock.release()
+
+
+def _sizes(rows: pa.RecordBatch | pa.Table) -> list[tuple[int, int] | None]:
+    """Return the (width, height) of each row's image, None where it could not be read."""
+    pairs = zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True)
+    return [None if width is None or height is None else (width, height) for width, height in pairs]
+
+
+def _positions_again(part: pa.Table, work: Work) -> list[int]:
+    """Return which rows are predicted again: those that failed with such a code, or whose image changed."""
+    codes = pc.struct_field(part["error"], "code").to_pylist()
+    etags = part["etag"].to_pylist()
+    return [
+        position
+        for position, (ref, code, etag) in enumerate(zip(work.shard.refs, codes, etags, strict=True))
+        if position not in work.shard.vanished and (code in (work.again or ()) or ref.etag != etag)
+    ]
+
+
+def _marked(part: pa.Table, shard: Shard) -> pa.Table:
+    """Return ``part`` with its column ``vanished`` as the shard has it."""
+    place = part.schema.get_field_index("vanished")
+    marks = pa.array([position in shard.vanished for position in range(part.num_rows)])
+    return part.set_column(place, part.schema.field(place), marks)
+
+
+def _replace_rows(part: pa.Table, rows: pa.Table) -> pa.Table:
+    """Return ``part`` with ``rows`` in the place of the rows of the same keys."""
+    keys = part.column("key").to_pylist()
+    fresh = {key: len(keys) + place for place, key in enumerate(rows.column("key").to_pylist())}
+    return pa.concat_tables([part, rows]).take([fresh.get(key, place) for place, key in enumerate(keys)])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

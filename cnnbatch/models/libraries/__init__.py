@@ -1,0 +1,1 @@
+"""Networks of torchvision, timm and Keras as this package has them."""

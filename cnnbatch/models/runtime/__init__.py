@@ -1,0 +1,1 @@
+"""Ways to run a network: eager, compiled, OpenVINO, folded, or in parts."""

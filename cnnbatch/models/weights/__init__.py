@@ -1,0 +1,1 @@
+"""From a weights file's name to a checked state dict."""

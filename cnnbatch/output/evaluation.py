@@ -1,0 +1,104 @@
+"""``evaluation.json``: every number with its interval and the count that it stands on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cnnbatch.metrics import Value
+from cnnbatch.output import integrity
+from cnnbatch.storage import NotFound, Storage, join
+
+Metrics = Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an output is worth by its truth.
+
+    ``images`` are those with a truth, ``failed`` those of them without a prediction. ``truth`` is the folder
+    of the truth's parts, ``aliases`` the model's names of its classes. ``slices`` are by column and value.
+    ``notes`` count by reason what was left out, or counts in a way that one may not expect.
+    """
+
+    task: str
+    images: int
+    failed: int
+    truth: str
+    metrics: Metrics
+    slices: Mapping[str, Mapping[str, Metrics]] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
+    aliases: Mapping[str, str | None] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the text of ``evaluation.json``; a number that is none is null."""
+        slices = {
+            column: {value: _plain(metrics) for value, metrics in values.items()}
+            for column, values in self.slices.items()
+        }
+        data = {"task": self.task, "images": self.images, "failed": self.failed, "truth": self.truth}
+        data |= {"aliases": dict(self.aliases)} if self.aliases else {}
+        data |= {"metrics": _plain(self.metrics), "slices": slices, "notes": dict(self.notes)}
+        return json.dumps(data, indent=1, allow_nan=False)
+
+
+def read_evaluation(uri: str, storage: Storage) -> Evaluation | None:
+    """Return what ``evaluation.json`` of the output at ``uri`` says; None where there is none.
+
+    Raises UserError where it is damaged, or of another version.
+    """
+    place = join(uri, "evaluation.json")
+    try:
+        read = storage.read(place)
+    except NotFound:
+        return None
+    data = integrity.record("evaluation", place, read)
+    slices = {
+        column: {value: _values(metrics) for value, metrics in values.items()}
+        for column, values in data.get("slices", {}).items()
+    }
+    return Evaluation(**{**data, "metrics": _values(data["metrics"]), "slices": slices})
+
+
+def _values(metrics: Mapping[str, Any]) -> dict[str, Value]:
+    return {name: Value(**value) for name, value in metrics.items()}
+
+
+def _plain(metrics: Metrics) -> dict[str, dict[str, Any]]:
+    """Return the metrics as JSON values; ``reason`` only where there is one."""
+    found = {}
+    for name, value in metrics.items():
+        fields = {key: _finite(getattr(value, key)) for key in ("value", "low", "high", "count")}
+        found[name] = {**fields, "reason": value.reason} if value.reason else fields
+    return found
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def headline(evaluation: Evaluation) -> str:
+    """Return the first of the numbers that has a value, as a line for people."""
+    known = {name: value for name, value in evaluation.metrics.items() if value.value is not None}
+    name, value = next(iter(known.items()), ("judged", Value(None, reason="no truth to judge by")))
+    return f"{f'{name}:':7} {_words(value)}"
+
+
+def lines(evaluation: Evaluation) -> Iterator[str]:
+    """Yield the numbers as lines for people."""
+    yield f"{evaluation.images:,} images with truth, {evaluation.failed:,} of them failed"
+    width = max(map(len, evaluation.metrics), default=0)
+    for name, value in evaluation.metrics.items():
+        yield f"  {name:{width}}  {_words(value)}"
+    for reason, count in evaluation.notes.items():
+        yield f"  note: {count:,} {reason}"
+
+
+def _words(value: Value) -> str:
+    if value.value is None:
+        return f"none: {value.reason}"
+    interval = f" ({value.low:.4f} to {value.high:.4f})" if value.low is not None else ""
+    return f"{value.value:.4f}{interval}, {value.count:,}"

@@ -1,0 +1,233 @@
+"""An output's predictions as every format wants them: a few hundred rows at a time, and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cnnbatch.output import reader
+from cnnbatch.output.folder import Output
+from cnnbatch.output.pages import listings_of
+from cnnbatch.storage import Storage, normalize
+from cnnbatch.truth import NO_CLASS, ModelClasses
+
+_ROWS = 256  # with their objects as Python values
+_SIDES = ("x1", "y1", "x2", "y2")
+_ENGINES = ("key", "width", "height", "error", "vanished")
+
+"""What torchvision calls the places of its networks that stand for no class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is written: objects from ``score_threshold`` on (None: all), in YOLO's files with ``scores``."""
+
+    score_threshold: float | None = None
+    scores: bool = False
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was written and what was not.
+
+    ``images`` are written with what was predicted, ``failed`` those without by code; ``unknown`` ones
+    the truth's file doesn't name. Of the objects ``low`` are below the threshold, ``strange`` no objects.
+    """
+
+    images: int = 0
+    objects: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    vanished: int = 0
+    unknown: int = 0
+    low: int = 0
+    strange: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One object: ``box`` is (x1, y1, x2, y2) in pixels, ``keypoints`` are (x, y, visibility).
+
+    ``mask`` is COCO's: ``size`` (height, width) and ``counts``.
+    """
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    mask: dict[str, Any] | None = None
+    keypoints: Sequence[tuple[float, float, float]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """One image, its size in pixels and what was found in it; of one that failed, the ``error``'s code."""
+
+    key: str
+    width: int
+    height: int
+    objects: Sequence[Found]
+    error: str | None = None
+
+
+class Predictions:
+    """The finished parts of one output; raises UserError where there are none."""
+
+    def __init__(self, uri: str, storage: Storage, options: Options) -> None:
+        self.uri = normalize(uri)
+        self.options = options
+        self.tally = Tally()
+        self.result = reader.open_output(uri, storage)
+        self.output = Output(self.uri, storage)
+        self.footers = self.result.receipts()
+        self.columns = self.result.schema.names
+        self.has_objects = "objects" in self.columns
+
+    @property
+    def parts(self) -> range:
+        """The numbers of the parts, as in ``footers``."""
+        return range(len(self.footers))
+
+    def has(self, field: str) -> bool:
+        """Say whether the objects have ``mask`` or ``keypoints``."""
+        kind: Any = self.result.schema.field("objects").type
+        return any(one.name == field for one in kind.value_type)
+
+    def progress(self) -> str | None:
+        """Return how far the output's run has come; None where it has ended, or where no plan tells."""
+        listings = listings_of(self.output)
+        if not listings:
+            return None
+        done, planned = sum(footer.rows for footer in self.footers), listings[-1].complete()
+        if planned is None:
+            return f"{done:,} images so far, and the listing of the input goes on"
+        return f"{done:,} of {planned['images']:,} images so far" if done < planned["images"] else None
+
+    def keys(self) -> Iterator[str]:
+        """Yield the keys of all images that are in the input still."""
+        for batch in self.result.batches(["key", "vanished"]):
+            keys: list[Any] = batch.filter(pc.invert(batch["vanished"]))["key"].to_pylist()
+            yield from keys
+
+    def batches(self, columns: Sequence[str], part: int) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a part, few at a time."""
+        for batch in self.result.batches(columns, part):
+            yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
+
+    def images(self, part: int) -> Iterator[Predicted | None]:
+        """Yield one a row of a part: the image with its objects, None where it is gone from the input."""
+        for batch in self.batches([*_ENGINES, "objects"], part):
+            columns = [batch[name].to_pylist() for name in _ENGINES[:3]]
+            codes, gone = self.count(batch), batch["vanished"].to_numpy(zero_copy_only=False)
+            rows = zip(*columns, self.found(batch["objects"], gone), codes, strict=True)
+            yield from (
+                None if vanished else Predicted(*row) for row, vanished in zip(rows, gone, strict=True)
+            )
+
+    def count(self, batch: pa.RecordBatch) -> list[str | None]:
+        """Count the images of a batch; return the error's code of each."""
+        codes: list[str | None] = pc.struct_field(batch["error"], "code").to_pylist()
+        gone = batch["vanished"].to_pylist()
+        for code, vanished in zip(codes, gone, strict=True):
+            if vanished:
+                self.tally.vanished += 1
+            elif code is None:
+                self.tally.images += 1
+            else:
+                self.tally.failed[code] += 1
+        return codes
+
+    def found(self, column: Any, gone: np.ndarray) -> list[list[Found]]:
+        """Return the objects of each row that are written; none of one that is ``gone``, bool [N]."""
+        counts = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+        flat = column.flatten()
+        kept = self._kept(flat, np.repeat(gone, counts))
+        ends = np.concatenate([[0], np.cumsum(kept)])[np.cumsum([0, *counts])].tolist()
+        objects = _decode(flat.filter(pa.array(kept)))
+        return [objects[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+
+    def _kept(self, flat: Any, gone: np.ndarray) -> np.ndarray:
+        """Say of each object whether it is written, bool [N], and count the others."""
+        scores = _numbers(flat, "score")
+        finite = np.isfinite(scores) & np.asarray(pc.struct_field(flat, "label").is_valid())
+        for side in _SIDES:
+            finite &= np.isfinite(_numbers(flat, ["box", side]))
+        if self.has("keypoints"):
+            finite &= _finite_points(pc.struct_field(flat, "keypoints"))
+        low = np.zeros(len(flat), bool)
+        if threshold := self.options.score_threshold:
+            # In the scores' own precision: one that is written as 0.9 isn't below 0.9.
+            low = finite & (scores.astype(np.float32) < np.float32(threshold))
+        kept: np.ndarray = finite & ~low & ~gone
+        self.tally.strange += int((~finite & ~gone).sum())
+        self.tally.low += int((low & ~gone).sum())
+        self.tally.objects += int(kept.sum())
+        return kept
+
+    def leave_out(self, image: Predicted) -> None:
+        """Count an image, and what was found in it, as unknown to the truth instead."""
+        self.tally.unknown += 1
+        self.tally.objects -= len(image.objects)
+        if image.error is None:
+            self.tally.images -= 1
+        else:
+            self.tally.failed[image.error] -= 1
+
+    def model(self) -> ModelClasses:
+        """Return the classes that the model gave with the output; none where it has none."""
+        kept = self.output.decided("classes") or {"names": ()}
+        return ModelClasses(kept["names"], kept.get("ids") or (), kept.get("aliases") or {})
+
+    def class_names(self) -> list[str]:
+        """Return the model's classes in its order, then what other labels the objects have.
+
+        The labels alone are read for it, of all parts.
+        """
+        labels = {label for part in self.parts for label in self._labels(part)}
+        names = dict.fromkeys(name for name in self.model().names if name not in NO_CLASS)
+        return [*names, *sorted(labels - names.keys())]
+
+    def _labels(self, part: int) -> set[str]:
+        found: set[str | None] = set()
+        with self.output.storage.open(self.footers[part].part) as file:
+            parquet = pq.ParquetFile(file)
+            leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
+            labels = [leaf for leaf in leaves if leaf.startswith("objects.") and leaf.endswith(".label")]
+            for batch in parquet.iter_batches(columns=labels):
+                objects: Any = batch["objects"]
+                found.update(pc.struct_field(objects.flatten(), "label").unique().to_pylist())
+        return {label for label in found if label is not None}
+
+
+def _numbers(flat: Any, path: str | list[str]) -> np.ndarray:
+    """Return a field of the objects as float64 [N], NaN where it is null."""
+    values: np.ndarray = pc.struct_field(flat, path).cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _finite_points(lists: Any) -> np.ndarray:
+    """Say of each object whether all coordinates of its points are finite, bool [N]."""
+    flat = lists.flatten()
+    good = np.logical_and.reduce([np.isfinite(_numbers(flat, name)) for name in ("x", "y", "visibility")])
+    finite = np.ones(len(lists), bool)
+    finite[pc.list_parent_indices(lists).to_numpy()[~good]] = False
+    return finite
+
+
+def _decode(flat: Any) -> list[Found]:
+    """Return objects as values; a score has the fewest digits that float32 tells apart."""
+    names = [one.name for one in flat.type]
+    boxes = zip(*(_numbers(flat, ["box", side]).tolist() for side in _SIDES), strict=True)
+    scores = [float(text) for text in pc.struct_field(flat, "score").cast(pa.string()).to_pylist()]
+    masks = pc.struct_field(flat, "mask").to_pylist() if "mask" in names else [None] * len(flat)
+    lists = pc.struct_field(flat, "keypoints").to_pylist() if "keypoints" in names else [None] * len(flat)
+    labels = pc.struct_field(flat, "label").to_pylist()
+    return [
+        Found(label, score, box, mask, points and [(one["x"], one["y"], one["visibility"]) for one in points])
+        for label, score, box, mask, points in zip(labels, scores, boxes, masks, lists, strict=True)
+    ]

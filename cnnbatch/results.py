@@ -1,0 +1,41 @@
+"""An output as a person has it in Python: what its reader gives, and its images with what was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cnnbatch.output.reader import Reader, open_as
+
+if TYPE_CHECKING:
+    from cnnbatch.report.pictures import Picture
+    from cnnbatch.storage import Storage
+    from cnnbatch.types import Source
+
+
+class Result(Reader):
+    """One output folder, read-only; `cnnbatch.open` makes it."""
+
+    def _repr_html_(self) -> str:
+        from cnnbatch.report import notebook_html
+
+        return notebook_html(self)
+
+    def source(self, storage: Storage | None = None) -> Source | None:
+        """Return what the job's images are read with; None where its input can't be opened any more."""
+        from cnnbatch.sources import source_of
+
+        return source_of(self, storage)
+
+    def show(self, key: str) -> Picture:
+        """Return the image ``key``, small and upright, with what was predicted; a notebook displays it."""
+        from cnnbatch.report.pictures import Viewer, seen
+
+        part, row = self.place(key)
+        (values,), (ref,) = self.take(part, [row]), self.refs(part, [row])
+        return Viewer(self.input_storage(), self.source()).picture(seen(values, ref), side=768)
+
+
+def open(uri: str, storage: Storage | Mapping[str, Any] | None = None) -> Result:
+    """Open the output folder at ``uri``; ``storage`` may be options. Raises UserError where there is none."""
+    return open_as(Result, uri, storage)

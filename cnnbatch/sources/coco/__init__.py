@@ -1,0 +1,1 @@
+"""Images and ground truth of a COCO file."""

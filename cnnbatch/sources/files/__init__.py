@@ -1,0 +1,1 @@
+"""Images that are files of a folder, a glob or a bucket."""

@@ -1,0 +1,1 @@
+"""Images that a text, CSV or Parquet file lists by address."""

@@ -1,0 +1,1 @@
+"""Images that lie in Parquet files, as Hugging Face's data sets have them."""

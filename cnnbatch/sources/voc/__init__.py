@@ -1,0 +1,1 @@
+"""Images and ground truth of a tree as PASCAL VOC has it."""

@@ -1,0 +1,1 @@
+"""Parquet files as strangers write them, read within bounds."""

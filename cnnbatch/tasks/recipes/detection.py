@@ -1,0 +1,303 @@
+"""How a detector of torchvision is trained: the losses are its own, the boxes those of the truth.
+
+A picture is resized as in prediction, so that what is learned is what is asked for; the price is that no
+crop shows objects at other sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
+from torchvision.transforms.v2 import functional as transforms
+
+from cnnbatch.config.train import Augment, Strategy, Train
+from cnnbatch.errors import UserError
+from cnnbatch.humanize import meant
+from cnnbatch.models import Choice, depth
+from cnnbatch.models.detector import Detector
+from cnnbatch.models.detector_heads import with_head_of, with_labels
+from cnnbatch.models.detectors import build_detector
+from cnnbatch.models.libraries import torchvision_detectors
+from cnnbatch.models.resizing import Resizing, Size, prepare
+from cnnbatch.models.runtime.structure import flatten
+from cnnbatch.models.trained_files import Learned
+from cnnbatch.tasks.recipes import augment, blocks
+from cnnbatch.tasks.recipes.boxes import Boxes, average_precision
+from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
+from cnnbatch.truth import named_alike
+
+if TYPE_CHECKING:
+    from cnnbatch.types import Image
+
+_EPSILON = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The objects of a picture in pixels of its input; ``learned`` (K,) says which are to be found."""
+
+    objects: Boxes
+    learned: NDArray[np.bool_]
+
+
+class DetectorRecipe:
+    """A detection network of torchvision; see `tasks.recipes.recipe.Recipe`.
+
+    Labels count from 1 in the order of the classes; 0 is the background.
+    """
+
+    metric = "AP50"
+
+    def __init__(self, choice: Choice, spec: Train, data: TrainingData) -> None:
+        _require_known(choice.model)
+        _require_applicable(spec)
+        strategy: Strategy = "all" if spec.strategy == "auto" else spec.strategy
+        detector = _detector(choice, strategy, data.classes, spec.seed)
+        self._choice, self._spec, self._detector = choice, spec, detector
+        self._classes, self.notes = data.classes, detector.notes
+        self._resizing = detector.resizing
+        self._labels = {name: number for number, name in enumerate(data.classes, 1)}
+        self._has_learned = choice.seed is None and strategy != "scratch"
+        self._parts = _split(detector.module, strategy)
+        blocks.freeze(detector.module, self._parts)
+        norms = _freeze_norms(detector.module) if self._has_learned else []
+        _widen(detector)
+        still = replace(self._parts, frozen=[*self._parts.frozen, *norms])
+        self.module: nn.Module = blocks.Tuned(detector.module, still)
+
+    def decode_size(self, size: tuple[int, int]) -> None:
+        """Ask for the whole picture, as prediction does."""
+
+    def example(self, image: Image, draw: Random | None) -> Example:
+        """Return float32 (3, H, W), normalised and padded, and its objects in pixels of that input.
+
+        By chance the picture is mirrored, with its boxes, and coloured. Raises ValueError for a label that
+        is none of the classes, and for a truth that was made for another size of the picture.
+        """
+        size = self._resizing.resized(image.size)
+        target = self._target(image, size)
+        if draw is None:
+            prepared = prepare(image.pixels, self._resizing)
+        else:
+            pixels = _resized(image.pixels, size, self._resizing)
+            if self._spec.augment.flip and draw.random() < 0.5:
+                pixels = transforms.horizontal_flip_image(pixels)
+                target = replace(target, objects=target.objects.mirrored(size[1]))
+            pixels = augment.coloured(pixels, self._spec.augment, draw)
+            prepared = prepare(pixels, replace(self._resizing, fit="stretch", size=size))
+        return Example(prepared.pixels, prepared.size, prepared.offset, prepared.scale, target)
+
+    def _target(self, image: Image, size: Size) -> _Target:
+        """Return the objects of a picture resized to ``size``, clipped to it; none without an area."""
+        truth = image.truth or {}
+        stated = truth.get("height"), truth.get("width")
+        if all(stated) and stated != image.size:
+            raise ValueError(f"its truth was made for {stated} (height, width), it has {image.size}")
+        objects = truth.get("objects") or []
+        learned = [not (one.get("crowd") or one.get("ignore")) for one in objects]
+        for one, is_learned in zip(objects, learned, strict=True):
+            if is_learned and one["label"] not in self._labels:
+                raise ValueError(f"an object's label {one['label']!r} is none of the classes")
+        known = [place for place, one in enumerate(objects) if one["label"] in self._labels and one["box"]]
+        found = Boxes(
+            np.array([_corners(objects[place]["box"]) for place in known], np.float32).reshape(-1, 4),
+            np.array([self._labels[objects[place]["label"]] for place in known], np.int64),
+            crowd=np.array([bool(objects[place].get("crowd")) for place in known], np.bool_),
+        )
+        found, kept = found.resized(image.size, size).clipped(size)
+        return _Target(found, np.array([learned[place] for place in known], np.bool_)[kept])
+
+    def collate(self, examples: Sequence[Example], training: bool) -> Batch:
+        """Return float32 (N, 3, H, W), padded at the bottom and the right, with sizes (N, 2), int64.
+
+        In training the third input are torchvision's targets: ``boxes`` [K, 4] float32 (x1, y1, x2, y2) and
+        ``labels`` [K] int64; crowds and ignored objects are left out of these. One picture alone comes twice
+        where normalisations learn, which leaves the means of the loss as they are: its smallest map is one
+        pixel, of which there is no variance.
+        """
+        count = len(examples)
+        if training and count == 1 and not self._has_learned:
+            examples = [*examples, *examples]
+        height = max(example.pixels.shape[1] for example in examples)
+        width = max(example.pixels.shape[2] for example in examples)
+        pixels = torch.full((len(examples), 3, height, width), self._resizing.fill)
+        for place, example in zip(pixels, examples, strict=True):
+            place[:, : example.pixels.shape[1], : example.pixels.shape[2]] = example.pixels
+        sizes = torch.tensor([example.size for example in examples])
+        inputs = (pixels.contiguous(memory_format=torch.channels_last), sizes)
+        targets = [example.target for example in examples]
+        if not training:
+            return Batch(inputs, tuple(target.objects for target in targets), count)
+        return Batch((*inputs, [_as_torchvision(target) for target in targets]), None, count)
+
+    def on_device(self, batch: Batch, draw: Random | None) -> Batch:
+        """Return the batch: its pictures are finished."""
+        return batch
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Return the parts of the loss as torchvision computes and names them; the module gave them."""
+        return dict(outputs)
+
+    def parameters(self) -> Sequence[Parameters]:
+        """Return the tuned blocks of the backbone in groups, and the heads."""
+        return blocks.parameters(self._parts, self._spec.layer_decay if self._has_learned else 1.0)
+
+    def judge(self, outputs: Any, batch: Batch) -> list[Any]:
+        """Return of each image what was found and what is there, both as `Boxes` in pixels of the input."""
+        found = [Boxes.of_detections(one) for one in outputs]
+        return list(zip(found, batch.truth, strict=True))
+
+    def measure(self, values: Sequence[Any]) -> dict[str, float]:
+        """Return COCO's ``AP50`` and ``AP``, 0 where there is no truth.
+
+        In pixels of the inputs, since an overlap is the same at any size of the picture.
+        """
+        return average_precision(values, ("", *self._classes))
+
+    def learned(self, state: Mapping[str, Tensor]) -> Learned:
+        """Return torchvision's own state, and what it takes to build the detector again."""
+        detector, prefix = self._detector, "network.module."
+        return Learned(
+            architecture={"task": "detect", "model": self._choice.model, "library": detector.library},
+            preprocessing={"size": list(self._resizing.size)},
+            classes=self._classes,
+            state={name.removeprefix(prefix): tensor for name, tensor in state.items()},
+            about={
+                "weights": detector.weights,
+                "tuned": [name for name, _ in self._parts.tuned] + [self._parts.head[0]],
+                "frozen": [name for name, _ in self._parts.frozen],
+            },
+        )
+
+
+def _require_known(model: str) -> None:
+    known = torchvision_detectors.trainable()
+    if model not in known:
+        raise UserError(
+            f"task.model: {model} does not train{meant(model, known)}\n"
+            f"  expected one of torchvision's detectors of boxes: {', '.join(known)}"
+        )
+
+
+def _require_applicable(spec: Train) -> None:
+    """Refuse what the job asks for and a detector can't have; the defaults for classifiers say nothing."""
+    default, asked = Augment(), spec.augment
+    others = [
+        f"train.augment.{name}"
+        for name in ("shift", "crop", "randaugment", "mixup", "cutmix")
+        if getattr(asked, name) not in (getattr(default, name), 1)
+    ]
+    if spec.class_weights != "none":
+        others.append("train.class_weights")
+    if others:
+        raise UserError(
+            f"{', '.join(others)}: not for detectors, whose boxes would have to follow or whose losses are "
+            "torchvision's own\n  what to do: leave it out; train.augment.flip and .colour are there"
+        )
+
+
+def _detector(choice: Choice, strategy: Strategy, classes: tuple[str, ...], seed: int) -> Detector:
+    """Return the detector that training begins with."""
+    fresh = replace(choice, weights=f"random:{seed}", sha256=None, key_map=None, classes=classes)
+    if strategy == "scratch":
+        return build_detector(fresh)
+    trained = _at_default_epsilon(build_detector(choice))
+    if strategy != "as_is":
+        return with_head_of(trained, build_detector(fresh))
+    names = named_alike(classes, trained.classes)
+    if unknown := [name for name in classes if name not in names]:
+        raise UserError(
+            f"train.strategy: as_is needs a detector that knows all classes; {choice.model} does not know "
+            f"{', '.join(unknown[:8])}\n  what to do: take another strategy, or auto"
+        )
+    return with_labels(trained, [0, *(trained.classes.index(names[name]) for name in classes)])
+
+
+def _at_default_epsilon(detector: Detector) -> Detector:
+    """Return the detector with torch's epsilon in each normalisation that has none, and the same outputs.
+
+    Some published weights have 0, which a file of weights can't say; so it is moved into the variance.
+    """
+    for layer in detector.module.modules():
+        if isinstance(layer, nn.BatchNorm2d | FrozenBatchNorm2d) and layer.eps == 0:
+            assert layer.running_var is not None
+            layer.running_var.sub_(_EPSILON)
+            layer.eps = _EPSILON
+    return detector
+
+
+def _split(module: nn.Module, strategy: Strategy) -> blocks.Blocks:
+    """Return which blocks of the backbone a strategy tunes, the last ones; all behind it is the head."""
+    body = list(_blocks(module.get_submodule("module.backbone"), "module.backbone"))
+    kept = len(body) - round(blocks.TUNED[strategy] * len(body))
+    of_body = {id(tensor) for _, block in body for tensor in block.parameters()}
+    rest = nn.ParameterList(tensor for tensor in module.parameters() if id(tensor) not in of_body)
+    return blocks.Blocks(body[:kept], body[kept:], ("heads", rest))
+
+
+def _blocks(backbone: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the blocks of a classifier's body, then what detection adds: a pyramid, or layers one by one."""
+    for name, child in backbone.named_children():
+        if name in ("body", "features"):
+            yield from depth.blocks(child, f"{prefix}.{name}.")
+        elif isinstance(child, nn.ModuleList):
+            yield from ((f"{prefix}.{name}.{number}", one) for number, one in child.named_children())
+        else:
+            yield f"{prefix}.{name}", child
+
+
+def _freeze_norms(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Keep the normalisations of a trained network as they are, and return them.
+
+    A step has few pictures a worker, whose statistics are too rough (Ren et al. 2015 and torchvision's own
+    trainings of Faster R-CNN freeze them likewise).
+    """
+    norms: list[tuple[str, nn.Module]] = [
+        (name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)
+    ]
+    for _, layer in norms:
+        layer.requires_grad_(False)
+    return norms
+
+
+def _widen(detector: Detector) -> None:
+    """Have what comes from the networks inside go on in float32, whatever they compute in.
+
+    A box in bfloat16 would be off by a pixel or two.
+    """
+    inner = [*detector.parts, *detector.box_parts]
+    predictor = "module.roi_heads.box_predictor"
+    if any(name == predictor for name, _ in detector.module.named_modules()):
+        inner.append(predictor)
+    for name in inner:
+        detector.module.get_submodule(name).register_forward_hook(_widened)
+
+
+def _widened(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:
+    tensors, rebuild = flatten(outputs)
+    return rebuild([tensor.float() for tensor in tensors])
+
+
+def _resized(pixels: Tensor, size: Size, how: Resizing) -> Tensor:
+    """Return uint8 pixels (3, *size), as `prepare` resizes them but for rounding."""
+    if tuple(pixels.shape[1:]) == size:
+        return pixels
+    found: Tensor = transforms.resize_image(pixels, list(size), antialias=how.antialias)
+    return found
+
+
+def _corners(box: Mapping[str, float]) -> list[float]:
+    return [box["x1"], box["y1"], box["x2"], box["y2"]]
+
+
+def _as_torchvision(target: _Target) -> dict[str, Tensor]:
+    objects = target.objects.take(target.learned)
+    return {"boxes": torch.from_numpy(objects.boxes_xyxy), "labels": torch.from_numpy(objects.labels)}

@@ -1,0 +1,93 @@
+"""What a task that trains gives to the loop, which knows nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cnnbatch.types import Prepared
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cnnbatch.models.trained_files import Learned
+    from cnnbatch.types import Image
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What is known of the training images before the first is read.
+
+    ``classes`` in the network's order; ``counts`` how many training images, or objects, each has.
+    """
+
+    classes: tuple[str, ...]
+    counts: Mapping[str, int]
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example(Prepared):
+    """One input of the network with what it should say; ``target`` is the recipe's own."""
+
+    target: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples together: ``inputs`` are the module's arguments, ``truth`` what the loss compares with."""
+
+    inputs: tuple[Any, ...]
+    truth: Any
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Parameters that are learned alike: at ``scale`` times the learning rate, with decay or without."""
+
+    name: str
+    tensors: Sequence[nn.Parameter]
+    scale: float = 1.0
+    decay: bool = True
+
+
+class Recipe(Protocol):
+    """How a task's network is trained."""
+
+    module: nn.Module
+    """Called with a batch's inputs; parameters that are not learned do not require gradients."""
+    metric: str
+    """The number of `measure` by which one epoch is better than another: more is better."""
+
+    def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the least (height, width) that `example` needs of a picture of ``size``; None: all."""
+
+    def example(self, image: Image, draw: Random | None) -> Example:
+        """Turn one image into one input; by chance, where there is something to ``draw`` with.
+
+        Runs in the thread that decoded it. Raises ValueError for a truth that it can't learn.
+        """
+
+    def collate(self, examples: Sequence[Example], training: bool) -> Batch:
+        """Put examples together, on the CPU."""
+
+    def on_device(self, batch: Batch, draw: Random | None) -> Batch:
+        """Finish a batch on the device: normalise, and mix by chance where there is ``draw``."""
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Return the parts of the loss, means over the batch's images; their sum is minimised."""
+
+    def parameters(self) -> Sequence[Parameters]:
+        """Return all that is learned, the head last."""
+
+    def judge(self, outputs: Any, batch: Batch) -> list[Any]:
+        """Return of each image a small value from which `measure` makes its numbers."""
+
+    def measure(self, values: Sequence[Any]) -> dict[str, float]:
+        """Return the numbers of a validation, `metric` among them."""
+
+    def learned(self, state: Mapping[str, Tensor]) -> Learned:
+        """Return what is written for other jobs, from a state dict of `module`."""

@@ -1,0 +1,246 @@
+"""Lists the training and validation images once, checks their labels, and keeps both in the output."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cnnbatch.config.input import Input
+from cnnbatch.errors import UserError
+from cnnbatch.job import TrainJob
+from cnnbatch.output import integrity, plan
+from cnnbatch.output.folder import Output
+from cnnbatch.sources import open_source
+from cnnbatch.storage import NotFound, Storage, redact
+from cnnbatch.tasks.recipes.recipe import TrainingData
+from cnnbatch.tasks.weighted import WeightedTask, read_names
+from cnnbatch.training.data.sample_table import Listed, Refs, listed
+from cnnbatch.training.data.splits import Parts
+from cnnbatch.truth import classes_of
+from cnnbatch.types import Source
+
+LESSON_IMAGES = 1000
+"""The most images of a part of a lesson, where the job says no limit of its own."""
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What there is to learn from; ``digest`` is that of the keys and classes.
+
+    ``listed`` is how many images could train; a lesson takes fewer. ``left_out`` are the classes of which no
+    image trains, with the numbers of those that validate and test.
+    """
+
+    data: TrainingData
+    train: Refs
+    validation: Refs
+    digest: str
+    how: str
+    listed: int
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def left_out_words(self) -> str:
+        """Say which classes can't be learned, and why; empty where there are none."""
+        if not self.left_out:
+            return ""
+        named = [f"{name!r} ({_where(counts)})" for name, counts in self.left_out.items()]
+        more = f" and {len(named) - _SHOWN:,} more" if len(named) > _SHOWN else ""
+        classes = "one class is" if len(named) == 1 else f"{len(named):,} classes are"
+        return (
+            f"{classes} left out of the model, since no image trains: {', '.join(named[:_SHOWN])}{more}; "
+            "give more images of each, or another input.subset.seed where they are cut by hash"
+        )
+
+
+def refs_uri(output: Output, part: str) -> str:
+    """Return where the images of a part are listed."""
+    return output.path("_job", "training", f"{part}.parquet")
+
+
+def read_refs(output: Output, part: str) -> Refs:
+    """Return the images of a part, as they were collected."""
+    uri = refs_uri(output, part)
+    try:
+        data = output.storage.read(uri)
+    except NotFound:
+        raise UserError(f"{redact(uri)} is missing\n  what to do: {integrity.PUT_BACK}") from None
+    with integrity.reading(uri):
+        return Refs.from_bytes(data)
+
+
+def collect(job: TrainJob, parts: Parts, output: Output) -> Collected:
+    """List the parts, unless that was done before; raises UserError for labels that can't be learned."""
+    kept = output.decided("training/data")
+    if kept is not None:
+        refs = [read_refs(output, part) for part in ("train", "validation")]
+        data = TrainingData(tuple(kept["classes"]), kept["counts"], len(refs[0]))
+        known = (kept["digest"], kept["how"], kept["listed"], kept.get("left_out", {}))
+        return Collected(data, refs[0], refs[1], *known)
+    found = _collect(job, parts)
+    for part, refs_of_part in (("train", found.train), ("validation", found.validation)):
+        output.storage.put(refs_uri(output, part), refs_of_part.to_bytes())
+    output.decide("training/data", _record(found))
+    return found
+
+
+def _record(found: Collected) -> dict[str, Any]:
+    return {
+        "classes": found.data.classes,
+        "counts": dict(found.data.counts),
+        "train": len(found.train),
+        "validation": len(found.validation),
+        "digest": found.digest,
+        "how": found.how,
+        "listed": found.listed,
+        "left_out": found.left_out,
+    }
+
+
+def _collect(job: TrainJob, parts: Parts) -> Collected:
+    storage = Storage(job.input.storage)
+    source = open_source(parts.train, storage)
+    if source.truth_schema is None:
+        raise UserError(
+            "input: a training needs a truth, and these images have none\n"
+            "  what to do: put them into folders named by class, or give input.label or input.truth"
+        )
+    train = _list(job, parts.train, source)
+    validation = _list(job, parts.validation, open_source(parts.validation, storage))
+    how, count = parts.how, len(train.refs)
+    if unlabelled := train.unlabelled + validation.unlabelled:
+        how += f"; {unlabelled:,} without a truth are left out"
+    if job.lesson and job.input.limit is None and len(train.refs) > LESSON_IMAGES:
+        how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
+        train, validation = (replace(one, refs=one.refs.some(LESSON_IMAGES)) for one in (train, validation))
+    counts, validated = _counted(train), _counted(validation)
+    classes = _classes(job, source, counts, validated if train.objects else None)
+    tested = _tested(parts, storage)
+    left_out = _left_out(job, classes, validated, tested)
+    if left_out and not train.objects:
+        validation = replace(validation, refs=validation.refs.without(left_out))
+        _require_some(validation, parts.validation)
+    _require_learnable(classes, counts, _counted(validation), tested)
+    if not train.objects:
+        _require_several(classes, left_out)
+    data = TrainingData(classes, {name: counts[name] for name in classes}, len(train.refs))
+    digest = _digest(train.refs, validation.refs)
+    return Collected(data, train.refs, validation.refs, digest, how, count, left_out)
+
+
+def _counted(found: Listed) -> Counter[str]:
+    """Count a part's labels, or those of its objects."""
+    return found.refs.counts() or found.objects
+
+
+def _tested(parts: Parts, storage: Storage) -> Counter[str]:
+    """Count the labels of what tests; raises UserError where nothing does, before anything is trained."""
+    if parts.test is None:
+        return Counter()
+    source = open_source(parts.test, storage)
+    return _counted(listed(source, plan.select(source.refs(), parts.test.sample, parts.test.limit)))
+
+
+def _left_out(
+    job: TrainJob, classes: Sequence[str], validated: Counter[str], tested: Counter[str]
+) -> dict[str, dict[str, int]]:
+    """Return the classes that occur, or that the job chose, and that the model will not have."""
+    if isinstance(job.task, WeightedTask) and job.task.classes is not None:
+        return {}  # Others than those are a mistake, or the test's own affair.
+    names = {*validated, *tested, *(job.input.classes or ())} - set(classes)
+    return {name: {"validation": validated[name], "test": tested[name]} for name in sorted(names)}
+
+
+def _where(counts: Mapping[str, int]) -> str:
+    said = {"validate": counts["validation"], "test": counts["test"]}
+    return ", ".join(f"{count:,} {word}" for word, count in said.items() if count) or "no image at all"
+
+
+def _list(job: TrainJob, chosen: Input, source: Source) -> Listed:
+    found = listed(source, plan.select(source.refs(), chosen.sample, chosen.limit))
+    _require_some(found, chosen)
+    return found
+
+
+def _require_some(found: Listed, chosen: Input) -> None:
+    if not len(found.refs):
+        part = chosen.subset.part if chosen.subset else chosen.split
+        raise UserError(
+            f"input: no image of the part {part} has a truth\n"
+            "  what to do: give the folder whose folders are the classes, or input.label or input.truth"
+        )
+
+
+def _classes(
+    job: TrainJob, source: Source, counts: Counter[str], objects: Counter[str] | None
+) -> tuple[str, ...]:
+    """Return the job's class names, else the source's own, else those of the labels, sorted.
+
+    Where images have ``objects``, those of the validation, a source's own classes are those with some: a
+    file of COCO's lists categories that no object has.
+    """
+    given = job.task.classes if isinstance(job.task, WeightedTask) else None
+    if given is not None:
+        return read_names(given) if isinstance(given, str) else tuple(given)
+    own = [one.name for one in classes_of(source.truth_schema)] if source.truth_schema else []
+    known = tuple(name for name in own if name and (objects is None or counts[name] + objects[name]))
+    return known if set(counts) <= set(known) else tuple(sorted(counts))
+
+
+def _require_several(classes: Sequence[str], left_out: Mapping[str, Mapping[str, int]]) -> None:
+    """Insist on classes that can be told apart."""
+    if len(classes) < 2:
+        others = f"; of {_some(list(left_out))} no image trains" if left_out else ""
+        raise UserError(
+            f"input: a classifier tells classes apart, expected two at least, got one: {_some(list(classes))}"
+            f"{others}\n"
+            "  what to do: give the folder whose folders are the classes; look at input.classes, input.limit "
+            "and input.subset, which may leave only one"
+        )
+
+
+def _require_learnable(
+    classes: Sequence[str], train: Counter[str], validation: Counter[str], tested: Counter[str]
+) -> None:
+    unknown = sorted((set(train) | set(validation)) - set(classes))
+    if not classes:
+        raise UserError(
+            "input: no training image has an object to learn\n"
+            "  what to do: give images with objects; crowds and objects to be ignored do not teach"
+        )
+    if unknown:
+        raise UserError(
+            f"task.classes: images have labels that are none of {len(classes)} classes: {_some(unknown)}\n"
+            f"  the classes: {_some(list(classes))}\n"
+            "  what to do: add them to task.classes, or leave these images out of the input"
+        )
+    lone = [name for name in classes if train[name] + validation[name] + tested[name] == 1]
+    if lone:
+        raise UserError(
+            f"input: a class needs two images at least, one to learn from and one to judge by; "
+            f"{_some(lone)} {'has' if len(lone) == 1 else 'have'} one\n"
+            "  what to do: give more of them, or leave the class out"
+        )
+    empty = [name for name in classes if not train[name]]
+    if empty:
+        raise UserError(
+            f"input: no image trains {_some(empty)}, of {len(classes)} classes\n"
+            "  what to do: give images of each class, or leave it out of task.classes; where few images were "
+            "cut by hash, another input.subset.seed cuts them otherwise"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(map(repr, names[:_SHOWN])) + (f" and {more} more" if more > 0 else "")
+
+
+def _digest(train: Refs, validation: Refs) -> str:
+    state = hashlib.sha256()
+    for refs in (train, validation):
+        for column in ("key", "etag", "class"):
+            state.update(repr(refs.table[column].to_pylist()).encode())
+    return state.hexdigest()

@@ -1,0 +1,175 @@
+"""What a study found: its combinations, and by what it shows, verdicts or the figures of courses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cnnbatch.config.variations import FOLDER
+from cnnbatch.config.yaml import dotted
+from cnnbatch.job import StudyJob
+from cnnbatch.output.folder import Output
+from cnnbatch.training.study.curves import Figures, Point, figures, last, mean_course
+from cnnbatch.training.study.pairing import POINT, Difference, difference, read_outcomes
+from cnnbatch.training.study.record import Row, curve
+from cnnbatch.training.study.summary import Group, groups, ranked
+
+AUTO, SCRATCH = "auto", "scratch"
+_STRATEGY = "train.strategy"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """In a case: what ``auto`` took, and what was best on validation; the difference of their tests."""
+
+    case: str
+    auto: Group
+    best: Group
+    difference: Difference | None
+
+    @property
+    def holds(self) -> bool | None:
+        """Say whether ``auto`` is as good as the best; None where the tests can't be compared."""
+        return None if self.difference is None else self.difference.is_as_good
+
+
+@dataclass(frozen=True)
+class Course:
+    """The mean course of a combination's runs, and its figures."""
+
+    group: Group
+    points: Sequence[Point]
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a study says; ``cut`` is what its lesson has otherwise, by path."""
+
+    title: tuple[str, str]
+    metric: str
+    rows: Sequence[Row]
+    groups: Sequence[Group]
+    verdicts: Sequence[Verdict]
+    courses: Sequence[Course]
+    lesson: bool
+    cut: Mapping[str, Any]
+    show: str
+
+    @property
+    def cases(self) -> list[str]:
+        """The cases in their order."""
+        return list(dict.fromkeys(group.case for group in self.groups))
+
+    @property
+    def best(self) -> Group | None:
+        """The combination with the best validation."""
+        return next((group for group in ranked(self.groups) if group.validation is not None), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return ``study.json``."""
+        return {
+            "metric": self.metric,
+            "lesson": self.lesson,
+            "cut": dict(self.cut),
+            "groups": [
+                {
+                    "case": group.case,
+                    "settings": dict(group.settings),
+                    "validation": group.validation,
+                    "test": group.test,
+                    "test_spread": group.spread,
+                    "strategies": group.strategies,
+                    "seconds": group.seconds,
+                    "trials": [row["name"] for row in group.rows],
+                }
+                for group in self.groups
+            ],
+            "verdicts": [
+                {
+                    "case": verdict.case,
+                    "auto": verdict.auto.strategies,
+                    "best": dict(verdict.best.settings),
+                    "difference": None if verdict.difference is None else asdict(verdict.difference),
+                    "point": POINT,
+                    "holds": verdict.holds,
+                }
+                for verdict in self.verdicts
+            ],
+            "courses": [
+                {"case": course.group.case, "settings": dict(course.group.settings)}
+                | course.figures._asdict()
+                for course in self.courses
+            ],
+        }
+
+
+def find(given: StudyJob, job: StudyJob, rows: Sequence[Row], output: Output) -> Findings:
+    """Return what the records of a study say; ``job`` is ``given`` as it is in force."""
+    found = groups(rows, job.study)
+    show, metric = job.study.show, job.study.metric
+    return Findings(
+        title=(job.task.name, str(getattr(job.task, "model", ""))),
+        metric=metric,
+        rows=rows,
+        groups=found,
+        verdicts=list(_verdicts(found, metric, job.study.seeds, output)) if show == "quadrants" else [],
+        courses=list(_courses(found, metric, output)) if show == "curves" else [],
+        lesson=given.lesson,
+        cut=dict(leaves(given.study.lesson)) if given.lesson else {},
+        show=show,
+    )
+
+
+def leaves(section: Mapping[str, Any], around: tuple[str, ...] = ()) -> list[tuple[str, Any]]:
+    """Return the fields of a section by their dotted paths."""
+    found: list[tuple[str, Any]] = []
+    for name, value in section.items():
+        inner = (*around, str(name))
+        found += leaves(value, inner) if isinstance(value, Mapping) else [(dotted(inner), value)]
+    return found
+
+
+def _verdicts(found: Sequence[Group], metric: str, seeds: int, output: Output) -> Sequence[Verdict]:
+    verdicts = []
+    for case in dict.fromkeys(group.case for group in found):
+        of_case = [group for group in found if group.case == case]
+        auto = next((group for group in of_case if group.settings.get(_STRATEGY) == AUTO), None)
+        others = [group for group in of_case if group is not auto and group.validation is not None]
+        if auto is not None and others:
+            best = ranked(others)[0]
+            verdicts.append(Verdict(case, auto, best, _difference(auto, best, metric, seeds, output)))
+    return verdicts
+
+
+def _difference(auto: Group, best: Group, metric: str, seeds: int, output: Output) -> Difference | None:
+    tested = [read_outcomes([_trial(row, output) for row in group.rows[:seeds]]) for group in (auto, best)]
+    one, other = tested
+    return None if one is None or other is None else difference(one, other, metric.startswith("macro"))
+
+
+def _courses(found: Sequence[Group], metric: str, output: Output) -> Sequence[Course]:
+    """Return the course of each combination, beside that from scratch of the same other settings."""
+    means = [
+        mean_course([curve(_trial(row, output), metric) for row in group.rows if row["error"] is None])
+        for group in found
+    ]
+    ends = {
+        _beside(group): last(course)
+        for group, course in zip(found, means, strict=True)
+        if group.settings.get(_STRATEGY) == SCRATCH
+    }
+    return [
+        Course(group, course, figures(course, ends.get(_beside(group))))
+        for group, course in zip(found, means, strict=True)
+    ]
+
+
+def _beside(group: Group) -> str:
+    """Return what combinations have in common that differ by their strategy only."""
+    return repr((group.case, {name: value for name, value in group.settings.items() if name != _STRATEGY}))
+
+
+def _trial(row: Row, output: Output) -> Output:
+    return Output(output.path(FOLDER, row["name"]), output.storage)

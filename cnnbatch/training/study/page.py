@@ -1,0 +1,163 @@
+"""A study's page: its quadrants or curves, all combinations, and a row a trial that leads to its own page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from cnnbatch.config.variations import FOLDER
+from cnnbatch.humanize import decimal, duration, number, percent
+from cnnbatch.output.folder import Output
+from cnnbatch.report import plots
+from cnnbatch.report.curves import Titled
+from cnnbatch.report.facts import Fact
+from cnnbatch.report.template import Chart, template
+from cnnbatch.storage import redact
+from cnnbatch.training.data.dataset import LESSON_IMAGES
+from cnnbatch.training.strategy import LESSON_EPOCHS
+from cnnbatch.training.study import words
+from cnnbatch.training.study.findings import Course, Findings
+from cnnbatch.training.study.record import Row, test_of, validation_of
+from cnnbatch.training.study.summary import Group, ranked
+
+TRIAL_HEAD = ["trial", "fold", "took", "validation", "test", "steps", "time"]
+"""The heads of the columns of the trials."""
+
+
+class Cells(NamedTuple):
+    """A row of a table; ``marked`` where it is the best, ``link`` leads to a trial's page."""
+
+    cells: Sequence[str]
+    marked: bool = False
+    link: str = ""
+
+
+class Section(NamedTuple):
+    """A case: its combinations, what was measured of its images, and what was found."""
+
+    id: str
+    title: str
+    facts: Sequence[Fact]
+    head: Sequence[str]
+    rows: Sequence[Cells]
+    verdict: str
+
+
+def write_study_report(output: Output, found: Findings) -> None:
+    """Write ``report.html`` of a study, also of one that is still going on."""
+    trials = [_trial(row, found.metric) for row in found.rows]
+    head, cells = words.filled(TRIAL_HEAD, [trial.cells for trial in trials])
+    page = template("study.html.j2").render(
+        title=Fact(*found.title),
+        output=redact(output.uri),
+        headline=_headline(found),
+        lesson={"images": LESSON_IMAGES, "epochs": LESSON_EPOCHS} if found.lesson else None,
+        cut=[f"{path}: {value}" for path, value in found.cut.items()],
+        sections=[_section(place, case, found) for place, case in enumerate(found.cases)],
+        quadrants=found.show == "quadrants",
+        charts=list(_charts(found.courses, found.metric)),
+        course_head=words.COURSE_HEAD,
+        courses=[words.course_cells(course) for course in found.courses],
+        trial_head=head,
+        trials=[trial._replace(cells=some) for trial, some in zip(trials, cells, strict=True)],
+        metric=found.metric.replace("_", " "),
+    )
+    output.storage.put(output.path("report.html"), page.encode())
+
+
+def _headline(found: Findings) -> list[Fact]:
+    facts = [
+        Fact("Trainings", number(len(found.rows))),
+        Fact("Time at work", duration(sum(row.get("wall_seconds", 0.0) for row in found.rows))),
+    ]
+    if judged := [verdict.holds for verdict in found.verdicts if verdict.holds is not None]:
+        facts.append(Fact("auto as good as the best", f"{sum(judged)} of {len(judged)}"))
+    if found.show == "table" and found.best is not None and found.best.validation is not None:
+        facts.append(Fact(f"Best {found.metric.replace('_', ' ')}", percent(found.best.validation)))
+    if failed := sum(row["error"] is not None for row in found.rows):
+        facts.append(Fact("Failed", number(failed)))
+    return facts
+
+
+def _section(place: int, case: str, found: Findings) -> Section:
+    of_case = [group for group in found.groups if group.case == case]
+    verdict = next((one for one in found.verdicts if one.case == case), None)
+    best = verdict.best if verdict else next(iter(ranked(of_case)), None)
+    shown = of_case if found.show != "table" else ranked(of_case)
+    head, rows = words.filled(words.group_head(found), [words.group_cells(group) for group in shown])
+    return Section(
+        id=f"case-{place}",
+        title=case or "All combinations",
+        facts=_measured(of_case),
+        head=head,
+        rows=[Cells(cells, group is best) for group, cells in zip(shown, rows, strict=True)],
+        verdict=words.verdict_words(verdict, found.metric) if verdict else "",
+    )
+
+
+def _measured(of_case: Sequence[Group]) -> list[Fact]:
+    """Return by what ``auto`` chose, of the first of its runs; nothing where none did."""
+    row = next((row for group in of_case for row in group.rows if row.get("figures")), None)
+    if row is None:
+        return []
+    figures = row["figures"]
+    return [
+        Fact("Images a class", decimal(figures["images_per_class"])),
+        Fact("Linear probe", percent(figures["linear_probe"]), f"chance {percent(figures['chance'])}"),
+        Fact("Similarity", decimal(figures["similarity"])),
+    ]
+
+
+def _trial(row: Row, metric: str) -> Cells:
+    if row["error"] is not None:
+        return Cells([row["name"], "", row["error"], "", "", "", ""])
+    return Cells(
+        [
+            row["name"],
+            "" if row["fold"] is None else str(row["fold"] + 1),
+            row["strategy"],
+            words.share(validation_of(row, metric)),
+            words.share(test_of(row, metric)),
+            number(int(row["steps"])),
+            duration(row["seconds"]),
+        ],
+        link=f"{FOLDER}/{row['name']}/report.html",
+    )
+
+
+def _charts(courses: Sequence[Course], metric: str) -> Iterator[Titled]:
+    """Yield two charts for what differs by its strategy only: over the steps, and over the seconds."""
+    together: dict[str, list[Course]] = {}
+    for course in courses:
+        others = [words.plain(value) for name, value in course.group.settings.items() if name != _LINES]
+        title = ", ".join(filter(None, [course.group.case, *others]))
+        together.setdefault(title, []).append(course)
+    for title, some in together.items():
+        for unit, place in (("steps", 0), ("seconds", 1)):
+            if chart := _chart(some, place, unit):
+                yield Titled(f"{title or metric.replace('_', ' ')}, over {unit}", "", chart)
+
+
+_LINES = "train.strategy"
+
+
+def _chart(courses: Sequence[Course], place: int, unit: str) -> Chart | None:
+    drawn = [course for course in courses if len(course.points) > 1]
+    values = [point.value for course in drawn for point in course.points]
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    most = max(point[place] for course in drawn for point in course.points) or 1.0
+    lines = [
+        [(point[place] / most, (point.value - low) / ((high - low) or 1)) for point in course.points]
+        for course in drawn
+    ]
+    names = [str(course.group.settings.get(_LINES, course.group.label)) for course in drawn]
+    ends = [f"{name} {words.share(course.figures.end)}" for name, course in zip(names, drawn, strict=True)]
+    return Chart(
+        plot=plots.curves(lines),
+        up=[words.share(low), words.share(high)],
+        across=["0", f"{decimal(most)} {unit}"],
+        summary=f"At the end: {', '.join(ends)}",
+        legend=[(f"line-{number}", name) for number, name in enumerate(names)],
+    )

@@ -1,0 +1,186 @@
+"""The main path of a study: trials one by one, or side by side, then what they say together.
+
+Every trial is an ordinary training with an output of its own; what is kept of it beside, once it is over, is
+its record, so that an interrupted study goes on with the trials that have none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from cnnbatch.config.input import Input
+from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.humanize import duration
+from cnnbatch.inference import fingerprint
+from cnnbatch.inference.run import RunOptions, Summary, places
+from cnnbatch.job import StudyJob, Trial, in_force, to_yaml, trials_of
+from cnnbatch.output import lock, ownership
+from cnnbatch.output.folder import Output, differences
+from cnnbatch.sources import datasets, open_source
+from cnnbatch.storage import Storage, normalize, redact
+from cnnbatch.terminal.screen import Screen
+from cnnbatch.training.run import require_same_training
+from cnnbatch.training.study import words
+from cnnbatch.training.study.findings import Findings, find
+from cnnbatch.training.study.page import write_study_report
+from cnnbatch.training.study.record import Row, put_table, test_of, validation_of
+from cnnbatch.training.study.trial import _output, finish
+
+
+def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
+    """Train all trials of a study, or those that are left, and compare them.
+
+    Raises UserError, EnvironmentFault or OutputHeld; finished trials stay, and the same call continues.
+    """
+    options = options or RunOptions()
+    output = Output(normalize(job.output.url), Storage(job.output.storage))
+    running = _Running(job, in_force(job, job.lesson), output)
+    trials = trials_of(running.job)
+    with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), uuid4().hex):
+        begin(running.job, trials, output, screen.note)
+        known = _known(trials, output)
+        left = [trial for trial in trials if trial.name not in known]
+        require_data(left)
+        require_weights(left)
+        output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
+        screen.note(_begins(trials, known))
+        trained = 0
+        for row in _trained(running, left, screen.note):
+            known[row["name"]] = row
+            trained += 1
+            screen.note(_line(row, len(known), len(trials), running.job.study.metric))
+            running.write([known[trial.name] for trial in trials if trial.name in known])
+        failed = [row["error"] for row in known.values() if row["error"] is not None]
+        if len(failed) == len(trials):
+            raise UserError(f"no trial could be trained: {failed[0]}")
+        found = running.write([known[trial.name] for trial in trials])
+    for line in words.lines(found):
+        screen.say(line)
+    screen.say(f"  trials: {redact(output.path('study.parquet'))}")
+    screen.say(f"  report: {redact(output.path('report.html'))}")
+    return Summary(
+        output.uri,
+        images=trained,
+        total=len(trials),
+        failed={"training": len(failed)} if failed else {},
+        seconds=round(screen.seconds, 3),
+        exit_status=0,
+        paths=places(output, {"trials": "study.parquet", "study": "study.json", "report": "report.html"}),
+    )
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What one call works with: the job as it was given, and as it is in force."""
+
+    given: StudyJob
+    job: StudyJob
+    output: Output
+
+    def write(self, rows: Sequence[Row]) -> Findings:
+        """Write what is known so far, as a table, as numbers and as a page."""
+        found = find(self.given, self.job, rows, self.output)
+        put_table(self.output, rows)
+        self.output.storage.put(
+            self.output.path("study.json"), json.dumps(found.to_json(), indent=1).encode()
+        )
+        write_study_report(self.output, found)
+        return found
+
+
+def require_data(trials: Sequence[Trial]) -> None:
+    """Insist on the images of all trials before the first is trained; a UserError has all that lack."""
+    lacking: dict[str, str] = {}
+    for trial in trials:
+        chosen = trial.job.input.model_copy(update={"subset": None, "classes": None})
+        if (key := repr(chosen)) not in lacking:
+            try:
+                _require_images(chosen)
+            except UserError as error:
+                lacking[key] = f"{trial.case}: {error}" if trial.case else str(error)
+    if lacking:
+        raise UserError("\n".join(["nothing was trained: the study lacks images", *lacking.values()]))
+
+
+def begin(job: StudyJob, trials: Sequence[Trial], output: Output, note: Callable[[str], None]) -> None:
+    """Record that ``output`` is begun for ``job``; what another one left there without a result is discarded.
+
+    Where a training has a result, the study may only have other trials than it had: raises UserError where
+    one of its trainings, or what they have in common, was another.
+    """
+    ownership.make_room(output, "study", note)
+    fields: dict[str, Any] = fingerprint.of_study(job)
+    known = (output.decided("study") or {}).get("fields")  # Earlier records have none.
+    if ownership.holds_results(output):
+        for trial in trials:
+            if ownership.holds_results(_output(trial)):
+                require_same_training(trial.job, _output(trial))
+        if known is not None and (found := differences(known, fingerprint.of_training(job))):
+            raise UserError(
+                f"{redact(output.uri)} holds another study:\n" + "\n".join(found) + "\n"
+                "  what to do: choose another output, or give the job that made this one"
+            )
+    elif known is not None and known != fields and ownership.discard_all(output):
+        note(ownership.discarded(output, known, fields))
+    record = {"metric": job.study.metric, "fields": fields}
+    output.storage.put(output.path("_job", "study.json"), json.dumps(record, indent=1).encode())
+
+
+def _require_images(chosen: Input) -> None:
+    storage = Storage(chosen.storage)
+    datasets.resolve(chosen, storage)
+    if next(iter(open_source(chosen, storage).refs()), None) is None:
+        raise UserError(f"input: there is no image in {chosen.url}\n  what to do: look at the address")
+
+
+def require_weights(trials: Sequence[Trial]) -> None:
+    """Insist on the networks that trials begin with before the first is trained; from scratch needs none.
+
+    Raises UserError and EnvironmentFault.
+    """
+    tasks = [trial.job.task for trial in trials if trial.job.train.strategy != "scratch"]
+    for task in {repr(task): task for task in tasks}.values():
+        try:
+            task.require_weights()
+        except EnvironmentFault as fault:
+            raise EnvironmentFault(f"nothing was trained: {fault.what}", fault.mend) from fault
+        except UserError as error:
+            raise UserError(f"nothing was trained: {error}") from error
+
+
+def _known(trials: Sequence[Trial], output: Output) -> dict[str, Row]:
+    """Return the records of the trials that are finished, by their names."""
+    records = {trial.name: output.decided(f"trials/{trial.name}") for trial in trials}
+    return {name: record for name, record in records.items() if record is not None}
+
+
+def _trained(running: _Running, trials: Sequence[Trial], note: Callable[[str], object]) -> Iterator[Row]:
+    """Train trials and yield their records, one after the other or side by side on Ray."""
+    study = running.job.study
+    if trials and (study.search or study.side_by_side) and running.job.compute.pool != "inline":
+        from cnnbatch.training.study.sweep import side_by_side
+
+        yield from side_by_side(trials, running.output, note)
+        return
+    for trial in trials:
+        yield finish(trial, running.output, forgive=bool(study.search))
+
+
+def _begins(trials: Sequence[Trial], known: dict[str, Row]) -> str:
+    done = f", {len(known):,} of them finished before" if known else ""
+    return f"{len(trials):,} trainings{done}"
+
+
+def _line(row: Row, done: int, total: int, metric: str) -> str:
+    head = f"{done}/{total} {row['name']}"
+    if row["error"] is not None:
+        return f"{head}: failed: {row['error']}"
+    named = metric.replace("_", " ")
+    parts = [f"{named} {words.share(validation_of(row, metric))}, test {words.share(test_of(row, metric))}"]
+    if row["strategy"] not in row["settings"].values():
+        parts.append(f"took {row['strategy']}")
+    return f"{head}: {', '.join(parts)}, {duration(row['wall_seconds'])}"

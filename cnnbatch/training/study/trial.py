@@ -1,0 +1,30 @@
+"""Trains one trial of a study to its end, and keeps its record."""
+
+from __future__ import annotations
+
+import time
+
+from cnnbatch.errors import UserError
+from cnnbatch.inference.run import RunOptions
+from cnnbatch.job import Trial
+from cnnbatch.output.folder import Output
+from cnnbatch.storage import Storage, normalize
+from cnnbatch.training.run import train
+from cnnbatch.training.study.record import Row, failure, record
+
+
+def _output(trial: Trial) -> Output:
+    return Output(normalize(trial.job.output.url), Storage(trial.job.output.storage))
+
+
+def finish(trial: Trial, output: Output, forgive: bool) -> Row:
+    """Train a trial to its end and keep its record; to ``forgive`` is to go on without one that can't be."""
+    started = time.monotonic()
+    try:
+        train(trial.job, RunOptions(quiet=True))
+    except UserError as error:
+        if not forgive:
+            raise UserError(f"the trial {trial.name}: {error}") from None
+        return failure(trial, str(error).partition("\n")[0])
+    row = {**record(trial, _output(trial)), "wall_seconds": round(time.monotonic() - started, 3)}
+    return output.decide(f"trials/{trial.name}", row)
