@@ -56,6 +56,9 @@ LABEL_SCHEMA = pa.schema(_LABEL)
 OBJECTS_SCHEMA = pa.schema(_SIZED)
 """Objects an image, null where the image has no truth; ``width`` and ``height`` as the truth states them."""
 
+_ABOUT = frozenset({"image_id", "width", "height", "problem"})
+"""Columns of a ground truth that tell of the image, not what is true of it."""
+
 SURE = 0.5
 """The score from which on a predicted object counts as found, where a person does not say another."""
 
@@ -87,6 +90,19 @@ def classes_of(schema: pa.Schema) -> tuple[Class, ...]:
     """Return the ordered classes in the metadata of a truth's schema; none where they are not known."""
     kept = (schema.metadata or {}).get(_CLASSES, b"[]")
     return tuple(Class(name, number) for name, number in json.loads(kept))
+
+
+def answer_of(truth: pa.Schema) -> str:
+    """Return the kind of answer that a ground truth is of, which is the name of its column: ``label``, say.
+
+    Raises ValueError where it has no such column, or several.
+    """
+    found = [name for name in truth.names if name not in _ABOUT]
+    if len(found) != 1:
+        raise ValueError(
+            f"expected one column with what is true of an image, got {', '.join(found) or 'none'}"
+        )
+    return found[0]
 
 
 def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

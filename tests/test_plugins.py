@@ -17,6 +17,7 @@ import cnnbatch
 from cnnbatch.cli.app import app
 from cnnbatch.cli.evaluate import evaluate_again
 from cnnbatch.config import plugins
+from cnnbatch.config.entries import GROUP
 from cnnbatch.config.yaml import dump
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.comparison import Options as ComparisonOptions
@@ -83,7 +84,7 @@ def install(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None
     about = folder / "evil_plugin-1.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: evil-plugin\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nevil = {address}\n")
+    (about / "entry_points.txt").write_text(f"[{GROUP}]\nevil = {address}\n")
     monkeypatch.syspath_prepend(folder)
     plugins.installed.cache_clear()
 

@@ -15,12 +15,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from cnnbatch.config.entries import GROUP
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import meant
 from cnnbatch.storage import redact
-
-GROUP = "cnnbatch.plugins"
-"""The group of entry points by which a package lets data name its tasks and networks."""
 
 CODE_FIELDS = ("task.name", "task.model")
 """The fields of a job that name code; a study may also have them in its cases, its ranges and its lesson."""
