@@ -401,7 +401,7 @@ def _compare(
     """Say how two outputs over the same images differ, and by their truth which is better."""
 
     def action() -> int:
-        from cnnbatch.evaluation.comparison import Options, compare
+        from cnnbatch.evaluation.comparison import CompareOptions, compare
         from cnnbatch.evaluation.comparison.gates import read_gates
         from cnnbatch.evaluation.comparison.summary import show
         from cnnbatch.storage import Storage, normalize
@@ -409,12 +409,14 @@ def _compare(
         from cnnbatch.terminal.screen import Screen
 
         _give(plugin)
-        storage, options = Storage(), Options(iou, score_threshold, read_gates(fail_under or []))
+        storage, options = Storage(), CompareOptions(iou, score_threshold, read_gates(fail_under or []))
         with Screen(quiet=False) as screen:
             found = compare(a, b, options, storage, screen)
         show(found, plain_console())
         if to is not None:
-            found.save(normalize(to), storage)
+            from cnnbatch.evaluation.comparison.page import save
+
+            save(found, normalize(to), storage)
         broken = found.broken()
         for line in broken:
             say(line, err=True)
