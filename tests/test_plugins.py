@@ -27,8 +27,7 @@ from cnnbatch.launch import launch
 from cnnbatch.models import Choice
 from cnnbatch.models.trained import with_trained
 from cnnbatch.models.trained_files import read_model
-from cnnbatch.output.export import Options as ExportOptions
-from cnnbatch.output.export import export
+from cnnbatch.output.export import ExportOptions, export
 from cnnbatch.report import write_report
 from cnnbatch.storage import Storage
 from cnnbatch.terminal.screen import Screen

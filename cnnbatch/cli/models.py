@@ -6,15 +6,40 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import timm
-from rich.table import Table
+import typer
 
-from cnnbatch.terminal.console import columns, plain_console
+from cnnbatch.cli.command import leave_with
+from cnnbatch.terminal import say
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from cnnbatch.models.published import Published
+
+
+def models(
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="[PATTERN]", help="A name, 'resnet*', 'keras/*' or 'timm/*'.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Only models for this task.")] = None,
+    family: Annotated[str | None, typer.Option("--family", help="Only models of this family.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the models by task, with their publishers' numbers, and whether their weights are at hand."""
+
+    def action() -> int:
+        from cnnbatch.models import published
+
+        rows = published.listing(pattern, task, family)
+        if as_json:
+            say(to_json(rows))
+        else:
+            show(rows, timm_apart=pattern is None and family is None)
+        return 0
+
+    leave_with(action)
 
 
 def to_json(rows: Iterable[Published]) -> str:
@@ -24,6 +49,10 @@ def to_json(rows: Iterable[Published]) -> str:
 
 def show(rows: Iterable[Published], timm_apart: bool = False) -> None:
     """Print a table a task; ``timm_apart`` says how to list timm's models, where they were left out."""
+    import timm
+
+    from cnnbatch.terminal.console import plain_console
+
     console = plain_console()
     for task, table in _tables(rows):
         console.print(task, table, "", sep="\n")
@@ -33,6 +62,8 @@ def show(rows: Iterable[Published], timm_apart: bool = False) -> None:
 
 
 def _tables(rows: Iterable[Published]) -> Iterator[tuple[str, Table]]:
+    from cnnbatch.terminal.console import columns
+
     for task, models in groupby(rows, key=lambda row: row.task):
         others = ("Family", "Parameters", "Input", "Accuracy in %", "Weights", "At hand", "Licence")
         table = columns("Model", *others, left=("Family", "Accuracy in %", "Weights", "At hand", "Licence"))
