@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from cnnbatch.errors import UserError
 from cnnbatch.output import integrity
-from cnnbatch.output.folder import Output, read_footer
+from cnnbatch.output.folder import READERS, Output, read_footer
 from cnnbatch.output.pages import Changes, Listing, listings_of
 from cnnbatch.storage import NotFound, Storage, StorageOptions, normalize, redact
 from cnnbatch.types import ImageRef, Receipt
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from cnnbatch.output.evaluation import Evaluation
 
-READERS = 16
 ROWS_IN_A_BATCH = 4096
 
 
@@ -180,16 +179,9 @@ class Reader:
         self, part: int, rows: Sequence[int], columns: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
         """Return single rows of the ``part``-th part, in the order asked; reads only their row groups."""
-        names, found = self.names(columns), dict[int, dict[str, Any]]()
+        names = self.names(columns)
         with self._storage.open(self._parts[part]) as file:
-            parquet = pq.ParquetFile(file)
-            start = 0
-            for group in range(parquet.num_row_groups):
-                end = start + parquet.metadata.row_group(group).num_rows
-                if inside := [row for row in rows if start <= row < end]:
-                    table = parquet.read_row_group(group, columns=names).take([row - start for row in inside])
-                    found |= zip(inside, table.to_pylist(), strict=True)
-                start = end
+            found = rows_at(pq.ParquetFile(file), rows, names)
         return [found[row] for row in rows]
 
     def refs(self, part: int, rows: Sequence[int]) -> list[ImageRef | None]:
@@ -274,6 +266,22 @@ class Reader:
     def _table(self, batches: Iterator[pa.RecordBatch], columns: Sequence[str] | None) -> pa.Table:
         schema = pa.schema([self.schema.field(name) for name in self.names(columns)])
         return pa.Table.from_batches(batches, schema=schema)
+
+
+def rows_at(
+    file: pq.ParquetFile, rows: Sequence[int], columns: Sequence[str] | None = None
+) -> dict[int, dict[str, Any]]:
+    """Return single rows of a file by their numbers; reads only their row groups, and these ``columns``."""
+    found: dict[int, dict[str, Any]] = {}
+    start = 0
+    for group in range(file.num_row_groups):
+        end = start + file.metadata.row_group(group).num_rows
+        if inside := [row for row in rows if start <= row < end]:
+            names = None if columns is None else list(columns)
+            table = file.read_row_group(group, columns=names).take([row - start for row in inside])
+            found |= zip(inside, table.to_pylist(), strict=True)
+        start = end
+    return found
 
 
 Kind = TypeVar("Kind", bound=Reader)

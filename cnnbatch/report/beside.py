@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from cnnbatch.errors import UserError
 from cnnbatch.output.evaluation import Evaluation, read_evaluation
 from cnnbatch.output.folder import Output
-from cnnbatch.output.reader import Reader
+from cnnbatch.output.reader import Reader, rows_at
 from cnnbatch.report.pictures import Truth
 from cnnbatch.report.tally import Place
 from cnnbatch.storage import NotFound, Storage, Unreadable, join
@@ -89,7 +89,8 @@ class Beside:
     def _part(self, shard: int, rows: Sequence[int]) -> list[Truth | None]:
         def read(file: pq.ParquetFile) -> list[Truth | None]:
             names = self._names(file.schema_arrow)
-            return [_truth(row, names, self._hidden) for row in take(file, rows)]
+            found = rows_at(file, rows)
+            return [_truth(found.get(row, {}), names, self._hidden) for row in rows]
 
         return self._read(self._truth(shard), read) or [None] * len(rows)
 
@@ -121,19 +122,6 @@ class Beside:
 
 def _has(file: pq.ParquetFile, columns: Sequence[str]) -> bool:
     return set(columns) <= set(file.schema_arrow.names)
-
-
-def take(file: pq.ParquetFile, rows: Sequence[int]) -> list[dict[str, Any]]:
-    """Return single rows of a file, in the order asked; reads only their row groups."""
-    found: dict[int, dict[str, Any]] = {}
-    start = 0
-    for group in range(file.num_row_groups):
-        end = start + file.metadata.row_group(group).num_rows
-        if inside := [row for row in rows if start <= row < end]:
-            table = file.read_row_group(group).take([row - start for row in inside])
-            found |= zip(inside, table.to_pylist(), strict=True)
-        start = end
-    return [found.get(row, {}) for row in rows]
 
 
 def _object_fields(schema: pa.Schema) -> set[str]:

@@ -151,7 +151,7 @@ class Joined:
             self.only_a, self.only_b = (sum(batch.num_rows for batch in one.rest()) for one in (a, b))
 
     def _by_key(self) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-        waiting = _Waiting(self._b.rest())
+        waiting = _RowsOnDisk(self._b.rest())
         self.only_b = waiting.count
         for batch in self._a.rest():
             found = waiting.rows(batch["key"].to_pylist())
@@ -188,7 +188,7 @@ class _Stream:
         return chain([self.head(count)] if count else [], self._batches)
 
 
-class _Waiting:
+class _RowsOnDisk:
     """Rows by their key, on disk, as JSON: of objects only those that count, so that they are few."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
