@@ -15,8 +15,7 @@ import pytest
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inference.run import RunOptions
 from cnnbatch.job import StudyJob, TrainJob, trials_of
-from cnnbatch.launch import launch
-from cnnbatch.report import write_report
+from cnnbatch.launch import launch, report
 from cnnbatch.storage import Storage
 from cnnbatch.tasks.classify import Classify
 from cnnbatch.training import run as training
@@ -123,7 +122,7 @@ def test_its_page_leads_to_the_trials_and_says_what_auto_is_worth(quadrants: Pat
     assert all(f'<th scope="col">{name}</th>' in page for name in ("fold", "least", "most", "took"))
     assert "<script" not in page
     (quadrants / "report.html").unlink()
-    write_report(str(quadrants), Storage())
+    report(str(quadrants), Storage())
     assert (quadrants / "report.html").read_text() == page
 
 

@@ -30,7 +30,7 @@ from cnnbatch.output.folder import Output
 from cnnbatch.output.pages import left_out_of
 from cnnbatch.output.reader import Reader
 from cnnbatch.report import write_report
-from cnnbatch.report.lines import seen
+from cnnbatch.report.lines import result_lines
 from cnnbatch.report.ways import ran_by
 from cnnbatch.sources import open_source
 from cnnbatch.sources.files.left_out import in_words
@@ -331,7 +331,7 @@ def tell(summary: Summary, evaluation: Evaluation | None, output: Output, screen
             say(TOO_MANY)
         return
     if summary.total <= HANDFUL:
-        for line in seen(output.uri, output.storage):
+        for line in result_lines(output.uri, output.storage):
             say(line)
     rate = summary.images / max(summary.seconds, 1e-3)
     whole = f" of {summary.total:,}" if summary.total > summary.images else ""

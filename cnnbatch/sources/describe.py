@@ -22,7 +22,7 @@ from cnnbatch.output import plan
 from cnnbatch.sources.files.left_out import left_out_by
 from cnnbatch.storage import Storage
 from cnnbatch.storage.unique import Copies, contents
-from cnnbatch.truth import check_sizes, classes_of
+from cnnbatch.truth import answer_of, check_sizes, classes_of
 from cnnbatch.types import Content, Failure, ImageRef, Shard
 
 if TYPE_CHECKING:
@@ -117,27 +117,26 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class ShownImage:
     """An image that the page may show; those of least ``rank``, which follows from its key, are chosen.
 
-    ``objects`` are the first `MOST_DRAWN` rows of its truth that have a box.
+    ``truth`` is what is true of it, as far as a picture shows that.
     """
 
     rank: int
     ref: ImageRef
     size: tuple[int, int]
-    label: str | None = None
-    objects: tuple[Row, ...] = ()
+    truth: Any = None
 
 
 @dataclass
-class Sample:
+class ImageSample:
     """Images chosen by a hash of their keys, of each class as many as of any other."""
 
-    anywhere: list[Candidate] = field(default_factory=list)
-    of_class: dict[str, list[Candidate]] = field(default_factory=dict)
+    anywhere: list[ShownImage] = field(default_factory=list)
+    of_class: dict[str, list[ShownImage]] = field(default_factory=dict)
 
-    def add(self, candidate: Candidate, classes: Iterable[str]) -> None:
+    def add(self, candidate: ShownImage, classes: Iterable[str]) -> None:
         """Hold an image if it can still be chosen."""
         _hold(self.anywhere, candidate, SHOWN)
         for name in classes:
@@ -145,9 +144,9 @@ class Sample:
                 held = self.of_class.setdefault(name, [])
                 _hold(held, candidate, -(-SHOWN // len(self.of_class)))
 
-    def chosen(self) -> list[Candidate]:
+    def chosen(self) -> list[ShownImage]:
         """Return up to `SHOWN` images: one a class in turns, the rest from anywhere."""
-        found: dict[str, Candidate] = {}
+        found: dict[str, ShownImage] = {}
         classes = sorted(self.of_class, key=rank)
         turns = (self.of_class[name][turn : turn + 1] for turn in range(SHOWN) for name in classes)
         for held in (*turns, self.anywhere):
@@ -166,14 +165,16 @@ class ClassCount:
 
 
 @dataclass
-class Truths:
-    """What the truth says: ``known`` are the classes that the source lists, ``classes`` those that occur.
+class TruthCounts:
+    """What the ground truth says: ``known`` are the classes that the source lists, ``classes`` those found.
 
-    ``an_image`` spreads objects an image, of images with truth; ``sides`` the square roots of objects'
-    areas in pixels, as the truth states them (COCO's are those of masks), else of their boxes.
-    ``misfits`` are images of another size than their truth was made for: their objects count nowhere.
+    ``kind`` is its kind of answer. ``an_image`` spreads objects an image, of images with truth; ``sides`` the
+    square roots of objects' areas in pixels, as the truth states them (COCO's are those of masks), else of
+    their boxes. ``misfits`` are images of another size than their truth was made for: their objects count
+    nowhere.
     """
 
+    kind: str
     known: tuple[str, ...] = ()
     classes: dict[str, ClassCount] = field(default_factory=dict)
     an_image: Spread = field(default_factory=Spread)
@@ -189,47 +190,94 @@ class Truths:
         """How many objects there are."""
         return int(self.an_image.total)
 
+    @property
+    def counted(self) -> CountedAnswer:
+        """What is counted of its kind of answer."""
+        return COUNTED.get(self.kind, _NOTHING)
+
     def add(self, key: str, row: Row) -> None:
         """Count the truth of one image, a row as `cnnbatch.truth` has it."""
-        found = row.get("label") if "label" in row else row.get("objects")
+        answer = row[self.kind]
         if row.get("problem"):
             self.misfits.add(key, row["problem"])
-        elif found is None:
+        elif answer is None:
             self.absent.add(key)
-        elif isinstance(found, str):
-            self._class(found).images += 1
         else:
-            self._add_objects(key, found)
+            self.counted.count(self, key, answer)
 
-    def _add_objects(self, key: str, objects: Sequence[Row]) -> None:
+    def add_objects(self, key: str, objects: Sequence[Row]) -> None:
+        """Count the objects of one image."""
         self.an_image.add(len(objects))
         if not objects:
             self.empty.add(key)
         for name in {str(one["label"]) for one in objects}:
-            self._class(name).images += 1
+            self.of_class(name).images += 1
         for one in objects:
-            self._class(str(one["label"])).objects += 1
+            self.of_class(str(one["label"])).objects += 1
             self.marks.update(mark for mark in ("crowd", "difficult", "ignore") if one.get(mark))
             self._add_area(area(one))
+
+    def of_class(self, name: str) -> ClassCount:
+        """Return the count of a class."""
+        return self.classes.setdefault(name, ClassCount())
 
     def _add_area(self, pixels: float | None) -> None:
         if pixels is not None:
             self.scales["small" if pixels < SMALL else "medium" if pixels < MEDIUM else "large"] += 1
             self.sides.add(math.sqrt(max(pixels, 0.0)))
 
-    def _class(self, name: str) -> ClassCount:
-        return self.classes.setdefault(name, ClassCount())
+
+class CountedAnswer:
+    """What is counted of one kind of answer; of one that is not known here, only that there is none."""
+
+    def count(self, counts: TruthCounts, key: str, answer: Any) -> None:
+        """Count what is true of one image."""
+
+    def classes(self, answer: Any) -> Sequence[str]:
+        """Return the classes of which an image may be shown."""
+        return ()
+
+    def shown(self, answer: Any) -> Any:
+        """Return what its picture shows."""
+        return answer
+
+
+class _Label(CountedAnswer):
+    def count(self, counts: TruthCounts, key: str, answer: Any) -> None:
+        counts.of_class(answer).images += 1
+
+    def classes(self, answer: Any) -> Sequence[str]:
+        return [answer]
+
+
+class _Objects(CountedAnswer):
+    """Objects: those with a box are drawn, the first `MOST_DRAWN`."""
+
+    def count(self, counts: TruthCounts, key: str, answer: Any) -> None:
+        counts.add_objects(key, answer)
+
+    def classes(self, answer: Any) -> Sequence[str]:
+        return sorted({str(one["label"]) for one in answer if one["box"]})
+
+    def shown(self, answer: Any) -> Any:
+        return tuple(islice((one for one in answer if one["box"]), MOST_DRAWN))
+
+
+COUNTED: Mapping[str, CountedAnswer] = {"label": _Label(), "objects": _Objects()}
+"""What is counted of each kind of answer, by the name of its column."""
+
+_NOTHING = CountedAnswer()
 
 
 @dataclass
 class Description:
     """What is known of the images so far; ``truths`` is None where the source has no truth.
 
-    ``failed`` are unreadable images by code; ``fast``: whether it was looked at headers alone; ``left_out``
+    ``failed`` are unreadable images by code; ``fast``: whether only headers were read; ``left_out``
     counts, by suffix, the files beside the images that are none.
     """
 
-    truths: Truths | None = None
+    truths: TruthCounts | None = None
     fast: bool = False
     images: int = 0
     turned: int = 0
@@ -239,7 +287,7 @@ class Description:
     shapes: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     failed: dict[str, Named] = field(default_factory=dict)
-    sample: Sample = field(default_factory=Sample)
+    sample: ImageSample = field(default_factory=ImageSample)
     copies: Copies = Copies()
     left_out: Mapping[str, int] = field(default_factory=dict)
 
@@ -268,37 +316,42 @@ class Description:
         self.widths.add(width)
         self.heights.add(height)
         self.shapes["wide" if width > height else "tall" if height > width else "square"] += 1
-        objects = tuple(one for one in truth.get("objects") or () if one["box"])
-        label = truth.get("label")
-        classes = [label] if label else sorted({str(one["label"]) for one in objects})
-        self.sample.add(Candidate(rank(ref.key), ref, size, label, objects[:MOST_DRAWN]), classes)
+        answer = None if self.truths is None else truth.get(self.truths.kind)
+        if self.truths is None or answer is None:
+            self.sample.add(ShownImage(rank(ref.key), ref, size), ())
+        else:
+            counted = self.truths.counted
+            shown = ShownImage(rank(ref.key), ref, size, counted.shown(answer))
+            self.sample.add(shown, counted.classes(answer))
 
 
 def describe(
     source: Source,
     refs: Iterable[ImageRef] | None = None,
     fast: bool = False,
-    told: Callable[[int], None] = lambda images: None,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> Description:
     """Read ``refs`` of a source, else all of it, once, and return what it is.
 
-    ``fast`` reads headers and decodes nothing; ``told`` is called with the number of images so far.
+    ``fast`` reads headers and decodes nothing; ``advance`` is called with the number of images so far.
 
     Raises:
         UserError, EnvironmentFault: as the source does; a full disk for temporary files, too.
     """
     schema = source.truth_schema
-    truths = None if schema is None else Truths(tuple(one.name for one in classes_of(schema)))
+    truths = None
+    if schema is not None:
+        truths = TruthCounts(answer_of(schema), tuple(one.name for one in classes_of(schema)))
     found = Description(truths, fast)
     pool = ThreadPoolExecutor(READERS, "describe")
     try:
         with contents() as known:
             for shard in plan.cut(source.refs() if refs is None else refs, lambda index: SHARD):
-                for ref, look, row in _looked(source, shard, fast, pool):
+                for ref, look, row in _inspected(source, shard, fast, pool):
                     found.add(ref, look, row)
                     if look.digest:
                         known.add(ref.key, look.digest)
-                told(found.images)
+                advance(found.images)
             found.copies = known.copies()
             found.left_out = left_out_by(source)
     finally:
@@ -315,7 +368,7 @@ class Opened:
 
 
 def opened(chosen: Input) -> Opened:
-    """Open the source of an ``input`` and find its first image, so that mistakes are told at once.
+    """Open the source of an ``input`` and find its first image, so that mistakes are reported at once.
 
     Raises:
         UserError, EnvironmentFault: as the source does.
@@ -340,14 +393,14 @@ def area(one: Row) -> float | None:
     return float((box["x2"] - box["x1"]) * (box["y2"] - box["y1"]))
 
 
-def _hold(held: list[Candidate], candidate: Candidate, most: int) -> None:
+def _hold(held: list[ShownImage], candidate: ShownImage, most: int) -> None:
     """Put a candidate among the ``most`` of least rank, in order."""
     if len(held) < most or candidate.rank < held[-1].rank:
         insort(held, candidate, key=lambda one: one.rank)
         del held[most:]
 
 
-def _looked(
+def _inspected(
     source: Source, shard: Shard, fast: bool, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[ImageRef, Look, Row | None]]:
     """Yield a shard's images in order, each with its truth, whose objects fit the image or are left out."""

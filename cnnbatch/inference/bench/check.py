@@ -34,7 +34,7 @@ from cnnbatch.job import MapJob
 from cnnbatch.output import plan, reader
 from cnnbatch.output.folder import Output
 from cnnbatch.output.plan import spread
-from cnnbatch.report.lines import seen
+from cnnbatch.report.lines import result_lines
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Entry, Forbidden, Storage, is_local, normalize, parent, redact
 from cnnbatch.types import ImageRef, Receipt, Shard, Source, Span
@@ -218,7 +218,7 @@ class _Trial:
         if not self._sample:
             return
         yield Work(Shard(0, self._sample))
-        self.seen = list(seen(self._output.uri, self._output.storage))
+        self.seen = list(result_lines(self._output.uri, self._output.storage))
         self._rows = reader.open_output(self._output.uri).arrow(["error", "bytes"]).to_pylist()
         good = [ref for ref, row in zip(self._sample, self._rows, strict=True) if row["error"] is None]
         if good:
