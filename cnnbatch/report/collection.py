@@ -120,7 +120,7 @@ def facts(found: Description) -> list[Fact]:
 
 
 def truth_facts(truths: TruthCounts) -> list[Fact]:
-    """Return what is known of the truth; without objects, what labels tell."""
+    """Return what is known of the truth; without objects, of its labels."""
     known = f"{number(len(truths.known))} named in the truth" if truths.known else ""
     rows = [
         Fact("Classes", number(len(truths.classes)), known),
@@ -216,7 +216,7 @@ def _scales(truths: TruthCounts) -> str:
 
 
 def print_collection(url: str, found: Description, console: Console) -> None:
-    """Print the facts, the classes, the set beside published ones, and what is wrong."""
+    """Print the facts, the classes, the set compared with published ones, and what is wrong."""
     console.print(terminal.line(url), soft_wrap=True)
     _print_facts(facts(found), console)
     if found.truths:

@@ -41,7 +41,7 @@ Begin = Callable[[int], Callable[[int], None]]
 Wanted = tuple[RankedRow, Alarm | None]
 
 SHOWN = ("key", "uri", "bytes", "width", "height", "error")
-"""What is read of an image that is shown, beside its answers."""
+"""What is read of an image that is shown, but its answers."""
 PICTURE_SIDE = 400
 SIDE_OF_TWO = 320
 """Where truth and prediction are two pictures, these are smaller."""
@@ -78,7 +78,7 @@ class FailureCode(NamedTuple):
 def page_html(result: Reader, storage: Storage, begin: Begin) -> str:
     """Return the whole page of ``result``.
 
-    ``begin`` is told how many pictures there will be, and what it returns how many more were read.
+    ``begin`` is called with how many pictures there will be, what it returns with how many more were read.
     """
     footers, counts, runs = result.receipts(), count(result), result.runs()
     timeline = plots.timeline(_spans(footers))

@@ -167,7 +167,7 @@ class Viewer:
         except EnvironmentFault:
             self._faults += 1
             raise NotShown("its storage does not answer") from None
-        except Exception as fault:  # Whatever else one address does is told in its placeholder.
+        except Exception as fault:  # Whatever else one address does is said in its placeholder.
             raise NotShown(f"can't be read ({type(fault).__name__})") from None
 
 
@@ -179,7 +179,7 @@ def small(content: Content | Failure, side: int) -> Image.Image:
         return thumbnail(content, side)
     try:
         pixels, _ = content.decode(lambda size: None)
-    except Exception as fault:  # Whatever one picture does is told in its placeholder.
+    except Exception as fault:  # Whatever one picture does is said in its placeholder.
         raise NotShown(f"can't be decoded ({type(fault).__name__})") from None
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -29,7 +29,7 @@ EXAMPLES_OF_A_CODE = 5
 SCORE_BINS = 20
 MOST_LABELS = 50_000
 COUNTED = ("key", "error", "vanished")
-"""What is counted, beside the answers and their scores."""
+"""What is counted, but the answers and their scores."""
 
 
 class RankedRow(NamedTuple):

@@ -98,7 +98,7 @@ class Screen:
         """Show the line as it stands."""
         self._put(self.line())
 
-    def tell(self, line: str) -> None:
+    def progress(self, line: str) -> None:
         """Show a line that the next one replaces; without a terminal one every ten seconds."""
         self._doing = ""
         self._put(line)
@@ -122,7 +122,7 @@ class Screen:
             done += more
             rate = done / max(time.monotonic() - started, 1e-3)
             left = _duration(max(total - done, 0) / max(rate, 1e-9))
-            self.tell(f"{name} {done:,}/{total:,} {unit} · {rate:,.1f} {unit}/s · {left} left")
+            self.progress(f"{name} {done:,}/{total:,} {unit} · {rate:,.1f} {unit}/s · {left} left")
 
         return advance
 

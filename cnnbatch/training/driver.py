@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cnnbatch.cluster import session
 from cnnbatch.config.compute import Compute, Workers
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.training.messages import Order, Told
+from cnnbatch.training.messages import Order, TrainingMessage
 
 POLL_S = 0.3
 ANSWER_S = 60.0
@@ -41,24 +41,24 @@ _PATIENCE = {
 
 
 class _Mailbox:
-    """An actor that holds what the first worker tells until the driver takes it."""
+    """An actor that holds what the first worker sends until the driver takes it."""
 
     def __init__(self) -> None:
-        self._told: deque[Told] = deque()
+        self._messages: deque[TrainingMessage] = deque()
 
-    def put(self, told: Told) -> None:
-        self._told.append(told)
+    def put(self, message: TrainingMessage) -> None:
+        self._messages.append(message)
 
-    def take(self) -> list[Told]:
-        taken = [*self._told]
-        self._told.clear()
+    def take(self) -> list[TrainingMessage]:
+        taken = [*self._messages]
+        self._messages.clear()
         return taken
 
 
-def fit(order: Order, note: Callable[[str], object]) -> Iterator[Told]:
-    """Train on Ray and yield what the first worker tells; raises UserError and EnvironmentFault.
+def fit(order: Order, note: Callable[[str], object]) -> Iterator[TrainingMessage]:
+    """Train on Ray and yield what the first worker sends; raises UserError and EnvironmentFault.
 
-    ``note`` is told which Ray that is.
+    ``note`` is called with which Ray that is.
     """
     compute = order.job.compute
     if order.decision.strategy != "scratch":
@@ -68,7 +68,7 @@ def fit(order: Order, note: Callable[[str], object]) -> Iterator[Told]:
         yield from _fit(order, group_for(compute))
 
 
-def _fit(order: Order, group: Group) -> Iterator[Told]:
+def _fit(order: Order, group: Group) -> Iterator[TrainingMessage]:
     compute = order.job.compute
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)

@@ -27,15 +27,15 @@ from cnnbatch.training.data.loader import Loader
 from cnnbatch.training.distributed import Team
 from cnnbatch.training.log import drop_events, drop_pieces, put_events, put_piece
 from cnnbatch.training.loop import Broken, History, Loop, Plan
-from cnnbatch.training.messages import Order, Position, Tell, Told
+from cnnbatch.training.messages import Order, Position, Send, TrainingMessage
 from cnnbatch.training.optimizers import learning_rate
 
 KEPT_SHARE = 0.25
 """Part of the memory that is free when a training starts, which decoded pictures may take."""
-TOLD_EVERY_S = 0.5
+SEND_EVERY_S = 0.5
 
 
-def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> None:
+def work(order: Order, team: Team, device: str, threads: int, send: Send) -> None:
     """Train, from the newest checkpoint on; the first worker writes the model at the end."""
     torch.set_num_threads(threads)
     job, spec = order.job, spec_of(order)
@@ -47,7 +47,7 @@ def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> Non
     precision = precision_for(job.compute.precision, device, recipe.module)
     rate = learning_rate(spec)
     plan = Plan(spec, order.epochs, rate, device, precision, job.max_failed)
-    watcher = Recorder(order.output, tell) if team.rank == 0 else Silent()
+    watcher = Recorder(order.output, send) if team.rank == 0 else Silent()
     try:
         begun = _lesson_begins(order, recipe) if team.rank == 0 else None
         loop = Loop(recipe, plan, loaders[0], loaders[1], team, watcher)
@@ -70,10 +70,10 @@ def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> Non
             failed = {"failed": dict(counts), "examples": examples}
             _finish(order, recipe, history, {"precision": precision, "learning_rate": rate, **failed})
             _lesson_ends(order, recipe, begun, loaders[0])
-            tell(Told("end", {}))
+            send(TrainingMessage("end", {}))
     except Broken as broken:
         if team.rank == 0:
-            tell(Told("end", {"broken": str(broken)}))
+            send(TrainingMessage("end", {"broken": str(broken)}))
     finally:
         for loader in loaders:
             loader.close()
@@ -205,32 +205,32 @@ class Silent:
 
 
 class Recorder:
-    """Writes a training's numbers and checkpoints, and tells the driver.
+    """Writes a training's numbers and checkpoints, and sends them to the driver.
 
     A row a step goes to a piece of Parquet at each checkpoint; a piece is named by the step it begins with,
     so one that was written after the newest checkpoint is replaced or removed when the training goes on.
     """
 
-    def __init__(self, output: Output, tell: Tell) -> None:
-        self._output, self._tell = output, tell
+    def __init__(self, output: Output, send: Send) -> None:
+        self._output, self._send = output, send
         self._checkpoints = Checkpoints(output)
         self._rows: list[dict[str, float]] = []
         self._begun = Position()
-        self._told = 0.0
+        self._sent_at = 0.0
 
     def begin(self, position: Position, about: Mapping[str, Any]) -> None:
         """Forget what was recorded after ``position``."""
         self._begun = position
         drop_pieces(self._output, position)
         drop_events(self._output, position)
-        self._tell(Told("begin", {**about, "epoch": position.epoch, "step": position.step}))
+        self._send(TrainingMessage("begin", {**about, "epoch": position.epoch, "step": position.step}))
 
     def step(self, row: Mapping[str, float]) -> None:
         """Take a step."""
         self._rows.append(dict(row))
-        if monotonic() - self._told >= TOLD_EVERY_S:
-            self._told = monotonic()
-            self._tell(Told("step", row))
+        if monotonic() - self._sent_at >= SEND_EVERY_S:
+            self._sent_at = monotonic()
+            self._send(TrainingMessage("step", row))
 
     def epoch(self, row: Mapping[str, float]) -> None:
         """Take an epoch: its numbers stand in the row of its last step, before the first in their own."""
@@ -251,4 +251,4 @@ class Recorder:
             self._checkpoints.put_best({"learned": whole["learned"], "row": self._row})
         self._checkpoints.put(position, {name: value for name, value in whole.items() if name != "learned"})
         if not position.step:
-            self._tell(Told("epoch", self._row))
+            self._send(TrainingMessage("epoch", self._row))

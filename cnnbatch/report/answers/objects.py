@@ -69,7 +69,7 @@ class ObjectsReport(AnswerReport):
         return tuple({name: value for name, value in one.items() if name not in hidden} for one in named)
 
     def hidden_fields(self, column: pa.DataType | None) -> AbstractSet[str]:
-        """Return masks and keypoints where no prediction has them: like is put beside like."""
+        """Return masks and keypoints where no prediction has them: like is compared with like."""
         of_one: Any = getattr(column, "value_type", ())
         return {"mask", "keypoints"} - {field.name for field in of_one}
 

@@ -11,7 +11,7 @@ from cnnbatch.config.yaml import dotted
 from cnnbatch.job import StudyJob
 from cnnbatch.output.folder import Output
 from cnnbatch.training.study.curves import Figures, Point, figures, last, mean_course
-from cnnbatch.training.study.pairing import POINT, TestDifference, difference, read_outcomes
+from cnnbatch.training.study.pairing import POINT, PairedDifference, difference, read_outcomes
 from cnnbatch.training.study.record import TrialRecord, curve
 from cnnbatch.training.study.summary import Combination, combinations, ranked
 
@@ -26,7 +26,7 @@ class AutoVerdict:
     case: str
     auto: Combination
     best: Combination
-    difference: TestDifference | None
+    difference: PairedDifference | None
 
     @property
     def holds(self) -> bool | None:
@@ -145,7 +145,7 @@ def _verdicts(found: Sequence[Combination], metric: str, seeds: int, output: Out
 
 def _difference(
     auto: Combination, best: Combination, metric: str, seeds: int, output: Output
-) -> TestDifference | None:
+) -> PairedDifference | None:
     tested = [
         read_outcomes([_output(record, output) for record in group.records[:seeds]]) for group in (auto, best)
     ]
