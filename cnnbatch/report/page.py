@@ -25,11 +25,10 @@ from cnnbatch.report.facts import Fact, environment, headline, job_yaml, left_ou
 from cnnbatch.report.judged import evaluation_section
 from cnnbatch.report.learning import learning
 from cnnbatch.report.mistakes import Mistakes, find_mistakes
-from cnnbatch.report.pictures import Picture, Viewer, hurried
+from cnnbatch.report.pictures import Picture, viewer_of
 from cnnbatch.report.prediction import Prediction, prediction_of
 from cnnbatch.report.tally import LEAST_SURE, SAMPLE, SCORE_BINS, RankedRow, RowCounts, count, fetch
 from cnnbatch.report.template import Bar, Chart, template
-from cnnbatch.sources import source_of
 from cnnbatch.storage import join, redact
 from cnnbatch.types import ImageRef
 
@@ -133,7 +132,7 @@ def fragment_html(result: Reader) -> str:
         )
         refs = result.refs(0, [place for place, _ in good])
         many = [prediction_of(row, ref) for (_, row), ref in zip(good, refs, strict=True)]
-        pictures = _viewer(result).pictures(many, NOTEBOOK_SIDE)
+        pictures = viewer_of(result).pictures(many, NOTEBOOK_SIDE)
     return template("notebook.html.j2").render(
         title=_title(result.settings),
         output=redact(result.uri),
@@ -165,7 +164,7 @@ def _galleries(
         [(place, None) for place in least_sure],
         [(mistake.place, mistake.alarm) for mistake in mistakes.shown],
     ]
-    viewer, advance = _viewer(result), begin(sum(map(len, wanted)))
+    viewer, advance = viewer_of(result), begin(sum(map(len, wanted)))
     side = SIDE_OF_TWO if true and true.is_drawn else PICTURE_SIDE
     return embedded([viewer.pictures(_predictions(result, context, some), side, advance) for some in wanted])
 
@@ -185,11 +184,6 @@ def _refs(result: Reader, places: Sequence[RankedRow]) -> list[ImageRef | None]:
         here = [place for place in places if place.part == part]
         found |= zip(here, result.refs(part, [place.row for place in here]), strict=True)
     return [found[place] for place in places]
-
-
-def _viewer(result: Reader) -> Viewer:
-    storage = hurried(result.input_storage().options)
-    return Viewer(storage, source_of(result, storage))
 
 
 def _title(settings: Mapping[str, Any]) -> Fact:

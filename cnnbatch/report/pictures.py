@@ -25,10 +25,12 @@ from cnnbatch.images.pillow_decode import by_pillow, opened
 from cnnbatch.images.quiet import without_warnings
 from cnnbatch.report.answers.entry import Guess
 from cnnbatch.report.prediction import Prediction, drawn, drawn_truth
+from cnnbatch.sources import source_of
 from cnnbatch.storage import Forbidden, NotFound, Storage, StorageOptions
 from cnnbatch.types import Content, Failure, Shard
 
 if TYPE_CHECKING:
+    from cnnbatch.output.reader import Reader
     from cnnbatch.types import Source
 
 MOST_BYTES = 32 * 2**20
@@ -169,6 +171,12 @@ class Viewer:
             raise NotShown("its storage does not answer") from None
         except Exception as fault:  # Whatever else one address does is said in its placeholder.
             raise NotShown(f"can't be read ({type(fault).__name__})") from None
+
+
+def viewer_of(result: Reader) -> Viewer:
+    """Return what reads the originals of an output, without waiting long for any."""
+    storage = hurried(result.input_storage().options)
+    return Viewer(storage, source_of(result, storage))
 
 
 def small(content: Content | Failure, side: int) -> Image.Image:

@@ -15,17 +15,15 @@ from cnnbatch.evaluation.comparison.summary import agreement, cells, changed, sc
 from cnnbatch.humanize import number
 from cnnbatch.report.facts import Fact
 from cnnbatch.report.page import PICTURE_SIDE, shown_columns
-from cnnbatch.report.pictures import Picture, Viewer, hurried
+from cnnbatch.report.pictures import Picture, viewer_of
 from cnnbatch.report.prediction import Prediction, drawn, prediction_of
 from cnnbatch.report.tally import RankedRow, fetch
 from cnnbatch.report.template import template
-from cnnbatch.sources import source_of
 from cnnbatch.storage import redact
 
 if TYPE_CHECKING:
     from cnnbatch.evaluation.comparison import Comparison
     from cnnbatch.evaluation.comparison.pairing import Side
-    from cnnbatch.output.reader import Reader
 
 PICTURES = 24
 MOST_FAILED = 6
@@ -82,8 +80,8 @@ def pairs(found: Comparison) -> list[Pair]:
     rows = [*some.to_pylist(), *listed.filter(pc.invert(failed)).slice(0, PICTURES - len(some)).to_pylist()]
     least = found.options.score_threshold
     sides = [list(_predictions(found.a, rows, "a", least)), list(_predictions(found.b, rows, "b", least))]
-    pictures = _viewer(found.a.result).pictures(sides[0], PICTURE_SIDE, draw=False)
-    other = _viewer(found.b.result)
+    pictures = viewer_of(found.a.result).pictures(sides[0], PICTURE_SIDE, draw=False)
+    other = viewer_of(found.b.result)
     for place, picture in enumerate(pictures):
         if picture.image is None:
             pictures[place] = other.picture(sides[1][place], PICTURE_SIDE, draw=False)
@@ -112,11 +110,6 @@ def _predictions(
     columns = shown_columns(side.result.schema.names)
     for place, row in zip(places, fetch(side.result, places, columns), strict=True):
         yield prediction_of(row, side.result.refs(place.part, [place.row])[0], least=least)
-
-
-def _viewer(result: Reader) -> Viewer:
-    storage = hurried(result.input_storage().options)
-    return Viewer(storage, source_of(result, storage))
 
 
 def _names(found: Comparison) -> list[str]:

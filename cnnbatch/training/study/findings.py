@@ -16,7 +16,8 @@ from cnnbatch.training.study.record import TrialRecord, curve
 from cnnbatch.training.study.summary import Combination, combinations, ranked
 
 AUTO, SCRATCH = "auto", "scratch"
-_STRATEGY = "train.strategy"
+STRATEGY = "train.strategy"
+"""The field by which courses and verdicts tell combinations apart."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def _verdicts(found: Sequence[Combination], metric: str, seeds: int, output: Out
     verdicts = []
     for case in dict.fromkeys(group.case for group in found):
         of_case = [group for group in found if group.case == case]
-        auto = next((group for group in of_case if group.settings.get(_STRATEGY) == AUTO), None)
+        auto = next((group for group in of_case if group.settings.get(STRATEGY) == AUTO), None)
         others = [group for group in of_case if group is not auto and group.validation is not None]
         if auto is not None and others:
             best = ranked(others)[0]
@@ -164,7 +165,7 @@ def _courses(found: Sequence[Combination], metric: str, output: Output) -> Seque
     ends = {
         _but_strategy(group): last(course)
         for group, course in zip(found, means, strict=True)
-        if group.settings.get(_STRATEGY) == SCRATCH
+        if group.settings.get(STRATEGY) == SCRATCH
     }
     return [
         Course(group, course, figures(course, ends.get(_but_strategy(group))))
@@ -174,7 +175,7 @@ def _courses(found: Sequence[Combination], metric: str, output: Output) -> Seque
 
 def _but_strategy(group: Combination) -> str:
     """Return what combinations have in common that differ by their strategy only."""
-    return repr((group.case, {name: value for name, value in group.settings.items() if name != _STRATEGY}))
+    return repr((group.case, {name: value for name, value in group.settings.items() if name != STRATEGY}))
 
 
 def _output(record: TrialRecord, output: Output) -> Output:

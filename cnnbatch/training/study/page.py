@@ -11,12 +11,13 @@ from cnnbatch.output.folder import Output
 from cnnbatch.report import plots
 from cnnbatch.report.curves import Titled
 from cnnbatch.report.facts import Fact
+from cnnbatch.report.numbers import share
 from cnnbatch.report.template import Chart, template
 from cnnbatch.storage import redact
 from cnnbatch.training.data.dataset import LESSON_IMAGES
 from cnnbatch.training.strategy import LESSON_EPOCHS
 from cnnbatch.training.study import words
-from cnnbatch.training.study.findings import Course, Findings
+from cnnbatch.training.study.findings import STRATEGY, Course, Findings
 from cnnbatch.training.study.record import TrialRecord
 from cnnbatch.training.study.summary import Combination, ranked
 
@@ -116,8 +117,8 @@ def _trial(record: TrialRecord, metric: str) -> Cells:
             record.name,
             "" if record.fold is None else str(record.fold + 1),
             record.strategy or "",
-            words.share(record.validation_of(metric)),
-            words.share(record.test_of(metric)),
+            share(record.validation_of(metric)),
+            share(record.test_of(metric)),
             number(int(record.steps)),
             duration(record.seconds),
         ],
@@ -129,16 +130,15 @@ def _charts(courses: Sequence[Course], metric: str) -> Iterator[Titled]:
     """Yield two charts for what differs by its strategy only: over the steps, and over the seconds."""
     together: dict[str, list[Course]] = {}
     for course in courses:
-        others = [words.plain(value) for name, value in course.combination.settings.items() if name != _LINES]
+        others = [
+            words.plain(value) for name, value in course.combination.settings.items() if name != STRATEGY
+        ]
         title = ", ".join(filter(None, [course.combination.case, *others]))
         together.setdefault(title, []).append(course)
     for title, some in together.items():
         for unit, place in (("steps", 0), ("seconds", 1)):
             if chart := _chart(some, place, unit):
                 yield Titled(f"{title or metric.replace('_', ' ')}, over {unit}", "", chart)
-
-
-_LINES = "train.strategy"
 
 
 def _chart(courses: Sequence[Course], place: int, unit: str) -> Chart | None:
@@ -152,11 +152,11 @@ def _chart(courses: Sequence[Course], place: int, unit: str) -> Chart | None:
         [(point[place] / most, (point.value - low) / ((high - low) or 1)) for point in course.points]
         for course in drawn
     ]
-    names = [str(course.combination.settings.get(_LINES, course.combination.label)) for course in drawn]
-    ends = [f"{name} {words.share(course.figures.end)}" for name, course in zip(names, drawn, strict=True)]
+    names = [str(course.combination.settings.get(STRATEGY, course.combination.label)) for course in drawn]
+    ends = [f"{name} {share(course.figures.end)}" for name, course in zip(names, drawn, strict=True)]
     return Chart(
         plot=plots.curves(lines),
-        up=[words.share(low), words.share(high)],
+        up=[share(low), share(high)],
         across=["0", f"{decimal(most)} {unit}"],
         summary=f"At the end: {', '.join(ends)}",
         legend=[(f"line-{number}", name) for number, name in enumerate(names)],

@@ -20,6 +20,7 @@ from cnnbatch.inference.run import RunOptions, Summary, places
 from cnnbatch.job import StudyJob, Trial, in_force, to_yaml, trials_of
 from cnnbatch.output import lock, ownership
 from cnnbatch.output.folder import Output, differences
+from cnnbatch.report.numbers import share
 from cnnbatch.sources import datasets, open_source
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.terminal.screen import Screen
@@ -183,7 +184,7 @@ def _line(record: TrialRecord, done: int, total: int, metric: str) -> str:
         return f"{head}: failed: {record.error}"
     named = metric.replace("_", " ")
     numbers = (record.validation_of(metric), record.test_of(metric))
-    parts = [f"{named} {words.share(numbers[0])}, test {words.share(numbers[1])}"]
+    parts = [f"{named} {share(numbers[0])}, test {share(numbers[1])}"]
     if record.strategy not in record.settings.values():
         parts.append(f"took {record.strategy}")
     return f"{head}: {', '.join(parts)}, {duration(record.wall_seconds)}"

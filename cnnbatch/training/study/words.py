@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from cnnbatch.humanize import decimal, duration
+from cnnbatch.report.numbers import share
 from cnnbatch.training.study.findings import AutoVerdict, Course, Findings
 from cnnbatch.training.study.summary import Combination, ranked
 
@@ -25,11 +26,6 @@ def lines(found: Findings) -> Iterator[str]:
         yield from (f"  {verdict_words(one, found.metric)}" for one in found.verdicts if one.case == case)
     if (best := found.best) is not None and found.show == "table":
         yield f"best: {', '.join(f'{path}={plain(value)}' for path, value in best.settings.items())}"
-
-
-def share(value: float | None) -> str:
-    """Return a number between 0 and 1 to a tenth of a point; a dash for none."""
-    return "–" if value is None else f"{value:.3f}"
 
 
 def plain(value: object) -> str:
