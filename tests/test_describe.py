@@ -36,7 +36,8 @@ from cnnbatch.images.decode import DecodeError, decode
 from cnnbatch.images.inspect import look_at
 from cnnbatch.report.collection import facts, page_html, pictures
 from cnnbatch.sources import open_source
-from cnnbatch.sources.describe import SHOWN, Description, ImageSample, ShownImage, Spread, describe, rank
+from cnnbatch.sources.counts import Spread
+from cnnbatch.sources.describe import SHOWN, Description, ImageSample, ShownImage, describe, rank
 from cnnbatch.storage import Storage, unique
 from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 from tests.conftest import jpeg
@@ -391,7 +392,7 @@ def test_a_spread_bins_as_numpy_does() -> None:
 
 
 def test_a_spread_of_many_numbers_is_rounded_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.sources.describe.MOST_DISTINCT", 50)
+    monkeypatch.setattr("cnnbatch.sources.counts.MOST_DISTINCT", 50)
     values = np.random.default_rng(0).integers(1, 10**6, 20_000).tolist()
     spread = Spread()
     for value in values:

@@ -20,7 +20,8 @@ from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.report.answers import ANSWERS, answer_report
 from cnnbatch.report.answers.entry import AnswerReport
 from cnnbatch.report.lines import result_lines
-from cnnbatch.sources.describe import Description, TruthCounts
+from cnnbatch.sources.counts import TruthCounts
+from cnnbatch.sources.describe import Description
 from cnnbatch.storage import Storage
 from cnnbatch.types import ImageRef
 from tests.outputs import bad, write_job, write_part

@@ -22,7 +22,8 @@ from cnnbatch.report.facts import Fact, left_out_fact
 from cnnbatch.report.pictures import NotShown, Picture, small
 from cnnbatch.report.prediction import Prediction
 from cnnbatch.report.template import Bar, Chart, template
-from cnnbatch.sources.describe import Description, Named, Opened, ShownImage, Spread, TruthCounts, describe
+from cnnbatch.sources.counts import Named, Spread, TruthCounts
+from cnnbatch.sources.describe import Description, Opened, ShownImage, describe
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.storage.unique import Copies
 from cnnbatch.terminal.console import columns, plain_console
