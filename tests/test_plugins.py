@@ -30,7 +30,6 @@ from cnnbatch.models.trained import with_trained
 from cnnbatch.models.trained_files import read_model
 from cnnbatch.output.export import Options as ExportOptions
 from cnnbatch.output.export import export
-from cnnbatch.report import write_report
 from cnnbatch.storage import Storage
 from cnnbatch.terminal.screen import Screen
 from tests import tiny
@@ -182,7 +181,7 @@ def output(tmp_path: Path, sprung: Path) -> Path:
 
 def test_an_output_is_read_without_what_its_job_names(output: Path, tmp_path: Path, sprung: Path) -> None:
     assert len(cnnbatch.open(str(output))) == 6
-    write_report(str(output), Storage())
+    report(str(output), Storage())
     with Screen(quiet=True) as screen:
         evaluate_again(str(output), [], screen)
         compare(str(output), str(output), ComparisonOptions(), Storage(), screen)
@@ -332,7 +331,7 @@ def usable(model: Path) -> None:
         "\n".join(found.classes or ()).encode()
     (model / "_job").mkdir(exist_ok=True)
     (model / "_job" / "job.yaml").write_text("task: {name: classify}\n")
-    write_report(str(model), Storage())
+    report(str(model), Storage())
 
 
 def check(model: Path) -> None:

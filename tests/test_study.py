@@ -20,6 +20,7 @@ from cnnbatch.storage import Storage
 from cnnbatch.tasks.classify import Classify
 from cnnbatch.training import run as training
 from cnnbatch.training.study import run as running
+from cnnbatch.training.study import trial
 from cnnbatch.training.study.curves import Point, figures, mean_course, points
 from cnnbatch.training.study.pairing import RunOutcomes, difference
 from tests import tiny
@@ -140,7 +141,7 @@ def test_an_interrupted_study_goes_on_where_it_was(
         trained.append(str(job.output.url))
         return real(job, options)
 
-    monkeypatch.setattr(running, "train", stops)
+    monkeypatch.setattr(trial, "train", stops)
     with pytest.raises(KeyboardInterrupt):
         launch(study(photos, out, section))
     assert len(pq.read_table(out / "study.parquet")) == 2
@@ -151,7 +152,7 @@ def test_an_interrupted_study_goes_on_where_it_was(
         again.append(str(job.output.url))
         return real(job, options)
 
-    monkeypatch.setattr(running, "train", notes)
+    monkeypatch.setattr(trial, "train", notes)
     summary = launch(study(photos, out, section))
     said = capfd.readouterr()
     assert "4 trainings, 2 of them finished before" in said.err
@@ -283,7 +284,7 @@ def test_a_search_goes_on_without_trials_that_can_not_be_trained(
 def test_what_varies_is_trained_side_by_side_where_the_study_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cnnbatch.training.study import sweep, trial
+    from cnnbatch.training.study import sweep
 
     given: list[str] = []
 
