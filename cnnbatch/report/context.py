@@ -1,4 +1,4 @@
-"""What there is to the predictions: the evaluation with its tables, and the ground truth, row by row.
+"""What a report shows with the predictions: the evaluation with its tables, and the ground truth, row by row.
 
 A report is made of whatever there is: a file that is missing, damaged or of another version counts as
 none, and only for ``evaluation.json`` the page says so.
@@ -23,7 +23,7 @@ from cnnbatch.report.answers.entry import AnswerReport
 from cnnbatch.report.prediction import Truth
 from cnnbatch.report.tally import RankedRow
 from cnnbatch.storage import NotFound, Storage, Unreadable, join
-from cnnbatch.truth import ModelClasses, answer_of, classes_of, match_classes
+from cnnbatch.truth import ModelClasses, classes_of, match_classes
 
 ROWS_IN_A_BATCH = 4096
 T = TypeVar("T")
@@ -117,7 +117,7 @@ class ReportContext:
         return ModelClasses(**kept) if kept else None
 
     def _names(self, schema: pa.Schema) -> Mapping[str, str | None]:
-        """Return the model's names of the truth's classes, where the job alone tells them."""
+        """Return the model's names of the truth's classes, where only the job has them."""
         known, task = classes_of(schema), self._settings.get("task")
         aliases = task.get("aliases") if isinstance(task, dict) else None
         return match_classes(self._classes, known, aliases or {}, ()) if self._classes else {}
@@ -149,10 +149,8 @@ def take(file: pq.ParquetFile, rows: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _kind_of(file: pq.ParquetFile) -> str | None:
-    try:
-        return answer_of(file.schema_arrow)
-    except ValueError:  # No kind, or several: nothing that a report can show.
-        return None
+    """Return the kind of answer of a ground truth; None where it has none that a report can show."""
+    return next(iter(answers_among(file.schema_arrow.names)), None)
 
 
 def _truth(
