@@ -41,7 +41,7 @@ class ObjectsReport(AnswerReport):
         self, answer: Iterable[Mapping[str, Any]], least: float, alarm: Alarm | None
     ) -> tuple[Mapping[str, Any], ...]:
         """Return the objects from the score ``least`` on, and the false alarm, marked as such."""
-        return tuple(_shown(answer, least, alarm))
+        return tuple(_shown(answer, float(np.float32(least)), alarm))  # As scores are, of 32 bits.
 
     def draw(
         self, image: Image.Image, size: tuple[int, int], answer: Iterable[Mapping[str, Any]]
@@ -98,11 +98,8 @@ class ObjectsReport(AnswerReport):
 
 
 def is_sure(one: Mapping[str, Any], least: float = SURE) -> bool:
-    """Say whether a detected object is shown and counted: what has no score is truth.
-
-    Scores are of 32 bits, so ``least`` is, too.
-    """
-    return one["score"] is None or bool(np.float32(one["score"]) >= np.float32(least))
+    """Say whether a detected object is shown and counted: what has no score is truth."""
+    return one["score"] is None or one["score"] >= least
 
 
 def _shown(
