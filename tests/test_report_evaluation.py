@@ -578,7 +578,7 @@ def test_the_pictures_are_counted_while_they_are_read(tmp_path: Path) -> None:
 
 def test_the_screen_counts_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    monkeypatch.setattr(Screen, "tell", lambda screen, line: shown.append(line))
+    monkeypatch.setattr(Screen, "progress", lambda screen, line: shown.append(line))
     advance = Screen(quiet=True).stage("report", 96, unit="pictures")
     advance(12)
     assert shown[0].startswith("report 12/96 pictures · ")
