@@ -21,11 +21,11 @@ from cnnbatch.inference.bench import alone as line
 from cnnbatch.inference.bench import stages
 from cnnbatch.inference.bench import throughput as whole
 from cnnbatch.inference.bench.advice import advice
-from cnnbatch.inference.bench.alone import STAGES, Sample, Stages
+from cnnbatch.inference.bench.alone import STAGES, Stages, StageSample
 from cnnbatch.inference.bench.command import Bench, bench
 from cnnbatch.inference.bench.estimate import Machine
-from cnnbatch.inference.bench.processes import apart
-from cnnbatch.inference.bench.repeat import Again, own_key
+from cnnbatch.inference.bench.processes import in_new_processes
+from cnnbatch.inference.bench.repeat import RepeatedSource, own_key
 from cnnbatch.inference.bench.summary import figures, head
 from cnnbatch.inference.bench.throughput import Feed, Here, Whole, steady_rate
 from cnnbatch.inference.worker.settings import Settings
@@ -324,7 +324,7 @@ def test_every_source_reads_its_images_again(tmp_path: Path) -> None:
         spec = job(tmp_path, tmp_path / "out", input=chosen)
         source = open_source(spec.input, Storage())
         own = tuple(source.refs())
-        again = Again(source, own)
+        again = RepeatedSource(source, own)
         shard = Shard(0, tuple(islice(again.refs(), 7)))
         keys = [ref.key for ref in shard.refs]
         assert len(set(keys)) == 7
@@ -349,8 +349,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def call(function: Callable[[Any], Any], value: Any, processes: int = 1) -> list[Any]:
         return [function(value) for _ in range(processes)]
 
-    monkeypatch.setattr(whole, "apart", call)
-    monkeypatch.setattr(stages, "apart", call)
+    monkeypatch.setattr(whole, "in_new_processes", call)
+    monkeypatch.setattr(stages, "in_new_processes", call)
     monkeypatch.setattr(line, "keep_freed_memory", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "local")
     threads = torch.get_num_threads()
@@ -440,7 +440,7 @@ def test_images_that_fail_only_now_are_left_out_of_the_stages_after(
     spec = job(folder, tmp_path / "out")
     source = open_source(spec.input, Storage())
     settings = Settings("cpu", "fp32", batch=2, window=4, threads=1).to_json()
-    sample = Sample(spec, source, tuple(source.refs()), settings, 4)
+    sample = StageSample(spec, source, tuple(source.refs()), settings, 4)
     found = stages.measure(sample, 1)
     assert (found.images, found.failed) == (6, 1)
     for path in folder.rglob("*.jpg"):
@@ -457,13 +457,13 @@ def test_images_that_fail_only_now_are_left_out_of_the_stages_after(
 
 
 def test_what_a_new_process_raises_is_raised_here() -> None:
-    assert apart(len, "abc", 2) == [3, 3]
+    assert in_new_processes(len, "abc", 2) == [3, 3]
     with pytest.raises(ValueError, match="invalid literal"):
-        apart(int, "x")
+        in_new_processes(int, "x")
     with pytest.raises(EnvironmentFault, match="FileNotFoundError"):
-        apart(os.listdir, "/nowhere")
+        in_new_processes(os.listdir, "/nowhere")
     with pytest.raises(EnvironmentFault, match="has ended"):
-        apart(os._exit, 1)
+        in_new_processes(os._exit, 1)
 
 
 # The command

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from cnnbatch.cli.app import app
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inference.bench.check import Checked, check, lines
-from cnnbatch.inference.bench.estimate import Counted, Machine, Measured, estimate, plan_size, rates
+from cnnbatch.inference.bench.estimate import ListingCount, Machine, Measured, estimate, plan_size, rates
 from cnnbatch.inference.run import run
 from cnnbatch.inference.worker import settings as speed
 from cnnbatch.job import MapJob, to_yaml
@@ -35,8 +35,8 @@ CPU = Machine(cores=4, workers=4, devices=0, readers=64)
 GPU = Machine(cores=8, workers=2, devices=2, readers=32)
 
 
-def counted(images: int, **known: Any) -> Counted:
-    return Counted(images=images, **{"complete": True, "objects": images, **known})
+def counted(images: int, **known: Any) -> ListingCount:
+    return ListingCount(images=images, **{"complete": True, "objects": images, **known})
 
 
 def measured(**known: Any) -> Measured:

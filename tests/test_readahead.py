@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.inference.worker import readahead
 from cnnbatch.inference.worker.journal import Journal
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, Reading
+from cnnbatch.inference.worker.readahead import Item, ReadAhead, ReadRequest
 from cnnbatch.types import Failure, Image, ImageRef, Prepared, Shard
 
 WINDOW = 8
@@ -79,9 +79,9 @@ def ahead(
         one.close()
 
 
-def reading(count: int = COUNT) -> Reading:
+def reading(count: int = COUNT) -> ReadRequest:
     refs = tuple(ImageRef(str(number), str(number)) for number in range(count))
-    return Reading(Shard(0, refs), range(count), {}, None)
+    return ReadRequest(Shard(0, refs), range(count), {}, None)
 
 
 def settled(number: Callable[[], int]) -> int:

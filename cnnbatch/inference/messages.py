@@ -25,7 +25,7 @@ def failure_of(hung: bool, batch_timeout_s: float) -> Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class LoadOrder:
     """What a worker needs to load: ``kept`` is what the output has settled before."""
 
     job: MapJob
@@ -35,13 +35,13 @@ class Order:
     kept: Mapping[str, Any] | None
 
 
-class Settling(Protocol):
+class TunedSettings(Protocol):
     """What decides how the workers of a run go through the network; see `inference.autotune.store`."""
 
-    def sample(self, ready: Ready, workers: int) -> Sample | None:
+    def sample(self, ready: Ready, workers: int) -> TuningSample | None:
         """Return what a worker is to measure on before it predicts, if anything."""
 
-    def settle(self, ready: Ready) -> Mapping[str, Any]:
+    def keep(self, ready: Ready) -> Mapping[str, Any]:
         """Keep how a worker runs; return what is kept."""
 
 
@@ -59,7 +59,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class TuningSample:
     """A few images of a job, on which the first worker of a kind of device measures how to run it.
 
     ``images`` are how many the job has at least, ``workers`` how many share them: so much may it take.

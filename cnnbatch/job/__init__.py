@@ -10,7 +10,7 @@ from cnnbatch.job.models import MapJob, TrainJob
 from cnnbatch.job.provided import job_names, job_purpose, jobs_folder
 from cnnbatch.job.reading import load_job, load_map_job, parse_job
 from cnnbatch.job.schema import job_schema
-from cnnbatch.job.trials import Trial, in_force, trials_of
+from cnnbatch.job.trials import StudyTrial, in_force, trials_of
 from cnnbatch.job.written import fingerprint_fields, to_yaml
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "StudyJob",
     "Train",
     "TrainJob",
-    "Trial",
+    "StudyTrial",
     "fingerprint_fields",
     "in_force",
     "job_names",

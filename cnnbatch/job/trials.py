@@ -16,7 +16,7 @@ S = TypeVar("S", bound=StudyTemplate)
 
 
 @dataclass(frozen=True)
-class Trial:
+class StudyTrial:
     """One training of a study; ``run`` is its number among those that differ by seed and fold only."""
 
     name: str
@@ -39,7 +39,7 @@ def in_force(job: S, lesson: bool) -> S:
         raise ValueError(f"study.lesson: {why_not(data, error)}") from None
 
 
-def trials_of(job: StudyTemplate) -> list[Trial]:
+def trials_of(job: StudyTemplate) -> list[StudyTrial]:
     """Return the trainings of a study, case by case; raises ValueError for one that is no training."""
     study = job.study
     found = list(combinations(study, job.train.seed))
@@ -63,7 +63,7 @@ def check(job: StudyTemplate) -> None:
                 _trial(job, "end", case, {**first, path: end}, 0)
 
 
-def _trial(job: StudyTemplate, name: str, case: str, settings: Settings, run: int) -> Trial:
+def _trial(job: StudyTemplate, name: str, case: str, settings: Settings, run: int) -> StudyTrial:
     study = job.study
     data = job.model_dump(mode="json", exclude={"study"}) | {"kind": "train"}
     data = merged(data, study.cases.get(case, {}))
@@ -75,7 +75,7 @@ def _trial(job: StudyTemplate, name: str, case: str, settings: Settings, run: in
     own["output"] = {"url": join(job.output.url, FOLDER, name)}
     data = merged(data, own)
     try:
-        return Trial(name, case, settings, run, TrainJob.model_validate(data))
+        return StudyTrial(name, case, settings, run, TrainJob.model_validate(data))
     except ValidationError as error:
         where = f"the case {case!r}" if case else "a trial"
         with_ = ", ".join(f"{path}={value}" for path, value in settings.items())

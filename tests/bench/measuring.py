@@ -45,7 +45,7 @@ def stages(spec: Any, settings: Mapping[str, Any], count: int) -> Stages:
 
     ``settings`` are those that a run of it has settled.
     """
-    from cnnbatch.inference.bench.alone import Sample
+    from cnnbatch.inference.bench.alone import StageSample
     from cnnbatch.inference.bench.stages import measure
     from cnnbatch.inference.worker.readahead import READ_THREADS
     from cnnbatch.output.plan import spread
@@ -54,7 +54,7 @@ def stages(spec: Any, settings: Mapping[str, Any], count: int) -> Stages:
 
     source = open_source(spec.input, Storage())
     refs = spread(list(source.refs()), count)
-    return measure(Sample(spec, source, refs, settings, READ_THREADS), CORES)
+    return measure(StageSample(spec, source, refs, settings, READ_THREADS), CORES)
 
 
 def steady(spec: Any) -> dict[str, Any]:

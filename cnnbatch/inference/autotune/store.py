@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnbatch.errors import UserError
 from cnnbatch.inference import fingerprint
-from cnnbatch.inference.messages import Ready, Sample
+from cnnbatch.inference.messages import Ready, TuningSample
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.output.folder import Output
 from cnnbatch.output.plan import spread
@@ -31,7 +31,7 @@ LARGE_SAMPLE = 400
 _SAMPLED = 20  # of so many images that a worker gets, one is in the sample
 
 
-class Settling:
+class SettingsStore:
     """Keeps what the workers of a run settle, and says what is to be measured first.
 
     ``refs`` are the first images to predict, ``images`` counts those planned so far. With
@@ -58,7 +58,7 @@ class Settling:
         """Return what is settled: ``precision``, ``decoder``, and the settings by their key."""
         return {**(self._output.decided("settings") or {}), **self._output.settings()}
 
-    def sample(self, ready: Ready, workers: int) -> Sample | None:
+    def sample(self, ready: Ready, workers: int) -> TuningSample | None:
         """Return what a worker is to measure on; None where nothing is open or too little is there."""
         self._require_known(ready)
         kept = self.kept()
@@ -70,9 +70,9 @@ class Settling:
         if self._screen is not None:
             self._screen.doing(f"measuring how {model_of(self._job)} runs fastest here")
         refs = spread(self._refs, min(max(SAMPLE, share), LARGE_SAMPLE))
-        return Sample(Shard(0, refs), self._images(), workers, precision_open, first)
+        return TuningSample(Shard(0, refs), self._images(), workers, precision_open, first)
 
-    def settle(self, ready: Ready) -> Mapping[str, Any]:
+    def keep(self, ready: Ready) -> Mapping[str, Any]:
         """Keep how a worker runs, unless that is settled for its kind of device; return what is kept.
 
         A worker whose settings are not those has to load again. Raises UserError where the output was

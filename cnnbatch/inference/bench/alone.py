@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.worker.devices import keep_freed_memory
 from cnnbatch.inference.worker.journal import Journal
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, Reading
+from cnnbatch.inference.worker.malloc import keep_freed_memory
+from cnnbatch.inference.worker.readahead import Item, ReadAhead, ReadRequest
 from cnnbatch.inference.worker.settings import Settings
-from cnnbatch.inference.worker.timings import Tally
+from cnnbatch.inference.worker.timings import ShardTally
 from cnnbatch.inference.worker.worker import PredictFault, Worker
 from cnnbatch.job import MapJob
 from cnnbatch.output.folder import Output
@@ -28,7 +28,7 @@ from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 READ_ALONE = 64  # images of which the processor's part is measured: from afar each takes its time
 
 
-def measure_here(sample: Sample) -> Stages:
+def measure_here(sample: StageSample) -> Stages:
     """Measure the stages in this process, on one thread."""
     keep_freed_memory()
     settings = replace(Settings.from_json(sample.settings), threads=1)
@@ -53,14 +53,14 @@ def measure_here(sample: Sample) -> Stages:
 class _Line:
     """Every stage leaves what the next one takes."""
 
-    def __init__(self, sample: Sample, worker: Worker, settings: Settings) -> None:
+    def __init__(self, sample: StageSample, worker: Worker, settings: Settings) -> None:
         self._sample = sample
         self._worker = worker
         self._settings = settings
         self._shard = Shard(0, sample.refs)
         truth = sample.source.truth(self._shard)
         places = range(len(sample.refs))
-        self._reading = Reading(self._shard, places, {}, None if truth is None else truth.to_pylist())
+        self._reading = ReadRequest(self._shard, places, {}, None if truth is None else truth.to_pylist())
         self._ahead = ReadAhead(sample.source, worker.model, worker.journal, 1, settings.window, False)
         self._seconds: dict[str, float] = {}
 
@@ -109,7 +109,7 @@ class _Line:
         """Make the rows of each window."""
         started = time.process_time()
         self._rows = [
-            self._worker._window_rows(self._shard, window.items, window.outputs(), Tally())
+            self._worker._window_rows(self._shard, window.items, window.outputs(), ShardTally())
             for window in self._predicted
         ]
         self._seconds["rows"] = (time.process_time() - started) / len(self._good)
@@ -161,7 +161,7 @@ STAGES = ("read", "decode", "prepare", "forward", "rows", "write")
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class StageSample:
     """Which images to measure on, and how: ``settings`` are `speed.Settings` as JSON values.
 
     ``readers`` is how many images a process reads side by side.

@@ -25,10 +25,10 @@ from cnnbatch.errors import EnvironmentFault
 from cnnbatch.evaluation.known_classes import KnownClasses
 from cnnbatch.humanize import byte_size, decimal, duration
 from cnnbatch.inference import fingerprint
-from cnnbatch.inference.autotune.store import Settling
-from cnnbatch.inference.bench.estimate import Counted, Estimate, Machine, Measured, estimate
+from cnnbatch.inference.autotune.store import SettingsStore
+from cnnbatch.inference.bench.estimate import Estimate, ListingCount, Machine, Measured, estimate
 from cnnbatch.inference.driver.inline import predict_inline
-from cnnbatch.inference.messages import Order, Ready, Work
+from cnnbatch.inference.messages import LoadOrder, Ready, Work
 from cnnbatch.inference.worker.host_memory import peak_rss_bytes
 from cnnbatch.job import MapJob
 from cnnbatch.output import plan, reader
@@ -53,7 +53,7 @@ class Checked:
     finished: int
     seen: Sequence[str]
     settings: Mapping[str, Any]
-    counted: Counted
+    counted: ListingCount
     measured: Measured
     machine: Machine
     estimate: Estimate
@@ -88,9 +88,9 @@ def _shards(source: Source, chosen: Input) -> Iterator[Shard]:
     return plan.cut(plan.select(source.refs(), chosen.sample, chosen.limit), lambda index: SHARD)
 
 
-def count(source: Source, chosen: Input, storage: _Watched, seconds: float) -> Counted:
+def count(source: Source, chosen: Input, storage: _Watched, seconds: float) -> ListingCount:
     """Count the images that a job would take, as far as the listing comes in so many ``seconds``."""
-    found, started, before = Counted(), time.monotonic(), storage.objects
+    found, started, before = ListingCount(), time.monotonic(), storage.objects
     storage.ends = started + seconds
     try:
         for ref in plan.select(source.refs(), chosen.sample, chosen.limit):
@@ -190,8 +190,8 @@ class _Trial:
     def run(self, job: MapJob, source: Source, known: KnownClasses) -> Measured:
         """Predict the sample as a worker does; ``known`` is asked of the model as in a run."""
         self._known = known
-        kept = Settling(job, self._made).kept() if self._made else None
-        order = Order(_as_worker(job), source, self._output, True, kept)
+        kept = SettingsStore(job, self._made).kept() if self._made else None
+        order = LoadOrder(_as_worker(job), source, self._output, True, kept)
         receipts = list(predict_inline(order, self._works(), self))
         sizes = [row["bytes"] for row in self._rows if row["bytes"] is not None]
         return Measured(
@@ -205,7 +205,7 @@ class _Trial:
     def sample(self, ready: Ready, workers: int) -> None:
         """Measure nothing: a few images are tried as a run would begin."""
 
-    def settle(self, ready: Ready) -> Mapping[str, Any]:
+    def keep(self, ready: Ready) -> Mapping[str, Any]:
         """Note how the model runs."""
         if self._known is not None:
             self._known.require(ready.classes)
@@ -293,7 +293,7 @@ def _why_at_least(found: Checked) -> str:
     return f": the listing goes on after {found.counted.seconds:.0f} s ({found.counted.objects:,} objects)"
 
 
-def _why_bytes(counted: Counted) -> str:
+def _why_bytes(counted: ListingCount) -> str:
     if counted.sized == counted.images:
         return "by the sizes in the listing"
     if counted.sized:

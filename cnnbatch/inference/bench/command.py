@@ -13,10 +13,10 @@ from itertools import cycle, islice
 
 from cnnbatch.errors import UserError
 from cnnbatch.inference.bench import stages, throughput
-from cnnbatch.inference.bench.alone import STAGES, Sample, Stages
+from cnnbatch.inference.bench.alone import STAGES, Stages, StageSample
 from cnnbatch.inference.bench.estimate import Machine, rates
-from cnnbatch.inference.bench.throughput import Trial, Whole
-from cnnbatch.inference.run import HANDFUL
+from cnnbatch.inference.bench.throughput import SampleRun, Whole
+from cnnbatch.inference.driver.inline import runs_inline
 from cnnbatch.job import MapJob
 from cnnbatch.output import plan
 from cnnbatch.output.plan import spread
@@ -118,9 +118,9 @@ def bench(job: MapJob, images: int | None, note: Callable[[str], None]) -> Bench
     refs = tuple(islice(listing, LISTED_AT_MOST))
     if not refs:
         raise UserError(f"expected images to measure on, got none in {_input(job)}")
-    inline = _runs_inline(job, len(refs))
-    found = throughput.measure(Trial(job, source, refs, images, inline, time.monotonic()))
-    sample = Sample(job, source, _sample(refs, found), found.settings, _readers(found.here.used))
+    inline = runs_inline(job.compute, len(refs))
+    found = throughput.measure(SampleRun(job, source, refs, images, inline, time.monotonic()))
+    sample = StageSample(job, source, _sample(refs, found), found.settings, _readers(found.here.used))
     processes = _processes(found.here.used)
     beside = f", in {processes} processes at once" if processes > 1 else ""
     note(f"the run is over; now each stage alone, on {len(sample.refs):,} images{beside}")
@@ -131,13 +131,6 @@ def bench(job: MapJob, images: int | None, note: Callable[[str], None]) -> Bench
 def _input(job: MapJob) -> str:
     urls = [job.input.url] if isinstance(job.input.url, str) else job.input.url
     return ", ".join(redact(normalize(url)) for url in urls)
-
-
-def _runs_inline(job: MapJob, images: int) -> bool:
-    """Say whether a run takes one process."""
-    if job.compute.pool == "auto":
-        return images <= HANDFUL and job.compute.workers == "auto"
-    return job.compute.pool == "inline"
 
 
 def _sample(refs: Sequence[ImageRef], found: Whole) -> tuple[ImageRef, ...]:

@@ -19,7 +19,7 @@ LISTED_AT_ONCE = 1000  # objects in one answer of a store to a listing
 
 
 @dataclass
-class Counted:
+class ListingCount:
     """What the listing gave in the time that was allowed.
 
     ``objects`` are all that the storage listed, images or not; ``sized`` of the images it gave the size,
@@ -109,7 +109,7 @@ class Estimate:
 
 
 def estimate(
-    counted: Counted, measured: Measured, machine: Machine, first_shard: int, has_truth: bool
+    counted: ListingCount, measured: Measured, machine: Machine, first_shard: int, has_truth: bool
 ) -> Estimate:
     """Return what a run costs on ``machine``; its first shards hold ``first_shard`` images."""
     parts, pages = plan_size(counted.images, first_shard)

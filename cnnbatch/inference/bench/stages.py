@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cnnbatch.inference.bench.alone import Stages
-from cnnbatch.inference.bench.processes import apart
+from cnnbatch.inference.bench.processes import in_new_processes
 
 if TYPE_CHECKING:
-    from cnnbatch.inference.bench.alone import Sample
+    from cnnbatch.inference.bench.alone import StageSample
 
 
-def measure(sample: Sample, processes: int) -> Stages:
+def measure(sample: StageSample, processes: int) -> Stages:
     """Measure the stages in so many processes at once and return their mean.
 
     Raises:
         UserError, EnvironmentFault: as a worker does; also where no image comes through.
     """
-    return mean(apart(_alone, sample, processes))
+    return mean(in_new_processes(_alone, sample, processes))
 
 
 def mean(found: Sequence[Stages]) -> Stages:
@@ -40,7 +40,7 @@ def mean(found: Sequence[Stages]) -> Stages:
     )
 
 
-def _alone(sample: Sample) -> Stages:
+def _alone(sample: StageSample) -> Stages:
     from cnnbatch.inference.bench.alone import measure_here
 
     return measure_here(sample)

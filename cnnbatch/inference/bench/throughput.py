@@ -22,13 +22,13 @@ import pyarrow.compute as pc
 
 from cnnbatch.cluster import nodes
 from cnnbatch.evaluation.known_classes import KnownClasses
-from cnnbatch.inference.autotune.store import Settling
+from cnnbatch.inference.autotune.store import SettingsStore
 from cnnbatch.inference.bench.check import SHARD, machine_for
 from cnnbatch.inference.bench.estimate import Machine
-from cnnbatch.inference.bench.processes import apart
-from cnnbatch.inference.bench.repeat import Again, own_key
+from cnnbatch.inference.bench.processes import in_new_processes
+from cnnbatch.inference.bench.repeat import RepeatedSource, own_key
 from cnnbatch.inference.driver.inline import predict_inline
-from cnnbatch.inference.messages import Order, Ready, Sample, Work
+from cnnbatch.inference.messages import LoadOrder, Ready, TuningSample, Work
 from cnnbatch.job import MapJob
 from cnnbatch.output import plan, reader
 from cnnbatch.output.folder import Output
@@ -41,7 +41,7 @@ PARTS_A_WORKER = 4  # at least, where the number of images is given
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class SampleRun:
     """What to run: ``images`` of those in ``refs``, None for as long as `RUN_S`.
 
     ``inline``: in one process; ``started`` is when the caller began, by `time.monotonic`.
@@ -97,9 +97,9 @@ class Whole:
         return str(self.settings["device"]).partition(":")[0]
 
 
-def measure(trial: Trial) -> Whole:
+def measure(trial: SampleRun) -> Whole:
     """Run a trial in a new process; raises UserError and EnvironmentFault as a run does."""
-    return apart(_run, trial)[0]
+    return in_new_processes(_run, trial)[0]
 
 
 def steady_rate(footers: Iterable[Mapping[str, Any]]) -> float | None:
@@ -164,7 +164,7 @@ class Feed:
         return not self._ends and self._until is not None and time.monotonic() > self._until
 
 
-def _run(trial: Trial) -> Whole:
+def _run(trial: SampleRun) -> Whole:
     from cnnbatch.terminal.screen import Screen
 
     os.environ["RAY_ADDRESS"] = "local"  # This machine is measured, not a cluster that it may be part of.
@@ -179,16 +179,16 @@ def _run(trial: Trial) -> Whole:
 class _Run:
     """One trial under way."""
 
-    def __init__(self, trial: Trial, output: Output) -> None:
-        again = Again(trial.source, trial.refs)
+    def __init__(self, trial: SampleRun, output: Output) -> None:
+        again = RepeatedSource(trial.source, trial.refs)
         refs = islice(again.refs(), trial.images)
         self.feed = Feed(refs, _first(trial.job), _most(trial), ends=trial.images is not None)
         self._trial = trial
         self._output = output
         first = tuple(islice(again.refs(), len(trial.refs)))
         known = KnownClasses(trial.job, trial.source, partial(plan.cut, trial.refs, lambda index: SHARD))
-        self._settling = Settling(trial.job, output, first, lambda: len(first), known=known)
-        self._order = Order(trial.job, again, output, trial.inline, None)
+        self._store = SettingsStore(trial.job, output, first, lambda: len(first), known=known)
+        self._order = LoadOrder(trial.job, again, output, trial.inline, None)
         self._ready: Ready | None = None
         self._ray_s = self._start_s = 0.0
 
@@ -197,13 +197,12 @@ class _Run:
         if self._trial.inline:
             yield from predict_inline(self._order, self.feed.works(), self)
             return
-        from cnnbatch.cluster import session
-        from cnnbatch.inference.driver.scheduler import Pool
+        from cnnbatch.inference.driver.ray_workers import ray_workers
+        from cnnbatch.inference.driver.scheduler import Scheduler
 
-        session.connect(self._trial.job.compute)
-        self._ray_s = self._passed_s()
-        with session.faults():
-            yield from Pool(self._order, self, note).predict(self.feed.works(), ())
+        with ray_workers(self._trial.job.compute) as pool:
+            self._ray_s = self._passed_s()
+            yield from Scheduler(pool, self._order, self, note).predict(self.feed.works(), ())
 
     def found(self, seconds: float) -> Whole:
         """Return what it showed; it took so many ``seconds``."""
@@ -226,15 +225,15 @@ class _Run:
             here=_here(self._trial, str(settings["device"]).partition(":")[0]),
         )
 
-    def sample(self, ready: Ready, workers: int) -> Sample | None:
+    def sample(self, ready: Ready, workers: int) -> TuningSample | None:
         """Return what a worker is to measure on, as a run does."""
-        return self._settling.sample(ready, workers)
+        return self._store.sample(ready, workers)
 
-    def settle(self, ready: Ready) -> Mapping[str, Any]:
+    def keep(self, ready: Ready) -> Mapping[str, Any]:
         """Keep how a worker runs, as a run does; the first one ends the start-up."""
         if self._ready is None:
             self._ready, self._start_s = ready, self._passed_s()
-        return self._settling.settle(ready)
+        return self._store.keep(ready)
 
     def _passed_s(self) -> float:
         return time.monotonic() - self._trial.started
@@ -246,7 +245,7 @@ def _first(job: MapJob) -> int:
     return min(job.task.batch.values()) if batch == "auto" else batch
 
 
-def _most(trial: Trial) -> int:
+def _most(trial: SampleRun) -> int:
     """Return how many images a part holds at most."""
     size = trial.job.input.shard_size
     most = trial.job.task.shard_size if size == "auto" else size
@@ -257,7 +256,7 @@ def _most(trial: Trial) -> int:
     return max(1, min(most, trial.images // (PARTS_A_WORKER * workers)))
 
 
-def _here(trial: Trial, device: str) -> Here:
+def _here(trial: SampleRun, device: str) -> Here:
     from cnnbatch.inference.worker import devices
 
     pool = "inline" if trial.inline else trial.job.compute.pool

@@ -1,6 +1,6 @@
 """Reads, decodes and prepares a shard's images, in order, a bounded number ahead.
 
-Reading waits for the network: many threads do it while the network predicts. Decoding takes the
+ReadRequest waits for the network: many threads do it while the network predicts. Decoding takes the
 processor. Where predicting takes another device, decoding goes on beside it; where it takes the
 same processor, the two take turns, a window each: fewer hand-overs between threads, and neither
 drives the other's data out of the caches (together 3 to 4 % of the processor time, measured for a
@@ -58,7 +58,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReadRequest:
     """Which images of a shard to bring: ``positions``, but for those that are ``condemned`` already."""
 
     shard: Shard
@@ -98,7 +98,7 @@ class ReadAhead:
         self._unread = threading.Semaphore(UNREAD_LIMIT)
 
     @contextmanager
-    def windows(self, reading: Reading) -> Iterator[Iterator[list[Item]]]:
+    def windows(self, reading: ReadRequest) -> Iterator[Iterator[list[Item]]]:
         """Read while the block lasts; give the images in the order of their positions, a window at a time.
 
         What was given takes room no more: so much may be read while it is predicted. Taking a
@@ -127,7 +127,7 @@ class ReadAhead:
         self._reads.shutdown(cancel_futures=True)
         self._decodes.shutdown(cancel_futures=True)
 
-    def _feed(self, reading: Reading, feed: _Feed) -> None:
+    def _feed(self, reading: ReadRequest, feed: _Feed) -> None:
         try:
             with self._turn:
                 feed.begun.set()
@@ -136,7 +136,7 @@ class ReadAhead:
             feed.fault = fault
         feed.put(None)
 
-    def _submit_all(self, reading: Reading, feed: _Feed) -> None:
+    def _submit_all(self, reading: ReadRequest, feed: _Feed) -> None:
         readers = self._source.read(
             Shard(reading.shard.index, tuple(reading.shard.refs[p] for p in reading.positions))
         )
@@ -148,7 +148,7 @@ class ReadAhead:
             item = Item(position, Outcome(reading.shard.refs[position], vanished))
             if failure := reading.condemned.get(position):
                 item.outcome.failure = failure
-                feed.put(partial(_settled, item))
+                feed.put(partial(_done, item))
                 continue
             feed.encoded.wait()
             self._unread.acquire()
@@ -170,7 +170,7 @@ class ReadAhead:
         return data
 
     def _decode(
-        self, read: Future[Content | Failure], item: Item, reading: Reading, encoded: _Budget
+        self, read: Future[Content | Failure], item: Item, reading: ReadRequest, encoded: _Budget
     ) -> Item:
         data = read.result()
         if isinstance(data, Failure):
@@ -184,7 +184,7 @@ class ReadAhead:
             encoded.add(-item.outcome.bytes)
         return item
 
-    def prepare(self, data: Content, item: Item, reading: Reading) -> None:
+    def prepare(self, data: Content, item: Item, reading: ReadRequest) -> None:
         """Decode and prepare one image that was read, in this thread."""
         truth = None if reading.truth is None else reading.truth[item.position]
         fill = partial(self._fill, item, truth, time.thread_time())
@@ -223,7 +223,7 @@ def _size_bytes(data: Content) -> int:
     return len(data) if isinstance(data, bytes) else data.size_bytes
 
 
-def _settled(item: Item) -> Item:
+def _done(item: Item) -> Item:
     return item
 
 

@@ -16,7 +16,7 @@ from cnnbatch.types import Receipt, Shard
 STAGES = ("read", "decode", "prepare", "forward", "rows", "write")
 
 
-class Tally:
+class ShardTally:
     """Counts rows, failures and seconds of one shard; ``clock`` tells those of `wall`."""
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
