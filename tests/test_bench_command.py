@@ -17,17 +17,18 @@ from typer.testing import CliRunner, Result
 
 from cnnbatch.cli.app import app
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.bench import alone as line
 from cnnbatch.inference.bench import stages
 from cnnbatch.inference.bench import throughput as whole
 from cnnbatch.inference.bench.advice import advice
-from cnnbatch.inference.bench.alone import STAGES, Stages, StageSample
 from cnnbatch.inference.bench.command import Bench, bench
-from cnnbatch.inference.bench.estimate import Machine
+from cnnbatch.inference.bench.machine import Machine
 from cnnbatch.inference.bench.processes import in_new_processes
 from cnnbatch.inference.bench.repeat import RepeatedSource, own_key
+from cnnbatch.inference.bench.stages import Stages, StageSample
 from cnnbatch.inference.bench.summary import figures, head
 from cnnbatch.inference.bench.throughput import Feed, Here, Whole, steady_rate
+from cnnbatch.inference.messages import STAGES
+from cnnbatch.inference.worker import malloc
 from cnnbatch.inference.worker.settings import Settings
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.sources import open_source
@@ -273,7 +274,7 @@ def refs(count: int) -> list[ImageRef]:
 
 def test_parts_grow_to_some_seconds_of_work() -> None:
     feed = Feed(refs(10_000), first=16, most=1000, ends=True)
-    works = feed.works()
+    works = feed.work()
     first = next(works).shard
     assert len(first.refs) == 16
     feed.take(receipt(first, 1.6, empty=2))
@@ -282,17 +283,17 @@ def test_parts_grow_to_some_seconds_of_work() -> None:
     feed.busy_s = 1e-6
     assert len(next(works).shard.refs) == 1000
     assert feed.failed == {"empty": 2}
-    assert [len(work.shard.refs) for work in Feed(refs(7), 16, 3, True).works()] == [3, 3, 1]
+    assert [len(work.shard.refs) for work in Feed(refs(7), 16, 3, True).work()] == [3, 3, 1]
 
 
 def test_parts_end_with_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole, "RUN_S", 0.0)
     feed = Feed(iter(lambda: ImageRef("", ""), None), first=5, most=9, ends=False)
-    works = feed.works()
+    works = feed.work()
     feed.take(receipt(next(works).shard, 1.0))
     assert list(works) == []
     feed = Feed(refs(5), first=2, most=2, ends=True)
-    works = feed.works()
+    works = feed.work()
     feed.take(receipt(next(works).shard, 1.0))
     assert len(list(works)) == 2
 
@@ -351,7 +352,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(whole, "in_new_processes", call)
     monkeypatch.setattr(stages, "in_new_processes", call)
-    monkeypatch.setattr(line, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(malloc, "keep_freed_memory", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "local")
     threads = torch.get_num_threads()
     yield

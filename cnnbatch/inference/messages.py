@@ -11,6 +11,9 @@ from cnnbatch.job import MapJob
 from cnnbatch.output.folder import Output
 from cnnbatch.types import Failure, Shard, Source
 
+STAGES = ("read", "decode", "prepare", "forward", "rows", "write")
+"""What a worker does with an image, one after the other; a receipt has the seconds of each."""
+
 
 def as_error(fault: Fault) -> UserError | EnvironmentFault:
     """Return the exception that a fault of a worker is to the person who runs the job."""

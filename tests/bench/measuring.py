@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from cnnbatch.inference.bench.alone import Stages
+    from cnnbatch.inference.bench.stages import Stages
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -45,8 +45,7 @@ def stages(spec: Any, settings: Mapping[str, Any], count: int) -> Stages:
 
     ``settings`` are those that a run of it has settled.
     """
-    from cnnbatch.inference.bench.alone import StageSample
-    from cnnbatch.inference.bench.stages import measure
+    from cnnbatch.inference.bench.stages import StageSample, measure
     from cnnbatch.inference.worker.readahead import READ_THREADS
     from cnnbatch.output.plan import spread
     from cnnbatch.sources import open_source

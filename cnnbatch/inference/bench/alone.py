@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,24 +13,22 @@ from typing import Any
 import torch
 
 from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.inference.bench.stages import Stages, StageSample
 from cnnbatch.inference.worker.journal import Journal
-from cnnbatch.inference.worker.malloc import keep_freed_memory
 from cnnbatch.inference.worker.readahead import Item, ReadAhead, ReadRequest
 from cnnbatch.inference.worker.settings import Settings
 from cnnbatch.inference.worker.timings import ShardTally
 from cnnbatch.inference.worker.worker import PredictFault, Worker
-from cnnbatch.job import MapJob
 from cnnbatch.output.folder import Output
 from cnnbatch.output.part import Outcome, PartSpool
 from cnnbatch.storage import Storage
-from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
+from cnnbatch.types import Content, Failure, Shard
 
 READ_ALONE = 64  # images of which the processor's part is measured: from afar each takes its time
 
 
 def measure_here(sample: StageSample) -> Stages:
     """Measure the stages in this process, on one thread."""
-    keep_freed_memory()
     settings = replace(Settings.from_json(sample.settings), threads=1)
     with TemporaryDirectory(prefix="cnnbatch-bench-") as folder:
         journal = Journal(Path(folder) / "journal")
@@ -109,7 +107,7 @@ class _Line:
         """Make the rows of each window."""
         started = time.process_time()
         self._rows = [
-            self._worker._window_rows(self._shard, window.items, window.outputs(), ShardTally())
+            self._worker.window_rows(self._shard, window.items, window.outputs(), ShardTally())
             for window in self._predicted
         ]
         self._seconds["rows"] = (time.process_time() - started) / len(self._good)
@@ -155,45 +153,3 @@ def _timed(reader: Callable[[], Content | Failure]) -> tuple[Content | Failure, 
 
 def _area(size: Any) -> int:
     return int(size[0] * size[1]) if size else 0
-
-
-STAGES = ("read", "decode", "prepare", "forward", "rows", "write")
-
-
-@dataclass(frozen=True, slots=True)
-class StageSample:
-    """Which images to measure on, and how: ``settings`` are `speed.Settings` as JSON values.
-
-    ``readers`` is how many images a process reads side by side.
-    """
-
-    job: MapJob
-    source: Source
-    refs: tuple[ImageRef, ...]
-    settings: Mapping[str, Any]
-    readers: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """What an image takes: ``seconds`` by stage, as `estimate.Measured` has them.
-
-    ``reading`` is the processor's part of ``read``. Of the ``images`` measured, ``failed`` were left out
-    behind the stage that refused them. An image makes so many ``inputs`` of the network; ``pixels`` are
-    its own, ``input_pixels`` those that reach the network. A process was ``given`` this part of a core
-    that it asked for; what is missing, others of this machine had.
-    """
-
-    seconds: Mapping[str, float]
-    reading: float
-    images: int
-    failed: int
-    inputs: float
-    pixels: float
-    input_pixels: float
-    given: float
-
-    @property
-    def processor(self) -> dict[str, float]:
-        """Seconds of a processor by stage; on an accelerator ``forward`` is the device's."""
-        return {**self.seconds, "read": self.reading}

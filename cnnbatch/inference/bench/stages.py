@@ -6,14 +6,53 @@ An accelerator is measured from one process; what its other cores would do to th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from cnnbatch.inference.bench.alone import Stages
 from cnnbatch.inference.bench.processes import in_new_processes
+from cnnbatch.inference.worker import malloc
+from cnnbatch.job import MapJob
+from cnnbatch.types import ImageRef, Source
 
-if TYPE_CHECKING:
-    from cnnbatch.inference.bench.alone import StageSample
+
+@dataclass(frozen=True, slots=True)
+class StageSample:
+    """Which images to measure on, and how: ``settings`` are `speed.Settings` as JSON values.
+
+    ``readers`` is how many images a process reads side by side.
+    """
+
+    job: MapJob
+    source: Source
+    refs: tuple[ImageRef, ...]
+    settings: Mapping[str, Any]
+    readers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What an image takes: ``seconds`` by stage, as `estimate.Measured` has them.
+
+    ``reading`` is the processor's part of ``read``. Of the ``images`` measured, ``failed`` were left out
+    behind the stage that refused them. An image makes so many ``inputs`` of the network; ``pixels`` are
+    its own, ``input_pixels`` those that reach the network. A process was ``given`` this part of a core
+    that it asked for; what is missing, others of this machine had.
+    """
+
+    seconds: Mapping[str, float]
+    reading: float
+    images: int
+    failed: int
+    inputs: float
+    pixels: float
+    input_pixels: float
+    given: float
+
+    @property
+    def processor(self) -> dict[str, float]:
+        """Seconds of a processor by stage; on an accelerator ``forward`` is the device's."""
+        return {**self.seconds, "read": self.reading}
 
 
 def measure(sample: StageSample, processes: int) -> Stages:
@@ -43,4 +82,5 @@ def mean(found: Sequence[Stages]) -> Stages:
 def _alone(sample: StageSample) -> Stages:
     from cnnbatch.inference.bench.alone import measure_here
 
+    malloc.keep_freed_memory()
     return measure_here(sample)

@@ -10,10 +10,9 @@ from time import perf_counter
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cnnbatch.inference.messages import STAGES
 from cnnbatch.inference.worker.readahead import Item
 from cnnbatch.types import Receipt, Shard
-
-STAGES = ("read", "decode", "prepare", "forward", "rows", "write")
 
 
 class ShardTally:

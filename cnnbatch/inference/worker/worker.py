@@ -144,7 +144,7 @@ class Worker:
         for items, outputs in self._predicted(self.predictor, reading, tally):
             if pending is not None:
                 yield pending.result()
-            pending = self._rows_thread.submit(self._window_rows, work.shard, items, outputs, tally)
+            pending = self._rows_thread.submit(self.window_rows, work.shard, items, outputs, tally)
         if pending is not None:
             yield pending.result()
 
@@ -191,9 +191,10 @@ class Worker:
             require_occurring(model, classes_of(truth.schema), object_labels(truth), self._aliases)
         return truth
 
-    def _window_rows(
+    def window_rows(
         self, shard: Shard, window: Sequence[Item], outputs: list[list[Any]], tally: ShardTally
     ) -> pa.RecordBatch:
+        """Make the rows of a window, whose images that have not failed have these outputs."""
         started = thread_time()
         good = [item for item in window if item.outcome.failure is None]
         images = [item.image for item in good if item.image is not None]
