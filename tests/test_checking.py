@@ -18,7 +18,7 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inference.bench.check import Checked, check, lines
 from cnnbatch.inference.bench.estimate import Counted, Machine, Measured, estimate, plan_size, rates
 from cnnbatch.inference.run import run
-from cnnbatch.inference.worker import settings as speed
+from cnnbatch.inference.worker import devices
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.output.plan import spread
 from cnnbatch.storage import Entry, Storage
@@ -235,7 +235,7 @@ def test_no_image_in_time(tmp_path: Path, photos: Photos, monkeypatch: pytest.Mo
 
 
 def test_a_check_measures_nothing(photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "has_bf16", lambda device: True)
+    monkeypatch.setattr("cnnbatch.inference.autotune.measure.has_bf16", lambda device: True)
     folder, out = photos(100), tmp_path / "out"
     assert check(job(folder, out), images=1).settings["precision"] == "fp32"
 
@@ -253,7 +253,7 @@ def test_sizes_of_what_lies_in_containers() -> None:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    monkeypatch.setattr(speed, "keep_freed_memory", lambda: None)  # it is for the whole process
+    monkeypatch.setattr(devices, "keep_freed_memory", lambda: None)  # it is for the whole process
 
     def call(spec: MapJob, *arguments: str) -> Result:
         path = tmp_path / "job.yaml"
