@@ -21,7 +21,6 @@ from cnnbatch.inference.bench.listing import ListingCount, WatchedStorage
 from cnnbatch.inference.bench.machine import Machine
 from cnnbatch.inference.run import run
 from cnnbatch.inference.worker import malloc
-from cnnbatch.inference.worker import settings as speed
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.output.plan import spread
 from cnnbatch.storage import Entry, Storage
@@ -238,7 +237,7 @@ def test_no_image_in_time(tmp_path: Path, photos: Photos, monkeypatch: pytest.Mo
 
 
 def test_a_check_measures_nothing(photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "has_bf16", lambda device: True)
+    monkeypatch.setattr("cnnbatch.inference.autotune.measure.has_bf16", lambda device: True)
     folder, out = photos(100), tmp_path / "out"
     assert check(job(folder, out), images=1).settings["precision"] == "fp32"
 

@@ -21,7 +21,7 @@ from cnnbatch.cli.evaluate import evaluate_again
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.evaluation.comparison import compare
 from cnnbatch.inference.run import RunOptions, run
-from cnnbatch.launch import launch
+from cnnbatch.launch import launch, report
 from cnnbatch.output.export import Options, export
 from cnnbatch.report import write_report
 from cnnbatch.storage import Storage
@@ -339,7 +339,7 @@ def test_records_of_a_study_are_named(tmp_path: Path) -> None:
             path.write_bytes(data)
             for reader in (
                 lambda: launch(a_study(photos, out), QUIET),
-                lambda: write_report(str(out), Storage()),
+                lambda: report(str(out), Storage()),
             ):
                 with pytest.raises(UserError, match=rf"{path.name} is damaged"):
                     reader()
@@ -348,4 +348,4 @@ def test_records_of_a_study_are_named(tmp_path: Path) -> None:
     for data in (b"", b"\xff\xfe", b"kind: map\ntask: {name: classify}\ninput: a\noutput: b"):
         path.write_bytes(data)
         with pytest.raises((UserError, EnvironmentFault), match=r"job\.yaml"):
-            write_report(str(out), Storage())
+            report(str(out), Storage())

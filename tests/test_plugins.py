@@ -24,13 +24,12 @@ from cnnbatch.evaluation.comparison import Options as ComparisonOptions
 from cnnbatch.evaluation.comparison import compare
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob, StudyJob, load_job, to_yaml
-from cnnbatch.launch import launch
+from cnnbatch.launch import launch, report
 from cnnbatch.models import Choice
 from cnnbatch.models.trained import with_trained
 from cnnbatch.models.trained_files import read_model
 from cnnbatch.output.export import Options as ExportOptions
 from cnnbatch.output.export import export
-from cnnbatch.report import write_report
 from cnnbatch.storage import Storage
 from cnnbatch.terminal.screen import Screen
 from tests import tiny
@@ -182,7 +181,7 @@ def output(tmp_path: Path, sprung: Path) -> Path:
 
 def test_an_output_is_read_without_what_its_job_names(output: Path, tmp_path: Path, sprung: Path) -> None:
     assert len(cnnbatch.open(str(output))) == 6
-    write_report(str(output), Storage())
+    report(str(output), Storage())
     with Screen(quiet=True) as screen:
         evaluate_again(str(output), [], screen)
         compare(str(output), str(output), ComparisonOptions(), Storage(), screen)
@@ -267,7 +266,7 @@ def test_a_study_s_templates_are_data_where_they_lie_in_an_output(
     (place / "job.yaml").write_text(dump({**job, "study": section}))
     (place / "study.json").write_text('{"metric": "accuracy"}')
     for read in (
-        lambda: write_report(str(tmp_path / "out"), Storage()),
+        lambda: report(str(tmp_path / "out"), Storage()),
         lambda: load_job(str(place / "job.yaml")),
     ):
         with pytest.raises(UserError, match=r"names code to run, '(evilmod:Toy|tests\.tiny:build)'"):
@@ -282,7 +281,7 @@ def test_a_study_of_ones_own_network_is_reported_without_it(tmp_path: Path, spru
     place.mkdir(parents=True)
     (place / "job.yaml").write_text(to_yaml(job).replace("tests.tiny:build", "evilmod:build"))
     (place / "study.json").write_text('{"metric": "accuracy"}')
-    write_report(str(tmp_path / "out"), Storage())
+    report(str(tmp_path / "out"), Storage())
     assert "evilmod:build" in (tmp_path / "out" / "report.html").read_text()
     assert not sprung.exists()
 
@@ -332,7 +331,7 @@ def usable(model: Path) -> None:
         "\n".join(found.classes or ()).encode()
     (model / "_job").mkdir(exist_ok=True)
     (model / "_job" / "job.yaml").write_text("task: {name: classify}\n")
-    write_report(str(model), Storage())
+    report(str(model), Storage())
 
 
 def check(model: Path) -> None:
