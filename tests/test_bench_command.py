@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from cnnbatch.cli.app import app
 from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.inference.bench import alone as line
 from cnnbatch.inference.bench import stages
 from cnnbatch.inference.bench import throughput as whole
 from cnnbatch.inference.bench.advice import advice
@@ -28,7 +29,6 @@ from cnnbatch.inference.bench.stages import Stages, StageSample
 from cnnbatch.inference.bench.summary import figures, head
 from cnnbatch.inference.bench.throughput import Feed, Here, Whole, steady_rate
 from cnnbatch.inference.messages import STAGES
-from cnnbatch.inference.worker import malloc
 from cnnbatch.inference.worker.settings import Settings
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.sources import open_source
@@ -351,8 +351,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return [function(value) for _ in range(processes)]
 
     monkeypatch.setattr(whole, "in_new_processes", call)
-    monkeypatch.setattr(stages, "in_new_processes", call)
-    monkeypatch.setattr(malloc, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(line, "in_new_processes", call)
+    monkeypatch.setattr(line, "keep_freed_memory", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "local")
     threads = torch.get_num_threads()
     yield
@@ -442,16 +442,16 @@ def test_images_that_fail_only_now_are_left_out_of_the_stages_after(
     source = open_source(spec.input, Storage())
     settings = Settings("cpu", "fp32", batch=2, window=4, threads=1).to_json()
     sample = StageSample(spec, source, tuple(source.refs()), settings, 4)
-    found = stages.measure(sample, 1)
+    found = line.measure(sample, 1)
     assert (found.images, found.failed) == (6, 1)
     for path in folder.rglob("*.jpg"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="all 6 fail"):
-        stages.measure(sample, 1)
+        line.measure(sample, 1)
     broken = spec.model_copy(update={"task": Toy(name="tests.toy:Toy", fault="device", flag=str(tmp_path))})
     (folder / "album-0" / "00003.jpg").write_bytes(jpeg(1))
     with pytest.raises(EnvironmentFault, match="the model fails on images of the sample: .*device is broken"):
-        stages.measure(replace(sample, job=broken), 1)
+        line.measure(replace(sample, job=broken), 1)
 
 
 # New processes

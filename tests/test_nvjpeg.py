@@ -27,7 +27,7 @@ from cnnbatch.inference.autotune.store import SettingsStore
 from cnnbatch.inference.messages import Ready, TuningSample
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.inference.worker.journal import Journal
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, ReadRequest
+from cnnbatch.inference.worker.readahead import DecodeOptions, Item, ReadAhead, ReadRequest
 from cnnbatch.inference.worker.settings import Settings, choose
 from cnnbatch.inference.worker.transfer import Overlapped, stack
 from cnnbatch.inference.worker.worker import ImageOutputs
@@ -257,7 +257,7 @@ def read_all(
 ) -> list[Item]:
     source: Any = Files(files)
     model: Any = Crops(full)
-    ahead = ReadAhead(source, model, Journal(folder / "journal"), 4, 8, True, on_device)
+    ahead = ReadAhead(source, model, Journal(folder / "journal"), DecodeOptions(4, 8, True, on_device))
     refs = tuple(ImageRef(str(number), str(number)) for number in range(len(files)))
     try:
         with ahead.windows(ReadRequest(Shard(0, refs), range(len(files)), {}, None)) as windows:

@@ -25,7 +25,7 @@ from cnnbatch.inference.autotune.candidates import (
     candidates,
     decided_already,
 )
-from cnnbatch.inference.autotune.store import SettingsStore
+from cnnbatch.inference.autotune.store import FirstImages, SettingsStore
 from cnnbatch.inference.messages import Ready
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.inference.worker.devices import operators_on_cpu
@@ -316,7 +316,9 @@ def test_a_large_job_is_sampled_by_more_images(
     tmp_path: Path, images: int, workers: int, sampled: int
 ) -> None:
     refs = [ImageRef(f"{number:04}", f"{number:04}") for number in range(1000)]
-    store = SettingsStore(job(tmp_path, tmp_path), Output(str(tmp_path), Storage()), refs, lambda: images)
+    store = SettingsStore(
+        job(tmp_path, tmp_path), Output(str(tmp_path), Storage()), FirstImages(refs, lambda: images)
+    )
     ready = Ready({"device": "cpu:AVX2"}, {}, "host", "journal", 0, 0, open=True)
     sample = store.sample(ready, workers)
     assert sample is not None

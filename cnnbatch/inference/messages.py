@@ -29,7 +29,7 @@ def failure_of(hung: bool, batch_timeout_s: float) -> Failure:
 
 @dataclass(frozen=True, slots=True)
 class LoadOrder:
-    """What a worker needs to load: ``kept`` is what the output has settled before."""
+    """What a worker needs to load: ``kept`` is what the output keeps."""
 
     job: MapJob
     source: Source

@@ -14,7 +14,7 @@ from cnnbatch.cluster.parallel import chosen_map
 from cnnbatch.evaluation import evaluate
 from cnnbatch.evaluation.known_classes import KnownClasses
 from cnnbatch.inference import fingerprint
-from cnnbatch.inference.autotune.store import FEW, SAMPLE, SettingsStore, model_of
+from cnnbatch.inference.autotune.store import FEW, SAMPLE, FirstImages, SettingsStore, model_of
 from cnnbatch.inference.driver.inline import predict_inline, require_survivable, runs_inline
 from cnnbatch.inference.driver.planner import ListingOptions, Planner
 from cnnbatch.inference.messages import LoadOrder, Work
@@ -233,12 +233,12 @@ def _head(first: Work, work: Iterator[Work | None]) -> list[Work]:
 def _settings_store(running: _Running, head: Collection[Work]) -> SettingsStore:
     """Return what keeps how the workers run; where rows are judged, it also compares the classes."""
     job, output, planner = running.job, running.output, running.planner
-    refs = [ref for work in head for ref in work.shard.refs]
+    first = FirstImages([ref for work in head for ref in work.shard.refs], lambda: planner.images)
     known = None if running.options.only_rows else KnownClasses(job, running.source, planner.shards)
     if known is not None:
         known.require_early(output.decided("classes"))
     mixed = running.options.allow_mixed
-    return SettingsStore(job, output, refs, lambda: planner.images, mixed, known, running.screen)
+    return SettingsStore(job, output, first, mixed, known, running.screen)
 
 
 def _evaluate(running: _Running) -> Evaluation | None:

@@ -45,7 +45,8 @@ def stages(spec: Any, settings: Mapping[str, Any], count: int) -> Stages:
 
     ``settings`` are those that a run of it has settled.
     """
-    from cnnbatch.inference.bench.stages import StageSample, measure
+    from cnnbatch.inference.bench.alone import measure
+    from cnnbatch.inference.bench.stages import StageSample
     from cnnbatch.inference.worker.readahead import READ_THREADS
     from cnnbatch.output.plan import spread
     from cnnbatch.sources import open_source

@@ -84,7 +84,7 @@ class _Measuring:
         if self._chosen is not self._first:
             self._first.close()
         self._chosen.settings.apply()
-        return self._chosen, [*self._told(reason)]
+        return self._chosen, [*self._explained(reason)]
 
     def _measure_reference(self) -> str:
         """Take the pass of eager fp32; say why nothing is measured, where that is so."""
@@ -284,7 +284,7 @@ class _Measuring:
             return Pass(outputs, math.inf, 0.0)
         return Pass(outputs, max(forward_s, 1e-9) / len(outputs), decode_s / len(outputs))
 
-    def _told(self, reason: str) -> list[TuningTrial]:
+    def _explained(self, reason: str) -> list[TuningTrial]:
         """Return the trials with the chosen one marked, and why it was chosen."""
         if reason:
             return [_trial(self._first.settings, "chosen", reason)]

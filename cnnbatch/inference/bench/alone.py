@@ -1,4 +1,9 @@
-"""The stages of a worker in a row, each by itself: called once to warm up, once to take the time."""
+"""The stages of a worker in a row, each by itself: called once to warm up, once to take the time.
+
+In as many processes as the job has cores, all at once, since cores share caches and memory: what one of them
+does alone is no ceiling for all. An accelerator is measured from one process; what its other cores would do
+to that one is not seen.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,11 @@ from typing import Any
 import torch
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.bench.stages import Stages, StageSample
+from cnnbatch.inference.bench.processes import in_new_processes
+from cnnbatch.inference.bench.stages import Stages, StageSample, mean
 from cnnbatch.inference.worker.journal import Journal
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, ReadRequest
+from cnnbatch.inference.worker.malloc import keep_freed_memory
+from cnnbatch.inference.worker.readahead import DecodeOptions, Item, ReadAhead, ReadRequest
 from cnnbatch.inference.worker.settings import Settings
 from cnnbatch.inference.worker.timings import ShardTally
 from cnnbatch.inference.worker.worker import PredictFault, Worker
@@ -25,6 +32,20 @@ from cnnbatch.storage import Storage
 from cnnbatch.types import Content, Failure, Shard
 
 READ_ALONE = 64  # images of which the processor's part is measured: from afar each takes its time
+
+
+def measure(sample: StageSample, processes: int) -> Stages:
+    """Measure the stages in so many processes at once and return their mean.
+
+    Raises:
+        UserError, EnvironmentFault: as a worker does; also where no image comes through.
+    """
+    return mean(in_new_processes(_measure_here, sample, processes))
+
+
+def _measure_here(sample: StageSample) -> Stages:
+    keep_freed_memory()
+    return measure_here(sample)
 
 
 def measure_here(sample: StageSample) -> Stages:
@@ -59,7 +80,9 @@ class _Line:
         truth = sample.source.truth(self._shard)
         places = range(len(sample.refs))
         self._reading = ReadRequest(self._shard, places, {}, None if truth is None else truth.to_pylist())
-        self._ahead = ReadAhead(sample.source, worker.model, worker.journal, 1, settings.window, False)
+        self._ahead = ReadAhead(
+            sample.source, worker.model, worker.journal, DecodeOptions(1, settings.window)
+        )
         self._seconds: dict[str, float] = {}
 
     def close(self) -> None:

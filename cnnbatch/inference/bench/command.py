@@ -1,6 +1,6 @@
 """How fast a job goes on this machine, what bounds it, and what would help.
 
-The whole is measured first, since it settles how the network runs; then each stage alone under these
+The whole is measured first, since it decides how the network runs; then each stage alone under these
 settings. A machine's speed drifts between the two, by some percent and more where others share it.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 from cnnbatch.errors import UserError
-from cnnbatch.inference.bench import stages, throughput
+from cnnbatch.inference.bench import alone, throughput
 from cnnbatch.inference.bench.estimate import rates
 from cnnbatch.inference.bench.listing import refs_of
 from cnnbatch.inference.bench.machine import Machine
@@ -122,8 +122,8 @@ def bench(job: MapJob, images: int | None, note: Callable[[str], None]) -> Bench
     processes = _processes(found.here.used)
     at_once = f", in {processes} processes at once" if processes > 1 else ""
     note(f"the run is over; now each stage alone, on {len(sample.refs):,} images{at_once}")
-    alone = stages.measure(sample, processes)
-    return Bench(job, len(refs), len(refs) == LISTED_AT_MOST, found, alone)
+    stages = alone.measure(sample, processes)
+    return Bench(job, len(refs), len(refs) == LISTED_AT_MOST, found, stages)
 
 
 def _input(job: MapJob) -> str:

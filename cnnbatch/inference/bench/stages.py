@@ -1,8 +1,4 @@
-"""What each stage of a job takes alone, on one thread, in as many processes as the job has cores.
-
-All at once, since cores share caches and memory: what one of them does alone is no ceiling for all.
-An accelerator is measured from one process; what its other cores would do to that one is not seen.
-"""
+"""What the stages of a job are measured on, and what they take."""
 
 from __future__ import annotations
 
@@ -10,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cnnbatch.inference.bench.processes import in_new_processes
-from cnnbatch.inference.worker import malloc
 from cnnbatch.job import MapJob
 from cnnbatch.types import ImageRef, Source
 
@@ -55,15 +49,6 @@ class Stages:
         return {**self.seconds, "read": self.reading}
 
 
-def measure(sample: StageSample, processes: int) -> Stages:
-    """Measure the stages in so many processes at once and return their mean.
-
-    Raises:
-        UserError, EnvironmentFault: as a worker does; also where no image comes through.
-    """
-    return mean(in_new_processes(_alone, sample, processes))
-
-
 def mean(found: Sequence[Stages]) -> Stages:
     """Return the mean over processes, or over times: a machine's speed drifts."""
     count, first = len(found), found[0]
@@ -77,10 +62,3 @@ def mean(found: Sequence[Stages]) -> Stages:
         input_pixels=first.input_pixels,
         given=sum(one.given for one in found) / count,
     )
-
-
-def _alone(sample: StageSample) -> Stages:
-    from cnnbatch.inference.bench.alone import measure_here
-
-    malloc.keep_freed_memory()
-    return measure_here(sample)

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from cnnbatch.cluster import nodes
 from cnnbatch.evaluation.known_classes import KnownClasses
-from cnnbatch.inference.autotune.store import SettingsStore
+from cnnbatch.inference.autotune.store import FirstImages, SettingsStore
 from cnnbatch.inference.bench.listing import shards_of
 from cnnbatch.inference.bench.machine import Machine, machine_for
 from cnnbatch.inference.bench.processes import in_new_processes
@@ -187,7 +187,7 @@ class _Run:
         self._output = output
         first = tuple(islice(repeated.refs(), len(asked.refs)))
         known = KnownClasses(asked.job, asked.source, partial(shards_of, asked.refs))
-        self._store = SettingsStore(asked.job, output, first, lambda: len(first), known=known)
+        self._store = SettingsStore(asked.job, output, FirstImages(first, lambda: len(first)), known=known)
         self._order = LoadOrder(asked.job, repeated, output, asked.inline, None)
         self._ready: Ready | None = None
         self._ray_s = self._start_s = 0.0

@@ -67,33 +67,41 @@ class ReadRequest:
     truth: Sequence[Mapping[str, Any]] | None
 
 
-class ReadAhead:
-    """The reading and decoding threads of one worker.
+@dataclass(frozen=True, slots=True)
+class DecodeOptions:
+    """How images are decoded: by how many ``threads``, ``window`` images at a time.
 
-    ``window`` images are handed over at a time. ``beside``: decode while the model predicts, rather
-    than in turns with it. ``on_device`` decodes and prepares there what it can, the host the rest.
+    ``overlaps``: decode while the model predicts, rather than in turns with it. ``on_device`` decodes and
+    prepares there what it can, the host the rest.
     """
+
+    threads: int
+    window: int
+    overlaps: bool = False
+    on_device: OnDevice | None = None
+
+
+class ReadAhead:
+    """The reading and decoding threads of one worker."""
 
     def __init__(
         self,
         source: Source,
         model: Preparing,
         journal: Journal,
-        threads: int,
-        window: int,
-        beside: bool,
-        on_device: OnDevice | None = None,
+        options: DecodeOptions,
     ) -> None:
         self._source = source
         self._model = model
         self._journal = journal
-        self._window = window
-        self._on_device = on_device
-        self.beside = beside
+        self._window = options.window
+        self._on_device = options.on_device
+        self.overlaps = options.overlaps
         self._reads = ThreadPoolExecutor(READ_THREADS, "read")
-        self._decodes = ThreadPoolExecutor(threads, "decode")
+        self._decodes = ThreadPoolExecutor(options.threads, "decode")
         # Where decoding has begun, or has one thread, handing it to that thread would gain nothing.
-        self._apply: Callable[..., Iterator[Item]] = map if beside or threads == 1 else self._decodes.map
+        in_turns = not options.overlaps and options.threads > 1
+        self._apply: Callable[..., Iterator[Item]] = self._decodes.map if in_turns else map
         self._turn = threading.Lock()
         self._unread = threading.Semaphore(UNREAD_LIMIT)
 
@@ -154,7 +162,7 @@ class ReadAhead:
             self._unread.acquire()
             read = self._reads.submit(self._read, reader, item, feed.encoded)
             finish = partial(self._decode, read, item, reading, feed.encoded)
-            feed.put(self._decodes.submit(finish).result if self.beside else finish)
+            feed.put(self._decodes.submit(finish).result if self.overlaps else finish)
 
     def _read(
         self, reader: Callable[[], Content | Failure], item: Item, encoded: _Budget

@@ -29,7 +29,7 @@ from cnnbatch.inference import fingerprint
 from cnnbatch.inference.messages import Work
 from cnnbatch.inference.worker.journal import Journal
 from cnnbatch.inference.worker.predictor import PredictFault, Predictor
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, ReadRequest
+from cnnbatch.inference.worker.readahead import DecodeOptions, Item, ReadAhead, ReadRequest
 from cnnbatch.inference.worker.settings import Settings
 from cnnbatch.inference.worker.timings import ShardTally
 from cnnbatch.inference.worker.transfer import Direct, transfer_for
@@ -70,9 +70,9 @@ class Worker:
         self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
         self._aliases = aliases_of(job)
         self._matches = judged_column(source.truth_schema, job.task.columns()) == "objects"
-        beside = settings.type != "cpu"
-        threads, on_device = settings.decode_threads, _on_device(settings)
-        self._ahead = ReadAhead(source, self.model, journal, threads, settings.window, beside, on_device)
+        overlaps, on_device = settings.type != "cpu", _on_device(settings)
+        decoding = DecodeOptions(settings.decode_threads, settings.window, overlaps, on_device)
+        self._ahead = ReadAhead(source, self.model, journal, decoding)
         self.predictor = Predictor(self.model, transfer_for(settings.device), journal, settings.batch)
         self._rows_thread = ThreadPoolExecutor(1, "rows")
         self._device = threading.Lock()
@@ -179,7 +179,7 @@ class Worker:
         """Yield each window with the outputs of its images that have not failed."""
         timed = partial(tally.wall, "forward")
         with self._ahead.windows(reading) as windows, _Turn(self._device) as device:
-            if not self._ahead.beside:  # Decoding takes the device's own time.
+            if not self._ahead.overlaps:  # Decoding takes the device's own time.
                 device.take()
             for window in predictor.predict(reading.shard.index, device.taken_by(windows), timed):
                 yield window.items, window.outputs()

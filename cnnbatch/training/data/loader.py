@@ -14,7 +14,7 @@ from random import Random
 import torch
 
 from cnnbatch.inference.worker.journal import Journal
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, ReadRequest
+from cnnbatch.inference.worker.readahead import DecodeOptions, Item, ReadAhead, ReadRequest
 from cnnbatch.tasks.recipes.recipe import Example, Recipe
 from cnnbatch.training.data import shuffle
 from cnnbatch.training.data.decoded_cache import Pictures
@@ -69,7 +69,7 @@ class Loader:
         os.close(handle)
         self._journal = Path(name)
         journal = Journal(self._journal)
-        self._ahead = ReadAhead(self._pictures, self._inputs, journal, threads, window, beside)
+        self._ahead = ReadAhead(self._pictures, self._inputs, journal, DecodeOptions(threads, window, beside))
 
     def close(self) -> None:
         """End its threads."""
