@@ -237,7 +237,6 @@ class Scheduler:
             host = self._capacity.host_of(node)
             self._note(f"{host} is left out: it fails what others do ({fault.what})")
             for worker in [worker for worker in self._workers if worker.node == node]:
-                self._give_back(worker)
                 self._stop(worker)
         pause = self._strikes.pause_s()
         if pause is None:
