@@ -81,7 +81,7 @@ class TuningSample:
 class Ready:
     """What a worker process says once its model is loaded.
 
-    ``settings`` are `speed.Settings` as JSON values, ``key`` under what the output keeps them; ``open``
+    ``settings`` are `worker.settings.Settings` as JSON values, ``key`` under what the output keeps them; ``open``
     where measuring may find better ones; ``trials`` what measuring found, as JSON values;
     ``operators_on_cpu`` what its accelerator lacks; ``identity`` is what can change a row; ``classes``
     are the model's, a `truth.ModelClasses` as JSON values, where it has any; ``rss_bytes`` is what the

@@ -2,7 +2,7 @@
 
 from cnnbatch.config.compute import Compute
 from cnnbatch.config.input import Input
-from cnnbatch.config.output import Evaluate, Output
+from cnnbatch.config.output import Evaluate, OutputSection
 from cnnbatch.config.study import Study
 from cnnbatch.config.train import Train
 from cnnbatch.job.kinds import Job, StudyJob
@@ -19,7 +19,7 @@ __all__ = [
     "Input",
     "Job",
     "MapJob",
-    "Output",
+    "OutputSection",
     "Study",
     "StudyJob",
     "Train",

@@ -9,7 +9,7 @@ from pydantic_core import InitErrorDetails
 
 from cnnbatch.config.compute import Compute
 from cnnbatch.config.input import Input
-from cnnbatch.config.output import Evaluate, Output
+from cnnbatch.config.output import Evaluate, OutputSection
 from cnnbatch.config.section import Section
 from cnnbatch.config.study import Study
 from cnnbatch.config.train import Train
@@ -33,7 +33,7 @@ class _OverImages(Section):
     task: Annotated[SerializeAsAny[Task], BeforeValidator(task_of)]
     input: Input
     compute: Compute = Compute()
-    output: Output
+    output: OutputSection
     evaluate: Evaluate = Evaluate()
     max_failed: float = Field(0.01, ge=0, le=1, description="Share of failed images that is still a success.")
 

@@ -12,7 +12,7 @@ from cnnbatch.types import ImageRef, Source
 
 @dataclass(frozen=True, slots=True)
 class StageSample:
-    """Which images to measure on, and how: ``settings`` are `speed.Settings` as JSON values.
+    """Which images to measure on, and how: ``settings`` are `worker.settings.Settings` as JSON values.
 
     ``readers`` is how many images a process reads side by side.
     """

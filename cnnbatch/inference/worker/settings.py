@@ -1,7 +1,7 @@
 """Chooses how a network runs on the device that is there: precision, backend, batch and threads.
 
 What the job names is done; what it leaves open is measured by the first worker of each kind of device
-(`measuring`) among the `candidates`, and kept for all others. Where measuring does not pay, a network
+(`autotune.measure`) among the candidates, and kept for all others. Where measuring does not pay, a network
 runs in eager fp32.
 """
 
