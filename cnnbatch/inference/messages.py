@@ -81,12 +81,12 @@ class TuningSample:
 class Ready:
     """What a worker process says once its model is loaded.
 
-    ``settings`` are `worker.settings.Settings` as JSON values, ``key`` under what the output keeps them; ``open``
-    where measuring may find better ones; ``trials`` what measuring found, as JSON values;
-    ``operators_on_cpu`` what its accelerator lacks; ``identity`` is what can change a row; ``classes``
-    are the model's, a `truth.ModelClasses` as JSON values, where it has any; ``rss_bytes`` is what the
-    process took, ``left_bytes`` what its host or cgroup still has; ``notes`` are the model's sentences for
-    the person who runs the job.
+    ``settings`` are `worker.settings.Settings` as JSON values, ``key`` under what the output keeps them;
+    ``open`` where measuring may find better ones; ``trials`` what measuring found, as JSON values;
+    ``operators_on_cpu`` what its accelerator lacks; ``identity`` is what can change a row; ``classes`` are
+    the model's, a `truth.ModelClasses` as JSON values, where it has any; ``rss_bytes`` is what the process
+    took, ``left_bytes`` what its host or cgroup still has; ``notes`` are the model's sentences for the
+    person who runs the job.
     """
 
     settings: Mapping[str, Any]

@@ -14,9 +14,9 @@ from cnnbatch.config.overrides import Override, apply, overrides, read_value
 from cnnbatch.config.schema import Schema, at
 from cnnbatch.config.study import Range
 from cnnbatch.errors import UserError
+from cnnbatch.job.bundled import find_job
 from cnnbatch.job.kinds import KINDS, Job
 from cnnbatch.job.models import SHORT, MapJob
-from cnnbatch.job.provided import find_job
 from cnnbatch.job.schema import schema_for
 from cnnbatch.storage.text import decoded
 
