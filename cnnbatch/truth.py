@@ -111,9 +111,7 @@ def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def object_labels(truth: pa.Table) -> list[str]:
-    """Return the labels of all objects of a truth, each once; none where it has no objects."""
-    if "objects" not in truth.schema.names:
-        return []
+    """Return the labels of all objects of a truth, each once."""
     objects: Any = pc.list_flatten(truth["objects"])
     labels = pc.struct_field(objects, "label").unique().to_pylist()
     return [label for label in labels if label is not None]
@@ -146,21 +144,23 @@ def renamed(
 
 
 def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.Table:
-    """Leave out the objects of images whose truth or masks are of another size, and say so in ``problem``.
+    """Leave out the answers for images whose truth or masks are of another size, and say so in ``problem``.
 
     ``sizes`` are the (width, height) found, None where an image could not be read.
     """
     if "problem" not in truth.schema.names:
         return truth
+    answer = answer_of(truth.schema)
     stated = zip(truth["width"].to_pylist(), truth["height"].to_pylist(), strict=True)
     problems = [
         _problem("", width, height, found) or (mask and _problem("with a mask ", *mask[::-1], found))
-        for (width, height), found, mask in zip(stated, sizes, _mask_sizes(truth, sizes), strict=True)
+        for (width, height), found, mask in zip(stated, sizes, _mask_sizes(truth[answer], sizes), strict=True)
     ]
     if not any(problems):
         return truth
+    left_out = f"its {answer} {'are' if answer.endswith('s') else 'is'} left out"
     rows = [
-        {**row, "objects": None, "problem": problem} if problem else row
+        {**row, answer: None, "problem": f"{problem}; {left_out}"} if problem else row
         for row, problem in zip(truth.to_pylist(), problems, strict=True)
     ]
     return table(rows, truth.schema)
@@ -169,16 +169,17 @@ def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.
 def _problem(what: str, width: int | None, height: int | None, found: tuple[int, int] | None) -> str | None:
     if not found or not width or not height or (width, height) == found:
         return None
-    return (
-        f"made {what}for {width} x {height} pixels, the image has {found[0]} x {found[1]}; "
-        "its objects are left out"
-    )
+    return f"made {what}for {width} x {height} pixels, the image has {found[0]} x {found[1]}"
 
 
-def _mask_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> list[tuple[int, int] | None]:
+def _mask_sizes(
+    answers: pa.ChunkedArray[Any], sizes: Sequence[tuple[int, int] | None]
+) -> list[tuple[int, int] | None]:
     """Return for each image the (height, width) of a mask that is not the image's, None where all are."""
     wrong: list[tuple[int, int] | None] = [None] * len(sizes)
-    objects: Any = truth["objects"].combine_chunks()
+    if answers.type != OBJECTS:
+        return wrong
+    objects: Any = answers.combine_chunks()
     masks: Any = pc.struct_field(pc.list_flatten(objects), "mask")
     there = masks.is_valid()
     images = pc.list_parent_indices(objects).filter(there).to_pylist()

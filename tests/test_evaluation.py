@@ -21,7 +21,8 @@ from cnnbatch.cluster.parallel import on_ray
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
-from cnnbatch.evaluation.judges import Columns, judges
+from cnnbatch.evaluation.judges import judges, metric
+from cnnbatch.metrics import Schemas
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.storage import Storage
 from cnnbatch.terminal.screen import Screen
@@ -239,11 +240,11 @@ def test_classes_are_judged(tmp_path: Path) -> None:
 
 def test_columns_that_mean_something_else_are_not_judged() -> None:
     other = pa.schema([("label", pa.int64()), ("objects", pa.list_(pa.struct([("label", pa.string())])))])
-    assert not list(judges(Columns(other, truth.OBJECTS_SCHEMA, difficult=True)))
-    assert not list(judges(Columns(other, truth.LABEL_SCHEMA, difficult=False)))
+    assert not list(judges(Schemas(other, truth.OBJECTS_SCHEMA, difficult=True)))
+    assert not list(judges(Schemas(other, truth.LABEL_SCHEMA, difficult=False)))
     plain = pa.schema([("label", pa.string()), ("score", pa.string()), ("top", pa.string())])
-    (judge,) = judges(Columns(plain, truth.LABEL_SCHEMA, difficult=False))
-    assert list(judge.columns(plain)) == ["label", "probabilities"]
+    (name,) = judges(Schemas(plain, truth.LABEL_SCHEMA, difficult=False))
+    assert list(metric(name).columns(plain)) == ["label", "probabilities"]
 
 
 def test_mistakes_are_told(tmp_path: Path, data: Any, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,7 +188,7 @@ def test_the_confusion_as_scikit_learn() -> None:
     assert matrix.tolist() == confusion_matrix(truth, said, labels=labels).tolist()
 
 
-def same(one: metric.Partial, other: metric.Partial) -> bool:
+def same(one: metric.ClassificationPartial, other: metric.ClassificationPartial) -> bool:
     np.testing.assert_allclose(one.loss, other.loss, rtol=1e-12)
     np.testing.assert_allclose(one.bins, other.bins, rtol=1e-12)
     return all(

@@ -1,4 +1,4 @@
-"""Lays another truth beside an output's rows, by key, so that it is read as the job's own would be."""
+"""Joins another ground truth to an output's rows by key, so that it is read as the job's own would be."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Aligned:
     unused: int
 
 
-class Truths:
+class TruthByKey:
     """The truth of a source by key, on disk: it may be larger than memory."""
 
     def __init__(self, source: Source) -> None:
@@ -61,7 +61,7 @@ def align(source: Source, output: Output, result: Reader) -> Aligned:
 
     Raises UserError where the source has no truth, or none for any image of the output.
     """
-    truths, used = Truths(source), 0
+    truths, used = TruthByKey(source), 0
     folder = output.path("evaluation", "truth")
     for place, index in enumerate(sorted(output.finished())):
         columns = result.batches(["key", "width", "height"], place)

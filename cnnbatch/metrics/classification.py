@@ -7,7 +7,7 @@ replicates, so that one formula serves both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import inf
@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cnnbatch.metrics import Evaluated, Value
+from cnnbatch.metrics import Evaluated, Metric, Piece, Schemas, Value
 from cnnbatch.metrics.intervals import REPLICATES, hash_weights, key_hashes, percentiles, wilson
+from cnnbatch.types import Map
 
 BINS = 15
 """Bins of the calibration, of equal width; as many as in Guo et al. (2017), section 5."""
@@ -47,7 +48,7 @@ SCHEMA = pa.schema(_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Partial:
+class ClassificationPartial:
     """What some images contribute, for C classes, R replicates and B bins.
 
     names: the C classes that are in truth or predictions, sorted. classes: int64 (C, 3, 1 + R), of each
@@ -71,7 +72,9 @@ class Partial:
     images: pa.Table
 
 
-def partial(predictions: pa.Table, truth: pa.Table, classes: Sequence[str] | None = None) -> Partial:
+def partial(
+    predictions: pa.Table, truth: pa.Table, classes: Sequence[str] | None = None
+) -> ClassificationPartial:
     """Count some images.
 
     ``predictions`` has ``key``, ``error`` and ``label``; ``score``, ``top``, ``true_score`` and
@@ -88,12 +91,12 @@ def partial(predictions: pa.Table, truth: pa.Table, classes: Sequence[str] | Non
     return _counted(_images(predictions, truth, classes))
 
 
-def merge(partials: Iterable[Partial]) -> Partial:
+def merge(partials: Iterable[ClassificationPartial]) -> ClassificationPartial:
     """Add up partials, each as it comes, by the names of their classes; ``images`` is left empty."""
     return reduce(_sum, partials, _counted(SCHEMA.empty_table()))
 
 
-def result(merged: Partial) -> Evaluated:
+def result(merged: ClassificationPartial) -> Evaluated:
     """Return the numbers of all images, and the tables ``classes``, ``confusion`` and ``calibration``.
 
     ``top1``, ``top5``: the share of images whose truth is the best, is among the best five. A failed image
@@ -124,6 +127,48 @@ def result(merged: Partial) -> Evaluated:
     }
     tables = {"classes": _classes(merged), "confusion": _confusion(merged), "calibration": _bins(merged)}
     return Evaluated(metrics, tables)
+
+
+class ClassificationMetric(Metric):
+    """Labels judged by labels."""
+
+    answer = "label"
+    less_is_better = ("log_loss", "ECE")
+
+    def applies(self, schemas: Schemas) -> bool:
+        """Say whether both are labels; a task from elsewhere may mean something else by that column."""
+        return super().applies(schemas) and _is(schemas.predictions, "label", pa.types.is_string)
+
+    def columns(self, predictions: pa.Schema) -> list[str]:
+        """Leave the probabilities where they are, unless nothing else tells the true class's."""
+        scored = [name for name, kind in _SCORED.items() if _is(predictions, name, kind)]
+        return ["label", *scored, "true_score" if "true_score" in predictions.names else "probabilities"]
+
+    def partial(self, piece: Piece) -> ClassificationPartial:
+        """Count some images."""
+        return partial(piece.predictions, piece.truth, piece.classes)
+
+    def merge(self, partials: Sequence[ClassificationPartial]) -> ClassificationPartial:
+        """Add up partials."""
+        return merge(partials)
+
+    def result(self, merged: ClassificationPartial, apply: Map) -> Evaluated:
+        """Return the numbers of all images."""
+        return result(merged)
+
+    def images(self, partial: ClassificationPartial) -> pa.Table:
+        """Return a row an image (`SCHEMA`)."""
+        return partial.images
+
+
+_SCORED: dict[str, Callable[[pa.DataType], bool]] = {
+    "score": pa.types.is_floating,
+    "top": lambda kind: pa.types.is_list(kind) and pa.types.is_struct(kind.value_type),
+}
+
+
+def _is(schema: pa.Schema, name: str, kind: Callable[[pa.DataType], bool]) -> bool:
+    return name in schema.names and kind(schema.field(name).type)
 
 
 def _images(predictions: pa.Table, truth: pa.Table, classes: Sequence[str] | None) -> pa.Table:
@@ -178,7 +223,7 @@ def _losses(probabilities: Any) -> Any:
     return _known(-np.log(np.clip(_floats(probabilities), _EPSILON, 1 - _EPSILON)))
 
 
-def _counted(images: pa.Table) -> Partial:
+def _counted(images: pa.Table) -> ClassificationPartial:
     columns: Any = (images[name].to_pylist() for name in ("key", "label", "predicted"))
     keys, labels, predicted = columns
     names = sorted({*labels, *predicted} - {None})
@@ -198,7 +243,7 @@ def _counted(images: pa.Table) -> Partial:
         binned[:, 1, at] = _sums(bins, right_weights, BINS)
         binned[:, 2, at] = _sums(bins, score_weights, BINS)
     hits = images["right_in_5"]
-    return Partial(
+    return ClassificationPartial(
         names=names,
         classes=classes,
         cells=cells,
@@ -229,13 +274,13 @@ def _sums(groups: NDArray[np.int64], values: NDArray[np.float64], size: int) -> 
     return np.asarray(sums, np.float64).reshape(size, width)
 
 
-def _sum(one: Partial, other: Partial) -> Partial:
+def _sum(one: ClassificationPartial, other: ClassificationPartial) -> ClassificationPartial:
     one = _widened(one, sorted({*one.names, *other.names}))
     places = _numbers(other.names, one.names)
     classes = one.classes.copy()
     classes[places] += other.classes
     cells, counts = _united(one, _renumbered(other.cells, places, len(one.names)), other.cell_counts)
-    return Partial(
+    return ClassificationPartial(
         names=one.names,
         classes=classes,
         cells=cells,
@@ -248,7 +293,7 @@ def _sum(one: Partial, other: Partial) -> Partial:
     )
 
 
-def _widened(one: Partial, names: list[str]) -> Partial:
+def _widened(one: ClassificationPartial, names: list[str]) -> ClassificationPartial:
     """Return ``one`` with further classes."""
     if one.names == names:
         return one
@@ -266,7 +311,7 @@ def _renumbered(cells: NDArray[np.int64], places: NDArray[np.int64], size: int) 
 
 
 def _united(
-    one: Partial, cells: NDArray[np.int64], counts: NDArray[np.int64]
+    one: ClassificationPartial, cells: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Add some cells to those of ``one`` without sorting these again, which may be a million."""
     at = np.searchsorted(one.cells, cells)
@@ -294,7 +339,7 @@ def _by_class(classes: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def _of_scores(merged: Partial) -> dict[str, Value]:
+def _of_scores(merged: ClassificationPartial) -> dict[str, Value]:
     """Return the numbers that stand on the scores of images which did not fail."""
     images, right, scores = merged.bins.swapaxes(0, 1)  # each [B, 1 + R]
     counts = images.sum(axis=0)
@@ -306,14 +351,14 @@ def _of_scores(merged: Partial) -> dict[str, Value]:
     }
 
 
-def _classes(merged: Partial) -> pa.Table:
+def _classes(merged: ClassificationPartial) -> pa.Table:
     right, true, said = merged.classes[..., 0].T
     numbers = {name: _known(each[:, 0]) for name, each in _by_class(merged.classes[..., :1]).items()}
     names = pa.array(merged.names, pa.string())
     return pa.table({"label": names, "truths": true, "predicted": said, "right": right, **numbers})
 
 
-def _confusion(merged: Partial) -> pa.Table:
+def _confusion(merged: ClassificationPartial) -> pa.Table:
     names: Any = pa.array(merged.names, pa.string())
     true, said = np.divmod(merged.cells, len(names) + 1)
     failed = said == len(names)
@@ -327,7 +372,7 @@ def _confusion(merged: Partial) -> pa.Table:
     )
 
 
-def _bins(merged: Partial) -> pa.Table:
+def _bins(merged: ClassificationPartial) -> pa.Table:
     images, right, scores = merged.bins[..., 0].T
     return pa.table(
         {

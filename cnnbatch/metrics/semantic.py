@@ -27,7 +27,7 @@ ALL_IGNORED = "every pixel of the truth is ignored"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Partial:
+class SemanticPartial:
     """What some images contribute, for C classes and R replicates, the images as they are first.
 
     ``pixels`` is int64 (1 + R, 3, C): of each class those that are right, those in the truth, those
@@ -53,7 +53,7 @@ def partial(
     truth: Iterable[NDArray[Any]],
     classes: int,
     ignore: Collection[int] = (),
-) -> Partial:
+) -> SemanticPartial:
     """Count some images: maps (H, W) of class numbers 0 to ``classes`` - 1, of any integer type.
 
     Pixels whose truth is in ``ignore`` are left out. What is predicted as an ignored number or as none of
@@ -70,7 +70,7 @@ def partial(
     return merge(chain([_nothing(classes)], (_of_image(*image, classes, ignored) for image in images)))
 
 
-def merge(partials: Iterable[Partial]) -> Partial:
+def merge(partials: Iterable[SemanticPartial]) -> SemanticPartial:
     """Add up one or more partials, each as it comes.
 
     Raises:
@@ -79,7 +79,7 @@ def merge(partials: Iterable[Partial]) -> Partial:
     return reduce(_sum, partials)
 
 
-def result(merged: Partial) -> Evaluated:
+def result(merged: SemanticPartial) -> Evaluated:
     """Return the numbers of all images, and the tables ``classes``, ``confusion`` and ``outcomes``.
 
     ``pixel_accuracy``, ``mean_accuracy``, ``mIoU`` and ``frequency_weighted_IoU`` are those of Long,
@@ -159,7 +159,7 @@ def _of_image(
     true: NDArray[Any],
     classes: int,
     ignored: NDArray[np.int64],
-) -> Partial:
+) -> SemanticPartial:
     left_out = np.isin(true, ignored)
     if reason := _unfit(said, true, left_out, classes):
         return replace(_nothing(classes), excluded=Counter({reason: 1}))
@@ -174,7 +174,7 @@ def _of_image(
     confusion = pairs.reshape(classes + 1, classes + 1)[:classes].astype(np.int64)
     pixels = np.stack((confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)[:classes]))
     scores = boundary_f1(predicted, truth, classes)
-    return Partial(
+    return SemanticPartial(
         pixels=weights[:, None, None] * pixels,
         confusion=confusion,
         boundary=weights * np.nanmean(scores),
@@ -196,8 +196,8 @@ def _unfit(
     return ALL_IGNORED if left_out.all() else None
 
 
-def _nothing(classes: int) -> Partial:
-    return Partial(
+def _nothing(classes: int) -> SemanticPartial:
+    return SemanticPartial(
         pixels=np.zeros((1 + REPLICATES, 3, classes), np.int64),
         confusion=np.zeros((classes, classes + 1), np.int64),
         boundary=np.zeros(1 + REPLICATES),
@@ -209,11 +209,11 @@ def _nothing(classes: int) -> Partial:
     )
 
 
-def _sum(one: Partial, other: Partial) -> Partial:
+def _sum(one: SemanticPartial, other: SemanticPartial) -> SemanticPartial:
     if one.confusion.shape != other.confusion.shape:
         raise ValueError(f"partials of {len(one.confusion)} and of {len(other.confusion)} classes")
-    names = (field.name for field in fields(Partial))
-    return Partial(**{name: getattr(one, name) + getattr(other, name) for name in names})
+    names = (field.name for field in fields(SemanticPartial))
+    return SemanticPartial(**{name: getattr(one, name) + getattr(other, name) for name in names})
 
 
 def _measures(pixels: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -246,7 +246,7 @@ def _value(numbers: NDArray[np.float64], images: int) -> Value:
     return Value(float(numbers[0]), low, high, images, replicates=numbers[1:])
 
 
-def _classes(merged: Partial) -> pa.Table:
+def _classes(merged: SemanticPartial) -> pa.Table:
     right, true, said = merged.pixels[0]
     numbers = {
         "IoU": _ratio(right, true + said - right),
@@ -258,13 +258,13 @@ def _classes(merged: Partial) -> pa.Table:
     return pa.table({"class": np.arange(len(true)), **columns, **counts})
 
 
-def _confusion(merged: Partial) -> pa.Table:
+def _confusion(merged: SemanticPartial) -> pa.Table:
     truth, predicted = np.indices(merged.confusion.shape).reshape(2, -1)
     said = pa.array(predicted, mask=predicted == len(merged.confusion))
     return pa.table({"truth": truth, "predicted": said, "pixels": merged.confusion.ravel()})
 
 
-def _outcomes(merged: Partial) -> pa.Table:
+def _outcomes(merged: SemanticPartial) -> pa.Table:
     counts = {"predicted": int(merged.images[0]) - merged.failed, "failed": merged.failed}
     counts |= dict(sorted(merged.excluded.items()))
     return pa.table({"outcome": list(counts), "images": pa.array(counts.values(), pa.int64())})
