@@ -247,6 +247,18 @@ def test_columns_that_mean_something_else_are_not_judged() -> None:
     assert list(metric(name).columns(plain)) == ["label", "probabilities"]
 
 
+def test_an_evaluation_of_a_newer_version_is_refused_with_both(tmp_path: Path, data: Any, found: Any) -> None:
+    folder = judged.write_detected(tmp_path / "out", data, found)
+    written = evaluated(folder)
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2, "curves": {}}))
+    with pytest.raises(
+        UserError, match=r"of version 2, but this .* version 1\n  what to do: .*cnnbatch evaluate"
+    ):
+        cnnbatch.open(folder).evaluation()
+    assert evaluated(folder) == written == cnnbatch.open(folder).evaluation()
+
+
 def test_mistakes_are_told(tmp_path: Path, data: Any, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     renamed = [{**one, "name": f"klass {one['id']}"} for one in data["categories"]]
     folder = judged.write_detected(tmp_path / "out", data, found)
