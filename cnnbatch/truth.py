@@ -57,7 +57,7 @@ OBJECTS_SCHEMA = pa.schema(_SIZED)
 """Objects an image, null where the image has no truth; ``width`` and ``height`` as the truth states them."""
 
 _ABOUT = frozenset({"image_id", "width", "height", "problem"})
-"""Columns of a ground truth that tell of the image, not what is true of it."""
+"""Columns of a ground truth that are about the image, not about what is true of it."""
 
 SURE = 0.5
 """The score from which on a predicted object counts as found, where a person does not say another."""
@@ -70,7 +70,7 @@ OBJECT_LABEL = "object_label"
 
 _CLASSES = b"classes"
 _SHOWN = 100  # of a model's names, in a message
-_TOLD = 20  # of names that it does not know
+_FEW = 20  # of names that it does not know
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,18 +248,18 @@ def match_classes(
         name: None if want is None else by_name.get(want, ids.get(name)) for name, want in wanted.items()
     }
     lacking = {name: want for name, want in wanted.items() if want is not None and found[name] is None}
-    if told := {name: want for name, want in lacking.items() if occurring is None or name in occurring}:
-        raise _unknown(told, by_name)
+    if unknown := {name: want for name, want in lacking.items() if occurring is None or name in occurring}:
+        raise _unknown(unknown, by_name)
     return {name: ours for name, ours in found.items() if name not in lacking}
 
 
 def no_known_label(model: ModelClasses, labels: Sequence[str]) -> UserError:
     """Return what to raise where no image has a label that the model can give."""
     known = model.by_name()
-    near = next(((label, name) for label in labels[:_TOLD] if (name := nearest(label, known))), None)
+    near = next(((label, name) for label in labels[:_FEW] if (name := nearest(label, known))), None)
     hint = "" if near is None else f", as {near[1]!r} instead of {near[0]!r}"
     return UserError(
-        f"none of the labels of the ground truth is a class of the model: {_some(labels, most=_TOLD)}\n"
+        f"none of the labels of the ground truth is a class of the model: {_some(labels, most=_FEW)}\n"
         f"  the model's: {_some([*dict.fromkeys(known.values())])}\n"
         f"  what to do: give labels by the model's names{hint}, or leave the ground truth out "
         f"(input.truth={NO_TRUTH})"
@@ -275,7 +275,7 @@ def _some(names: Sequence[str], count: int | None = None, most: int = _SHOWN) ->
 def _unknown(lacking: Mapping[str, str], known: Mapping[str, str]) -> UserError:
     """Name the truth's classes, what the job called them where it did, and what comes nearest."""
     shown = []
-    for name, want in islice(lacking.items(), _TOLD):
+    for name, want in islice(lacking.items(), _FEW):
         called = "" if want == name else f", called {want!r} in task.aliases"
         near = nearest(want, known)
         shown.append(repr(name) + called + (f" (the nearest: {near!r})" if near else ""))

@@ -134,7 +134,7 @@ def test_every_image_has_its_row(tmp_path: Path, data: Any, found: Any) -> None:
     assert [row["key"] for row in rows if row["part"] == 1] == predictions["key"].to_pylist()
 
 
-def test_another_truth_is_laid_beside_the_rows_by_key(tmp_path: Path, data: Any, found: Any) -> None:
+def test_another_truth_is_joined_by_key(tmp_path: Path, data: Any, found: Any) -> None:
     """It has other boxes, lacks some images, and has images that the output lacks."""
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -201,7 +201,7 @@ def test_voc_s_numbers_where_the_truth_knows_difficult_objects(tmp_path: Path, d
     assert metrics["AR100"].value == 0.5  # COCO knows no difficult objects.
 
 
-def test_a_part_without_its_truth_is_told(tmp_path: Path, data: Any, found: Any) -> None:
+def test_a_part_without_its_truth_is_noted(tmp_path: Path, data: Any, found: Any) -> None:
     folder = judged.write_detected(tmp_path / "out", data, found)
     (folder / "_job" / "truth" / "part-00000001.parquet").unlink()
     evaluation = evaluated(folder)
@@ -259,7 +259,7 @@ def test_an_evaluation_of_a_newer_version_is_refused_with_both(tmp_path: Path, d
     assert evaluated(folder) == written == cnnbatch.open(folder).evaluation()
 
 
-def test_mistakes_are_told(tmp_path: Path, data: Any, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_named(tmp_path: Path, data: Any, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     renamed = [{**one, "name": f"klass {one['id']}"} for one in data["categories"]]
     folder = judged.write_detected(tmp_path / "out", data, found)
     with pytest.raises(UserError, match="has no column 'kamera'"):

@@ -259,9 +259,9 @@ def test_a_message_names_a_few_of_many_classes() -> None:
     model = truth.ModelClasses([f"name {number}" for number in range(1000)])
     labels = [f"n{number:08}" for number in range(1000)]
     texts = [str(truth.no_known_label(model, labels))]
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         truth.match_classes(model, [truth.Class(label, label) for label in labels], {})
-    for text in (*texts, str(told.value)):
+    for text in (*texts, str(raised.value)):
         assert re.search(r"n00000019'? and 980 more\n", text)
         assert len(text) < 2500
 

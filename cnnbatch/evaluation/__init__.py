@@ -1,4 +1,4 @@
-"""Judges an output by its truth, part by part, and writes ``evaluation.json`` and its tables.
+"""Judges an output by its ground truth, part by part, and writes ``evaluation.json`` and its tables.
 
 It reads Parquet alone: neither a device nor the images are needed, and it may be done again at any time.
 """
@@ -43,7 +43,7 @@ class Terms:
     """By what an output is judged; what is None is as in its job.
 
     ``slices`` are columns of the output, by whose values every number is given, too; ``aliases`` the
-    model's names of the truth's classes; ``only`` tells of each part which of its rows count.
+    model's names of the truth's classes; ``only`` says of each part which of its rows count.
     """
 
     slices: Sequence[str] | None = None
@@ -61,7 +61,7 @@ def evaluate(
 ) -> Evaluation | None:
     """Judge the output at ``uri`` and write what comes of it there; None where it has no truth.
 
-    ``apply`` judges parts and ranks classes, perhaps side by side; ``advance`` is told how many images were
+    ``apply`` judges parts and ranks classes, perhaps side by side; ``advance`` gets how many images were
     done. Raises UserError where the truth has a class that the model does not know, or for a column that is
     not there.
     """
@@ -232,5 +232,5 @@ class _Merged:
         if len(self._values[slice_[0]]) > MOST_VALUES:
             raise UserError(
                 f"slices: expected a column of at most {MOST_VALUES} values, but {slice_[0]!r} has more\n"
-                "  what to do: take a column that tells groups apart, such as a camera or a country"
+                "  what to do: take a column of few values, such as a camera or a country"
             )

@@ -81,7 +81,7 @@ class GroundTruth:
         """Insist that the model can be judged by one shard's ground truth; raises UserError."""
 
     def difficult(self, truths: Iterable[pa.Table]) -> bool:
-        """Say whether difficult objects are told apart; ``truths`` are read one after the other."""
+        """Say whether it is known which objects are difficult; ``truths`` are read one after the other."""
         return False
 
     def named(self, truth: pa.Table, naming: Naming) -> tuple[pa.Table, Counter[str]]:

@@ -36,7 +36,7 @@ class KnownClasses:
         self._asked = False
 
     def require_early(self, kept: Mapping[str, Any] | None = None) -> None:
-        """Insist on them before anything is loaded, where the job tells the model's classes.
+        """Insist on them before anything is loaded, where the job names the model's classes.
 
         ``kept`` are those with which the output was begun.
         """

@@ -98,7 +98,7 @@ def judge_part(order: EvaluationOrder, part: int) -> JudgedPart:
 def _read(
     output: Output, order: EvaluationOrder, part: int, metrics: Sequence[Metric]
 ) -> tuple[pa.Table, pa.Table]:
-    """Return the part's predictions and its truth, row beside row; null where the part has no truth."""
+    """Return the part's predictions and its truth, row by row; null where the part has no truth."""
     with output.storage.open(output.part(part)) as file:
         schema = pq.read_schema(file)
         wanted = dict.fromkeys(

@@ -26,7 +26,7 @@ _CACHE_KB = 64_000
 
 @dataclass(frozen=True, slots=True)
 class Aligned:
-    """Where the parts of a truth lie, beside which no image of it is without a row but ``unused``."""
+    """The folder of a ground truth's parts, and how many of its images the output lacks: ``unused``."""
 
     folder: str
     unused: int
@@ -57,7 +57,7 @@ class TruthByKey:
 
 
 def align(source: Source, output: Output, result: Reader) -> Aligned:
-    """Write the truth of ``source`` as parts beside those of ``output``; return where.
+    """Write the truth of ``source`` as parts that match those of ``output``; return where.
 
     Raises UserError where the source has no truth, or none for any image of the output.
     """

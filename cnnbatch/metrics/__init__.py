@@ -49,7 +49,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Schemas:
-    """The columns of predictions and of ground truth, which may tell ``difficult`` objects apart."""
+    """The columns of predictions and of ground truth, which may know ``difficult`` objects."""
 
     predictions: pa.Schema
     truth: pa.Schema

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import Evaluated, Metric, Piece, Schemas, Value
-from cnnbatch.metrics.intervals import percentiles, poisson_weights, wilson
+from cnnbatch.metrics.intervals import poisson_weights, wilson
 from cnnbatch.metrics.objects import iou_xywh
+from cnnbatch.metrics.values import added, bootstrapped, ratio
 from cnnbatch.truth import BOX, answer_of
 from cnnbatch.types import Map
 
@@ -75,7 +76,7 @@ def partial(predictions: pa.Table, truth: pa.Table) -> LocalizationPartial:
 
 def merge(partials: Iterable[LocalizationPartial]) -> LocalizationPartial:
     """Add up one or more partials, each as it comes."""
-    return reduce(_sum, partials)
+    return reduce(added, partials)
 
 
 def result(merged: LocalizationPartial) -> Evaluated:
@@ -150,11 +151,6 @@ def _judge(labels: Any, boxes: NDArray[np.float64], lists: Any) -> _Judged:
     return _Judged(known, labelled, localized, best)
 
 
-def _sum(one: LocalizationPartial, other: LocalizationPartial) -> LocalizationPartial:
-    names = (field.name for field in fields(LocalizationPartial))
-    return LocalizationPartial(**{name: getattr(one, name) + getattr(other, name) for name in names})
-
-
 def _whole(column: pa.ChunkedArray[Any]) -> Any:
     return column.combine_chunks()
 
@@ -167,14 +163,8 @@ def _boxes(struct: Any) -> NDArray[np.float64]:
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ``part / whole``, NaN where that is 0 / 0."""
-    ratio: NDArray[np.float64] = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-    return ratio
-
-
 def _share(right: NDArray[np.int64], images: NDArray[np.int64]) -> Value:
-    count, shares = int(images[0]), _ratio(right, images)
+    count, shares = int(images[0]), ratio(right, images)
     if not count:
         return Value(None, reason=NO_IMAGE)
     low, high = wilson(int(right[0]), count)
@@ -182,11 +172,10 @@ def _share(right: NDArray[np.int64], images: NDArray[np.int64]) -> Value:
 
 
 def _mean(merged: LocalizationPartial) -> Value:
-    count, means = int(merged.predicted[0]), _ratio(merged.iou, merged.predicted)
+    count, means = int(merged.predicted[0]), ratio(merged.iou, merged.predicted)
     if not count:
         return Value(None, reason=NO_PREDICTION)
-    low, high = percentiles(means[1:])
-    return Value(float(means[0]), low, high, count, replicates=means[1:])
+    return bootstrapped(means, count)
 
 
 def _outcomes(merged: LocalizationPartial) -> pa.Table:

@@ -1,6 +1,6 @@
 """COCO's matching of detections to truth, for all images, thresholds and ranges of area at once.
 
-Only pairs that overlap enough for the lowest threshold are looked at, and they are few: the first
+Only pairs that overlap enough for the lowest threshold are compared, and they are few: the first
 detection of every image and class in one step, then every second, and so on. The steps are as many as
 one image and class has such detections.
 """

@@ -18,7 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import Evaluated, Value
-from cnnbatch.metrics.intervals import REPLICATES, percentiles, poisson_weights
+from cnnbatch.metrics.intervals import REPLICATES, poisson_weights
+from cnnbatch.metrics.values import bootstrapped, ratio
 
 OTHER_SIZE = "the prediction has another size than the truth"
 UNKNOWN_SEGMENT = "the truth has a segment whose class is not known"
@@ -144,8 +145,8 @@ def _numbered(segments: Segments, names: Sequence[str]) -> _Numbered:
     of_rows = np.array([-1, *(numbers[segments.classes[one]] for one in ids[1:].tolist())], np.int64)
     pixels = segments.ids.ravel().astype(np.int64, casting="same_kind")
     rows = np.searchsorted(ids, pixels).clip(max=len(ids) - 1)
-    if (strange := ids[rows] != pixels).any():
-        raise ValueError(f"the map has segment {pixels[strange][0]}, which has no class")
+    if (unknown := ids[rows] != pixels).any():
+        raise ValueError(f"the map has segment {pixels[unknown][0]}, which has no class")
     return _Numbered(ids, of_rows, rows)
 
 
@@ -238,25 +239,18 @@ def _qualities(iou: NDArray[np.float64], counts: NDArray[np.int64]) -> dict[str,
     hits, wrong, missed = counts[..., 0, :], counts[..., 1, :], counts[..., 2, :]
     segments = hits + (wrong + missed) / 2
     return {
-        "PQ": _ratio(iou, segments),
-        "SQ": np.where(segments > 0, np.nan_to_num(_ratio(iou, hits)), np.nan),
-        "RQ": _ratio(hits, segments),
+        "PQ": ratio(iou, segments),
+        "SQ": np.where(segments > 0, np.nan_to_num(ratio(iou, hits)), np.nan),
+        "RQ": ratio(hits, segments),
     }
-
-
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ``part / whole``, NaN where that is 0 / 0."""
-    ratio: NDArray[np.float64] = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-    return ratio
 
 
 def _value(of_classes: NDArray[np.float64], images: int) -> Value:
     """Return the mean over those classes that have segments, of the images and of each replicate."""
-    means = _ratio(np.nansum(of_classes, axis=1), (~np.isnan(of_classes)).sum(axis=1))
+    means = ratio(np.nansum(of_classes, axis=1), (~np.isnan(of_classes)).sum(axis=1))
     if np.isnan(means[0]):
         return Value(None, count=images, reason="there is no segment of these classes")
-    low, high = percentiles(means[1:])
-    return Value(float(means[0]), low, high, images, replicates=means[1:])
+    return bootstrapped(means, images)
 
 
 def _classes(merged: PanopticPartial, qualities: Mapping[str, NDArray[np.float64]]) -> pa.Table:

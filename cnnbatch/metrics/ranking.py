@@ -1,6 +1,6 @@
 """Average precision and recall of one class, from all its detections, and again in each replicate.
 
-Precision is highest where a right detection stands, so only those places are looked at: as many as
+Precision is highest where a right detection stands, so only those places are computed: as many as
 there are truths, not as there are detections.
 """
 

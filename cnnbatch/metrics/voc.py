@@ -125,12 +125,12 @@ def result(merged: MergedRows, apply: Map = here, intervals: bool = True) -> Eva
 
 
 class VocMetric(Metric):
-    """Boxes judged by boxes, difficult ones apart; what is left out, the `CocoMetric` of boxes notes."""
+    """Boxes judged by boxes, difficult ones left out; the `CocoMetric` of boxes has the notes."""
 
     answer = "objects"
 
     def applies(self, schemas: Schemas) -> bool:
-        """Say whether there are boxes, and difficult objects told apart."""
+        """Say whether there are boxes, and it is known which objects are difficult."""
         return schemas.difficult and "box" in object_fields(schemas.predictions)
 
     def partial(self, piece: Piece) -> DetectionPartial:
