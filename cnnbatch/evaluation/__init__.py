@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,7 +119,7 @@ def _order(output: Output, result: Reader, terms: Terms) -> EvaluationOrder | No
     with output.storage.open(parts[0]) as file, integrity.reading(parts[0]):
         schema = pq.read_schema(file)
         known, answer = classes_of(schema), answer_of(schema)
-    difficult = ground_truth(schema).difficult(_read(output, parts, answer))
+    difficult = _difficult(output, parts, answer)
     metrics = tuple(judges(Schemas(_predicted(result.schema, settings), schema, difficult)))
     if not metrics:
         return None
@@ -157,12 +157,15 @@ def _truth_parts(output: Output, folder: str) -> list[str]:
         return []
 
 
-def _read(output: Output, parts: Sequence[str], column: str) -> Iterator[pa.Table]:
-    """Yield a column of the truth, part by part."""
+def _difficult(output: Output, parts: Sequence[str], answer: str) -> bool:
+    """Say whether the truth marks difficult objects, as the first part that shows it does."""
+    kind = ground_truth(answer)
     for part in parts:
         with output.storage.open(part) as file, integrity.reading(part):
-            table = pq.read_table(file, columns=[column])
-        yield table
+            found = kind.difficult(pq.read_table(file, columns=[answer]))
+        if found is not None:
+            return found
+    return False
 
 
 def _model_classes(output: Output) -> ModelClasses | None:

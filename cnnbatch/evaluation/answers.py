@@ -19,7 +19,6 @@ from cnnbatch.sources.objects import TRUTH
 from cnnbatch.truth import (
     Class,
     ModelClasses,
-    answer_of,
     classes_of,
     match_classes,
     no_known_label,
@@ -80,8 +79,8 @@ class GroundTruth:
     def require_known(self, truth: pa.Table, model: ModelClasses, aliases: Aliases) -> None:
         """Insist that the model can be judged by one shard's ground truth; raises UserError."""
 
-    def difficult(self, truths: Iterable[pa.Table]) -> bool:
-        """Say whether it is known which objects are difficult; ``truths`` are read one after the other."""
+    def difficult(self, truth: pa.Table) -> bool | None:
+        """Say whether difficult objects are marked; None where this part does not show it."""
         return False
 
     def named(self, truth: pa.Table, naming: Naming) -> tuple[pa.Table, Counter[str]]:
@@ -150,13 +149,10 @@ class ObjectsTruth(GroundTruth):
         """Insist on the classes of one shard's objects."""
         _require_occurring(model, truth.schema, object_labels(truth), aliases)
 
-    def difficult(self, truths: Iterable[pa.Table]) -> bool:
-        """Look at the first table that has objects."""
-        for truth in truths:
-            objects: Any = pc.list_flatten(truth["objects"])
-            if len(objects):
-                return bool(pc.struct_field(objects, "difficult").null_count < len(objects))
-        return False
+    def difficult(self, truth: pa.Table) -> bool | None:
+        """Say whether any object is marked; None where there are no objects."""
+        objects: Any = pc.list_flatten(truth["objects"])
+        return bool(pc.struct_field(objects, "difficult").null_count < len(objects)) if len(objects) else None
 
     def named(self, truth: pa.Table, naming: Naming) -> tuple[pa.Table, Counter[str]]:
         """Return the objects by the model's names; those of classes that the job leaves out are counted."""
@@ -185,9 +181,9 @@ GROUND_TRUTHS: Entries[GroundTruth | type[GroundTruth]] = Entries(
 """What is done with the ground truth of a kind of answer, by the kind; nothing where there is no entry."""
 
 
-def ground_truth(schema: pa.Schema) -> GroundTruth:
-    """Return what is done with a ground truth of this schema."""
-    found = GROUND_TRUTHS.get(answer_of(schema), GroundTruth)
+def ground_truth(answer: str) -> GroundTruth:
+    """Return what is done with the ground truth of a kind of answer."""
+    found = GROUND_TRUTHS.get(answer, GroundTruth)
     return found() if isinstance(found, type) else found
 
 

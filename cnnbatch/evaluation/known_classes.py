@@ -17,7 +17,7 @@ from cnnbatch.evaluation.answers import Aliases, GroundTruth, Planned, ground_tr
 from cnnbatch.evaluation.judges import judges
 from cnnbatch.job import MapJob
 from cnnbatch.metrics import Schemas
-from cnnbatch.truth import ModelClasses
+from cnnbatch.truth import ModelClasses, answer_of
 from cnnbatch.types import Shard, Source
 
 Shards = Callable[[], Iterable[Shard | None]]
@@ -64,7 +64,7 @@ def judged_by(truth: pa.Schema | None, predictions: pa.Schema) -> GroundTruth | 
     """Return the ground truth that predictions with these columns are judged by; None where they can't be."""
     if truth is None or not judges(Schemas(predictions, truth)):
         return None
-    return ground_truth(truth)
+    return ground_truth(answer_of(truth))
 
 
 def aliases_of(job: MapJob) -> Aliases:

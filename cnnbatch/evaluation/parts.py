@@ -72,11 +72,12 @@ def judge_part(order: EvaluationOrder, part: int) -> JudgedPart:
     """
     output = Output(order.uri, Storage(order.options))
     metrics = {name: metric(name) for name in order.metrics}
-    kind, classes = ground_truth(order.schema), order.naming.classes
+    answer, classes = answer_of(order.schema), order.naming.classes
+    kind = ground_truth(answer)
     predictions, truth = _read(output, order, part, list(metrics.values()))
     wanted = np.arange(truth.num_rows) if order.only is None else np.flatnonzero(order.only[part])
     truth, notes = kind.named(truth.take(wanted), order.naming)
-    known = truth[answer_of(order.schema)].is_valid().to_numpy()
+    known = truth[answer].is_valid().to_numpy()
     notes += _without_truth(truth.filter(pa.array(~known)))
     rows = wanted[known]
     predictions, truth = predictions.take(rows), truth.filter(pa.array(known))
