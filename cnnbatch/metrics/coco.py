@@ -37,10 +37,10 @@ from cnnbatch.metrics.ranking import (
     DETECTIONS,
     TRUTHS,
     Ranked,
-    Ranking,
     count_replicates,
     mean_over_classes,
     rank,
+    rankings,
 )
 from cnnbatch.types import Map, here
 
@@ -118,9 +118,7 @@ def result(merged: MergedCoco, apply: Map = here, intervals: bool = True) -> Eva
     """
     iou_type = merged.iou_type
     replicates = count_replicates(merged.detections.rows) if intervals else 0
-    labels = merged.truths.labels()
-    work = (Ranking(label, merged.detections.read(label), merged.truths.read(label)) for label in labels)
-    ranked: list[Ranked] = list(apply(bound(rank, iou_type, replicates), work))
+    ranked: list[Ranked] = list(apply(bound(rank, iou_type, replicates), rankings(merged)))
     metrics = {stat.name: _mean(ranked, number) for number, stat in enumerate(iou_type.stats)}
     tables = {"classes": _classes(iou_type, ranked), "pr_curves": _curves(ranked)}
     return Evaluated(metrics, {iou_type.prefix + name: table for name, table in tables.items()})

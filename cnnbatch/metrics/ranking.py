@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import Value
+from cnnbatch.metrics.by_class import MergedRows
 from cnnbatch.metrics.intervals import FEW_REPLICATES, REPLICATES, hash_weights, percentiles
 from cnnbatch.metrics.iou_types import IouType, Stat
 from cnnbatch.metrics.matching import THRESHOLDS
@@ -58,6 +59,12 @@ class Ranking(NamedTuple):
     label: str
     detections: pa.Table
     truths: pa.Table
+
+
+def rankings(merged: MergedRows) -> Iterator[Ranking]:
+    """Yield the rows of each class that has a truth, read as they are asked for."""
+    for label in merged.truths.labels():
+        yield Ranking(label, merged.detections.read(label), merged.truths.read(label))
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from cnnbatch.metrics.ranking import (
     envelope,
     interpolated,
     mean_over_classes,
+    rankings,
     weighted,
 )
 from cnnbatch.types import Map, here
@@ -117,9 +118,7 @@ def result(merged: MergedRows, apply: Map = here, intervals: bool = True) -> Eva
     ``DET_AP``. The table ``voc_classes`` has a row a class.
     """
     replicates = count_replicates(merged.detections.rows) if intervals else 0
-    labels = merged.truths.labels()
-    work = (Ranking(label, merged.detections.read(label), merged.truths.read(label)) for label in labels)
-    ranked = list(apply(bound(_rank, replicates), work))
+    ranked = list(apply(bound(_rank, replicates), rankings(merged)))
     metrics = {name: _mean(ranked, number) for number, name in enumerate(NAMES)}
     return Evaluated(metrics, {"voc_classes": _classes(ranked)})
 
