@@ -34,10 +34,10 @@ from cnnbatch.sources.containers import (
     unreadable,
 )
 from cnnbatch.sources.files.left_out import COMPANIONS, HIDDEN, LeftOut, count, kind_of
-from cnnbatch.sources.formats import TARS
 from cnnbatch.sources.lists.source import LABEL
 from cnnbatch.sources.objects import TRUTH, as_json, class_name, holds_objects, truth_table
 from cnnbatch.sources.reading import MAX_BYTES
+from cnnbatch.sources.recognition import TARS
 from cnnbatch.sources.tar.members import DAMAGE, Member, Stream, is_gzip, members, stream
 from cnnbatch.storage import Entry, Forbidden, NotFound, Storage, Unreadable, redact
 from cnnbatch.storage.text import decoded

@@ -23,7 +23,7 @@ from cnnbatch import truth
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import nearest
 from cnnbatch.images.formats import SUFFIXES, suffix_of
-from cnnbatch.sources.behind import Behind
+from cnnbatch.sources.files.cursor import ListingCursor
 from cnnbatch.sources.files.left_out import HIDDEN, LeftOut, count, kind_of
 from cnnbatch.sources.lists.rows import lines_of
 from cnnbatch.sources.lists.source import opened
@@ -130,12 +130,12 @@ class XmlTree:
         """Yield the images, then those that only an XML file names: each folder in its own order."""
         annotations = self._files(self.layout.annotations, {".xml"})
         first = next(annotations, None)  # that there are none is said before any image is given
-        behind = Behind(after)
+        cursor = ListingCursor(after)
         with closing(_Pictures()) as pictures:
             for ref in self._images(pictures):
-                if behind.takes(ref):
+                if cursor.takes(ref):
                     yield ref
-            gone = behind.absent()
+            gone = cursor.absent()
             last = "" if gone is None else join(self.root, self._annotation(gone))
             for entry in chain(() if first is None else (first,), annotations):
                 name = self._name(entry, self.layout.annotations)

@@ -11,7 +11,8 @@ from cnnbatch.job import TrainJob
 from cnnbatch.sources import open_source
 from cnnbatch.sources.datasets import PREFIX
 from cnnbatch.sources.files.splits import PARTS, Splits, splits_below
-from cnnbatch.sources.formats import FORMATS, recognise
+from cnnbatch.sources.formats import FORMATS
+from cnnbatch.sources.recognition import recognise
 from cnnbatch.storage import Storage, normalize
 
 
