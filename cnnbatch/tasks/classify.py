@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cnnbatch.models.trained_files import TrainedInput, TrainedSide, TrainedSize
 from cnnbatch.tasks.weighted import Names, Side, Size, WeightedTask
 from cnnbatch.truth import ModelClasses
 from cnnbatch.types import Runtime
@@ -62,10 +63,22 @@ class InputChange(BaseModel):
         return found
 
 
+class ClassifierInput(TrainedInput):
+    """The fields of `cnnbatch.models.Preprocessing`."""
+
+    resize: TrainedSide | TrainedSize
+    crop: TrainedSize
+    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic"]
+    mean: Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)]
+    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
+    fit: Literal["cover", "contain", "squash"]
+
+
 class Classify(WeightedTask):
     """Classification; see `cnnbatch.models.Choice` for the model and its weights."""
 
     trained_to: ClassVar[str] = "classify"
+    trained_input: ClassVar[type[TrainedInput]] = ClassifierInput
     adapters: ClassVar[tuple[str, ...]] = ("classify",)
     prepares_on_device: ClassVar[bool] = True
 
@@ -113,11 +126,16 @@ class Classify(WeightedTask):
         begun_with = self.model_copy(update={"classes": None})  # A training gives it classes of its own.
         build_classifier(begun_with.choice(self.preprocessing.fields()))
 
-    def taps(self, count: int) -> Sequence[Tap]:
-        """Return up to ``count`` blocks that give features, after which the network can be cut.
+    def with_features(self, most: int) -> tuple[Classify, Sequence[Tap]]:
+        """Return the task with what goes into its last layer, or with the blocks after which it can be cut.
 
-        None of a network that is cut already, or that can't be; see `cnnbatch.models.depth`.
+        There are none of a network that is cut already, or that can't be; see `cnnbatch.models.depth`.
         """
+        taps = self._taps(most)
+        embedding = tuple(one.block for one in taps) or True
+        return self.model_copy(update={"embedding": embedding, "classes": None, "top_k": 1}), taps
+
+    def _taps(self, most: int) -> Sequence[Tap]:
         from cnnbatch.models import build_classifier
         from cnnbatch.models.depth import can_be_cut, taps
 
@@ -125,7 +143,7 @@ class Classify(WeightedTask):
         if choice.features is not None:
             return []
         network = build_classifier(choice)
-        found = taps(network, count)
+        found = taps(network, most)
         return found if found and can_be_cut(network, found[0].block) else []
 
     def recipe(self, spec: Train, data: TrainingData) -> Recipe:

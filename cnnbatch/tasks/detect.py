@@ -14,6 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from cnnbatch.errors import UserError
+from cnnbatch.models.trained_files import TrainedInput, TrainedSize
 from cnnbatch.tasks.weighted import Size, WeightedTask
 from cnnbatch.truth import BOX, KEYPOINT, ModelClasses
 from cnnbatch.types import Runtime
@@ -38,6 +39,12 @@ _OBJECT: list[pa.Field[Any]] = [
 _POINTS: pa.Field[Any] = pa.field("keypoints", pa.list_(KEYPOINT))
 
 
+class DetectorInput(TrainedInput):
+    """The one field of `cnnbatch.models.Resizing` that a training may change."""
+
+    size: TrainedSize
+
+
 class Detect(WeightedTask):
     """Detection; ``classes`` are given without a background."""
 
@@ -46,6 +53,7 @@ class Detect(WeightedTask):
     batch: ClassVar[Mapping[str, int]] = {"cuda": 8, "mps": 2, "cpu": 2}
     keypoints: ClassVar[bool] = False
     trained_to: ClassVar[str] = "detect"
+    trained_input: ClassVar[type[TrainedInput]] = DetectorInput
     adapters: ClassVar[tuple[str, ...]] = get_args(Adapter)
 
     name: str = "detect"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from cnnbatch.errors import UserError
+from cnnbatch.models.trained_files import TrainedInput
 from cnnbatch.storage import Storage, StorageOptions, normalize
 from cnnbatch.storage.text import decoded
 from cnnbatch.tasks import Task
@@ -22,6 +23,12 @@ Size = Annotated[tuple[Side, Side], Field(strict=False)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 
 
+class AnyInput(TrainedInput):
+    """Whatever a training has written: it is the affair of the task."""
+
+    model_config = ConfigDict(extra="allow")
+
+
 class WeightedTask(Task):
     """A task of one network; see `cnnbatch.models.Choice`."""
 
@@ -30,6 +37,8 @@ class WeightedTask(Task):
     outside_fingerprint: ClassVar[frozenset[str]] = frozenset({"storage"})
     trained_to: ClassVar[str] = ""
     """What a trained folder says that its model does, for this task to take it."""
+    trained_input: ClassVar[type[TrainedInput]] = AnyInput
+    """What it says of the network's inputs."""
     adapters: ClassVar[tuple[str, ...]] = ()
     """Conventions of ONNX files that the task reads; where there is one only, it need not be said."""
 
@@ -64,6 +73,10 @@ class WeightedTask(Task):
             )
         return self
 
+    def chosen_classes(self) -> tuple[str, ...] | None:
+        """Return the names in the job, or those in the file that it names."""
+        return read_names(self.classes) if isinstance(self.classes, str) else self.classes
+
     def class_names(self) -> tuple[str, ...] | None:
         """Return the names in the job, else those in the trained folder that is the model."""
         return self.choice({}).classes
@@ -81,13 +94,13 @@ class WeightedTask(Task):
             model=self.model,
             weights=self.weights,
             sha256=self.sha256,
-            classes=read_names(self.classes) if isinstance(self.classes, str) else self.classes,
+            classes=self.chosen_classes(),
             key_map=self.key_map,
             preprocessing=preprocessing,
             adapter=self.adapter,
             storage=Storage(self.storage),
         )
-        return with_trained(choice, self.trained_to or self.name)
+        return with_trained(choice, self.trained_to or self.name, self.trained_input)
 
 
 def read_names(uri: str) -> tuple[str, ...]:

@@ -29,9 +29,9 @@ class Progress:
     def begin(self, collected: Collected) -> None:
         """Say what there is to learn from."""
         data = collected.data
+        classes = f" {len(data.classes):,} classes" if data.classes else ""
         self._screen.note(
-            f"{data.images:,} images train {len(data.classes):,} classes, {len(collected.validation):,} "
-            f"validate ({collected.how})"
+            f"{data.images:,} images train{classes}, {len(collected.validation):,} validate ({collected.how})"
         )
         if words := collected.left_out_words():
             self._screen.note(words)
