@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cnnbatch.models import published
-from cnnbatch.models.published import Published
+from cnnbatch.models.published import PublishedModel
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
@@ -42,13 +42,13 @@ def tables() -> dict[str, list[str]]:
     return {"Keras": keras, "torchvision": list(_rows(listed, "torchvision"))}
 
 
-def _rows(listed: Sequence[Published], library: str) -> Iterator[str]:
+def _rows(listed: Sequence[PublishedModel], library: str) -> Iterator[str]:
     for row in listed:
         if row.library == library:
             yield f"| {' | '.join(_cells(row))} |"
 
 
-def _cells(row: Published) -> Iterator[str]:
+def _cells(row: PublishedModel) -> Iterator[str]:
     yield row.name.rpartition("/")[2]
     yield f"`{row.name}`"
     yield f"{row.parameters / 1e6:.1f}" if row.parameters else ""

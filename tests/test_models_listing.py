@@ -22,7 +22,7 @@ from cnnbatch.models import catalogue, published
 from cnnbatch.models.architectures import darknet, darknet_models
 from cnnbatch.models.building import find
 from cnnbatch.models.libraries import keras_models
-from cnnbatch.models.published import Published, listing
+from cnnbatch.models.published import PublishedModel, listing
 from cnnbatch.storage.package import locate
 from tests import models_page
 
@@ -36,12 +36,12 @@ def _nothing_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("something was connected to"))
 
 
-def one(name: str) -> Published:
+def one(name: str) -> PublishedModel:
     [row] = listing(name)
     return row
 
 
-def names(rows: list[Published]) -> set[str]:
+def names(rows: list[PublishedModel]) -> set[str]:
     return {row.name for row in rows}
 
 

@@ -14,15 +14,15 @@ from rich.table import Table
 from cnnbatch.terminal.console import columns, plain_console
 
 if TYPE_CHECKING:
-    from cnnbatch.models.published import Published
+    from cnnbatch.models.published import PublishedModel
 
 
-def to_json(rows: Iterable[Published]) -> str:
-    """Return the rows as JSON: a list of objects with the fields of `Published`."""
+def to_json(rows: Iterable[PublishedModel]) -> str:
+    """Return the rows as JSON: a list of objects with the fields of `PublishedModel`."""
     return json.dumps([asdict(row) for row in rows], indent=2)
 
 
-def show(rows: Iterable[Published], timm_apart: bool = False) -> None:
+def show(rows: Iterable[PublishedModel], timm_apart: bool = False) -> None:
     """Print a table a task; ``timm_apart`` says how to list timm's models, where they were left out."""
     console = plain_console()
     for task, table in _tables(rows):
@@ -32,7 +32,7 @@ def show(rows: Iterable[Published], timm_apart: bool = False) -> None:
         console.print(f"{count:,} more are timm's: cnnbatch models 'timm/*', or part of them: 'timm/resnet*'")
 
 
-def _tables(rows: Iterable[Published]) -> Iterator[tuple[str, Table]]:
+def _tables(rows: Iterable[PublishedModel]) -> Iterator[tuple[str, Table]]:
     for task, models in groupby(rows, key=lambda row: row.task):
         others = ("Family", "Parameters", "Input", "Accuracy in %", "Weights", "At hand", "Licence")
         table = columns("Model", *others, left=("Family", "Accuracy in %", "Weights", "At hand", "Licence"))
@@ -41,7 +41,7 @@ def _tables(rows: Iterable[Published]) -> Iterator[tuple[str, Table]]:
         yield task, table
 
 
-def _cells(row: Published) -> Iterator[str]:
+def _cells(row: PublishedModel) -> Iterator[str]:
     yield row.name
     yield row.family
     yield f"{row.parameters / 1e6:.1f} M" if row.parameters else ""
@@ -52,7 +52,7 @@ def _cells(row: Published) -> Iterator[str]:
     yield row.licence or ""
 
 
-def _where(row: Published) -> str:
+def _where(row: PublishedModel) -> str:
     if row.at_hand:
         return "yes"
     return "no" if row.download_mb is None else f"no, {row.download_mb:,.0f} MB"

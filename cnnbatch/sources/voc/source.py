@@ -77,7 +77,7 @@ _MARKED = re.compile(r"(.*\S)\s+(-?\d+)")  # a line of a class's list: -1 where 
 
 
 @dataclass(frozen=True)
-class Layout:
+class TreeLayout:
     """Where a tree keeps what, as folders below its root; ``sets`` holds lists of image names."""
 
     images: str
@@ -87,8 +87,8 @@ class Layout:
     suffix: str
 
 
-VOC = Layout("JPEGImages", "Annotations", "ImageSets/Main", "voc", ".jpg")
-IMAGENET_DET = Layout("Data/DET", "Annotations/DET", "ImageSets/DET", "imagenet_det", ".JPEG")
+VOC = TreeLayout("JPEGImages", "Annotations", "ImageSets/Main", "voc", ".jpg")
+IMAGENET_DET = TreeLayout("Data/DET", "Annotations/DET", "ImageSets/DET", "imagenet_det", ".JPEG")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class XmlTree:
 
     storage: Storage
     root: str
-    layout: Layout
+    layout: TreeLayout
     splits: tuple[str, ...] = ()
     classes: tuple[truth.Class, ...] = ()
     columns: pa.Schema = field(default_factory=lambda: pa.schema([]))

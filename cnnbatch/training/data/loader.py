@@ -29,7 +29,7 @@ CONTAINED = 1024
 
 
 @dataclass(slots=True)
-class Failed:
+class FailedImages:
     """Images that could not be learned from, each once, by its key."""
 
     by_key: dict[str, Failure] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Loader:
         window: int,
     ) -> None:
         self.refs = refs
-        self.failed = Failed()
+        self.failed = FailedImages()
         self._seed = seed
         self._pictures = Pictures(source, kept_bytes)
         self._inputs = _Inputs(recipe, self._pictures, seed)
