@@ -15,7 +15,7 @@ import pyarrow as pa
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import nearest
 from cnnbatch.sources.wrapper import SourceWrapper
-from cnnbatch.truth import OBJECT_LABEL, classes_of, with_classes
+from cnnbatch.truth import OBJECT_LABEL, answer_of, classes_of, with_classes
 from cnnbatch.types import ImageRef, Shard
 
 _CHUNK = 4096  # refs whose labels are asked for at once
@@ -33,7 +33,7 @@ class OfClasses(SourceWrapper):
         schema = self.source.truth_schema
         if schema is None and OBJECT_LABEL in self.source.columns.names:
             return None
-        if schema is None or "label" not in schema.names:
+        if schema is None or answer_of(schema) != "label":
             raise UserError(
                 "input.classes: these images have no label to choose by\n"
                 "  what to do: leave it out, or say where the labels are (input.label, input.truth)"

@@ -32,7 +32,7 @@ from cnnbatch.storage import (
     redact,
 )
 from cnnbatch.storage.text import decoded
-from cnnbatch.truth import NO_TRUTH, OBJECT_LABEL
+from cnnbatch.truth import NO_TRUTH, OBJECT_LABEL, answer_of
 
 if TYPE_CHECKING:
     from cnnbatch.config.input import Input
@@ -162,7 +162,7 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
         _refuse_others(inner, "patches", ("truth", "suffixes"))
         return regions.RegionImages(_open_patches(inner, int(side), storage))
     source = _open_whole(inner, storage)
-    if source.truth_schema is None or "objects" not in source.truth_schema.names:
+    if source.truth_schema is None or answer_of(source.truth_schema) != regions.ANSWER:
         raise UserError(
             f"input.url: {redact(whole)} has no boxes that could be images\n"
             "  what to do: give the output of detect, or a source with box truth (COCO, VOC, tar, Parquet)"
@@ -248,11 +248,12 @@ def open_earlier(url: str, storage: Storage, min_score: float, allow: Sequence[A
     from cnnbatch.output.folder import Output
     from cnnbatch.output.reader import Reader
     from cnnbatch.sources.outputs import FoundBoxes
+    from cnnbatch.sources.regions import ANSWER
     from cnnbatch.storage import OutOfReach
 
     result = Reader(url, storage)
     input = _input(result.settings)
-    if "objects" not in result.schema.names or "objects" in input.keep:
+    if ANSWER not in result.schema.names or ANSWER in input.keep:
         raise UserError(
             f"{redact(url)} has no objects: its columns are {', '.join(result.schema.names)}\n"
             "  what to do: give the output of a task that finds some, such as detect"

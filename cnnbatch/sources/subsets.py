@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cnnbatch.errors import UserError
 from cnnbatch.sources.files.splits import part_in, part_of
 from cnnbatch.sources.wrapper import SourceWrapper
+from cnnbatch.truth import answer_of
 from cnnbatch.types import ImageRef, Shard
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class SubsetSource(SourceWrapper):
         )
         while chunk := tuple(islice(training, _CHUNK)):
             truth: Any = self.source.truth(Shard(0, chunk))
-            if truth is None or "label" not in truth.schema.names:
+            if truth is None or answer_of(truth.schema) != "label":
                 raise UserError("input.subset.per_class: the images have no labels to count by")
             labels = truth["label"].to_pylist()
             yield from (
