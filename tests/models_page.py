@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cnnbatch.models import published
+from cnnbatch.cli.models import listing
 from cnnbatch.models.published import PublishedModel
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -36,7 +36,7 @@ def page() -> str:
 
 def tables() -> dict[str, list[str]]:
     """Return the rows by the heading of their first column."""
-    listed = published.listing(task="classify")
+    listed = listing(task="classify")
     keras = list(_rows(listed, "keras"))
     keras.insert(next(n for n, row in enumerate(keras) if row.startswith("| NASNetLarge")), _NASNET_MOBILE)
     return {"Keras": keras, "torchvision": list(_rows(listed, "torchvision"))}

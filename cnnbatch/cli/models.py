@@ -6,20 +6,48 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import Any
 
 import timm
 from rich.table import Table
 
+from cnnbatch.errors import UserError
+from cnnbatch.models import published
+from cnnbatch.models.published import PublishedModel, require_option
 from cnnbatch.terminal.console import columns, plain_console
 
-if TYPE_CHECKING:
-    from cnnbatch.models.published import PublishedModel
+TASKS = {
+    "label": "classify",
+    "embedding": "features",
+    "objects": "detect",
+    "objects.mask": "instances",
+    "objects.keypoints": "keypoints",
+    "map": "segment",
+}
+"""What a listing calls models by their kind of answer, in its order."""
+
+
+def listing(
+    pattern: str | None = None, task: str | None = None, family: str | None = None
+) -> list[PublishedModel]:
+    """Return the models that are asked for, by task; raises UserError where there is none."""
+    require_option("--task", task, TASKS.values())
+    found = [row for row in published.listing(pattern, family) if task in (None, TASKS[row.answer])]
+    if not found:
+        wanted = {"PATTERN": pattern, "--task": task, "--family": family}
+        given = " and ".join(f"{name} {value}" for name, value in wanted.items() if value)
+        raise UserError(f"no model fits {given}\n  what to do: leave one of them out")
+    return sorted(found, key=lambda row: [*TASKS].index(row.answer))
 
 
 def to_json(rows: Iterable[PublishedModel]) -> str:
-    """Return the rows as JSON: a list of objects with the fields of `PublishedModel`."""
-    return json.dumps([asdict(row) for row in rows], indent=2)
+    """Return the rows as JSON: a list of objects with the fields of `PublishedModel`, and the task."""
+    return json.dumps([_fields(row) for row in rows], indent=2)
+
+
+def _fields(row: PublishedModel) -> dict[str, Any]:
+    fields = asdict(row)
+    return {"name": row.name, "task": TASKS[fields.pop("answer")], **fields}
 
 
 def show(rows: Iterable[PublishedModel], timm_apart: bool = False) -> None:
@@ -33,7 +61,7 @@ def show(rows: Iterable[PublishedModel], timm_apart: bool = False) -> None:
 
 
 def _tables(rows: Iterable[PublishedModel]) -> Iterator[tuple[str, Table]]:
-    for task, models in groupby(rows, key=lambda row: row.task):
+    for task, models in groupby(rows, key=lambda row: TASKS[row.answer]):
         others = ("Family", "Parameters", "Input", "Accuracy in %", "Weights", "At hand", "Licence")
         table = columns("Model", *others, left=("Family", "Accuracy in %", "Weights", "At hand", "Licence"))
         for row in models:
