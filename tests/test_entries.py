@@ -225,7 +225,7 @@ def test_a_job_with_an_installed_task_and_source_runs(
     with pytest.raises(UserError, match="no task is called 'count'"):
         load_job(file)
     installed(COUNT)
-    with pytest.raises(UserError, match="input.format: expected auto, files, .*, got 'counted'"):
+    with pytest.raises(UserError, match='input.format: expected auto, files, .*, got "counted"'):
         load_job(file)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -104,7 +105,8 @@ def known_format(name: str) -> str:
     if problem := FORMATS.problem(name):
         raise ValueError(problem)
     *names, last = format_names()
-    raise ValueError(f"expected {', '.join(names)} or {last}, got {name!r}{meant(name, (*names, last))}")
+    got = json.dumps(name, ensure_ascii=False)
+    raise ValueError(f"expected {', '.join(names)} or {last}, got {got}{meant(name, (*names, last))}")
 
 
 def open_format(input: Input, storage: Storage) -> Source:

@@ -136,7 +136,7 @@ def _loader(order: TrainingOrder, part: str, recipe: Any, team: Team, device: st
         seed=order.job.train.seed,
         threads=threads,
         kept_bytes=int(share * memory_left_bytes()),
-        beside=device != "cpu",
+        overlap=device != "cpu",
         window=max(8, order.job.train.batch // team.world),
     )
 

@@ -46,7 +46,7 @@ class FailedImages:
 class Loader:
     """The images of one part, for one of ``world`` workers.
 
-    ``kept_bytes`` may hold decoded pictures; ``beside`` decodes while the network is at work.
+    ``kept_bytes`` may hold decoded pictures; ``overlap``: decodes while the network computes.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Loader:
         seed: int,
         threads: int,
         kept_bytes: int,
-        beside: bool,
+        overlap: bool,
         window: int,
     ) -> None:
         self.refs = refs
@@ -69,7 +69,7 @@ class Loader:
         os.close(handle)
         self._journal = Path(name)
         journal = Journal(self._journal)
-        self._ahead = ReadAhead(self._pictures, self._inputs, journal, threads, window, beside)
+        self._ahead = ReadAhead(self._pictures, self._inputs, journal, threads, window, overlap)
 
     def close(self) -> None:
         """End its threads."""

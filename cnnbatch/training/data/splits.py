@@ -37,8 +37,8 @@ def parts_of(job: TrainJob, storage: Storage) -> Parts:
         there = set(splits.parts)
         rule = _rule(chosen, job).model_copy(update={"by": "folder", **_apart(there, job)})
         how = f"by the folders {', '.join(sorted(there))}{_cut(there, job)}"
-        beside = f"; {', '.join(splits.others)} beside them are left out" if splits.others else ""
-        return _by(chosen, rule, job, how + beside)
+        others = f"; {', '.join(splits.others)} beside them are left out" if splits.others else ""
+        return _by(chosen, rule, job, how + others)
     rule = _rule(chosen, job)
     validate = f"{rule.validation:.0%} validate" if rule.folds is None else _fold(rule)
     return _by(chosen, rule, job, f"by hash: {validate}, {rule.test:.0%} test")
