@@ -41,7 +41,7 @@ _PATIENCE = {
 
 
 class _Mailbox:
-    """An actor that holds what the first worker tells until the driver takes it."""
+    """An actor that holds what the first worker sends until the driver takes it."""
 
     def __init__(self) -> None:
         self._messages: deque[TrainingMessage] = deque()
@@ -56,7 +56,7 @@ class _Mailbox:
 
 
 def fit(order: TrainingOrder, note: Callable[[str], object]) -> Iterator[TrainingMessage]:
-    """Train on Ray and yield what the first worker tells; raises UserError and EnvironmentFault.
+    """Train on Ray and yield what the first worker sends; raises UserError and EnvironmentFault.
 
     ``note`` gets which Ray that is.
     """

@@ -90,7 +90,7 @@ class Shortcut(nn.Module):
 
 
 @dataclass(frozen=True)
-class YoloHead:
+class DarknetHead:
     """What a [yolo] section makes of a feature map; ``anchors`` are (width, height) in input pixels."""
 
     anchors: tuple[tuple[float, float], ...]
@@ -150,7 +150,7 @@ class _Layer:
     module: nn.Module
     sources: tuple[int, ...]
     shape: _Shape | None
-    head: YoloHead | None = None
+    head: DarknetHead | None = None
 
 
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -249,7 +249,7 @@ def _yolo(section: CfgSection, shapes: _Shapes) -> _Layer:
             "classes", f"{shape.channels} channels before this to be {len(mask)} anchors * (5 + classes)"
         )
     anchors = tuple((sides[2 * number], sides[2 * number + 1]) for number in mask)
-    head = YoloHead(anchors, classes, section.number("scale_x_y", 1.0))
+    head = DarknetHead(anchors, classes, section.number("scale_x_y", 1.0))
     return _Layer(nn.Identity(), (source,), None, head)
 
 
@@ -363,7 +363,7 @@ class Darknet(nn.Module):
     ``max_objects`` best stay. ``body`` may be exchanged for a module that gives the same maps.
     """
 
-    def __init__(self, body: nn.Module, heads: Sequence[YoloHead], input_size: tuple[int, int]) -> None:
+    def __init__(self, body: nn.Module, heads: Sequence[DarknetHead], input_size: tuple[int, int]) -> None:
         super().__init__()
         self.body = body
         self.heads = tuple(heads)
@@ -457,7 +457,7 @@ def _refuse_unknown(section: CfgSection) -> None:
             raise section.error(option, f"{wanted}: what it does is not built in")
 
 
-def _check_whole(body: Body, heads: Sequence[YoloHead], where: str) -> None:
+def _check_whole(body: Body, heads: Sequence[DarknetHead], where: str) -> None:
     classes = sorted({head.classes for head in heads})
     if len(classes) != 1:
         came = f"{len(heads)} of them, for {' and '.join(map(str, classes)) or 'no'} classes"
