@@ -298,10 +298,9 @@ def test_a_package_guards_its_own_kind(installed: Install, tmp_path: Path) -> No
         "    limits = {'largest difference': Limit(0.5, at_least=False)}\n\n"
         "    def measure(self, reference, found, threshold):\n"
         "        pairs = zip(reference, found)\n"
-        "        return {'largest difference': max(abs(a['number'] - b['number']) for a, b in pairs)}\n\n\n"
-        "NUMBER = Guard()\n"
+        "        return {'largest difference': max(abs(a['number'] - b['number']) for a, b in pairs)}\n"
     )
-    installed(point("autotune.number", "guarding:NUMBER"))
+    installed(point("autotune.number", "guarding:Guard"))
     measured = guard.agreement([{"number": 1.0}], [{"number": 2.0}])
     assert guard.beyond(measured) == "largest difference 1, at most 0.5"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from cnnbatch.config.entries import Entries
+from cnnbatch.config.entries import Entries, as_instance
 
 CLEAR_MARGIN = 0.1
 """Between fp32's two best probabilities; where they are nearer, either class is right."""
@@ -105,19 +105,17 @@ class EmbeddingGuard(PrecisionGuard):
         return _embeddings(_stacked(reference, "embedding"), _stacked(found, "embedding"), threshold)
 
 
-GUARDS: Entries[PrecisionGuard] = Entries(
+GUARDS: Entries[PrecisionGuard | type[PrecisionGuard]] = Entries(
     "autotune",
-    {"label": LabelGuard(), "objects": ObjectsGuard(), "embedding": EmbeddingGuard()},
+    {"label": LabelGuard, "objects": ObjectsGuard, "embedding": EmbeddingGuard},
     PrecisionGuard,
 )
 """The guards by kind of answer; of outputs that none of them compares the numbers are."""
 
-_NUMBERS = PrecisionGuard()
-
 
 def limits() -> dict[str, Limit]:
     """Return the guards' limits, by what is measured."""
-    return {name: limit for one in (*GUARDS.values(), _NUMBERS) for name, limit in one.limits.items()}
+    return {name: limit for one in (*GUARDS.values(), PrecisionGuard) for name, limit in one.limits.items()}
 
 
 def agreement(reference: Outputs, found: Outputs, threshold: float | None = None) -> dict[str, float]:
@@ -132,8 +130,8 @@ def agreement(reference: Outputs, found: Outputs, threshold: float | None = None
     names = reference[0].keys()
     for guard in GUARDS.values():
         if guard.outputs and guard.outputs <= names:
-            measured |= guard.measure(reference, found, threshold)
-    return measured or _NUMBERS.measure(reference, found, threshold)
+            measured |= as_instance(guard).measure(reference, found, threshold)
+    return measured or PrecisionGuard().measure(reference, found, threshold)
 
 
 def beyond(measured: Mapping[str, float]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from cnnbatch.config.entries import Entries
+from cnnbatch.config.entries import Entries, as_instance
 from cnnbatch.truth import answer_of
 
 
@@ -33,7 +33,7 @@ class TrainingTruth:
         return Counter()
 
 
-class LabelTruth(TrainingTruth):
+class TrainingLabels(TrainingTruth):
     """One class an image."""
 
     has_classes = True
@@ -45,7 +45,7 @@ class LabelTruth(TrainingTruth):
         return found
 
 
-class ObjectsTruth(TrainingTruth):
+class TrainingObjects(TrainingTruth):
     """Objects with classes; crowds and what is to be ignored do not teach."""
 
     has_classes = True
@@ -56,18 +56,16 @@ class ObjectsTruth(TrainingTruth):
         return Counter(one["label"] for row in rows for one in row or () if _is_learned(one))
 
 
-KINDS: Entries[TrainingTruth] = Entries(
-    "training", {"label": LabelTruth(), "objects": ObjectsTruth()}, TrainingTruth
+KINDS: Entries[TrainingTruth | type[TrainingTruth]] = Entries(
+    "training", {"label": TrainingLabels, "objects": TrainingObjects}, TrainingTruth
 )
 """By kind of answer; of another one the values are left to the task's recipe."""
-
-_VALUES = TrainingTruth()
 
 
 def truth_kind(schema: pa.Schema) -> tuple[str, TrainingTruth]:
     """Return the kind of answer that a ground truth is of, and how it is read."""
     answer = answer_of(schema)
-    return answer, KINDS.get(answer, _VALUES)
+    return answer, as_instance(KINDS.get(answer, TrainingTruth))
 
 
 def _is_learned(one: dict[str, Any]) -> bool:
