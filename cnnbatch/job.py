@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 from pydantic.json_schema import models_json_schema
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
@@ -28,6 +36,7 @@ from cnnbatch.config.train import Train
 from cnnbatch.config.variations import FOLDER, Settings, combinations, ends, merged, names_of, nested
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import nearest
+from cnnbatch.sources.formats import format_names, known_format
 from cnnbatch.storage import join, normalize, redact
 from cnnbatch.storage.text import decoded
 from cnnbatch.tasks import Task
@@ -50,18 +59,25 @@ def _resolve(value: Any) -> Any:
 def _class_of(section: Mapping[str, Any]) -> type[Task]:
     name = section.get("name")
     if not isinstance(name, str):
-        raise _name_error(f"expected the name of a task, one of {', '.join(task_names())}", name)
+        raise _mistake("name", f"expected the name of a task, one of {', '.join(task_names())}", name)
     try:
         return task_class(name)
     except UserError as error:
-        raise _name_error(str(error), name) from None
+        raise _mistake("name", str(error), name) from None
 
 
-def _name_error(text: str, name: Any) -> ValidationError:
+def _with_known_format(input: Input) -> Input:
+    try:
+        known_format(input.format)
+    except ValueError as error:
+        raise _mistake("format", str(error), input.format) from None
+    return input
+
+
+def _mistake(field: str, text: str, got: Any) -> ValidationError:
+    """Return the error of one field of a section."""
     kind = PydanticCustomError("custom", "{text}", {"text": text})
-    return ValidationError.from_exception_data(
-        "Task", [InitErrorDetails(type=kind, loc=("name",), input=name)]
-    )
+    return ValidationError.from_exception_data("", [InitErrorDetails(type=kind, loc=(field,), input=got)])
 
 
 class _OverImages(Section):
@@ -69,7 +85,7 @@ class _OverImages(Section):
 
     kind: str
     task: Annotated[SerializeAsAny[Task], BeforeValidator(_resolve)]
-    input: Input
+    input: Annotated[Input, AfterValidator(_with_known_format)]
     compute: Compute = Compute()
     output: Output
     evaluate: Evaluate = Evaluate()
@@ -301,6 +317,8 @@ def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
     models: list[type[BaseModel]] = [TrainJob, StudyJob, *tasks.values()]
     places, shared = models_json_schema([(model, "validation") for model in models])
     definitions = shared["$defs"]
+    input = next(form for form in definitions["Input"]["anyOf"] if "properties" in form)
+    input["properties"]["format"]["enum"] = format_names()
 
     def definition(model: type[BaseModel]) -> dict[str, Any]:
         name = places[model, "validation"]["$ref"].rpartition("/")[2]
@@ -315,12 +333,10 @@ def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
             "name": {"const": name, "description": (task.__doc__ or "").partition("\n")[0]},
         }
         choices.append(own)
-    section = (
-        {"oneOf": choices} if choices else {"type": "object", "properties": {"name": {"type": "string"}}}
-    )
+    one_of = {"oneOf": choices} if choices else {"type": "object", "properties": {"name": {"type": "string"}}}
     kind = {"enum": [*_KINDS], "default": "map"}
     study = definition(StudyJob)["properties"]["study"]
-    job["properties"] = {**job["properties"], "kind": kind, "task": section, "study": study}
+    job["properties"] = {**job["properties"], "kind": kind, "task": one_of, "study": study}
     return {**job, "$defs": definitions}
 
 

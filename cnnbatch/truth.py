@@ -146,9 +146,10 @@ def renamed(
 def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.Table:
     """Leave out the answers for images whose truth or masks are of another size, and say so in ``problem``.
 
-    ``sizes`` are the (width, height) found, None where an image could not be read.
+    ``sizes`` are the (width, height) found, None where an image could not be read. Another kind of ground
+    truth stays as it is.
     """
-    if "problem" not in truth.schema.names:
+    if not set(OBJECTS_SCHEMA.names) <= set(truth.schema.names):
         return truth
     answer = answer_of(truth.schema)
     stated = zip(truth["width"].to_pylist(), truth["height"].to_pylist(), strict=True)
