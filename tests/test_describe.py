@@ -33,7 +33,7 @@ from cnnbatch.cli.describe import read_input
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import byte_size
 from cnnbatch.images.decode import DecodeError, decode
-from cnnbatch.images.inspect import look_at
+from cnnbatch.images.inspect import inspect
 from cnnbatch.report.collection import facts, page_html, pictures
 from cnnbatch.sources import open_source
 from cnnbatch.sources.describe import SHOWN, Candidate, Description, Sample, Spread, describe, rank
@@ -219,7 +219,7 @@ def test_what_is_refused_is_what_the_decoder_refuses(fast: bool) -> None:
                 expected: object = decode(content)[1][::-1]
             except DecodeError as error:
                 expected = error.code
-        look = look_at(content, fast)
+        look = inspect(content, fast)
         if fast and isinstance(expected, str) and look.failure is None:
             continue  # the damage lies behind the header
         assert (look.failure.code if look.failure else look.size) == expected, path.name

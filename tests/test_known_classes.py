@@ -143,7 +143,7 @@ def test_an_alias_leaves_a_class_out(tmp_path: Path) -> None:
 def test_a_class_behind_the_first_images_stops_at_its_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.evaluation.known_classes.READ", 2)
+    monkeypatch.setattr("cnnbatch.evaluation.answers.READ", 2)
     url = str(voc(tmp_path / "tree", 6))
     last = tmp_path / "tree" / "Annotations" / "005.xml"
     last.write_text(last.read_text().replace(">red<", ">blue<"))
@@ -153,7 +153,7 @@ def test_a_class_behind_the_first_images_stops_at_its_shard(
 
 
 def test_of_a_coco_file_every_object_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.evaluation.known_classes.LISTED", 2)
+    monkeypatch.setattr("cnnbatch.evaluation.answers.LISTED", 2)
     url = coco(tmp_path, ["red", "green", "red", "blue"])
     with pytest.raises(UserError, match="'blue'"):
         run(detecting(url, tmp_path / "out"), QUIET)
@@ -259,9 +259,9 @@ def test_a_message_names_a_few_of_many_classes() -> None:
     model = truth.ModelClasses([f"name {number}" for number in range(1000)])
     labels = [f"n{number:08}" for number in range(1000)]
     texts = [str(truth.no_known_label(model, labels))]
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         truth.match_classes(model, [truth.Class(label, label) for label in labels], {})
-    for text in (*texts, str(told.value)):
+    for text in (*texts, str(raised.value)):
         assert re.search(r"n00000019'? and 980 more\n", text)
         assert len(text) < 2500
 

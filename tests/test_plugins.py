@@ -31,6 +31,7 @@ from cnnbatch.models.trained_files import read_model
 from cnnbatch.output.export import Options as ExportOptions
 from cnnbatch.output.export import export
 from cnnbatch.storage import Storage
+from cnnbatch.tasks.classify import ClassifierInput
 from cnnbatch.terminal.screen import Screen
 from tests import tiny
 from tests.test_study import study
@@ -157,12 +158,12 @@ def test_an_installed_package_s_entry_point_may_be_named_by_a_folder(
 ) -> None:
     model = str(folder_of(tmp_path / "model", naming("evilmod:build")))
     with pytest.raises(UserError, match="names code"):
-        with_trained(Choice(model), "classify")
+        with_trained(Choice(model), "classify", ClassifierInput)
     install(tmp_path / "site", "evilmod:build", monkeypatch)
-    assert with_trained(Choice(model), "classify").model == "evilmod:build"
+    assert with_trained(Choice(model), "classify", ClassifierInput).model == "evilmod:build"
     other = folder_of(tmp_path / "other", naming("evilmod:Toy"))
     with pytest.raises(UserError, match="names code"):
-        with_trained(Choice(str(other)), "classify")
+        with_trained(Choice(str(other)), "classify", ClassifierInput)
     assert not sprung.exists()  # Looking at what is installed imports none of it.
 
 
@@ -326,7 +327,7 @@ def usable(model: Path) -> None:
     if about["architecture"]["task"] == "classify":
         from cnnbatch.models import Preprocessing
 
-        found = with_trained(Choice(str(model)), "classify")
+        found = with_trained(Choice(str(model)), "classify", ClassifierInput)
         Preprocessing(**found.preprocessing).describe()
         "\n".join(found.classes or ()).encode()
     (model / "_job").mkdir(exist_ok=True)
@@ -381,21 +382,21 @@ def test_what_is_no_model_is_said_in_one_message(tmp_path: Path, data: bytes, wo
     model.mkdir()
     (model / "model.json").write_bytes(data)
     with pytest.raises(UserError, match=words) as caught:
-        with_trained(Choice(str(model)), "classify")
+        with_trained(Choice(str(model)), "classify", ClassifierInput)
     assert str(model / "model.json") in str(caught.value)
 
 
 def test_a_model_json_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnbatch.models.trained_files._MOST_BYTES", 100)
     with pytest.raises(UserError, match="is larger than"):
-        with_trained(Choice(str(folder_of(tmp_path / "model", ABOUT))), "classify")
+        with_trained(Choice(str(folder_of(tmp_path / "model", ABOUT))), "classify", ClassifierInput)
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "model.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(ABOUT).encode())
-    assert with_trained(Choice(str(model)), "classify").classes == ("cat", "dog")
+    assert with_trained(Choice(str(model)), "classify", ClassifierInput).classes == ("cat", "dog")
 
 
 # ---- a place that holds no trained model ------------------------------------------------------
@@ -431,4 +432,4 @@ def test_a_place_without_a_model_says_what_it_is(
 ) -> None:
     make(tmp_path / "out")
     with pytest.raises(UserError, match=rf"(?s)^task\.model: .*{words}"):
-        with_trained(Choice(str(tmp_path / "out")), "classify")
+        with_trained(Choice(str(tmp_path / "out")), "classify", ClassifierInput)

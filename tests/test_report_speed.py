@@ -41,7 +41,7 @@ def trial(
     tf32: bool = False,
 ) -> dict[str, Any]:
     """Return a trial as measuring keeps it."""
-    limits = {name: guard.LIMITS[name].to_json() for name in agreement or {}}
+    limits = {name: guard.limits()[name].to_json() for name in agreement or {}}
     made = TuningTrial(*way, batch, tf32, verdict, reason, rate, None, agreement or {}, limits)
     kept: dict[str, Any] = json.loads(json.dumps(made.to_json()))
     return kept
@@ -173,10 +173,10 @@ def test_a_value_is_shown_on_its_side_of_the_limit(
     chosen = trial(("fp32", "openvino"), "chosen", FASTEST, 50.0, {name: value})
     (check,) = ways(tmp_path, [EAGER, chosen])[0].checks
     assert (check.value, check.beyond) == (shown, beyond)
-    assert check.beyond is not guard.LIMITS[name].holds(value)
+    assert check.beyond is not guard.limits()[name].holds(value)
 
 
-@pytest.mark.parametrize("name", guard.LIMITS)
+@pytest.mark.parametrize("name", guard.limits())
 def test_what_the_guard_measures_has_a_meaning(name: str) -> None:
     assert MEANINGS[name]
 

@@ -334,9 +334,8 @@ def _models(
 
     def action() -> int:
         from cnnbatch.cli import models
-        from cnnbatch.models import published
 
-        rows = published.listing(pattern, task, family)
+        rows = models.listing(pattern, task, family)
         if as_json:
             say(models.to_json(rows))
         else:

@@ -108,6 +108,11 @@ class Entries(Mapping[str, Entry]):
         _say_once(f"{self._failed[name]}; it is left out")
 
 
+def as_instance(entry: Entry | type[Entry]) -> Entry:
+    """Return an entry, where it is a class an instance of it, which takes no arguments."""
+    return entry() if isinstance(entry, type) else entry
+
+
 def package_of(point: EntryPoint) -> str:
     """Return the name of the installed package that an entry point is of."""
     return point.dist.name if point.dist is not None else "an installed package"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
-from pydantic_core import InitErrorDetails
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from cnnbatch.config.compute import Compute
 from cnnbatch.config.input import Input
@@ -13,17 +12,12 @@ from cnnbatch.config.output import Evaluate, OutputSection
 from cnnbatch.config.section import Section
 from cnnbatch.config.study import Study
 from cnnbatch.config.train import Train
-from cnnbatch.job.task import task_of
-from cnnbatch.sources.formats import FORMATS
+from cnnbatch.job.task import mistake_of, task_of
+from cnnbatch.sources.formats import known_format
 from cnnbatch.tasks import Task
 
 SHORT = {"input": "url", "output": "url"}
 """Sections that may be given as one value, and the field that it stands for."""
-
-
-def format_names() -> list[str]:
-    """Return what ``input.format`` may be."""
-    return ["auto", *FORMATS]
 
 
 class _OverImages(Section):
@@ -40,11 +34,10 @@ class _OverImages(Section):
     @field_validator("input")
     @classmethod
     def _format_is_known(cls, input: Input) -> Input:
-        if input.format not in (known := format_names()):
-            wrong = InitErrorDetails(
-                type="literal_error", loc=("format",), input=input.format, ctx={"expected": ", ".join(known)}
-            )
-            raise ValidationError.from_exception_data("Input", [wrong])
+        try:
+            known_format(input.format)
+        except ValueError as error:
+            raise mistake_of("format", str(error), input.format) from None
         return input
 
     @model_validator(mode="after")

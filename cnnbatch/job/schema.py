@@ -11,8 +11,9 @@ from pydantic.json_schema import models_json_schema
 from cnnbatch.config import yaml
 from cnnbatch.config.mistakes import Sentences
 from cnnbatch.config.schema import branches
-from cnnbatch.job.models import MapJob, StudyTemplate, TrainJob, format_names
+from cnnbatch.job.models import MapJob, StudyTemplate, TrainJob
 from cnnbatch.job.task import class_of
+from cnnbatch.sources.formats import format_names
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.registry import task_class, task_names
 

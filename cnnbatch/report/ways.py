@@ -31,6 +31,7 @@ MEANINGS = {
     "boxes matched": "sure boxes of either that the other has, too: same class, nearly the same place",
     "pairs decided otherwise": "pairs of images that are alike by one and not by the other",
     "least cosine of embeddings": "cosine of the two directions, for the image where they differ most",
+    "numbers that agree": "numbers of the output that differ by one part in a hundred at most",
 }
 NOT_RECORDED = "a way that is not recorded"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>()\[\]]+")

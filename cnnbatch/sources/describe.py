@@ -28,7 +28,7 @@ from cnnbatch.types import Content, Failure, ImageRef, Shard
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from cnnbatch.images.inspect import Look
+    from cnnbatch.images.inspect import Inspection
     from cnnbatch.types import Source
 
 SHARD = 512  # images whose truth is read at once
@@ -243,7 +243,7 @@ class Description:
     copies: Copies = Copies()
     left_out: Mapping[str, int] = field(default_factory=dict)
 
-    def add(self, ref: ImageRef, look: Look, truth: Row | None = None) -> None:
+    def add(self, ref: ImageRef, look: Inspection, truth: Row | None = None) -> None:
         """Count one image with the row of its truth."""
         self.images += 1
         self.turned += look.turned
@@ -349,11 +349,11 @@ def _hold(held: list[Candidate], candidate: Candidate, most: int) -> None:
 
 def _looked(
     source: Source, shard: Shard, fast: bool, pool: ThreadPoolExecutor
-) -> Iterator[tuple[ImageRef, Look, Row | None]]:
+) -> Iterator[tuple[ImageRef, Inspection, Row | None]]:
     """Yield a shard's images in order, each with its truth, whose objects fit the image or are left out."""
     truth = pool.submit(source.truth, shard)
-    waiting: deque[Future[Look]] = deque()
-    looks: list[Look] = []
+    waiting: deque[Future[Inspection]] = deque()
+    looks: list[Inspection] = []
     for reader in source.read(shard):
         waiting.append(pool.submit(_read, reader, fast))
         if len(waiting) == AHEAD:
@@ -362,14 +362,14 @@ def _looked(
     yield from zip(shard.refs, looks, _rows(truth.result(), looks), strict=True)
 
 
-def _rows(table: pa.Table | None, looks: Sequence[Look]) -> Sequence[Row | None]:
+def _rows(table: pa.Table | None, looks: Sequence[Inspection]) -> Sequence[Row | None]:
     if table is None:
         return [None] * len(looks)
     checked = check_sizes(table, [look.size for look in looks])
     return list(checked.to_pylist())
 
 
-def _read(reader: Callable[[], Content | Failure], fast: bool) -> Look:
-    from cnnbatch.images.inspect import look_at
+def _read(reader: Callable[[], Content | Failure], fast: bool) -> Inspection:
+    from cnnbatch.images.inspect import inspect
 
-    return look_at(reader(), fast)
+    return inspect(reader(), fast)

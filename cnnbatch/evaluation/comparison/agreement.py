@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cnnbatch.evaluation.comparison.boxes import match, others
 from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import REPLICATES, percentiles, poisson_weights, wilson
-from cnnbatch.metrics.kinds import KINDS
+from cnnbatch.metrics.iou_types import IOU_TYPES
 from cnnbatch.metrics.objects import Labels, Objects, by_group, comparable, flatten
 
 LISTED = 1000
@@ -214,7 +214,7 @@ class ObjectMeasure(Measure):
     def _boxes(self, batch: pa.RecordBatch, side: int) -> Objects:
         """Return the boxes that can be compared, by image and class; those left out are counted."""
         found = flatten(pa.chunked_array([batch["objects"]]), self.labels)
-        usable = KINDS["boxes"].usable(found)
+        usable = IOU_TYPES["boxes"].usable(found)
         found = by_group(comparable(found, usable, self.excluded, f"boxes of {'AB'[side]}"))
         self.classes[side].add(found.label, _scores(found))
         return found

@@ -15,7 +15,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.autotune.agreement import LIMITS, agreement, beyond
+from cnnbatch.inference.autotune.agreement import agreement, beyond, limits
 from cnnbatch.inference.autotune.candidates import (
     Budget,
     Pace,
@@ -318,7 +318,7 @@ def _trial(
         rate=rate,
         agreement=agreement or {},
         decoder=settings.decoder,
-        limits={name: LIMITS[name].to_json() for name in agreement or {}},
+        limits={name: limits()[name].to_json() for name in agreement or {}},
     )
 
 

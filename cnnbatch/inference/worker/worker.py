@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnbatch.errors import UserError
-from cnnbatch.evaluation.known_classes import aliases_of, judged_column, require_occurring
+from cnnbatch.evaluation.known_classes import aliases_of, judged_by
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.messages import Work
 from cnnbatch.inference.worker.journal import Journal
@@ -38,7 +38,7 @@ from cnnbatch.output import plan
 from cnnbatch.output.folder import Output
 from cnnbatch.output.part import PartSpool, part_rows, part_schema, sweep
 from cnnbatch.storage import AlreadyExists, Changed, redact
-from cnnbatch.truth import ModelClasses, check_sizes, classes_of, object_labels
+from cnnbatch.truth import ModelClasses, check_sizes
 from cnnbatch.types import Failure, Model, Receipt, Shard, Source
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Worker:
         self.journal = journal
         self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
         self._aliases = aliases_of(job)
-        self._matches = judged_column(source.truth_schema, job.task.columns()) == "objects"
+        self._judged_by = judged_by(source.truth_schema, job.task.columns())
         overlaps, on_device = settings.type != "cpu", _on_device(settings)
         decoding = DecodeOptions(settings.decode_threads, settings.window, overlaps, on_device)
         self._ahead = ReadAhead(source, self.model, journal, decoding)
@@ -187,8 +187,8 @@ class Worker:
     def _truth(self, shard: Shard) -> pa.Table | None:
         """Return the shard's truth; an object of a class that the model does not know raises UserError."""
         truth, model = self._source.truth(shard), getattr(self.model, "classes", None)
-        if truth is not None and self._matches and isinstance(model, ModelClasses):
-            require_occurring(model, classes_of(truth.schema), object_labels(truth), self._aliases)
+        if truth is not None and self._judged_by and isinstance(model, ModelClasses):
+            self._judged_by.require_known(truth, model, self._aliases)
         return truth
 
     def window_rows(
