@@ -126,7 +126,7 @@ def steady_rate(footers: Iterable[Mapping[str, Any]]) -> float | None:
 
 
 class Feed:
-    """The shards of a asked: ``first`` images each, then as many as keep a worker busy for `PART_S`.
+    """The shards of a run: ``first`` images each, then as many as keep a worker busy for `PART_S`.
 
     None has more than ``most``. Where ``ends`` is false, there are shards for `RUN_S` from the first
     one that is finished.
