@@ -209,7 +209,7 @@ Decoder = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Where and how a model runs; settled before the first shard.
+    """Where and how a model runs; decided before the first shard.
 
     ``device`` is a torch device string (``cpu``, ``cuda``, ``mps``); ``threads`` is the number
     of CPU threads that the forward pass may use; ``batch`` the number of inputs that nearly every

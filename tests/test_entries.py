@@ -124,7 +124,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
             for name, value in (("_brought", None), ("_loaded", {}), ("_failed", {})):
                 monkeypatch.setattr(one, name, value)
         registry._tasks.cache_clear()
-        entries._tell.cache_clear()
+        entries._say_once.cache_clear()
 
     yield install
     registry._tasks.cache_clear()

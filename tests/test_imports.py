@@ -11,23 +11,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = """
     cli.models images.decode images.inspect images.nvjpeg inference.autotune.agreement
-    inference.autotune.measure inference.bench.alone inference.bench.command inference.bench.stages
-    inference.bench.summary inference.worker.devices inference.worker.predictor inference.worker.readahead
-    inference.worker.settings inference.worker.timings inference.worker.transfer inference.worker.worker
-    models.architectures.darknet models.architectures.darknet_models models.architectures.suppression
-    models.building models.catalogue models.choice models.depth models.detector models.detector_heads
-    models.detectors models.heads models.libraries.keras_layers models.libraries.keras_models
-    models.libraries.timm_models models.libraries.torchvision_detectors models.libraries.torchvision_models
-    models.network models.onnx models.onnx.choice models.onnx.classifier models.onnx.detector
-    models.onnx.detr models.onnx.engines models.onnx.module models.onnx.torchvision_export models.onnx.yolo
-    models.preprocessing models.published models.resizing models.runtime.backends models.runtime.fusion
-    models.runtime.parts models.runtime.structure models.trained report.collection tasks.recipes.augment
-    tasks.recipes.blocks tasks.recipes.classification tasks.recipes.detection training.checkpoints
-    training.data.decoded_cache training.data.loader training.distributed training.lesson training.loop
-    training.optimizers training.worker
+    inference.autotune.measure inference.bench.alone inference.bench.command inference.worker.devices
+    inference.worker.predictor inference.worker.readahead inference.worker.settings inference.worker.timings
+    inference.worker.transfer inference.worker.worker models.architectures.darknet
+    models.architectures.darknet_models models.architectures.suppression models.building models.catalogue
+    models.choice models.depth models.detector models.detector_heads models.detectors models.heads
+    models.libraries.keras_layers models.libraries.keras_models models.libraries.timm_models
+    models.libraries.torchvision_detectors models.libraries.torchvision_models models.network models.onnx
+    models.onnx.choice models.onnx.classifier models.onnx.detector models.onnx.detr models.onnx.engines
+    models.onnx.module models.onnx.torchvision_export models.onnx.yolo models.preprocessing models.published
+    models.resizing models.runtime.backends models.runtime.fusion models.runtime.parts
+    models.runtime.structure models.trained report.collection tasks.recipes.augment tasks.recipes.blocks
+    tasks.recipes.classification tasks.recipes.detection training.checkpoints training.data.decoded_cache
+    training.data.loader training.distributed training.lesson training.loop training.optimizers
+    training.worker
 """
 RAY = """
-    cluster.session inference.driver.actors inference.driver.scheduler training.driver training.study.sweep
+    cluster.session inference.driver.ray_workers training.driver training.study.sweep
 """
 READERS = """
     launch results inference.run evaluation evaluation.comparison.page report.page sources.describe

@@ -27,6 +27,7 @@ from cnnbatch.job import (
     parse_job,
     to_yaml,
 )
+from cnnbatch.sources.formats import FORMATS
 
 GOOD = """\
 # A job.
@@ -625,3 +626,12 @@ def test_the_schema_completes_every_task() -> None:
 def test_nearest() -> None:
     assert nearest("Modle", ["model", "weights"]) == "model"
     assert nearest("colour", ["model", "weights"]) is None
+
+
+def test_formats_of_other_packages_are_in_the_schema_and_proposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS, "plates", FORMATS["list"])
+    (sections,) = [one for name, one in job_schema()["$defs"].items() if name == "Input"]
+    (section,) = [one for one in sections["anyOf"] if "properties" in one]
+    assert section["properties"]["format"]["enum"] == ["auto", *FORMATS]
+    (line,) = mistakes(GOOD.replace("input: photos", "input: {url: photos, format: plats}"))
+    assert line.endswith('or plates, got "plats"; did you mean plates?')

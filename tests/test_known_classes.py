@@ -379,32 +379,29 @@ def test_nothing_is_added_to_an_output_of_an_earlier_version(boxes: Path, tmp_pa
         run(spec.model_copy(update={"input": spec.input.model_copy(update={"limit": 2})}), QUIET)
 
 
-def test_where_pictures_lie_is_asked_of_nodes_and_not_what_the_input_is_called(
-    boxes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_pictures_lie_is_asked_of_nodes_and_not_what_the_input_is_called(boxes: Path) -> None:
     from cnnbatch.cluster.nodes import Node
-    from cnnbatch.inference.driver import scheduler as pool
-    from cnnbatch.inference.messages import Order
+    from cnnbatch.inference.autotune.store import SettingsStore
+    from cnnbatch.inference.driver.scheduler import Scheduler
+    from cnnbatch.inference.messages import LoadOrder
     from cnnbatch.output.folder import Output
 
     asked: list[list[str]] = []
 
-    class Remote:
-        def options(self, **_: Any) -> Remote:
-            return self
+    class Pool:
+        def nodes(self) -> list[Node]:
+            return [Node("a", "one", 1, 0), Node("b", "two", 1, 0)]
 
-        def remote(self, paths: list[str]) -> list[str]:
-            asked.append(paths)
-            return []
+        def call_on(self, nodes: list[str], function: Any, paths: list[str]) -> dict[str, list[str]]:
+            asked.extend(paths for _ in nodes)
+            return {node: [] for node in nodes}
 
-    monkeypatch.setattr("ray.remote", lambda _: Remote())
-    monkeypatch.setattr("ray.get", lambda call, timeout: call)
-    monkeypatch.setattr(pool, "_at", lambda node: None)
+    pool: Any = Pool()
     spec = classifying(Path(f"{boxes}#objects"), boxes.parent / "kinds")
     found = source(f"{boxes}#objects")
     (shard,) = cut(found.refs(), lambda index: 100)
-    made = object.__new__(pool.Pool)
-    made._order = Order(spec, found, Output(str(boxes.parent / "kinds"), Storage()), False, None)
-    made._nodes = [Node("a", "one", 1, 0), Node("b", "two", 1, 0)]
+    output = Output(str(boxes.parent / "kinds"), Storage())
+    order = LoadOrder(spec, found, output, False, None)
+    made = Scheduler(pool, order, SettingsStore(spec, output), print)
     made._require_shared_paths(shard)
     assert asked == [[str(boxes.parent / "kinds" / "_job"), str(boxes.parent)]] * 2

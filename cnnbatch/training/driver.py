@@ -196,7 +196,7 @@ def _worker(config: dict[str, Any]) -> None:
     from ray.train import get_context
     from ray.train.torch import get_device
 
-    from cnnbatch.inference.worker import devices
+    from cnnbatch.inference.worker import devices, malloc
     from cnnbatch.training.distributed import Team
     from cnnbatch.training.worker import work
 
@@ -204,7 +204,7 @@ def _worker(config: dict[str, Any]) -> None:
     context, compute = get_context(), order.job.compute
     os.environ["LOCAL_WORLD_SIZE"] = str(context.get_local_world_size())
     threads = 1 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
-    devices.keep_freed_memory()
+    malloc.keep_freed_memory()
     team = Team(context.get_world_rank(), context.get_world_size())
     found = devices.find_device(compute.device)
     device = (

@@ -14,7 +14,7 @@ from random import Random
 import torch
 
 from cnnbatch.inference.worker.journal import Journal
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, Reading
+from cnnbatch.inference.worker.readahead import DecodeOptions, Item, ReadAhead, ReadRequest
 from cnnbatch.tasks.recipes.recipe import Example, Recipe
 from cnnbatch.training.data import shuffle
 from cnnbatch.training.data.decoded_cache import Pictures
@@ -69,7 +69,9 @@ class Loader:
         os.close(handle)
         self._journal = Path(name)
         journal = Journal(self._journal)
-        self._ahead = ReadAhead(self._pictures, self._inputs, journal, threads, window, overlap)
+        self._ahead = ReadAhead(
+            self._pictures, self._inputs, journal, DecodeOptions(threads, window, overlap)
+        )
 
     def close(self) -> None:
         """End its threads."""
@@ -105,7 +107,7 @@ class Loader:
         shard = self.refs.shard(places)
         table = self._pictures.truth(shard)
         truth = None if table is None else table.to_pylist()
-        with self._ahead.windows(Reading(shard, range(len(places)), {}, truth)) as windows:
+        with self._ahead.windows(ReadRequest(shard, range(len(places)), {}, truth)) as windows:
             items = _flat(windows)
             for one in steps:
                 yield list(self._good([next(items) for _ in range(len(one))]))

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnbatch.job import Trial
+from cnnbatch.job import StudyTrial
 from cnnbatch.metrics.intervals import wilson
 from cnnbatch.models.trained_files import read_model
 from cnnbatch.output.evaluation import read_evaluation
@@ -25,7 +25,7 @@ TEST_NAMES = {"accuracy": "top1", "macro_accuracy": "recall_macro"}
 """What the test calls a number of the validation, where it calls it otherwise."""
 
 
-def record(trial: Trial, output: Output) -> Row:
+def record(trial: StudyTrial, output: Output) -> Row:
     """Return what a finished trial came to: what it is, what it chose, and its numbers with intervals."""
     about = read_model(output.uri, output.storage) or {}
     evaluation = read_evaluation(output.uri, output.storage)
@@ -55,12 +55,12 @@ def record(trial: Trial, output: Output) -> Row:
     }
 
 
-def failure(trial: Trial, words: str) -> Row:
+def failure(trial: StudyTrial, words: str) -> Row:
     """Return the record of a trial that can't be trained."""
     return {**identity(trial), "validation": {}, "test": {}, "error": words}
 
 
-def identity(trial: Trial) -> dict[str, Any]:
+def identity(trial: StudyTrial) -> dict[str, Any]:
     """Return which trial it is."""
     return {
         "name": trial.name,

@@ -17,7 +17,7 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import duration
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.run import RunOptions, Summary, places
-from cnnbatch.job import StudyJob, Trial, in_force, to_yaml, trials_of
+from cnnbatch.job import StudyJob, StudyTrial, in_force, to_yaml, trials_of
 from cnnbatch.output import lock, ownership
 from cnnbatch.output.folder import Output, differences
 from cnnbatch.sources import datasets, open_source
@@ -92,7 +92,7 @@ class _Running:
         return found
 
 
-def require_data(trials: Sequence[Trial]) -> None:
+def require_data(trials: Sequence[StudyTrial]) -> None:
     """Insist on the images of all trials before the first is trained; a UserError has all that lack."""
     lacking: dict[str, str] = {}
     for trial in trials:
@@ -106,7 +106,7 @@ def require_data(trials: Sequence[Trial]) -> None:
         raise UserError("\n".join(["nothing was trained: the study lacks images", *lacking.values()]))
 
 
-def begin(job: StudyJob, trials: Sequence[Trial], output: Output, note: Callable[[str], None]) -> None:
+def begin(job: StudyJob, trials: Sequence[StudyTrial], output: Output, note: Callable[[str], None]) -> None:
     """Record that ``output`` is begun for ``job``; what another one left there without a result is discarded.
 
     Where a training has a result, the study may only have other trials than it had: raises UserError where
@@ -137,7 +137,7 @@ def _require_images(chosen: Input) -> None:
         raise UserError(f"input: there is no image in {chosen.url}\n  what to do: look at the address")
 
 
-def require_weights(trials: Sequence[Trial]) -> None:
+def require_weights(trials: Sequence[StudyTrial]) -> None:
     """Insist on the networks that trials begin with before the first is trained; from scratch needs none.
 
     Raises UserError and EnvironmentFault.
@@ -152,13 +152,13 @@ def require_weights(trials: Sequence[Trial]) -> None:
             raise UserError(f"nothing was trained: {error}") from error
 
 
-def _known(trials: Sequence[Trial], output: Output) -> dict[str, Row]:
+def _known(trials: Sequence[StudyTrial], output: Output) -> dict[str, Row]:
     """Return the records of the trials that are finished, by their names."""
     records = {trial.name: output.decided(f"trials/{trial.name}") for trial in trials}
     return {name: record for name, record in records.items() if record is not None}
 
 
-def _trained(running: _Running, trials: Sequence[Trial], note: Callable[[str], object]) -> Iterator[Row]:
+def _trained(running: _Running, trials: Sequence[StudyTrial], note: Callable[[str], object]) -> Iterator[Row]:
     """Train trials and yield their records, one after the other or side by side on Ray."""
     study = running.job.study
     if trials and (study.search or study.side_by_side) and running.job.compute.pool != "inline":
@@ -170,7 +170,7 @@ def _trained(running: _Running, trials: Sequence[Trial], note: Callable[[str], o
         yield finish(trial, running.output, forgive=bool(study.search))
 
 
-def _begins(trials: Sequence[Trial], known: dict[str, Row]) -> str:
+def _begins(trials: Sequence[StudyTrial], known: dict[str, Row]) -> str:
     done = f", {len(known):,} of them finished before" if known else ""
     return f"{len(trials):,} trainings{done}"
 

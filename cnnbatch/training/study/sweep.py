@@ -20,7 +20,7 @@ from ray import tune
 from cnnbatch.cluster import session
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.job import Trial
+from cnnbatch.job import StudyTrial
 from cnnbatch.output.folder import Output
 from cnnbatch.training.study.record import Row
 
@@ -28,7 +28,9 @@ POLL_S = 0.5
 ANSWER_S = 60.0
 
 
-def side_by_side(trials: Sequence[Trial], output: Output, note: Callable[[str], object]) -> Iterator[Row]:
+def side_by_side(
+    trials: Sequence[StudyTrial], output: Output, note: Callable[[str], object]
+) -> Iterator[Row]:
     """Train trials and yield each record when it is over; one that can't be trained has its error.
 
     ``note`` is told which Ray does it.
@@ -40,7 +42,7 @@ def side_by_side(trials: Sequence[Trial], output: Output, note: Callable[[str], 
         yield from _side_by_side(trials, output)
 
 
-def _side_by_side(trials: Sequence[Trial], output: Output) -> Iterator[Row]:
+def _side_by_side(trials: Sequence[StudyTrial], output: Output) -> Iterator[Row]:
     slot, inside = slot_for(trials[0].job.compute)
     placed = {trial.name: _inside(trial, inside) for trial in trials}
     news: Any = ray.remote(_News).options(num_cpus=0).remote()
@@ -68,14 +70,16 @@ def slot_for(compute: Compute) -> tuple[dict[str, float], dict[str, Any]]:
     return slot, {"pool": "inline", "cpus_per_worker": cpus}
 
 
-def _inside(trial: Trial, changes: dict[str, Any]) -> Trial:
+def _inside(trial: StudyTrial, changes: dict[str, Any]) -> StudyTrial:
     """Return a trial that is trained within one process."""
     compute = trial.job.compute.model_copy(update=changes)
     job = trial.job.model_copy(update={"compute": compute})
-    return Trial(trial.name, trial.case, trial.settings, trial.run, job)
+    return StudyTrial(trial.name, trial.case, trial.settings, trial.run, job)
 
 
-def _train(config: dict[str, Any], trials: dict[str, Trial], output: Output, news: Any) -> dict[str, Any]:
+def _train(
+    config: dict[str, Any], trials: dict[str, StudyTrial], output: Output, news: Any
+) -> dict[str, Any]:
     """Train one trial as Tune's function, and tell of its record."""
     from cnnbatch.training.study.trial import finish
 

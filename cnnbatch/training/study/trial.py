@@ -6,18 +6,18 @@ import time
 
 from cnnbatch.errors import UserError
 from cnnbatch.inference.run import RunOptions
-from cnnbatch.job import Trial
+from cnnbatch.job import StudyTrial
 from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage, normalize
 from cnnbatch.training.run import train
 from cnnbatch.training.study.record import Row, failure, record
 
 
-def _output(trial: Trial) -> Output:
+def _output(trial: StudyTrial) -> Output:
     return Output(normalize(trial.job.output.url), Storage(trial.job.output.storage))
 
 
-def finish(trial: Trial, output: Output, forgive: bool) -> Row:
+def finish(trial: StudyTrial, output: Output, forgive: bool) -> Row:
     """Train a trial to its end and keep its record; to ``forgive`` is to go on without one that can't be."""
     started = time.monotonic()
     try:
