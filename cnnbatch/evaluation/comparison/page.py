@@ -9,24 +9,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pyarrow.compute as pc
 
 from cnnbatch.evaluation.comparison.summary import agreement, cells, changed, score
 from cnnbatch.humanize import number
 from cnnbatch.report.facts import Fact
-from cnnbatch.report.marked import marked
-from cnnbatch.report.page import PICTURE_SIDE, SHOWN
-from cnnbatch.report.pictures import Picture, Seen, Viewer, hurried, seen
-from cnnbatch.report.tally import Place, fetch
+from cnnbatch.report.page import PICTURE_SIDE, shown_columns
+from cnnbatch.report.pictures import Picture, viewer_of
+from cnnbatch.report.prediction import Prediction, drawn, prediction_of
+from cnnbatch.report.tally import RankedRow, fetch
 from cnnbatch.report.template import template
-from cnnbatch.sources import source_of
 from cnnbatch.storage import redact
 
 if TYPE_CHECKING:
     from cnnbatch.evaluation.comparison import Comparison
     from cnnbatch.evaluation.comparison.pairing import Side
-    from cnnbatch.output.reader import Reader
 
 PICTURES = 24
 MOST_FAILED = 6
@@ -41,7 +38,7 @@ class Pair(NamedTuple):
 
     key: str
     pictures: Sequence[Picture]
-    sides: tuple[tuple[str, Seen], tuple[str, Seen]]
+    sides: tuple[tuple[str, Prediction], tuple[str, Prediction]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,50 +79,37 @@ def pairs(found: Comparison) -> list[Pair]:
     some = listed.filter(failed).slice(0, MOST_FAILED)
     rows = [*some.to_pylist(), *listed.filter(pc.invert(failed)).slice(0, PICTURES - len(some)).to_pylist()]
     least = found.options.score_threshold
-    sides = [list(_seen(found.a, rows, "a", least)), list(_seen(found.b, rows, "b", least))]
-    plain = [[replace(one, objects=None) for one in some] for some in sides]
-    pictures = _viewer(found.a.result).pictures(plain[0], PICTURE_SIDE)
-    other = _viewer(found.b.result)
+    sides = [list(_predictions(found.a, rows, "a", least)), list(_predictions(found.b, rows, "b", least))]
+    pictures = viewer_of(found.a.result).pictures(sides[0], PICTURE_SIDE, draw=False)
+    other = viewer_of(found.b.result)
     for place, picture in enumerate(pictures):
         if picture.image is None:
-            pictures[place] = other.picture(plain[1][place], PICTURE_SIDE)
+            pictures[place] = other.picture(sides[1][place], PICTURE_SIDE, draw=False)
     return [
         _pair(picture, a, b, found.what) for picture, a, b in zip(pictures, sides[0], sides[1], strict=True)
     ]
 
 
-def _pair(picture: Picture, a: Seen, b: Seen, what: str) -> Pair:
-    drawn = [_drawn(picture, one) for one in ((a, b) if what == "objects" and picture.image else (a,))]
-    return Pair(a.key, drawn, (("A", a), ("B", b)))
+def _pair(picture: Picture, a: Prediction, b: Prediction, what: str) -> Pair:
+    pictures = [_drawn(picture, one) for one in ((a, b) if what == "objects" and picture.image else (a,))]
+    return Pair(a.key, pictures, (("A", a), ("B", b)))
 
 
-def _drawn(picture: Picture, one: Seen) -> Picture:
+def _drawn(picture: Picture, one: Prediction) -> Picture:
     """Return the picture with what one output has found."""
-    if picture.image is None or not one.size or not one.objects:
-        return replace(picture, seen=one)
-    return Picture(one, marked(picture.image.copy(), one.size[::-1], one.objects))
+    image = None if picture.image is None else drawn(picture.image.copy(), one)
+    return replace(picture, prediction=one, image=image)
 
 
-def _seen(side: Side, rows: Sequence[Mapping[str, Any]], name: str, least: float) -> Iterator[Seen]:
+def _predictions(
+    side: Side, rows: Sequence[Mapping[str, Any]], name: str, least: float
+) -> Iterator[Prediction]:
     """Yield what an output says of each image, with the objects that the comparison counts."""
     parts = list(side.parts)
-    places = [Place(0.0, 0, parts.index(row[f"part_{name}"]), row[f"row_{name}"]) for row in rows]
-    columns = [column for column in SHOWN if column in side.result.schema.names]
+    places = [RankedRow(0.0, 0, parts.index(row[f"part_{name}"]), row[f"row_{name}"]) for row in rows]
+    columns = shown_columns(side.result.schema.names)
     for place, row in zip(places, fetch(side.result, places, columns), strict=True):
-        one = seen(row, side.result.refs(place.part, [place.row])[0])
-        if one.objects is not None:
-            counted = [each for each in row["objects"] if _counts(each["score"], least)]
-            one = replace(one, objects=tuple(counted))
-        yield one
-
-
-def _counts(score: float | None, least: float) -> bool:
-    return score is None or bool(np.float32(score) >= np.float32(least))
-
-
-def _viewer(result: Reader) -> Viewer:
-    storage = hurried(result.input_storage().options)
-    return Viewer(storage, source_of(result, storage))
+        yield prediction_of(row, side.result.refs(place.part, [place.row])[0], least=least)
 
 
 def _names(found: Comparison) -> list[str]:
