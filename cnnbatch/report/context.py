@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from cnnbatch.errors import UserError
 from cnnbatch.output.evaluation import Evaluation, read_evaluation
 from cnnbatch.output.folder import Output
-from cnnbatch.output.reader import Reader
+from cnnbatch.output.reader import Reader, rows_at
 from cnnbatch.report.answers import answer_report, answers_among
 from cnnbatch.report.answers.entry import AnswerReport
 from cnnbatch.report.prediction import Truth
@@ -96,7 +96,8 @@ class ReportContext:
         def read(file: pq.ParquetFile) -> list[Truth | None]:
             names, kind = self._names(file.schema_arrow), _kind_of(file)
             hidden = self._hidden(kind)
-            return [_truth(row, kind, names, hidden) for row in take(file, rows)]
+            found = rows_at(file, rows)
+            return [_truth(found.get(row, {}), kind, names, hidden) for row in rows]
 
         return self._read(self._truth(shard), read) or [None] * len(rows)
 
@@ -133,19 +134,6 @@ class ReportContext:
 
 def _has(file: pq.ParquetFile, columns: Sequence[str]) -> bool:
     return set(columns) <= set(file.schema_arrow.names)
-
-
-def take(file: pq.ParquetFile, rows: Sequence[int]) -> list[dict[str, Any]]:
-    """Return single rows of a file, in the order asked; reads only their row groups."""
-    found: dict[int, dict[str, Any]] = {}
-    start = 0
-    for group in range(file.num_row_groups):
-        end = start + file.metadata.row_group(group).num_rows
-        if inside := [row for row in rows if start <= row < end]:
-            table = file.read_row_group(group).take([row - start for row in inside])
-            found |= zip(inside, table.to_pylist(), strict=True)
-        start = end
-    return [found.get(row, {}) for row in rows]
 
 
 def _kind_of(file: pq.ParquetFile) -> str | None:
