@@ -90,7 +90,7 @@ class Failure:
     message: str
 
 
-class Picture(Protocol):
+class Decodable(Protocol):
     """What a source reads where that is no image file: raw pixels, or a part of another picture."""
 
     @property
@@ -103,7 +103,7 @@ class Picture(Protocol):
         """Return what `cnnbatch.images.decode.decode` returns for a file, and raise as it does."""
 
 
-Content = bytes | Picture
+Content = bytes | Decodable
 """What a reader gives of one image: a whole image file, or a picture that decodes itself."""
 
 

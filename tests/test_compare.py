@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
 from cnnbatch import truth
 from cnnbatch.cli.app import app
+from cnnbatch.config import entries
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
-from cnnbatch.evaluation.comparison import Comparison, Options, boxes, compare
+from cnnbatch.evaluation.comparison import CompareOptions, Comparison, boxes, compare
 from cnnbatch.evaluation.comparison.agreement import Largest
-from cnnbatch.evaluation.comparison.differences import Difference, Outcomes, difference, newcombe, paired
+from cnnbatch.evaluation.comparison.differences import (
+    MetricDifference,
+    PairedOutcomes,
+    difference,
+    newcombe,
+    paired,
+    read_images,
+)
 from cnnbatch.evaluation.comparison.gates import broken, read_gates
+from cnnbatch.evaluation.comparison.measure import ImageScore, Measure, floats
+from cnnbatch.evaluation.comparison.measures import MEASURES
+from cnnbatch.evaluation.comparison.page import save
 from cnnbatch.evaluation.comparison.pairing import Joined
 from cnnbatch.evaluation.comparison.summary import to_json
 from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import poisson_weights, wilson
+from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.storage import Storage
 from cnnbatch.truth import Class
 from tests import judged
@@ -112,7 +126,7 @@ def write_truth(folder: Path, index: int, labels: Sequence[str | None]) -> None:
 
 
 def compared(a: Path, b: Path, **options: Any) -> Comparison:
-    return compare(str(a), str(b), Options(**options))
+    return compare(str(a), str(b), CompareOptions(**options))
 
 
 def run(*arguments: str | Path) -> Any:
@@ -392,13 +406,13 @@ def test_a_paired_interval_is_that_of_the_replicates() -> None:
 
 def test_the_interval_of_paired_shares_is_newcombe_s() -> None:
     """His method 10 gives 0.0569 to 0.3404 for (36, 12, 2, 0), of the first share less the second."""
-    low, high = newcombe(Outcomes(36, 2, 12, 0))
+    low, high = newcombe(PairedOutcomes(36, 2, 12, 0))
     assert (low, high) == pytest.approx((0.0569, 0.3404), abs=5e-5)
-    assert newcombe(Outcomes(0, 0, 0, 0)) == (None, None)
+    assert newcombe(PairedOutcomes(0, 0, 0, 0)) == (None, None)
     random = np.random.default_rng(0)
     shares, covered = np.array([0.6, 0.06, 0.12, 0.22]), 0
     for table in random.multinomial(150, shares, 1500):
-        low, high = newcombe(Outcomes(*table.tolist()))
+        low, high = newcombe(PairedOutcomes(*table.tolist()))
         assert low is not None
         assert high is not None
         covered += low <= shares[2] - shares[1] <= high
@@ -420,7 +434,7 @@ def test_classification_by_its_truth(tmp_path: Path) -> None:
     assert found.metrics is not None
     top1 = found.metrics["top1"]
     assert top1.value == pytest.approx((pairs[False, True] - pairs[True, False]) / 300)
-    assert (top1.low, top1.high) == newcombe(Outcomes(*(pairs[one] for one in order)))
+    assert (top1.low, top1.high) == newcombe(PairedOutcomes(*(pairs[one] for one in order)))
     assert found.changes is not None
     assert (found.changes.better, found.changes.worse) == (pairs[False, True], pairs[True, False])
     best = found.changes.most_better.to_pylist()[0]
@@ -455,6 +469,82 @@ def test_the_truth_of_the_last_evaluation_counts(two: tuple[Path, Path], tmp_pat
     for folder in copies:
         (folder / "evaluation.json").write_text('{"truth": "s3://elsewhere/evaluation/truth"}')
     assert compared(*copies).metrics == before
+
+
+# ---- a kind of answer that a package brings ------------------------------------------------------
+
+
+class NumberMeasure(Measure):
+    """One number an image: the share of images whose numbers differ by at most 0.5."""
+
+    columns = {"number": pa.float64()}
+    image_scores = (ImageScore("error", less_is_better=True),)
+
+    def add(self, a: pa.RecordBatch, b: pa.RecordBatch, failed: NDArray[np.bool_]) -> pa.Table:
+        first, second = floats(a["number"]), floats(b["number"])
+        apart = np.abs(first - second)
+        differs = ~(apart <= 0.5)
+        self.count_images(differs, failed)
+        numbers = {"number_a": a["number"], "number_b": b["number"]}
+        return pa.table({"differs": differs, "weight": np.nan_to_num(apart), **numbers})
+
+
+@pytest.fixture
+def with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an installed package bring `NumberMeasure`."""
+    point = EntryPoint("comparison.number", f"{__name__}:NumberMeasure", entries.GROUP)
+    monkeypatch.setattr(entries, "_all", lambda: (point,))
+    monkeypatch.setattr(MEASURES, "_brought", None)
+    monkeypatch.setattr(MEASURES, "_loaded", {})
+
+
+def numbered(folder: Path, numbers: Sequence[float | None]) -> Path:
+    """Write an output with one number an image; an image without one failed."""
+    schema = pa.schema([*ENGINE_COLUMNS, ("number", pa.float64())])
+    rows = [
+        bad(f"{place}.png", "empty", "made so")
+        if number is None
+        else {"key": f"{place}.png", "uri": f"/{place}.png", "vanished": False, "number": number}
+        for place, number in enumerate(numbers)
+    ]
+    write_job(folder)
+    write_part(folder, 0, rows, schema=schema)
+    return folder
+
+
+@pytest.mark.usefixtures("with_numbers")
+def test_a_kind_that_a_package_brings_is_compared(tmp_path: Path) -> None:
+    a = numbered(tmp_path / "a", [1.0, 2.0, 3.0, None, None])
+    b = numbered(tmp_path / "b", [1.4, 2.75, 7.5, 4.0, None])
+    result = run(a, b, "--to", tmp_path / "to")
+    assert result.exit_code == 0, result.stderr
+    assert "Agreement 0.2500" in result.stdout
+    assert "1 of 4 images are alike" in result.stdout
+    found = json.loads((tmp_path / "to" / "comparison.json").read_text())
+    assert (found["compared"], found["counts"]) == ("number", {"compared": 4, "equal": 1})
+    assert (found["iou"], found["classes"], found["metrics"]) == (None, [], None)
+    listed = pq.read_table(tmp_path / "to" / "disagreements.parquet").to_pylist()
+    assert [(row["key"], row["number_a"], row["number_b"]) for row in listed] == [
+        ("3.png", None, 4.0),
+        ("2.png", 3.0, 7.5),
+        ("1.png", 2.0, 2.75),
+    ]
+    html = (tmp_path / "to" / "comparison.html").read_text()
+    assert "<dd>7.5</dd>" in html
+    assert "<dd>empty: made so</dd>" in html
+    assert ">Agreement</h2>" in html
+
+
+def test_an_image_gets_better_where_less_is_better(tmp_path: Path) -> None:
+    for name, errors in (("a", [0.5, 0.1, 0.3]), ("b", [0.2, 0.4, 0.3])):
+        pq.write_table(pa.table({"key": ["x", "y", "z"], "error": errors}), tmp_path / name)
+    measure = NumberMeasure("number", CompareOptions())
+    images = read_images(tmp_path / "a", tmp_path / "b", measure)
+    assert images is not None
+    changes = images.changes()
+    assert changes is not None
+    assert (changes.by, changes.better, changes.worse, changes.same) == ("error", 1, 1, 1)
+    assert changes.most_better.to_pylist() == [{"key": "x", "a": 0.5, "b": 0.2, "weight": 0.3}]
 
 
 # ---- notes and mistakes -------------------------------------------------------------------------
@@ -494,7 +584,7 @@ def test_outputs_that_can_t_be_compared_are_refused(two: tuple[Path, Path], tmp_
         compared(labels, tmp_path / "nothing")
     for options, words in (({"iou": 0}, "--iou"), ({"score_threshold": 1.5}, "--score-threshold")):
         with pytest.raises(UserError, match=words):
-            Options(**options)
+            CompareOptions(**options)
     result = run(labels, tmp_path / "others", "--iou", "1.5")
     assert result.exit_code == 2
     assert "--iou: expected a number above 0 and at most 1, got 1.5" in result.stderr
@@ -509,7 +599,7 @@ def test_gates_break_by_what_was_observed(two: tuple[Path, Path], both: Comparis
     assert shift is not None
     assert agreed is not None
     gates = read_gates([f"AP50={shift}", f"agreement={agreed}"])
-    assert replace(both, options=Options(gates=gates)).broken() == []
+    assert replace(both, options=CompareOptions(gates=gates)).broken() == []
     result = run(*two, "--fail-under", f"AP50={shift + 0.001}", "--fail-under", f"agreement={agreed - 0.1}")
     assert result.exit_code == 1
     assert result.stderr == f"failed: B - A of AP50 is {shift:.4f}, below {shift + 0.001:g}\n"
@@ -523,11 +613,11 @@ def test_a_gate_of_the_agreement_needs_no_truth(untold: tuple[Path, Path], both:
 
 
 def test_a_gate_of_what_is_better_when_lower_bounds_its_rise() -> None:
-    worse = {"log_loss": Difference(Value(0.5), Value(0.7), 0.2, None, None)}
+    worse = {"log_loss": MetricDifference(Value(0.5), Value(0.7), 0.2, None, None)}
     gates = read_gates(["log_loss=-0.1"])
     said = "failed: A - B of log_loss is -0.2000, below -0.1"
     assert list(broken(gates, Value(1.0), worse)) == [said]
-    better = {"log_loss": Difference(Value(0.7), Value(0.5), -0.2, None, None)}
+    better = {"log_loss": MetricDifference(Value(0.7), Value(0.5), -0.2, None, None)}
     assert not list(broken(gates, Value(1.0), better))
 
 
@@ -540,7 +630,7 @@ def test_a_gate_is_not_broken_by_a_rounding(tmp_path: Path) -> None:
     a, b = classified(tmp_path / "a", rows, 100, labels), classified(tmp_path / "b", worse, 100, labels)
     found = compared(a, b)
     for text, count in (("top1=-0.01", 0), ("top1=-0.0099", 1)):
-        assert len(replace(found, options=Options(gates=read_gates([text]))).broken()) == count
+        assert len(replace(found, options=CompareOptions(gates=read_gates([text]))).broken()) == count
 
 
 def test_mistakes_in_gates_are_told(both: Comparison, tmp_path: Path) -> None:
@@ -548,7 +638,7 @@ def test_mistakes_in_gates_are_told(both: Comparison, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"expected METRIC=NUMBER, as in AP=-0.01 or agreement=0.98; got"):
             read_gates([text])
     with pytest.raises(UserError, match="there is no metric 'ap5'; did you mean AP"):
-        replace(both, options=Options(gates=read_gates(["ap5=0"]))).broken()
+        replace(both, options=CompareOptions(gates=read_gates(["ap5=0"]))).broken()
     labels = classified(tmp_path / "labels", guesses(10, 1), 10)
     result = run(labels, labels, "--fail-under", "top1=0")
     assert result.exit_code == 2
@@ -602,7 +692,7 @@ def test_the_page_has_pictures_and_asks_for_nothing(data: Row, tmp_path: Path) -
         uris = pa.array([str(picture)] * table.num_rows)
         pq.write_table(table.set_column(table.schema.get_field_index("uri"), "uri", uris), path)
     shutil.rmtree(a / "_job" / "truth")
-    compared(a, b).save(str(tmp_path / "to"), Storage())
+    save(compared(a, b), str(tmp_path / "to"), Storage())
     html = (tmp_path / "to" / "comparison.html").read_text()
     assert html.count("<img ") == html.count('src="data:image/jpeg;base64,') == 48
     assert html.count("<figure>") == 24
@@ -617,7 +707,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     b = classified(
         tmp_path / "b", [good(HOSTILE, picture, [("cat", 0.9)]), good("b", picture, [("cat", 1.0)])], 2
     )
-    compared(a, b).save(str(tmp_path / "to"), Storage())
+    save(compared(a, b), str(tmp_path / "to"), Storage())
     html = (tmp_path / "to" / "comparison.html").read_text()
     assert "<script" not in html
     assert "{{ 7 * 7 }}" in html
@@ -631,8 +721,8 @@ def test_from_bucket_to_bucket(bucket: Bucket, two: tuple[Path, Path], both: Com
                 key = f"{folder.name}/{path.relative_to(folder)}"
                 bucket.client.put_object(Bucket=bucket.name, Key=key, Body=path.read_bytes())
     storage = Storage(bucket.options)
-    found = compare(f"{bucket.url}/a", f"{bucket.url}/b", Options(), storage)
-    found.save(f"{bucket.url}/to", storage)
+    found = compare(f"{bucket.url}/a", f"{bucket.url}/b", CompareOptions(), storage)
+    save(found, f"{bucket.url}/to", storage)
     here = json.loads(to_json(both))
     there = json.loads(storage.read(f"{bucket.url}/to/comparison.json"))
     assert {**there, "a": "", "b": ""} == {**here, "a": "", "b": ""}
@@ -641,8 +731,9 @@ def test_from_bucket_to_bucket(bucket: Bucket, two: tuple[Path, Path], both: Com
 def test_neither_torch_nor_ray_is_imported(two: tuple[Path, Path], tmp_path: Path) -> None:
     code = (
         "import sys; from cnnbatch.evaluation.comparison import compare;"
+        "from cnnbatch.evaluation.comparison.page import save;"
         "from cnnbatch.storage import Storage;"
-        "found = compare(*sys.argv[1:3]); assert found.metrics; found.save(sys.argv[3], Storage());"
+        "found = compare(*sys.argv[1:3]); assert found.metrics; save(found, sys.argv[3], Storage());"
         "heavy = {'torch', 'torchvision', 'timm', 'ray'} & set(sys.modules);"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

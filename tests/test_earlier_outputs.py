@@ -140,3 +140,57 @@ def test_an_unfinished_output_of_another_decoder_is_refused(
     with pytest.raises(UserError, match=r"the decoder's revision: the output has 1, this job has [2-9]"):
         again(output)
     assert len(list((output / "predictions").iterdir())) == 3
+
+
+def rewritten(part: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write a part with another footer."""
+    table = pq.read_table(part)
+    footer = json.loads((pq.read_metadata(part).metadata or {})[b"cnnbatch"])
+    change(footer)
+    with pq.ParquetWriter(part, table.schema.remove_metadata()) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"cnnbatch": json.dumps(footer)})
+
+
+def later_footer(output: Path) -> None:
+    """Give the parts footers of a shape that only a later version knows."""
+
+    def change(footer: dict[str, Any]) -> None:
+        footer["versions"]["cnnbatch"] = "99.1.0"
+        footer["receipts"] = [footer.pop("receipt")]
+
+    for part in (output / "predictions").iterdir():
+        rewritten(part, change)
+
+
+def later_records(output: Path) -> None:
+    """Give the job's records shapes that only a later version knows, and say its version."""
+    identity = output / "_job" / "identity.json"
+    identity.write_text(json.dumps({**json.loads(identity.read_text()), "cnnbatch": "99.1"}))
+    (output / "_job" / "classes.json").write_text('{"groups": []}')
+    (output / "_job" / "job.yaml").write_text("jobs: []")
+
+
+@pytest.mark.parametrize("later", [later_footer, later_records])
+def test_an_output_of_a_newer_version_is_refused(
+    copy: Copy, later: Callable[[Path], None], tmp_path: Path
+) -> None:
+    output, known = copy("map_with_truth"), copy("map")
+    later(output)
+    ways: dict[str, list[str | Path]] = {
+        "failed": [output],
+        "evaluate": [output],
+        "report": [output],
+        "compare": [known, output],
+        "export": [output, "--format", "csv", "--to", tmp_path / "rows.csv"],
+    }
+    for name, words in ways.items():
+        done = CliRunner().invoke(app, [name, *map(str, words)])
+        assert (done.exit_code, "was written by cnnbatch 99.1" in done.stderr) == (2, True), done.output
+        assert f"this is cnnbatch {cnnbatch.__version__}" in done.stderr
+        assert "what to do: install cnnbatch 99.1" in done.stderr
+    with pytest.raises(UserError, match=r"written by cnnbatch 99\.1"):
+        len(cnnbatch.open(output))
+    if later is later_records:  # The parts of another torch are refused before their footers are read.
+        with pytest.raises(UserError, match=r"written by cnnbatch 99\.1"):
+            again(output)

@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 import cnnbatch
 from cnnbatch.cli.app import app
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.output.export import FORMATS, Options, Summary, export
+from cnnbatch.output.export import FORMATS, ExportOptions, ExportSummary, export
 from cnnbatch.output.export.coco_ids import category_ids
 from cnnbatch.output.export.places import Tree, path_of, spool
 from cnnbatch.output.export.polygons import outline
@@ -114,8 +114,8 @@ def out(tmp_path: Path) -> Path:
     return output(tmp_path / "out", *PARTS)
 
 
-def written(out: Path, format: str, to: Path, **options: Any) -> Summary:
-    return export(str(out), format, str(to), Options(**options))
+def written(out: Path, format: str, to: Path, **options: Any) -> ExportSummary:
+    return export(str(out), format, str(to), ExportOptions(**options))
 
 
 def read(path: Path) -> Any:
@@ -218,7 +218,7 @@ def test_hostile_keys_stay_below_the_folder(tmp_path: Path, format: str) -> None
     out = output(tmp_path / "out", [seen(key, PERSON) for key in HOSTILE])
     before = set(tmp_path.rglob("*"))
     summary = written(out, format, tmp_path / "to")
-    assert summary.tally.images == len(HOSTILE)
+    assert summary.counts.images == len(HOSTILE)
     assert all(path.is_relative_to(tmp_path / "to") for path in set(tmp_path.rglob("*")) - before)
     if format in ("voc", "yolo"):
         suffix = {"voc": "xml", "yolo": "txt"}[format]
@@ -249,6 +249,16 @@ def test_labels_of_images_name_the_format_that_suits(tmp_path: Path, format: str
     with pytest.raises(UserError, match="--score-threshold is for objects"):
         written(out, "csv", tmp_path / "to", score_threshold=0.5)
     assert not (tmp_path / "to").exists()
+
+
+def test_another_kind_of_answer_is_a_plain_column_of_csv(tmp_path: Path) -> None:
+    row = {"key": "a.jpg", "uri": "/a.jpg", "vanished": False, "number": 2.5}
+    write_part(tmp_path / "out", 0, [row], schema=pa.schema([*ENGINE_COLUMNS, ("number", pa.float64())]))
+    written(tmp_path / "out", "csv", tmp_path / "to.csv")
+    (found,) = csv.DictReader((tmp_path / "to.csv").read_text().splitlines())
+    assert (found["key"], found["number"]) == ("a.jpg", "2.5")
+    with pytest.raises(UserError, match=r"coco is for objects(?s:.)*give --format csv"):
+        written(tmp_path / "out", "coco", tmp_path / "to")
 
 
 def test_what_a_person_gets_wrong(out: Path, tmp_path: Path) -> None:
@@ -339,8 +349,8 @@ def test_windows_of_rows_keep_objects_with_their_images(tmp_path: Path) -> None:
     found = [(one["image_id"] - 1, one["bbox"][:2]) for one in read(tmp_path / "r.json")]
     expected = [(n, [n, m]) for n, count in enumerate(counts) if n % 7 != 3 for m in range(count) if m == 2]
     assert found == expected
-    assert summary.tally.objects == len(expected)
-    assert summary.tally.strange == sum(count >= 2 for n, count in enumerate(counts) if n % 7 != 3)
+    assert summary.counts.objects == len(expected)
+    assert summary.counts.strange == sum(count >= 2 for n, count in enumerate(counts) if n % 7 != 3)
 
 
 # COCO
@@ -543,11 +553,11 @@ def test_voc_is_read_again_by_our_own_source(tmp_path: Path) -> None:
 @given(st.lists(st.floats(-50, 150), min_size=4, max_size=4), st.integers(1, 100), st.integers(1, 100))
 @settings(max_examples=100)
 def test_voc_pixels_are_the_nearest_in_the_image(box: list[float], width: int, height: int) -> None:
-    from cnnbatch.output.export.predictions import Found, Predicted
+    from cnnbatch.output.export.predictions import Found, ImageObjects
     from cnnbatch.output.export.voc import pixels
 
     xs, ys = sorted(box[:2]), sorted(box[2:])
-    image = Predicted("a", width, height, ())
+    image = ImageObjects("a", width, height, ())
     xmin, ymin, xmax, ymax = pixels(Found("a", 1, (xs[0], ys[0], xs[1], ys[1])), image)
     assert 1 <= xmin <= xmax <= width
     assert 1 <= ymin <= ymax <= height

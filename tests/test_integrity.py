@@ -22,7 +22,7 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.evaluation.comparison import compare
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.launch import launch, report
-from cnnbatch.output.export import Options, export
+from cnnbatch.output.export import ExportOptions, export
 from cnnbatch.report import write_report
 from cnnbatch.storage import Storage
 from cnnbatch.terminal.screen import Screen
@@ -97,7 +97,7 @@ def readers(out: Path, good: Path) -> list[Callable[[], object]]:
         lambda: cnnbatch.open(str(out)).evaluation(),
         lambda: cnnbatch.open(str(out)).runs(),
         lambda: compare(str(out), str(good)),
-        lambda: list(export(str(out), "csv", str(out / "rows.csv"), Options(None, False)).lines()),
+        lambda: list(export(str(out), "csv", str(out / "rows.csv"), ExportOptions(None, False)).lines()),
     ]
     return found
 

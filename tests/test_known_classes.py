@@ -25,7 +25,7 @@ from cnnbatch.inference.bench.check import check
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob, fingerprint_fields, parse_job
 from cnnbatch.output.plan import cut
-from cnnbatch.report import pictures
+from cnnbatch.report.answers import objects as report_objects
 from cnnbatch.storage import Storage
 from cnnbatch.tasks.detect import Detect
 from cnnbatch.terminal.screen import Screen
@@ -356,7 +356,7 @@ def test_only_another_least_score_is_in_the_fingerprint() -> None:
 @pytest.mark.parametrize("score", [0.5, 0.4999])
 def test_the_report_shows_what_is_taken_by_default(score: float) -> None:
     taken = score >= Input.model_fields["min_score"].default
-    assert pictures.is_sure({"score": score}) == taken == (score == 0.5)
+    assert report_objects.is_sure({"score": score}) == taken == (score == 0.5)
 
 
 def test_an_output_that_an_earlier_version_began_is_refused(boxes: Path) -> None:

@@ -21,9 +21,9 @@ from cnnbatch.sources.parquet import in_turn
 from cnnbatch.sources.parquet.in_turn import read_in_turn
 from cnnbatch.storage.parquet import files as parquet_files
 from cnnbatch.storage.parquet import pages as parquet_pages
-from cnnbatch.storage.parquet.files import Limits, ParquetTable
+from cnnbatch.storage.parquet.files import PageLimits, ParquetTable
 from cnnbatch.storage.parquet.pages import page_header, read_footer
-from cnnbatch.storage.parquet.thrift_compact import Damaged, TooLarge
+from cnnbatch.storage.parquet.thrift_compact import Damaged, OverLimit
 from cnnbatch.types import Failure, ImageRef
 from tests.sourcing import failure, keys, read, source
 
@@ -275,7 +275,7 @@ def test_a_label_of_a_hundred_megabytes_is_told_before_it_is_read(tmp_path: Path
 def test_a_page_over_the_limit_is_the_failure_of_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.sources.parquet.source._IMAGES", Limits(10_000, 5_000))
+    monkeypatch.setattr("cnnbatch.sources.parquet.source._IMAGES", PageLimits(10_000, 5_000))
     cells = [b"A" * 9_000, b"B", b"C" * 20_000, b"D" * 100]
     options = {"row_group_size": 1, "compression": "zstd"}
     (tmp_path / "a.parquet").write_bytes(written({"image": cells}, **options))
@@ -313,10 +313,10 @@ def test_limits_beside_the_images(
 def test_a_footer_over_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     data = written({"image": IMAGES}, row_group_size=1)
     monkeypatch.setattr(parquet_pages, "FOOTER_PARTS", 100)
-    with pytest.raises(TooLarge, match="more parts than are read"):
+    with pytest.raises(OverLimit, match="more parts than are read"):
         table(data)
     monkeypatch.setattr(parquet_pages, "FOOTER_BYTES", 100)
-    with pytest.raises(TooLarge, match="at most 100 are read"):
+    with pytest.raises(OverLimit, match="at most 100 are read"):
         table(data)
 
 

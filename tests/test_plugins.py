@@ -20,16 +20,14 @@ from cnnbatch.config import plugins
 from cnnbatch.config.entries import GROUP
 from cnnbatch.config.yaml import dump
 from cnnbatch.errors import UserError
-from cnnbatch.evaluation.comparison import Options as ComparisonOptions
-from cnnbatch.evaluation.comparison import compare
+from cnnbatch.evaluation.comparison import CompareOptions, compare
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob, StudyJob, load_job, to_yaml
 from cnnbatch.launch import launch, report
 from cnnbatch.models import Choice
 from cnnbatch.models.trained import with_trained
 from cnnbatch.models.trained_files import read_model
-from cnnbatch.output.export import Options as ExportOptions
-from cnnbatch.output.export import export
+from cnnbatch.output.export import ExportOptions, export
 from cnnbatch.storage import Storage
 from cnnbatch.tasks.classify import ClassifierInput
 from cnnbatch.terminal.screen import Screen
@@ -185,7 +183,7 @@ def test_an_output_is_read_without_what_its_job_names(output: Path, tmp_path: Pa
     report(str(output), Storage())
     with Screen(quiet=True) as screen:
         evaluate_again(str(output), [], screen)
-        compare(str(output), str(output), ComparisonOptions(), Storage(), screen)
+        compare(str(output), str(output), CompareOptions(), Storage(), screen)
     export(str(output), "csv", str(tmp_path / "rows.csv"), ExportOptions())
     assert not sprung.exists()
 

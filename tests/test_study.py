@@ -22,7 +22,7 @@ from cnnbatch.training import run as training
 from cnnbatch.training.study import run as running
 from cnnbatch.training.study import trial
 from cnnbatch.training.study.curves import Point, figures, mean_course, points
-from cnnbatch.training.study.pairing import Outcomes, difference
+from cnnbatch.training.study.pairing import RunOutcomes, difference
 from tests import tiny
 
 QUIET = RunOptions(quiet=True)
@@ -242,7 +242,7 @@ def test_the_paired_interval_is_the_bootstraps(macro: bool) -> None:
     one = (rng.random((3, 400)) < 0.8).mean(0)
     other = np.where(rng.random(400) < 0.7, one, (rng.random((3, 400)) < 0.75).mean(0))
     keys = [f"{number}.png" for number in range(400)]
-    found = difference(Outcomes(keys, classes, one), Outcomes(keys, classes, other), macro)
+    found = difference(RunOutcomes(keys, classes, one), RunOutcomes(keys, classes, other), macro)
 
     def gain(places: Any) -> float:
         gains = (one - other)[places]
@@ -255,7 +255,10 @@ def test_the_paired_interval_is_the_bootstraps(macro: bool) -> None:
     assert found.value == pytest.approx(gain(np.arange(400)))
     spread = float(np.std(drawn))
     assert [found.low, found.high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.3 * spread)
-    assert difference(Outcomes(keys[1:], classes[1:], one[1:]), Outcomes(keys, classes, other), macro) is None
+    assert (
+        difference(RunOutcomes(keys[1:], classes[1:], one[1:]), RunOutcomes(keys, classes, other), macro)
+        is None
+    )
 
 
 def test_a_search_goes_on_without_trials_that_can_not_be_trained(

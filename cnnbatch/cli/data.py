@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cnnbatch.cli.command import leave_with
 from cnnbatch.errors import UserError
 from cnnbatch.terminal import say
 
@@ -19,29 +20,25 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 600.0  # for one request: slow lines are common where sets are published
 
-ExitWith = Callable[[Callable[[], int], str], None]
+app = typer.Typer(no_args_is_help=True, help="Data sets by name, as in input=dataset:cifar10.")
 
 
-def add_to(app: typer.Typer, exit_with: ExitWith) -> None:
-    """Add the commands to ``app``; ``exit_with`` leaves with an action's status, or says it was stopped."""
-    data = typer.Typer(no_args_is_help=True, help="Data sets by name, as in input=dataset:cifar10.")
-    app.add_typer(data, name="data")
+@app.command("list")
+def list_sets(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the sets that a job may name, and where their copies lie."""
+    leave_with(lambda: _show_all(as_json))
 
-    @data.command("list")
-    def _list(
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    ) -> None:
-        """List the sets that a job may name, and where their copies lie."""
-        exit_with(lambda: _show_all(as_json), "Stopped.")
 
-    @data.command("fetch", no_args_is_help=True)
-    def _fetch(
-        name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a set.")],
-        yes: Annotated[bool, typer.Option("--yes", help="Fetch without asking.")] = False,
-    ) -> None:
-        """Fetch a set into the cache (CNNBATCH_CACHE moves it), after saying its size and licence."""
-        stopped = f"Stopped. What has come is kept; the same command continues: cnnbatch data fetch {name}"
-        exit_with(lambda: _fetch_one(name, yes), stopped)
+@app.command("fetch", no_args_is_help=True)
+def fetch_set(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a set.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Fetch without asking.")] = False,
+) -> None:
+    """Fetch a set into the cache (CNNBATCH_CACHE moves it), after saying its size and licence."""
+    stopped = f"Stopped. What has come is kept; the same command continues: cnnbatch data fetch {name}"
+    leave_with(lambda: _fetch_one(name, yes), stopped)
 
 
 def _show_all(as_json: bool) -> int:

@@ -6,15 +6,17 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import timm
-from rich.table import Table
+import typer
 
-from cnnbatch.errors import UserError
-from cnnbatch.models import published
-from cnnbatch.models.published import PublishedModel, require_option
-from cnnbatch.terminal.console import columns, plain_console
+from cnnbatch.cli.command import leave_with
+from cnnbatch.terminal import say
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cnnbatch.models.published import PublishedModel
 
 TASKS = {
     "label": "classify",
@@ -27,10 +29,35 @@ TASKS = {
 """What a listing calls models by their kind of answer, in its order."""
 
 
+def models(
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="[PATTERN]", help="A name, 'resnet*', 'keras/*' or 'timm/*'.")
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Only models for this task.")] = None,
+    family: Annotated[str | None, typer.Option("--family", help="Only models of this family.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the models by task, with their publishers' numbers, and whether their weights are at hand."""
+
+    def action() -> int:
+        rows = listing(pattern, task, family)
+        if as_json:
+            say(to_json(rows))
+        else:
+            show(rows, timm_apart=pattern is None and family is None)
+        return 0
+
+    leave_with(action)
+
+
 def listing(
     pattern: str | None = None, task: str | None = None, family: str | None = None
 ) -> list[PublishedModel]:
     """Return the models that are asked for, by task; raises UserError where there is none."""
+    from cnnbatch.errors import UserError
+    from cnnbatch.models import published
+    from cnnbatch.models.published import require_option
+
     require_option("--task", task, TASKS.values())
     found = [row for row in published.listing(pattern, family) if task in (None, TASKS[row.answer])]
     if not found:
@@ -52,6 +79,10 @@ def _fields(row: PublishedModel) -> dict[str, Any]:
 
 def show(rows: Iterable[PublishedModel], timm_apart: bool = False) -> None:
     """Print a table a task; ``timm_apart`` says how to list timm's models, where they were left out."""
+    import timm
+
+    from cnnbatch.terminal.console import plain_console
+
     console = plain_console()
     for task, table in _tables(rows):
         console.print(task, table, "", sep="\n")
@@ -61,6 +92,8 @@ def show(rows: Iterable[PublishedModel], timm_apart: bool = False) -> None:
 
 
 def _tables(rows: Iterable[PublishedModel]) -> Iterator[tuple[str, Table]]:
+    from cnnbatch.terminal.console import columns
+
     for task, models in groupby(rows, key=lambda row: TASKS[row.answer]):
         others = ("Family", "Parameters", "Input", "Accuracy in %", "Weights", "At hand", "Licence")
         table = columns("Model", *others, left=("Family", "Accuracy in %", "Weights", "At hand", "Licence"))

@@ -139,7 +139,7 @@ _ORIENTATION, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 274, 273, 279, 324, 3
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TagEntry:
     """One entry of a TIFF's directory: its type, and where its values lie, inside the file or not."""
 
     kind: int
@@ -172,7 +172,7 @@ def _integers(tiff: bytes, *tags: int) -> tuple[int, ...]:
     return tuple(value for tag in tags for value in values.get(tag, ()))
 
 
-def directory(tiff: bytes) -> Iterator[tuple[int, Entry]]:
+def directory(tiff: bytes) -> Iterator[tuple[int, TagEntry]]:
     """Yield (tag, entry) of a TIFF's or a BigTIFF's first directory; raises struct.error where it is cut."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None or tiff[2:4] not in (b"*\0", b"\0*", b"+\0", b"\0+"):
@@ -188,7 +188,7 @@ def directory(tiff: bytes) -> Iterator[tuple[int, Entry]]:
         if kind in _KINDS:
             layout = f"{order}{count}{_KINDS[kind]}"
             inside = struct.calcsize(layout) <= struct.calcsize(order + offset)
-            yield tag, Entry(kind, layout, at + (12 if big else 8) if inside else min(place, len(tiff)))
+            yield tag, TagEntry(kind, layout, at + (12 if big else 8) if inside else min(place, len(tiff)))
 
 
 # ---- does the file reach its own end? --------------------------------------------------------

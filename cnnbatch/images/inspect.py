@@ -19,7 +19,7 @@ from cnnbatch.images.formats import BY_PILLOW, recognise
 from cnnbatch.images.headers import jpeg_facts, orientation
 from cnnbatch.images.pillow_decode import opened
 from cnnbatch.images.quiet import without_warnings
-from cnnbatch.types import Content, Failure, Picture
+from cnnbatch.types import Content, Decodable, Failure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ def _inspect_file(data: bytes, fast: bool) -> Inspection:
     return Inspection(len(data), kind, size, turned, digest, failure)
 
 
-def _inspect_picture(picture: Picture) -> Inspection:
+def _inspect_picture(picture: Decodable) -> Inspection:
     try:
         with _decoding:
             pixels, (height, width) = picture.decode(lambda size: None)

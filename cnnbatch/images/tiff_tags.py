@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from cnnbatch.images.headers import Entry, directory
+from cnnbatch.images.headers import TagEntry, directory
 from cnnbatch.images.limits import DecodeError, Limits
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR, CIELAB, ICCLAB = 0, 1, 2, 3, 5, 6, 8, 9
@@ -34,7 +34,7 @@ class Tiff:
     limits: Limits
 
     @cached_property
-    def entries(self) -> dict[int, Entry]:
+    def entries(self) -> dict[int, TagEntry]:
         """The directory."""
         return dict(directory(self.data))
 

@@ -20,7 +20,7 @@ from cnnbatch.output.failures import failed_images
 from cnnbatch.output.folder import Output
 from cnnbatch.output.pages import left_out_of
 from cnnbatch.output.reader import Reader
-from cnnbatch.report.lines import seen
+from cnnbatch.report.lines import result_lines
 from cnnbatch.report.ways import ran_by
 from cnnbatch.sources.files.left_out import in_words
 from cnnbatch.storage import redact
@@ -120,7 +120,7 @@ def say_summary(summary: Summary, evaluation: Evaluation | None, output: Output,
             say(TOO_MANY)
         return
     if summary.total <= HANDFUL:
-        for line in seen(output.uri, output.storage):
+        for line in result_lines(output.uri, output.storage):
             say(line)
     rate = summary.images / max(summary.seconds, 1e-3)
     whole = f" of {summary.total:,}" if summary.total > summary.images else ""

@@ -12,7 +12,7 @@ from cnnbatch.config.output import Evaluate, OutputSection
 from cnnbatch.config.section import Section
 from cnnbatch.config.study import Study
 from cnnbatch.config.train import Train
-from cnnbatch.job.task import mistake_of, task_of
+from cnnbatch.job.task import mistake, task_of
 from cnnbatch.sources.formats import known_format
 from cnnbatch.tasks import Task
 
@@ -37,7 +37,7 @@ class _OverImages(Section):
         try:
             known_format(input.format)
         except ValueError as error:
-            raise mistake_of("format", str(error), input.format) from None
+            raise mistake("format", str(error), input.format) from None
         return input
 
     @model_validator(mode="after")

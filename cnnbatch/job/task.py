@@ -26,14 +26,14 @@ def class_of(section: Mapping[str, Any]) -> type[Task]:
     """Return the class of a ``task`` section; raises ValidationError where its name stands for none."""
     name = section.get("name")
     if not isinstance(name, str):
-        raise mistake_of("name", f"expected the name of a task, one of {', '.join(task_names())}", name)
+        raise mistake("name", f"expected the name of a task, one of {', '.join(task_names())}", name)
     try:
         return task_class(name)
     except UserError as error:
-        raise mistake_of("name", str(error), name) from None
+        raise mistake("name", str(error), name) from None
 
 
-def mistake_of(field: str, text: str, got: Any) -> ValidationError:
-    """Return the error of one field of a section, in words of its own."""
+def mistake(field: str, text: str, got: Any) -> ValidationError:
+    """Return the error of one field of a section, in words."""
     kind = PydanticCustomError("custom", "{text}", {"text": text})
     return ValidationError.from_exception_data("", [InitErrorDetails(type=kind, loc=(field,), input=got)])

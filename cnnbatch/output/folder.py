@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -54,9 +55,8 @@ class Output:
     def footer(self, index: int) -> dict[str, Any]:
         """Return what the footer of part ``index`` says: fingerprint, digest, versions, receipt."""
         uri = self.part(index)
-        with self.storage.open(uri) as file, integrity.reading(uri, integrity.MAKE_AGAIN):
-            metadata = pq.read_metadata(file).metadata or {}
-            footer: dict[str, Any] = json.loads(metadata[FOOTER_KEY])
+        with integrity.reading(uri, integrity.MAKE_AGAIN):
+            _, footer = read_footer(self.storage, uri)
             footer["digest"], footer["receipt"]["failed"].keys()
         return footer
 
@@ -71,14 +71,27 @@ class Output:
     def decided(self, name: str) -> dict[str, Any] | None:
         """Return what ``_job/NAME.json`` says; None where nothing was decided yet.
 
-        Raises UserError where it does not say what a record of that name says.
+        Raises UserError where it does not say what a record of that name says, or a newer version wrote it.
         """
         uri = self.path("_job", f"{name}.json")
         try:
             data = self.storage.read(uri)
         except NotFound:
             return None
-        return integrity.record(name, uri, data)
+        try:
+            return integrity.record(name, uri, data)
+        except integrity.NewerVersion:
+            raise
+        except UserError:
+            self.require_known_version("training/identity", "study")
+            raise
+
+    def require_known_version(self, *more: str) -> None:
+        """Raise UserError where ``_job/identity.json``, or one ``more`` record, is of a newer version."""
+        for name in ("identity", *more):
+            uri = self.path("_job", f"{name}.json")
+            with suppress(NotFound):
+                integrity.require_known_version(uri, _json(self.storage.read(uri)))
 
     def settings(self) -> dict[str, Any]:
         """Return how each kind of device runs, by its key."""
@@ -141,6 +154,26 @@ class Output:
                 yield entry.uri[len(root) + 1 :]
         except NotFound:
             return
+
+
+def read_footer(storage: Storage, part: str) -> tuple[pq.FileMetaData, dict[str, Any]]:
+    """Return Parquet's metadata of a part, and what its footer says; that is empty where it has none of ours.
+
+    Raises UserError where it is damaged, or a newer version wrote it.
+    """
+    with storage.open(part) as file, integrity.reading(part, integrity.MAKE_AGAIN):
+        metadata = pq.read_metadata(file)
+        footer = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
+        integrity.require_known_version(part, footer)
+        return metadata, footer
+
+
+def _json(data: bytes) -> Any:
+    """Return a JSON value; None of what is none."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
 
 
 _OF_A_JOB = ("task.", "input.", "train.")

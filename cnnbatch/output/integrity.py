@@ -1,4 +1,4 @@
-"""Checks what is read back from an output's ``_job/``: what is damaged is named, with a way out.
+"""Checks what is read back from an output: what is damaged or of a newer version is named, with a way out.
 
 Each record has its shape here, in one place; a record may hold more than that, for a later version's sake.
 """
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from importlib.metadata import version
 from typing import Annotated, Any, Literal, NotRequired
 
 import pyarrow as pa
@@ -192,12 +193,16 @@ _SHAPES: Mapping[str, tuple[TypeAdapter[Any], str]] = {
 
 
 def record(name: str, uri: str, data: bytes) -> dict[str, Any]:
-    """Return what the record ``name``, read from ``uri``, holds; raises UserError where it is damaged."""
+    """Return what the record ``name``, read from ``uri``, holds.
+
+    Raises UserError where it is damaged, or says that a newer version of cnnbatch wrote it.
+    """
     shape, way_out = next(
         (found for pattern, found in _SHAPES.items() if re.fullmatch(pattern, name)), (_OBJECT, DELETE)
     )
     try:
         value: dict[str, Any] = json.loads(data)
+        require_known_version(uri, value)
         shape.validate_python(value, strict=True)
     except (ValueError, RecursionError) as error:
         raise damaged(uri, _why(data, error), way_out) from None
@@ -212,6 +217,37 @@ def job(uri: str, data: bytes) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise damaged(uri, _why(data, error), PUT_BACK) from None
     return found
+
+
+class NewerVersion(UserError):
+    """A newer version of cnnbatch wrote what was to be read."""
+
+
+def require_known_version(uri: str, written: Any) -> None:
+    """Refuse what a newer version of cnnbatch wrote, since this one may take it for something else.
+
+    ``written`` is a record or a footer: it may say its version in the field ``cnnbatch``, at the top, among
+    a study's ``fields``, or among the ``versions`` of a footer. Third numbers don't count: they change no
+    format. Raises NewerVersion.
+    """
+    ours = version("cnnbatch")
+    places = [written, *(written.get(name) for name in ("versions", "fields"))] if _is_map(written) else []
+    for place in filter(_is_map, places):
+        theirs = place.get("cnnbatch")
+        if isinstance(theirs, str) and _release(theirs) > _release(ours):
+            raise NewerVersion(
+                f"{redact(uri)} was written by cnnbatch {theirs}, and this is cnnbatch {ours}, which may not "
+                f"know what later versions write\n  what to do: install cnnbatch {theirs} or later here"
+            )
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
 
 
 @contextmanager

@@ -113,8 +113,8 @@ def discarded(output: Output, known: Mapping[str, Any] | None, fields: Mapping[s
 def _fields(identity: Mapping[str, Any], chosen: Input) -> dict[str, Any]:
     """Return what tells a job's plan from another's: its task, and all that names its images."""
     own = {name: value for name, value in identity.items() if name.startswith(("task.", "input."))}
-    told = {name.split(".")[1] for name in own if name.startswith("input.")}
-    other = chosen.model_dump(mode="json", exclude=_NOT_CHOOSING | told, exclude_defaults=True)
+    named = {name.split(".")[1] for name in own if name.startswith("input.")}
+    other = chosen.model_dump(mode="json", exclude=_NOT_CHOOSING | named, exclude_defaults=True)
     other |= {name: getattr(chosen, name) for name in _ALWAYS}
     return own | {f"input.{name}": value for name, value in other.items()}
 

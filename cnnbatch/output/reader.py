@@ -7,7 +7,6 @@ million images opens as fast as its footers, and one of eight at once.
 from __future__ import annotations
 
 import difflib
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 
 from cnnbatch.errors import UserError
 from cnnbatch.output import integrity
-from cnnbatch.output.folder import FOOTER_KEY, Output
+from cnnbatch.output.folder import READERS, Output, read_footer
 from cnnbatch.output.pages import Changes, Listing, listings_of
 from cnnbatch.storage import NotFound, Storage, StorageOptions, normalize, redact
 from cnnbatch.types import ImageRef, Receipt
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
     from cnnbatch.output.evaluation import Evaluation
 
-READERS = 16
 ROWS_IN_A_BATCH = 4096
 
 
@@ -60,6 +58,7 @@ class Reader:
         self.uri = normalize(uri)
         self._storage = storage
         self._output = Output(self.uri, storage)
+        self._is_known_version = False
 
     def __len__(self) -> int:
         """Return the number of rows, which is the number of images finished so far."""
@@ -74,6 +73,7 @@ class Reader:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The job as it was resolved, from ``_job/job.yaml``; empty where that is missing."""
+        self._require_known_version()
         uri = self._output.path("_job", "job.yaml")
         try:
             return integrity.job(uri, self._storage.read(uri))
@@ -179,16 +179,9 @@ class Reader:
         self, part: int, rows: Sequence[int], columns: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
         """Return single rows of the ``part``-th part, in the order asked; reads only their row groups."""
-        names, found = self.names(columns), dict[int, dict[str, Any]]()
+        names = self.names(columns)
         with self._storage.open(self._parts[part]) as file:
-            parquet = pq.ParquetFile(file)
-            start = 0
-            for group in range(parquet.num_row_groups):
-                end = start + parquet.metadata.row_group(group).num_rows
-                if inside := [row for row in rows if start <= row < end]:
-                    table = parquet.read_row_group(group, columns=names).take([row - start for row in inside])
-                    found |= zip(inside, table.to_pylist(), strict=True)
-                start = end
+            found = rows_at(pq.ParquetFile(file), rows, names)
         return [found[row] for row in rows]
 
     def refs(self, part: int, rows: Sequence[int]) -> list[ImageRef | None]:
@@ -220,8 +213,15 @@ class Reader:
     def _changes(self) -> Changes:
         return Changes([one for one in listings_of(self._output) if one.complete() is not None])
 
+    def _require_known_version(self) -> None:
+        """Refuse an output of a newer version before anything else of it is read; raises UserError."""
+        if not self._is_known_version:
+            self._output.require_known_version()
+            self._is_known_version = True
+
     @cached_property
     def _parts(self) -> list[str]:
+        self._require_known_version()
         return [self._output.part(index) for index in sorted(self._output.finished())]
 
     @cached_property
@@ -232,9 +232,8 @@ class Reader:
             return list(pool.map(self._footer, self._parts))
 
     def _footer(self, part: str) -> Footer:
-        with self._storage.open(part) as file, integrity.reading(part, integrity.MAKE_AGAIN):
-            metadata = pq.read_metadata(file)
-            info = json.loads((metadata.metadata or {}).get(FOOTER_KEY, b"{}"))
+        with integrity.reading(part, integrity.MAKE_AGAIN):
+            metadata, info = read_footer(self._storage, part)
             receipt = info.get("receipt") or {}
             return Footer(
                 part=part,
@@ -267,6 +266,22 @@ class Reader:
     def _table(self, batches: Iterator[pa.RecordBatch], columns: Sequence[str] | None) -> pa.Table:
         schema = pa.schema([self.schema.field(name) for name in self.names(columns)])
         return pa.Table.from_batches(batches, schema=schema)
+
+
+def rows_at(
+    file: pq.ParquetFile, rows: Sequence[int], columns: Sequence[str] | None = None
+) -> dict[int, dict[str, Any]]:
+    """Return single rows of a file by their numbers; reads only their row groups, and these ``columns``."""
+    found: dict[int, dict[str, Any]] = {}
+    start = 0
+    for group in range(file.num_row_groups):
+        end = start + file.metadata.row_group(group).num_rows
+        if inside := [row for row in rows if start <= row < end]:
+            names = None if columns is None else list(columns)
+            table = file.read_row_group(group, columns=names).take([row - start for row in inside])
+            found |= zip(inside, table.to_pylist(), strict=True)
+        start = end
+    return found
 
 
 Kind = TypeVar("Kind", bound=Reader)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def write_report(output: str, storage: Storage, begin: Begin = lambda total: lambda pictures: None) -> str:
     """Write ``report.html`` into the output folder ``output``, replacing an older one; return its URI.
 
-    ``begin`` is told how many pictures there will be, and what it returns how many more were read. Raises
-    UserError for the output of a study, whose page `cnnbatch.launch.report` writes.
+    ``begin`` is called with how many pictures there will be, what it returns with how many more were read.
+    Raises UserError for the output of a study, whose page `cnnbatch.launch.report` writes.
     """
     from cnnbatch.errors import UserError
     from cnnbatch.output.folder import Output

@@ -220,7 +220,7 @@ def _cut(shared: _Shared, ref: ImageRef) -> Content | Failure:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A region that was read: a `cnnbatch.types.Picture`."""
+    """A region that was read: a `cnnbatch.types.Decodable`."""
 
     shared: _Shared
     box: Mapping[str, float]

@@ -133,10 +133,10 @@ class Others:
     def _etag(self, files: Any, path: str, info: dict[str, Any]) -> str | None:
         if self._kind == "memory":
             return blake2b(files.cat_file(path), digest_size=16).hexdigest()
-        told = next(
+        known = next(
             (info[name] for name in ("ETag", "etag", "sha256", "mtime", "created") if info.get(name)), None
         )
-        return None if told is None else str(told)
+        return None if known is None else str(known)
 
     def _at(self, uri: str) -> tuple[Any, str]:
         """Return the file system of an address, which may name a host or a user, and the path in it."""

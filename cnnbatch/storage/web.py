@@ -288,8 +288,8 @@ def _has_proxy(url: yarl.URL) -> bool:
 
 
 async def _reply(answer: aiohttp.ClientResponse, method: str, limit: int | None) -> _Reply:
-    told = answer.headers.get("Content-Length", "")
-    size = int(told) if told.isascii() and told.isdigit() else -1
+    claimed = answer.headers.get("Content-Length", "")
+    size = int(claimed) if claimed.isascii() and claimed.isdigit() else -1
     body = b""
     if answer.status < 300 and method == "GET":
         body = await _body(answer, size, limit)

@@ -58,7 +58,7 @@ class _Mailbox:
 def fit(order: TrainingOrder, note: Callable[[str], object]) -> Iterator[TrainingMessage]:
     """Train on Ray and yield what the first worker sends; raises UserError and EnvironmentFault.
 
-    ``note`` gets which Ray that is.
+    ``note`` is called with which Ray that is.
     """
     compute = order.job.compute
     if order.decision.strategy != "scratch":

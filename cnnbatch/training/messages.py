@@ -1,4 +1,4 @@
-"""What the driver and the workers of a training send each other: values that travel between processes."""
+"""What the workers of a training are given, and the messages that they send to the driver."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Decision:
     features: str | None = None
     """The block that the new head reads; None for the last."""
     depths: Sequence[Mapping[str, Any]] = ()
-    """The features at several depths: ``block``, ``probe`` and ``evidence`` of each."""
+    """How good features at several depths are: ``block``, ``probe`` and ``evidence`` of each."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TrainingOrder:
 
 @dataclass(frozen=True, slots=True)
 class TrainingMessage:
-    """What the first worker sends while it trains; ``kind`` is begin, step, epoch, device or end.
+    """What the first worker sends to the driver while it trains; ``kind`` is step, epoch, device or end.
 
     Of an ``end`` the row holds ``broken``, the words for a training that can't go on, where that is so.
     """
@@ -53,7 +53,7 @@ class TrainingMessage:
 
 
 Send = Callable[[TrainingMessage], object]
-"""How the first worker sends the driver a message; must not wait."""
+"""How the first worker sends a message to the driver; must not wait."""
 
 
 @dataclass(frozen=True, slots=True)

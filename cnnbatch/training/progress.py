@@ -41,7 +41,7 @@ class Progress:
         self._epochs = epochs
 
     def take(self, message: TrainingMessage) -> None:
-        """Show what a message says."""
+        """Show what the first worker sent."""
         row = message.row
         if message.kind == "begin":
             for words in row.get("notes", ()):
@@ -50,7 +50,7 @@ class Progress:
             self._screen.note(f"training on {row['workers']} x {row['device']} in {row['precision']}{again}")
         elif message.kind == "step":
             self._loss = row["loss"]
-            self._screen.tell(self._line(row["step"] + 1, row["images_per_second"]))
+            self._screen.progress(self._line(row["step"] + 1, row["images_per_second"]))
         elif message.kind == "epoch":
             self._epoch(row)
         elif message.kind == "end" and "broken" in row:

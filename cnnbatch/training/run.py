@@ -98,7 +98,7 @@ def _known(job: TrainJob, output: Output) -> dict[str, Any] | None:
 
 
 def _fit(order: TrainingOrder, note: Callable[[str], object]) -> Iterator[TrainingMessage]:
-    """Train, here or on Ray, and yield what the first worker sends; ``note`` gets which Ray that is."""
+    """Train, here or on Ray, and yield what the first worker sends; ``note`` gets which Ray."""
     if order.job.compute.pool == "inline" or order.decision.strategy == "as_is":
         yield from _here(order)
         return

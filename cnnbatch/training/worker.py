@@ -32,7 +32,7 @@ from cnnbatch.training.optimizers import learning_rate
 
 KEPT_SHARE = 0.25
 """Part of the memory that is free when a training starts, which decoded pictures may take."""
-TOLD_EVERY_S = 0.5
+SEND_EVERY_S = 0.5
 
 
 def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send) -> None:
@@ -207,7 +207,7 @@ class Silent:
 
 
 class Recorder:
-    """Writes a training's numbers and checkpoints, and tells the driver.
+    """Writes a training's numbers and checkpoints, and sends them to the driver.
 
     A row a step goes to a piece of Parquet at each checkpoint; a piece is named by the step it begins with,
     so one that was written after the newest checkpoint is replaced or removed when the training goes on.
@@ -218,7 +218,7 @@ class Recorder:
         self._checkpoints = Checkpoints(output)
         self._rows: list[dict[str, float]] = []
         self._begun = Position()
-        self._told = 0.0
+        self._sent_at = 0.0
 
     def begin(self, position: Position, about: Mapping[str, Any]) -> None:
         """Forget what was recorded after ``position``."""
@@ -230,8 +230,8 @@ class Recorder:
     def step(self, row: Mapping[str, float]) -> None:
         """Take a step."""
         self._rows.append(dict(row))
-        if monotonic() - self._told >= TOLD_EVERY_S:
-            self._told = monotonic()
+        if monotonic() - self._sent_at >= SEND_EVERY_S:
+            self._sent_at = monotonic()
             self._send(TrainingMessage("step", row))
 
     def epoch(self, row: Mapping[str, float]) -> None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch.evaluation.comparison.agreement import Largest
+from cnnbatch.evaluation.comparison.measure import ImageScore, Measure, floats
 from cnnbatch.evaluation.comparison.pairing import Joined
 from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import percentiles, wilson
@@ -26,13 +27,11 @@ from cnnbatch.output.evaluation import Evaluation
 NAMED = 20
 """Images that are named among those that got better, and as many that got worse."""
 
-_SHARES = {"top1": "right", "top5": "right_in_5"}  # By metric, the column that says yes or no of each image.
 _LACKING = "only one of the outputs has it"
 _ROUNDING = 1e-9  # An image's AP is a little other among other images.
-_BY = ("right", "AP", "mask_AP", "keypoint_AP")  # What an image is better or worse by: the first one known.
 
 
-class Difference(NamedTuple):
+class MetricDifference(NamedTuple):
     """One metric of A and of B: ``value`` is B - A, ``low`` to ``high`` its 95 % interval; None: unknown."""
 
     a: Value
@@ -43,15 +42,14 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
-    """Which images got better or worse in B, by their column ``by`` of ``evaluation/images.parquet``.
+class ImageChanges:
+    """Which images got better or worse in B, by their ``score``.
 
-    ``most_better`` and ``most_worse`` have a row an image: ``key``, what it was in ``a`` and in ``b``, and
-    ``weight``, the change; where images are just right or wrong these are labels, with the ``truth``, and
-    ``weight`` is the sum of both scores. ``other_truths`` are the images whose truths differ.
+    ``most_better`` and ``most_worse`` have a row an image: ``key``, and what `ImageScore.listed` gives.
+    ``other_truths`` are the images whose truths differ.
     """
 
-    by: str
+    score: ImageScore
     better: int
     worse: int
     same: int
@@ -59,8 +57,13 @@ class Changes:
     most_better: pa.Table
     most_worse: pa.Table
 
+    @property
+    def by(self) -> str:
+        """The column of ``evaluation/images.parquet`` that they got better or worse by."""
+        return self.score.column
 
-class Outcomes(NamedTuple):
+
+class PairedOutcomes(NamedTuple):
     """Of how many images both say yes, only A, only B, neither."""
 
     both: int
@@ -68,34 +71,37 @@ class Outcomes(NamedTuple):
     only_b: int
     neither: int
 
-    def plus(self, other: Outcomes) -> Outcomes:
+    def plus(self, other: PairedOutcomes) -> PairedOutcomes:
         """Return both together."""
-        return Outcomes(*(one + more for one, more in zip(self, other, strict=True)))
+        return PairedOutcomes(*(one + more for one, more in zip(self, other, strict=True)))
 
 
-NO_IMAGES = Outcomes(0, 0, 0, 0)
+NO_IMAGES = PairedOutcomes(0, 0, 0, 0)
 
 
-def differences(a: Evaluation, b: Evaluation, outcomes: Mapping[str, Outcomes]) -> dict[str, Difference]:
+def differences(
+    a: Evaluation, b: Evaluation, outcomes: Mapping[str, PairedOutcomes]
+) -> dict[str, MetricDifference]:
     """Return the difference of every metric; one that only one of them has is no number in the other.
 
-    The interval comes of the paired replicates; where there are none, of what the images say, ``outcomes``.
+    The interval comes of the paired replicates; where there are none, of what the images say: ``outcomes``
+    by metric.
     """
     found = {}
     for name in dict.fromkeys([*a.metrics, *b.metrics]):
         one, other = (side.metrics.get(name, Value(None, reason=_LACKING)) for side in (a, b))
-        found[name] = difference(one, other, outcomes.get(_SHARES.get(name, "")))
+        found[name] = difference(one, other, outcomes.get(name))
     return found
 
 
-def difference(a: Value, b: Value, outcomes: Outcomes | None = None) -> Difference:
+def difference(a: Value, b: Value, outcomes: PairedOutcomes | None = None) -> MetricDifference:
     """Return the difference of one metric, judged over the same images."""
     if a.value is None or b.value is None:
-        return Difference(a, b, None)
+        return MetricDifference(a, b, None)
     observed = b.value - a.value
     if a.replicates is not None and b.replicates is not None:
-        return Difference(a, b, observed, *paired(observed, a.replicates, b.replicates))
-    return Difference(a, b, observed, *(newcombe(outcomes) if outcomes else (None, None)))
+        return MetricDifference(a, b, observed, *paired(observed, a.replicates, b.replicates))
+    return MetricDifference(a, b, observed, *(newcombe(outcomes) if outcomes else (None, None)))
 
 
 def paired(
@@ -117,7 +123,7 @@ def paired(
     return min(observed, low - bias), max(observed, high - bias)
 
 
-def newcombe(outcomes: Outcomes) -> tuple[float, float] | tuple[None, None]:
+def newcombe(outcomes: PairedOutcomes) -> tuple[float, float] | tuple[None, None]:
     """Return the 95 % interval of B's share less A's, of the same images.
 
     Newcombe: Improved confidence intervals for the difference between binomial proportions based on paired
@@ -143,66 +149,65 @@ def newcombe(outcomes: Outcomes) -> tuple[float, float] | tuple[None, None]:
     return observed - half(below_b, above_a), observed + half(above_b, below_a)
 
 
-class Images:
-    """What images are better or worse by, taken in some at a time."""
+class JudgedImages:
+    """What images are better or worse by, taken in some at a time; ``outcomes`` are by metric.
 
-    def __init__(self, by: str) -> None:
-        self.outcomes: dict[str, Outcomes] = {}
-        self._by, self._truth = by, "label" if by == "right" else by.replace("AP", "truths")
+    ``shares`` names by metric the yes or no of each image that it is the share of.
+    """
+
+    def __init__(self, score: ImageScore, shares: Mapping[str, str]) -> None:
+        self.outcomes: dict[str, PairedOutcomes] = {}
+        self._score, self._shares = score, shares
         self._counts = np.zeros(4, np.int64)  # better, worse, alike, and those with another truth
         self._better, self._worse = Largest(NAMED), Largest(NAMED)
 
     def columns(self) -> list[str]:
-        """Return the columns of ``images.parquet`` that tell it."""
-        words = ["predicted", "score", "right_in_5"] if self._by == "right" else []
-        return ["key", self._by, self._truth, *words]
+        """Return the columns of ``images.parquet`` that are read, each once."""
+        truth = [] if self._score.truth is None else [self._score.truth]
+        names = ["key", self._score.column, *truth, *self._score.more, *self._shares.values()]
+        return list(dict.fromkeys(names))
 
     def add(self, a: pa.RecordBatch, b: pa.RecordBatch) -> None:
         """Take images in, row beside row."""
-        for name in _SHARES.values():
-            if name in a.schema.names:
-                self.outcomes[name] = self.outcomes.get(name, NO_IMAGES).plus(_yes_and_no(a[name], b[name]))
-        was, now = _numbers(a[self._by]), _numbers(b[self._by])
-        better, worse, alike = now - was > _ROUNDING, was - now > _ROUNDING, abs(now - was) <= _ROUNDING
-        other: Any = pc.not_equal(a[self._truth], b[self._truth])
-        self._counts += better.sum(), worse.sum(), alike.sum(), pc.sum(other).as_py() or 0
-        if self._by == "right":
-            said = {"truth": a["label"], "a": a["predicted"], "b": b["predicted"]}
-            weight = np.nan_to_num(_numbers(a["score"])) + np.nan_to_num(_numbers(b["score"]))
-        else:
-            said, weight = {"a": pa.array(was), "b": pa.array(now)}, np.abs(now - was).round(9)
-        rows = pa.table({"key": a["key"], **said, "weight": weight})
+        for metric, name in self._shares.items():
+            found = _yes_and_no(a[name], b[name])
+            self.outcomes[metric] = self.outcomes.get(metric, NO_IMAGES).plus(found)
+        was, now = floats(a[self._score.column]), floats(b[self._score.column])
+        gain = was - now if self._score.less_is_better else now - was
+        better, worse, alike = gain > _ROUNDING, gain < -_ROUNDING, abs(gain) <= _ROUNDING
+        self._counts += better.sum(), worse.sum(), alike.sum(), self._other_truths(a, b)
+        rows = pa.table({"key": a["key"], **self._score.listed(a, b, was, now)})
         self._better.add(rows.filter(pa.array(better)))
         self._worse.add(rows.filter(pa.array(worse)))
 
-    def changes(self) -> Changes | None:
+    def changes(self) -> ImageChanges | None:
         """Return which images got better or worse; None where there are no images."""
         if self._better.rows is None or self._worse.rows is None:
             return None
         better, worse, same, other = self._counts.tolist()
-        return Changes(self._by, better, worse, same, other, self._better.rows, self._worse.rows)
+        return ImageChanges(self._score, better, worse, same, other, self._better.rows, self._worse.rows)
+
+    def _other_truths(self, a: pa.RecordBatch, b: pa.RecordBatch) -> int:
+        if self._score.truth is None:
+            return 0
+        other: Any = pc.not_equal(a[self._score.truth], b[self._score.truth])
+        return pc.sum(other).as_py() or 0
 
 
-def read_images(a: Path, b: Path) -> Images | None:
+def read_images(a: Path, b: Path, measure: Measure) -> JudgedImages | None:
     """Read both ``images.parquet``, rows of one key together; None where they tell nothing of an image."""
     files = pq.ParquetFile(a), pq.ParquetFile(b)
-    known = [file.schema_arrow.names for file in files]
-    by = next((name for name in _BY if all(name in names for names in known)), None)
-    if by is None:
+    known = set(files[0].schema_arrow.names) & set(files[1].schema_arrow.names)
+    score = next((one for one in measure.image_scores if one.column in known), None)
+    if score is None:
         return None
-    images = Images(by)
+    images = JudgedImages(score, {metric: name for metric, name in measure.shares.items() if name in known})
     for first, second in Joined(*(file.iter_batches(columns=images.columns()) for file in files)):
         images.add(first, second)
     return images
 
 
-def _yes_and_no(a: Any, b: Any) -> Outcomes:
+def _yes_and_no(a: Any, b: Any) -> PairedOutcomes:
     """Count yes and no of the same images, without those where one is not known."""
     pairs = [pc.and_(a, b), pc.and_not(a, b), pc.and_not(b, a), pc.invert(pc.or_(a, b))]
-    return Outcomes(*(pc.sum(one).as_py() or 0 for one in pairs))
-
-
-def _numbers(column: Any) -> NDArray[np.float64]:
-    """Return numbers, or 0 and 1 for no and yes; NaN where they are null."""
-    numbers: NDArray[np.float64] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return numbers
+    return PairedOutcomes(*(pc.sum(one).as_py() or 0 for one in pairs))

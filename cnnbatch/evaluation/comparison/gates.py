@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from cnnbatch.config.yaml import plain_scalar
 from cnnbatch.errors import UserError
-from cnnbatch.evaluation.comparison.differences import Difference
+from cnnbatch.evaluation.comparison.differences import MetricDifference
+from cnnbatch.evaluation.comparison.options import Gate
 from cnnbatch.evaluation.judges import less_is_better
 from cnnbatch.humanize import nearest
 from cnnbatch.metrics import Value
@@ -16,16 +16,6 @@ from cnnbatch.metrics import Value
 AGREEMENT = "agreement"
 
 _ROUNDING = 1e-9  # 0.85 - 0.86 is a little less than -0.01.
-
-
-class Gate(NamedTuple):
-    """The least that ``metric`` may be: of ``agreement`` itself, of any other what B gains over A.
-
-    That is B's value less A's, or A's less B's where less is better.
-    """
-
-    metric: str
-    least: float
 
 
 def read_gates(texts: Iterable[str]) -> list[Gate]:
@@ -53,7 +43,7 @@ def require_truth(gates: Iterable[Gate], known: bool) -> None:
 
 
 def broken(
-    gates: Sequence[Gate], agreement: Value, metrics: Mapping[str, Difference] | None
+    gates: Sequence[Gate], agreement: Value, metrics: Mapping[str, MetricDifference] | None
 ) -> Iterator[str]:
     """Yield a sentence for each gate that is not reached; ``metrics`` is None without a truth.
 
@@ -74,14 +64,14 @@ def broken(
             yield f"failed: {what} is {value:.4f}, below {gate.least:g}"
 
 
-def _gain(metric: str, found: Difference) -> tuple[str, float | None]:
+def _gain(metric: str, found: MetricDifference) -> tuple[str, float | None]:
     """Return what is compared with the gate, in words and as a number."""
     if less_is_better(metric):
         return f"A - B of {metric}", None if found.value is None else -found.value
     return f"B - A of {metric}", found.value
 
 
-def _known(name: str, metrics: Mapping[str, Difference]) -> Difference:
+def _known(name: str, metrics: Mapping[str, MetricDifference]) -> MetricDifference:
     if name not in metrics:
         known = [AGREEMENT, *metrics]
         near = nearest(name, known)

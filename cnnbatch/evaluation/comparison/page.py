@@ -7,26 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from cnnbatch.evaluation.comparison.summary import agreement, cells, changed, score
+from cnnbatch.evaluation.comparison.pairing import Side
+from cnnbatch.evaluation.comparison.result import Comparison
+from cnnbatch.evaluation.comparison.summary import agreement, cells, changed, score, to_json
 from cnnbatch.humanize import number
+from cnnbatch.report.answers.entry import Guess
 from cnnbatch.report.facts import Fact
-from cnnbatch.report.marked import marked
-from cnnbatch.report.page import PICTURE_SIDE, SHOWN
-from cnnbatch.report.pictures import Picture, Seen, Viewer, hurried, seen
-from cnnbatch.report.tally import Place, fetch
+from cnnbatch.report.page import PICTURE_SIDE, shown_columns
+from cnnbatch.report.pictures import Picture, viewer_of
+from cnnbatch.report.prediction import Prediction, drawn, prediction_of
+from cnnbatch.report.tally import RankedRow, fetch
 from cnnbatch.report.template import template
-from cnnbatch.sources import source_of
-from cnnbatch.storage import redact
-
-if TYPE_CHECKING:
-    from cnnbatch.evaluation.comparison import Comparison
-    from cnnbatch.evaluation.comparison.pairing import Side
-    from cnnbatch.output.reader import Reader
+from cnnbatch.storage import Storage, join, redact
 
 PICTURES = 24
 MOST_FAILED = 6
@@ -36,12 +34,20 @@ MOST_ROWS = 20
 _TITLES = {"key": "Image", "truth": "Truth", "a": "A", "b": "B"}
 
 
+class SideCaption(NamedTuple):
+    """What stands below a picture of one output: ``text`` where there are no guesses to list."""
+
+    name: str
+    guesses: Sequence[Guess]
+    text: str
+
+
 class Pair(NamedTuple):
     """What both outputs say of an image; one picture serves both where nothing is drawn on it."""
 
     key: str
     pictures: Sequence[Picture]
-    sides: tuple[tuple[str, Seen], tuple[str, Seen]]
+    sides: tuple[SideCaption, SideCaption]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,15 @@ class Table:
         return self.title.lower().replace(" ", "-")
 
 
+def save(found: Comparison, to: str, storage: Storage) -> None:
+    """Write ``comparison.json``, ``comparison.html`` and ``disagreements.parquet`` into the folder ``to``."""
+    listed = pa.BufferOutputStream()
+    pq.write_table(found.disagreements, listed)
+    storage.put(join(to, "disagreements.parquet"), listed.getvalue().to_pybytes())
+    storage.put(join(to, "comparison.html"), page_html(found).encode())
+    storage.put(join(to, "comparison.json"), to_json(found).encode())
+
+
 def page_html(found: Comparison) -> str:
     """Return the whole page."""
     return template("comparison.html.j2").render(
@@ -68,7 +83,7 @@ def page_html(found: Comparison) -> str:
         images=found.images,
         headline=_headline(found),
         pairs=pairs(found),
-        drawn=found.what == "objects",
+        drawn=found.measure.drawn,
         listed=found.disagreements.num_rows,
         tables=list(_tables(found)),
         notes=found.notes,
@@ -82,50 +97,45 @@ def pairs(found: Comparison) -> list[Pair]:
     some = listed.filter(failed).slice(0, MOST_FAILED)
     rows = [*some.to_pylist(), *listed.filter(pc.invert(failed)).slice(0, PICTURES - len(some)).to_pylist()]
     least = found.options.score_threshold
-    sides = [list(_seen(found.a, rows, "a", least)), list(_seen(found.b, rows, "b", least))]
-    plain = [[replace(one, objects=None) for one in some] for some in sides]
-    pictures = _viewer(found.a.result).pictures(plain[0], PICTURE_SIDE)
-    other = _viewer(found.b.result)
+    sides = [list(_predictions(found.a, rows, "a", least)), list(_predictions(found.b, rows, "b", least))]
+    pictures = viewer_of(found.a.result).pictures(sides[0], PICTURE_SIDE, draw=False)
+    other = viewer_of(found.b.result)
     for place, picture in enumerate(pictures):
         if picture.image is None:
-            pictures[place] = other.picture(plain[1][place], PICTURE_SIDE)
+            pictures[place] = other.picture(sides[1][place], PICTURE_SIDE, draw=False)
+    texts = map(found.measure.texts, rows)
     return [
-        _pair(picture, a, b, found.what) for picture, a, b in zip(pictures, sides[0], sides[1], strict=True)
+        _pair(picture, both, said, found.measure.drawn)
+        for picture, *both, said in zip(pictures, *sides, texts, strict=True)
     ]
 
 
-def _pair(picture: Picture, a: Seen, b: Seen, what: str) -> Pair:
-    drawn = [_drawn(picture, one) for one in ((a, b) if what == "objects" and picture.image else (a,))]
-    return Pair(a.key, drawn, (("A", a), ("B", b)))
+def _pair(picture: Picture, both: Sequence[Prediction], texts: tuple[str, str], draws: bool) -> Pair:
+    pictures = [_drawn(picture, one) for one in (both if draws and picture.image else both[:1])]
+    a, b = (_caption(*one) for one in zip("AB", both, texts, strict=True))
+    return Pair(both[0].key, pictures, (a, b))
 
 
-def _drawn(picture: Picture, one: Seen) -> Picture:
+def _caption(name: str, one: Prediction, text: str) -> SideCaption:
+    """Return what one output says; ``text`` counts where the report has no words of its own."""
+    return SideCaption(name, () if one.problem else one.ranked, one.caption or text)
+
+
+def _drawn(picture: Picture, one: Prediction) -> Picture:
     """Return the picture with what one output has found."""
-    if picture.image is None or not one.size or not one.objects:
-        return replace(picture, seen=one)
-    return Picture(one, marked(picture.image.copy(), one.size[::-1], one.objects))
+    image = None if picture.image is None else drawn(picture.image.copy(), one)
+    return replace(picture, prediction=one, image=image)
 
 
-def _seen(side: Side, rows: Sequence[Mapping[str, Any]], name: str, least: float) -> Iterator[Seen]:
+def _predictions(
+    side: Side, rows: Sequence[Mapping[str, Any]], name: str, least: float
+) -> Iterator[Prediction]:
     """Yield what an output says of each image, with the objects that the comparison counts."""
     parts = list(side.parts)
-    places = [Place(0.0, 0, parts.index(row[f"part_{name}"]), row[f"row_{name}"]) for row in rows]
-    columns = [column for column in SHOWN if column in side.result.schema.names]
+    places = [RankedRow(0.0, 0, parts.index(row[f"part_{name}"]), row[f"row_{name}"]) for row in rows]
+    columns = shown_columns(side.result.schema.names)
     for place, row in zip(places, fetch(side.result, places, columns), strict=True):
-        one = seen(row, side.result.refs(place.part, [place.row])[0])
-        if one.objects is not None:
-            counted = [each for each in row["objects"] if _counts(each["score"], least)]
-            one = replace(one, objects=tuple(counted))
-        yield one
-
-
-def _counts(score: float | None, least: float) -> bool:
-    return score is None or bool(np.float32(score) >= np.float32(least))
-
-
-def _viewer(result: Reader) -> Viewer:
-    storage = hurried(result.input_storage().options)
-    return Viewer(storage, source_of(result, storage))
+        yield prediction_of(row, side.result.refs(place.part, [place.row])[0], least=least)
 
 
 def _names(found: Comparison) -> list[str]:
@@ -158,7 +168,7 @@ def _headline(found: Comparison) -> list[Fact]:
 
 def _tables(found: Comparison) -> Iterator[Table]:
     """Yield the tables that have rows."""
-    what = "Boxes" if found.what == "objects" else "Images"
+    unit = found.measure.unit
     if found.metrics:
         yield Table(
             "By their truth",
@@ -166,27 +176,35 @@ def _tables(found: Comparison) -> Iterator[Table]:
             ("Metric", "A", "B", "B − A", "95 % interval"),
             [(name, *cells(one)) for name, one in found.metrics.items()],
         )
-    yield _cut(
+    yield _classes(found) if found.classes else _counts(found)
+    if found.label_changes:
+        rows = [(one.before, one.after, number(one.count)) for one in found.label_changes]
+        yield _cut("Labels that changed", found.measure.changes_lead, ("In A", "In B", unit), rows)
+    yield from _changes(found)
+    if found.failed_a or found.failed_b:
+        codes = sorted(found.failed_a.keys() | found.failed_b.keys())
+        rows = [(code, number(found.failed_a[code]), number(found.failed_b[code])) for code in codes]
+        yield Table("Failures", "Images that failed in only one of the two.", ("Code", "In A", "In B"), rows)
+
+
+def _classes(found: Comparison) -> Table:
+    unit = found.measure.unit
+    return _cut(
         "Classes",
         agreement(found) + ". The largest shifts first.",
-        ("Class", f"{what} in A", f"{what} in B", "Shift", "Mean score in A", "in B"),
+        ("Class", f"{unit} in A", f"{unit} in B", "Shift", "Mean score in A", "in B"),
         [
             (one.label, number(one.count_a), number(one.count_b), f"{one.count_b - one.count_a:+,}")
             + (score(one.score_a), score(one.score_b))
             for one in found.classes
         ],
     )
-    if found.label_changes:
-        same = (
-            "Boxes that lie alike, by their labels." if found.what == "objects" else "Images by their labels."
-        )
-        rows = [(one.before, one.after, number(one.count)) for one in found.label_changes]
-        yield _cut("Labels that changed", same, ("In A", "In B", what), rows)
-    yield from _changes(found)
-    if found.failed_a or found.failed_b:
-        codes = sorted(found.failed_a.keys() | found.failed_b.keys())
-        rows = [(code, number(found.failed_a[code]), number(found.failed_b[code])) for code in codes]
-        yield Table("Failures", "Images that failed in only one of the two.", ("Code", "In A", "In B"), rows)
+
+
+def _counts(found: Comparison) -> Table:
+    """Return what the agreement of a kind without classes stands on."""
+    rows = [(name.replace("_", " "), number(count)) for name, count in found.counts.items()]
+    return Table("Agreement", f"{agreement(found)}.", ("Counted", "Number"), rows)
 
 
 def _changes(found: Comparison) -> Iterator[Table]:
@@ -197,9 +215,7 @@ def _changes(found: Comparison) -> Iterator[Table]:
         if rows.num_rows:
             names = [name for name in rows.schema.names if name != "weight"]
             words = [[_word(row[name]) for name in names] for row in rows.to_pylist()]
-            right = "Right in only one of them, the highest scores first."
-            lead = right if changes.by == "right" else f"By their {changes.by}, the largest changes first."
-            yield Table(title, lead, [_TITLES[name] for name in names], words)
+            yield Table(title, changes.score.lead, [_TITLES.get(name, name) for name in names], words)
 
 
 def _word(value: str | float | None) -> str:

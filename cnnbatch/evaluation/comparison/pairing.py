@@ -19,37 +19,27 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cnnbatch.evaluation.comparison.measure import Measure, as_type
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import PART, Output
 from cnnbatch.output.reader import ROWS_IN_A_BATCH, Footer, Reader, open_output
 from cnnbatch.storage import NotFound, Storage, join
 from cnnbatch.storage.scratch import on_disk, scratch
-from cnnbatch.truth import BOX
+from cnnbatch.truth import answer_of
 
-OBJECTS = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32()), ("box", BOX)]))
-_COLUMNS: dict[str, pa.DataType] = {
-    "key": pa.string(),
-    "uri": pa.string(),
-    "etag": pa.string(),
-    "code": pa.string(),
-    "label": pa.string(),
-    "score": pa.float32(),
-    "objects": OBJECTS,
-    "truth": pa.bool_(),
-    "part": pa.int64(),
-    "row": pa.int64(),
-}
-ROWS = pa.schema(_COLUMNS)
-"""What is compared of an image: ``code`` is why it failed, ``truth`` whether it has one."""
+_COLUMNS: list[tuple[str, pa.DataType]] = [
+    ("key", pa.string()),
+    ("uri", pa.string()),
+    ("etag", pa.string()),
+    ("code", pa.string()),
+    ("truth", pa.bool_()),
+    ("part", pa.int64()),
+    ("row", pa.int64()),
+]
+_READ = ("key", "uri", "etag", "error.code")
 
 NOTHING = "no prediction"
 """The code of an image that has neither an error nor a prediction."""
-
-_READ = {
-    "label": ["key", "uri", "etag", "error.code", "label", "score"],
-    "objects": ["key", "uri", "etag", "error.code", "objects.label", "objects.score", "objects.box"],
-}
-"""By what is compared, the columns and fields that are read: masks and embeddings stay where they are."""
 
 _TABLES = "CREATE TABLE rows (key TEXT PRIMARY KEY, row TEXT NOT NULL) WITHOUT ROWID;"
 _CACHE_KB = 64_000
@@ -73,26 +63,21 @@ class Side:
         """The finished parts by the number of their shard."""
         return {_shard(footer): footer for footer in self.result.receipts()}
 
-    def compares(self) -> list[str]:
-        """Return which of ``objects`` (with boxes) and ``label`` this output has."""
-        schema = self.result.schema
-        objects = "objects" in schema.names and {"label", "box"} <= _fields(schema.field("objects").type)
-        return [name for name, there in (("objects", objects), ("label", "label" in schema.names)) if there]
-
-    def rows(self, what: str, least: float) -> Iterator[pa.RecordBatch]:
-        """Yield `ROWS` in order, with the column ``what``, without objects that score below ``least``."""
+    def rows(self, measure: Measure) -> Iterator[pa.RecordBatch]:
+        """Yield what is compared of each image, as `row_schema` says, in order."""
+        wanted = [*_READ, *(measure.leaves or measure.columns)]
         for index, footer in self.parts.items():
             known, start = self._known(index, footer.rows), 0
             with self.storage.open(footer.part) as file:
                 parquet = pq.ParquetFile(file)
-                for batch in parquet.iter_batches(ROWS_IN_A_BATCH, columns=_leaves(parquet, _READ[what])):
+                for batch in parquet.iter_batches(ROWS_IN_A_BATCH, columns=_leaves(parquet, wanted)):
                     end = start + batch.num_rows
                     place = {
                         "truth": pa.array(known[start:end]),
                         "part": pa.array(np.full(batch.num_rows, index)),
                         "row": pa.array(np.arange(start, end)),
                     }
-                    yield _rows(batch, what, least, place)
+                    yield _rows(batch, measure, place)
                     start = end
 
     def _known(self, index: int, rows: int) -> NDArray[np.bool_]:
@@ -102,9 +87,9 @@ class Side:
         uri = join(self.truth, f"part-{index:08}.parquet")
         with self.storage.open(uri) as file, integrity.reading(uri):
             parquet = pq.ParquetFile(file)
-            name = "objects" if "objects" in parquet.schema_arrow.names else "label"
-            leaves = _leaves(parquet, ["objects.label", "label"])
-            known: NDArray[np.bool_] = parquet.read(leaves)[name].is_valid().to_numpy()
+            kind = answer_of(parquet.schema_arrow)
+            leaf = _leaves(parquet, [kind])[:1]  # The first of its fields tells whether there is a value.
+            known: NDArray[np.bool_] = parquet.read(leaf)[kind].is_valid().to_numpy()
             if len(known) != rows:
                 raise ValueError(f"expected {rows:,} rows, as its part has, got {len(known):,}")
         return known
@@ -166,7 +151,7 @@ class Joined:
             self.only_a, self.only_b = (sum(batch.num_rows for batch in one.rest()) for one in (a, b))
 
     def _by_key(self) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-        waiting = _Waiting(self._b.rest())
+        waiting = _RowsOnDisk(self._b.rest())
         self.only_b = waiting.count
         for batch in self._a.rest():
             found = waiting.rows(batch["key"].to_pylist())
@@ -203,7 +188,7 @@ class _Stream:
         return chain([self.head(count)] if count else [], self._batches)
 
 
-class _Waiting:
+class _RowsOnDisk:
     """Rows by their key, on disk, as JSON: of objects only those that count, so that they are few."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
@@ -231,12 +216,6 @@ def _shard(footer: Footer) -> int:
     return int(found[1])
 
 
-def _fields(type: Any) -> set[str]:
-    """Return the fields that a list has for each element."""
-    inner = type.value_type if pa.types.is_list(type) or pa.types.is_large_list(type) else type
-    return {inner.field(place).name for place in range(inner.num_fields)}
-
-
 def _leaves(parquet: pq.ParquetFile, wanted: Sequence[str]) -> list[str]:
     """Return Parquet's own names of some columns and fields, without the levels that lists have there."""
     paths = [parquet.schema.column(place).path for place in range(len(parquet.schema))]
@@ -246,38 +225,24 @@ def _leaves(parquet: pq.ParquetFile, wanted: Sequence[str]) -> list[str]:
     ]
 
 
-def _rows(batch: pa.RecordBatch, what: str, least: float, place: Mapping[str, Any]) -> pa.RecordBatch:
-    """Return a batch of a part as `ROWS`; what failed has a code and nothing that was predicted."""
-    value: Any = batch[what]
-    nothing = pc.if_else(value.is_null(), NOTHING, pa.scalar(None, pa.string()))
+def row_schema(measure: Measure) -> pa.Schema:
+    """Return the columns of what is compared of an image.
+
+    ``code`` is why it failed, ``truth`` whether it has one; the measure's own columns follow.
+    """
+    return pa.schema([*_COLUMNS, *measure.columns.items()])
+
+
+def _rows(batch: pa.RecordBatch, measure: Measure, place: Mapping[str, Any]) -> pa.RecordBatch:
+    """Return a batch of a part as `row_schema` says; what failed has a code and nothing predicted."""
+    schema, value = row_schema(measure), batch[measure.kind]
+    nothing: Any = pc.if_else(value.is_null(), NOTHING, pa.scalar(None, pa.string()))
     code: Any = pc.coalesce(pc.struct_field(batch["error"], "code"), nothing)
     value = pc.if_else(code.is_valid(), pa.scalar(None, value.type), value)
-    columns = {name: batch[name] for name in batch.schema.names if name in ROWS.names}
-    columns |= {"code": code, what: _sure(value, least) if what == "objects" else value, **place}
-    count = batch.num_rows
+    columns: dict[str, Any] = {name: batch[name] for name in batch.schema.names if name in schema.names}
+    columns |= {"code": code, measure.kind: measure.decode(value), **place}
     arrays = [
-        _cast(columns[one.name], one.type) if one.name in columns else pa.nulls(count, one.type)
-        for one in ROWS
+        as_type(columns[one.name], one.type) if one.name in columns else pa.nulls(batch.num_rows, one.type)
+        for one in schema
     ]
-    return pa.RecordBatch.from_arrays(arrays, schema=ROWS)
-
-
-def _sure(lists: Any, least: float) -> Any:
-    """Return objects as `OBJECTS`, without those that score below ``least``; those without a score count."""
-    flat: Any = pc.list_flatten(lists)
-    count, known = len(flat), _fields(lists.type)
-    fields = [
-        _cast(pc.struct_field(flat, one.name), one.type) if one.name in known else pa.nulls(count, one.type)
-        for one in OBJECTS.value_type
-    ]
-    # In the scores' own precision: one that is written as 0.9 is not below 0.9.
-    kept = pc.fill_null(pc.greater_equal(fields[1], pa.scalar(least, pa.float32())), True)
-    parents: Any = pc.list_parent_indices(lists).filter(kept)
-    ends = np.cumsum(np.bincount(parents.to_numpy(zero_copy_only=False), minlength=len(lists)))
-    objects = pa.StructArray.from_arrays(fields, fields=list(OBJECTS.value_type)).filter(kept)
-    offsets: Any = pa.array(np.concatenate([[0], ends]), pa.int32())
-    return pa.ListArray.from_arrays(offsets, objects, mask=lists.is_null())
-
-
-def _cast(column: Any, type: pa.DataType) -> Any:
-    return column if column.type == type else column.cast(type)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -7,25 +7,22 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
+from cnnbatch.evaluation.comparison.differences import ImageChanges, MetricDifference
 from cnnbatch.evaluation.comparison.gates import AGREEMENT
+from cnnbatch.evaluation.comparison.result import Comparison
+from cnnbatch.metrics import Value
 from cnnbatch.storage import redact
 from cnnbatch.terminal.console import columns
-
-if TYPE_CHECKING:
-    from cnnbatch.evaluation.comparison import Comparison
-    from cnnbatch.evaluation.comparison.differences import Changes, Difference
-    from cnnbatch.metrics import Value
 
 MOST_ROWS = 10
 
 
 def to_json(found: Comparison) -> str:
     """Return all numbers as strict JSON; one that is none is null."""
-    boxes = found.what == "objects"
     metrics = {name: _both(one) for name, one in (found.metrics or {}).items()}
     data = {
         "a": redact(found.a.result.uri),
@@ -34,9 +31,8 @@ def to_json(found: Comparison) -> str:
         "only_a": found.only_a,
         "only_b": found.only_b,
         "failed": {"only_a": found.failed_a, "only_b": found.failed_b, "both": found.failed_in_both},
-        "compared": found.what,
-        "iou": found.options.iou if boxes else None,
-        "score_threshold": found.options.score_threshold if boxes else None,
+        "compared": found.measure.kind,
+        **found.measure.settings(),
         AGREEMENT: _number(found.agreement),
         "counts": found.counts,
         "classes": [asdict(one) for one in found.classes],
@@ -53,12 +49,12 @@ def _number(value: Value) -> dict[str, Any]:
     return {**fields, "reason": value.reason} if value.reason else fields
 
 
-def _both(one: Difference) -> dict[str, Any]:
+def _both(one: MetricDifference) -> dict[str, Any]:
     shift = {"difference": one.value, "low": one.low, "high": one.high}
     return {"a": _number(one.a), "b": _number(one.b), **shift}
 
 
-def _images(changes: Changes) -> dict[str, Any]:
+def _images(changes: ImageChanges) -> dict[str, Any]:
     counts = {name: getattr(changes, name) for name in ("by", "better", "worse", "same", "other_truths")}
     most = {name: getattr(changes, name).to_pylist() for name in ("most_better", "most_worse")}
     return {**counts, **most}
@@ -112,13 +108,7 @@ def agreement(found: Comparison) -> str:
     shown = f"Agreement {value.value:.4f}" + (
         f" ({value.low:.4f} to {value.high:.4f})" if value.low is not None else ""
     )
-    counts = {name: f"{count:,}" for name, count in found.counts.items()}
-    if found.what == "label":
-        return f"{shown}: {counts['equal']} of {counts['compared']} labels are equal"
-    return (
-        f"{shown}: {counts['matched']} boxes match of {counts['boxes_a']} in A and {counts['boxes_b']} in B, "
-        f"{counts['matched_with_another_label']} more with another label"
-    )
+    return f"{shown}: {found.measure.sentence()}"
 
 
 def changed(found: Comparison) -> str:
@@ -127,12 +117,10 @@ def changed(found: Comparison) -> str:
     if changes is None:
         return ""
     better, worse, same = (f"{count:,}" for count in (changes.better, changes.worse, changes.same))
-    if changes.by == "right":
-        return f"{better} images are right only in B, {worse} only in A; {same} are both right or both wrong"
-    return f"{better} images are better in B and {worse} worse, by their {changes.by}; {same} are alike"
+    return changes.score.sentence(better, worse, same)
 
 
-def cells(one: Difference) -> tuple[str, str, str, str]:
+def cells(one: MetricDifference) -> tuple[str, str, str, str]:
     """Return A, B, B - A and its interval as words; what is not known is empty."""
     numbers = ["" if value is None else f"{value:.4f}" for value in (one.a.value, one.b.value)]
     shift = "" if one.value is None else f"{one.value:+.4f}"
@@ -145,7 +133,7 @@ def score(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _metrics(metrics: Mapping[str, Difference]) -> Any:
+def _metrics(metrics: Mapping[str, MetricDifference]) -> Any:
     table = columns("Metric", "A", "B", "B - A", "95 % interval")
     for name, one in metrics.items():
         table.add_row(name, *cells(one))
@@ -153,9 +141,9 @@ def _metrics(metrics: Mapping[str, Difference]) -> Any:
 
 
 def _classes(found: Comparison) -> Any:
-    what = "Boxes" if found.what == "objects" else "Images"
+    unit = found.measure.unit
     more = f", the {MOST_ROWS} largest shifts" if len(found.classes) > MOST_ROWS else ""
-    table = columns(f"Class{more}", f"{what} in A", "in B", "Shift", "Score in A", "in B")
+    table = columns(f"Class{more}", f"{unit} in A", "in B", "Shift", "Score in A", "in B")
     for one in found.classes[:MOST_ROWS]:
         shift = f"{one.count_b - one.count_a:+,}"
         table.add_row(
@@ -165,8 +153,7 @@ def _classes(found: Comparison) -> Any:
 
 
 def _label_changes(found: Comparison) -> Any:
-    what = "Boxes" if found.what == "objects" else "Images"
-    table = columns("In A", "In B", what, left=("In B",))
+    table = columns("In A", "In B", found.measure.unit, left=("In B",))
     for one in found.label_changes[:MOST_ROWS]:
         table.add_row(one.before, one.after, f"{one.count:,}")
     return table

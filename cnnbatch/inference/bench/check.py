@@ -32,7 +32,7 @@ from cnnbatch.job import MapJob
 from cnnbatch.output import reader
 from cnnbatch.output.folder import Output
 from cnnbatch.output.plan import spread
-from cnnbatch.report.lines import seen
+from cnnbatch.report.lines import result_lines
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Forbidden, Storage, is_local, normalize, parent, redact
 from cnnbatch.types import ImageRef, Shard, Source
@@ -133,7 +133,7 @@ class _Sample:
         order = LoadOrder(self._job, self._source, output, True, kept)
         work = [Work(Shard(0, self._refs))] if self._refs else []
         for _ in predict_inline(order, work, self):
-            self.seen = list(seen(output.uri, output.storage))
+            self.seen = list(result_lines(output.uri, output.storage))
         memory_bytes = peak_rss_bytes()
         rows = reader.open_output(output.uri).arrow(["error", "bytes"]).to_pylist() if work else []
         sizes = [row["bytes"] for row in rows if row["bytes"] is not None]

@@ -12,37 +12,43 @@ from pathlib import Path
 from typing import Any
 
 from cnnbatch.output.export.coco_ids import Id, TruthIds
+from cnnbatch.output.export.format import ExportFormat
 from cnnbatch.output.export.places import file_at, require_free, spool
-from cnnbatch.output.export.predictions import Found, Predicted, Predictions
+from cnnbatch.output.export.predictions import Found, ImageObjects, Predictions
 from cnnbatch.storage import Storage
 
 _json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
-def write(predictions: Predictions, storage: Storage, to: str) -> None:
-    """Write the results, and beside them as ``NAME.images.json`` their images and categories.
+class CocoResults(ExportFormat):
+    """COCO's results in one file, and their images and categories in another."""
 
-    ``to`` is the file of the results, or a folder for ``results.json``. The second file has no
-    ``annotations``; an image that failed has its ``error`` there instead of its size.
-    """
-    results = file_at(to, ".json", "results.json")
-    images = f"{results[: -len('.json')]}.images.json"
-    require_free(storage, *{to, results, images})
-    truth = TruthIds(predictions)
-    categories = truth.categories(predictions.class_names())
-    named = [{"id": number, "name": name} for name, number in categories.items()]
-    head = f'{{"categories":{_json(named)},"images":['
-    with spool() as folder:
-        with _Array(folder / "results", "[", "]") as found, _Array(folder / "images", head, "]}") as seen:
-            for number, image in _images(predictions, truth):
-                seen.add(_image(number, image))
-                for one in image.objects:
-                    found.add(_result(number, categories[one.label], one))
-        storage.put(images, folder / "images")
-        storage.put(results, folder / "results")
+    failed = "the file of the images says so"
+
+    def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
+        """Write the results, and beside them as ``NAME.images.json`` their images and categories.
+
+        ``to`` is the file of the results, or a folder for ``results.json``. The second file has no
+        ``annotations``; an image that failed has its ``error`` there instead of its size.
+        """
+        results = file_at(to, ".json", "results.json")
+        images = f"{results[: -len('.json')]}.images.json"
+        require_free(storage, *{to, results, images})
+        truth = TruthIds(predictions)
+        categories = truth.categories(predictions.class_names())
+        named = [{"id": number, "name": name} for name, number in categories.items()]
+        head = f'{{"categories":{_json(named)},"images":['
+        with spool() as folder:
+            with _Array(folder / "results", "[", "]") as found, _Array(folder / "images", head, "]}") as seen:
+                for number, image in _images(predictions, truth):
+                    seen.add(_image(number, image))
+                    for one in image.objects:
+                        found.add(_result(number, categories[one.label], one))
+            storage.put(images, folder / "images")
+            storage.put(results, folder / "results")
 
 
-def _images(predictions: Predictions, truth: TruthIds) -> Iterator[tuple[Id, Predicted]]:
+def _images(predictions: Predictions, truth: TruthIds) -> Iterator[tuple[Id, ImageObjects]]:
     """Yield every image that is in the input still, with its id."""
     for part in predictions.parts:
         for number, image in zip(truth.images(part), predictions.images(part), strict=True):
@@ -52,7 +58,7 @@ def _images(predictions: Predictions, truth: TruthIds) -> Iterator[tuple[Id, Pre
                 predictions.leave_out(image)
 
 
-def _image(number: Id, image: Predicted) -> dict[str, Any]:
+def _image(number: Id, image: ImageObjects) -> dict[str, Any]:
     size = {"width": image.width, "height": image.height}
     return {"id": number, "file_name": image.key, **({"error": image.error} if image.error else size)}
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cnnbatch.output.export.format import ExportFormat
 from cnnbatch.output.export.places import file_at, require_free, spool
 from cnnbatch.output.export.predictions import Found, Predictions
 from cnnbatch.storage import Storage
@@ -27,22 +28,29 @@ _ERROR = ("error", "error_stage", "error_message")
 _OBJECT = ("object", "label", "score", "x1", "y1", "x2", "y2")
 
 
-def write(predictions: Predictions, storage: Storage, to: str) -> None:
-    """Write the table to the file ``to``, or to ``predictions.csv`` in the folder ``to``.
+class CsvTable(ExportFormat):
+    """One table of text; what is neither an object nor a vector is a plain column."""
 
-    An image without objects has one row without object; one that failed has a row with its error.
-    """
-    target = file_at(to, ".csv", "predictions.csv")
-    require_free(storage, *{to, target})
-    with spool() as folder:
-        with (folder / "rows").open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file)
-            columns = _columns(predictions.result.schema)
-            table.writerow(_header(predictions, columns))
-            for part in predictions.parts:
-                for batch in predictions.batches(predictions.columns, part):
-                    table.writerows(_rows(predictions, batch, columns))
-        storage.put(target, folder / "rows")
+    kinds = ("objects", "label")
+    any_column = True
+    failed = gone = "their rows say so"
+
+    def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
+        """Write the table to the file ``to``, or to ``predictions.csv`` in the folder ``to``.
+
+        An image without objects has one row without object; one that failed has a row with its error.
+        """
+        target = file_at(to, ".csv", "predictions.csv")
+        require_free(storage, *{to, target})
+        with spool() as folder:
+            with (folder / "rows").open("w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file)
+                columns = _columns(predictions.result.schema)
+                table.writerow(_header(predictions, columns))
+                for part in predictions.parts:
+                    for batch in predictions.batches(predictions.columns, part):
+                        table.writerows(_rows(predictions, batch, columns))
+            storage.put(target, folder / "rows")
 
 
 def _columns(schema: pa.Schema) -> list[str]:
@@ -56,8 +64,12 @@ def _columns(schema: pa.Schema) -> list[str]:
 
 def _header(predictions: Predictions, columns: Sequence[str]) -> list[str]:
     """Return the names of the cells; a column kept from the input that has one of ours is ``input_NAME``."""
-    ours = [*_ERROR, *(_object_names(predictions) if predictions.has_objects else ())]
+    ours = [*_ERROR, *(_object_names(predictions) if _has_objects(predictions) else ())]
     return [*(f"input_{name}" if name in ours else name for name in columns), *ours]
+
+
+def _has_objects(predictions: Predictions) -> bool:
+    return "objects" in predictions.columns
 
 
 def _object_names(predictions: Predictions) -> list[str]:
@@ -69,7 +81,7 @@ def _rows(predictions: Predictions, batch: pa.RecordBatch, columns: Sequence[str
     cells = [_cells(batch[name]) for name in columns]
     cells += [_cells(pc.struct_field(batch["error"], name)) for name in ("code", "stage", "message")]
     images = zip(*cells, strict=True)
-    if not predictions.has_objects:
+    if not _has_objects(predictions):
         yield from map(list, images)
         return
     names = _object_names(predictions)[len(_OBJECT) :]

@@ -22,11 +22,9 @@ _ROWS = 256  # with their objects as Python values
 _SIDES = ("x1", "y1", "x2", "y2")
 _ENGINES = ("key", "width", "height", "error", "vanished")
 
-"""What torchvision calls the places of its networks that stand for no class."""
-
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ExportOptions:
     """What is written: objects from ``score_threshold`` on (None: all), in YOLO's files with ``scores``."""
 
     score_threshold: float | None = None
@@ -34,7 +32,7 @@ class Options:
 
 
 @dataclass(slots=True)
-class Tally:
+class ExportCounts:
     """What was written and what was not.
 
     ``images`` are written with what was predicted, ``failed`` those without by code; ``unknown`` ones
@@ -65,7 +63,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Predicted:
+class ImageObjects:
     """One image, its size in pixels and what was found in it; of one that failed, the ``error``'s code."""
 
     key: str
@@ -78,15 +76,14 @@ class Predicted:
 class Predictions:
     """The finished parts of one output; raises UserError where there are none."""
 
-    def __init__(self, uri: str, storage: Storage, options: Options) -> None:
+    def __init__(self, uri: str, storage: Storage, options: ExportOptions) -> None:
         self.uri = normalize(uri)
         self.options = options
-        self.tally = Tally()
+        self.counts = ExportCounts()
         self.result = reader.open_output(uri, storage)
         self.output = Output(self.uri, storage)
         self.footers = self.result.receipts()
         self.columns = self.result.schema.names
-        self.has_objects = "objects" in self.columns
 
     @property
     def parts(self) -> range:
@@ -119,14 +116,14 @@ class Predictions:
         for batch in self.result.batches(columns, part):
             yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
 
-    def images(self, part: int) -> Iterator[Predicted | None]:
+    def images(self, part: int) -> Iterator[ImageObjects | None]:
         """Yield one a row of a part: the image with its objects, None where it is gone from the input."""
         for batch in self.batches([*_ENGINES, "objects"], part):
             columns = [batch[name].to_pylist() for name in _ENGINES[:3]]
             codes, gone = self.count(batch), batch["vanished"].to_numpy(zero_copy_only=False)
             rows = zip(*columns, self.found(batch["objects"], gone), codes, strict=True)
             yield from (
-                None if vanished else Predicted(*row) for row, vanished in zip(rows, gone, strict=True)
+                None if vanished else ImageObjects(*row) for row, vanished in zip(rows, gone, strict=True)
             )
 
     def count(self, batch: pa.RecordBatch) -> list[str | None]:
@@ -135,11 +132,11 @@ class Predictions:
         gone = batch["vanished"].to_pylist()
         for code, vanished in zip(codes, gone, strict=True):
             if vanished:
-                self.tally.vanished += 1
+                self.counts.vanished += 1
             elif code is None:
-                self.tally.images += 1
+                self.counts.images += 1
             else:
-                self.tally.failed[code] += 1
+                self.counts.failed[code] += 1
         return codes
 
     def found(self, column: Any, gone: np.ndarray) -> list[list[Found]]:
@@ -164,19 +161,19 @@ class Predictions:
             # In the scores' own precision: one that is written as 0.9 isn't below 0.9.
             low = finite & (scores.astype(np.float32) < np.float32(threshold))
         kept: np.ndarray = finite & ~low & ~gone
-        self.tally.strange += int((~finite & ~gone).sum())
-        self.tally.low += int((low & ~gone).sum())
-        self.tally.objects += int(kept.sum())
+        self.counts.strange += int((~finite & ~gone).sum())
+        self.counts.low += int((low & ~gone).sum())
+        self.counts.objects += int(kept.sum())
         return kept
 
-    def leave_out(self, image: Predicted) -> None:
+    def leave_out(self, image: ImageObjects) -> None:
         """Count an image, and what was found in it, as unknown to the truth instead."""
-        self.tally.unknown += 1
-        self.tally.objects -= len(image.objects)
+        self.counts.unknown += 1
+        self.counts.objects -= len(image.objects)
         if image.error is None:
-            self.tally.images -= 1
+            self.counts.images -= 1
         else:
-            self.tally.failed[image.error] -= 1
+            self.counts.failed[image.error] -= 1
 
     def model(self) -> ModelClasses:
         """Return the classes that the model gave with the output; none where it has none."""

@@ -14,8 +14,9 @@ from itertools import chain
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from cnnbatch.output.export.format import ExportFormat
 from cnnbatch.output.export.places import Tree, encoded, path_of, require_free, require_unique, spool
-from cnnbatch.output.export.predictions import Found, Predicted, Predictions
+from cnnbatch.output.export.predictions import Found, ImageObjects, Predictions
 from cnnbatch.storage import Storage
 
 _IMAGES = "JPEGImages"
@@ -52,31 +53,34 @@ _OBJECT = """\
 """
 
 
-def write(predictions: Predictions, storage: Storage, to: str) -> None:
-    """Write below ``to`` an XML file an image, the list of these, and the results, a file a class.
+class VocTree(ExportFormat):
+    """PASCAL VOC's tree: an XML file an image, and the results by class."""
 
-    An image where nothing was found has its file; one that failed has none and is not in the list.
-    """
-    require_free(storage, to)
-    require_unique(predictions.keys, _path, ".xml")
-    with spool() as folder, Tree(storage, to) as tree:
-        files = _Spooled(folder)
-        for image in chain.from_iterable(map(predictions.images, predictions.parts)):
-            if image is not None and image.error is None:
-                path = _path(image.key)
-                tree.write(f"Annotations/{path}.xml", annotation(image))
-                files.add(_LIST, [path])
-                for label, lines in _results(path, image):
-                    files.add(_RESULTS.format(encoded(label, _NOT_A_NAME)), lines)
-        for name, file in files.all():
-            tree.put(name, file)
+    def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
+        """Write below ``to`` an XML file an image, the list of these, and the results, a file a class.
+
+        An image where nothing was found has its file; one that failed has none and is not in the list.
+        """
+        require_free(storage, to)
+        require_unique(predictions.keys, _path, ".xml")
+        with spool() as folder, Tree(storage, to) as tree:
+            files = _Spooled(folder)
+            for image in chain.from_iterable(map(predictions.images, predictions.parts)):
+                if image is not None and image.error is None:
+                    path = _path(image.key)
+                    tree.write(f"Annotations/{path}.xml", annotation(image))
+                    files.add(_LIST, [path])
+                    for label, lines in _results(path, image):
+                        files.add(_RESULTS.format(encoded(label, _NOT_A_NAME)), lines)
+            for name, file in files.all():
+                tree.put(name, file)
 
 
 def _path(key: str) -> str:
     return path_of(key, _IMAGES)
 
 
-def annotation(image: Predicted) -> str:
+def annotation(image: ImageObjects) -> str:
     """Return an image's XML file; each object has its ``score`` beside what VOC has."""
     name = _text(image.key.removeprefix(f"{_IMAGES}/"))
     objects = "".join(_OBJECT % (_text(one.label), *pixels(one, image), one.score) for one in image.objects)
@@ -87,7 +91,7 @@ def _text(value: str) -> str:
     return escape(_NOT_XML.sub("\ufffd", value))
 
 
-def pixels(one: Found, image: Predicted) -> tuple[int, int, int, int]:
+def pixels(one: Found, image: ImageObjects) -> tuple[int, int, int, int]:
     """Return a box as VOC's (xmin, ymin, xmax, ymax): the nearest pixels in the image, at least one."""
     x1, y1, x2, y2 = one.box
     (xmin, xmax), (ymin, ymax) = _span(x1, x2, image.width), _span(y1, y2, image.height)
@@ -99,7 +103,7 @@ def _span(low: float, high: float, side: int) -> tuple[int, int]:
     return first, max(min(round(high), side), first)
 
 
-def _results(path: str, image: Predicted) -> Iterator[tuple[str, list[str]]]:
+def _results(path: str, image: ImageObjects) -> Iterator[tuple[str, list[str]]]:
     """Yield each class found in an image with its lines: the image, score, xmin, ymin, xmax, ymax."""
     lines = defaultdict[str, list[str]](list)
     for one in image.objects:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cnnbatch.errors import UserError
 from cnnbatch.storage import redact, without_query
-from cnnbatch.storage.parquet.files import ParquetTable, told
+from cnnbatch.storage.parquet.files import ParquetTable, as_user_error
 from cnnbatch.storage.text import LongLine, text_lines
 
 ADDRESS = "\0address"
@@ -119,12 +119,12 @@ class ParquetForm:
 
     def header(self, file: BinaryIO, where: str) -> pa.Schema:
         """Return the file's own schema."""
-        with told(where):
+        with as_user_error(where):
             return ParquetTable(file, _BUFFER).schema
 
     def rows(self, file: BinaryIO, names: Sequence[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Stream the rows; the first is row 0."""
-        with told(where):
+        with as_user_error(where):
             table = ParquetTable(file, _BUFFER)
             place = 0
             for group in range(table.groups):

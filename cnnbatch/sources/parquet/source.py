@@ -31,8 +31,8 @@ from cnnbatch.sources.parquet.schema import (
 )
 from cnnbatch.sources.reading import MAX_BYTES
 from cnnbatch.storage import Entry, Forbidden, NotFound, Storage, TooLarge, Unreadable, join, parent, redact
-from cnnbatch.storage.parquet.files import TEXT, Limits, ParquetTable, raise_if_disk, told
-from cnnbatch.storage.parquet.thrift_compact import TooLarge as OverLimit
+from cnnbatch.storage.parquet.files import TEXT, PageLimits, ParquetTable, as_user_error, raise_if_disk
+from cnnbatch.storage.parquet.thrift_compact import OverLimit
 from cnnbatch.storage.text import decoded
 from cnnbatch.storage.unique import unique_keys
 from cnnbatch.types import Content, Failure, ImageRef, Row, Shard
@@ -48,7 +48,7 @@ _LISTED_BUFFER = 1 << 20  # bytes of each column read ahead while listing
 _BATCH_BYTES = 4 << 20  # bytes of images decoded at once, by the row group's mean
 _BATCH_ROWS = 64  # and no more rows than this, for a mean says little of a column that repeats itself
 _BUFFER = 4 << 20  # bytes of the image column in one request
-_IMAGES = Limits(1 << 30, MAX_BYTES)  # a page as pyarrow writes it may hold a thousand images
+_IMAGES = PageLimits(1 << 30, MAX_BYTES)  # a page as pyarrow writes it may hold a thousand images
 _CLASSES_FILE = "classes.txt"
 _CLASSES_BYTES = 1 << 20
 _DAMAGE = (pa.ArrowException, OSError, LookupError, ValueError)
@@ -124,7 +124,7 @@ class ParquetSource:
     def _rows(self, entry: Entry, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """Stream what the listing needs of the rows of a file, beginning with row ``first``."""
         where = redact(entry.uri)
-        with opened(self.files.storage, entry.uri) as handle, told(where):
+        with opened(self.files.storage, entry.uri) as handle, as_user_error(where):
             file = ParquetTable(handle, _LISTED_BUFFER)
             check_same(self.names, self.first, file.schema, where)
             file.require_rows(self.names.leaf)
@@ -218,7 +218,7 @@ def is_parquet(url: str, storage: Storage) -> bool:
 @contextmanager
 def _table(storage: Storage, entry: Entry) -> Iterator[ParquetTable]:
     with opened(storage, entry.uri) as handle:
-        with told(redact(entry.uri)):
+        with as_user_error(redact(entry.uri)):
             table = ParquetTable(handle, _LISTED_BUFFER)
         yield table
 

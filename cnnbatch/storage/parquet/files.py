@@ -26,13 +26,13 @@ from cnnbatch.storage.parquet.pages import (
     FOOTER_BYTES,
     Chunk,
     Column,
-    Group,
     NoParquet,
     Page,
+    RowGroup,
     Watched,
     read_footer,
 )
-from cnnbatch.storage.parquet.thrift_compact import Damaged, TooLarge
+from cnnbatch.storage.parquet.thrift_compact import Damaged, OverLimit
 
 COLUMNS = 10_000
 """Columns that a file may have, each field of a struct counted."""
@@ -62,14 +62,14 @@ _TEXTS = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class PageLimits:
     """What a page may have of decompressed bytes, and one value of it in the mean."""
 
     page: int
     value: int
 
 
-BESIDE = Limits(128 << 20, ROW_BYTES)
+CELL_LIMITS = PageLimits(128 << 20, ROW_BYTES)
 """Of columns beside the images, and of all columns of a list."""
 
 
@@ -81,11 +81,11 @@ class _FewerRows(Exception):
 
 
 @contextmanager
-def told(where: str, mend: str = "fetch or write the file again") -> Iterator[None]:
+def as_user_error(where: str, mend: str = "fetch or write the file again") -> Iterator[None]:
     """Turn whatever a damaged or too large file raises into the user's mistake."""
     try:
         yield
-    except TooLarge as error:
+    except OverLimit as error:
         raise UserError(
             f"{where}: {error}\n  what to do: write it with smaller cells or row groups"
         ) from None
@@ -106,7 +106,7 @@ def raise_if_disk(error: Exception, where: str) -> None:
 class ParquetTable:
     """One open file, read in batches of rows, ``buffer`` bytes of a column at once.
 
-    Making it and reading from it raises `TooLarge`, and what `told` knows for damage.
+    Making it and reading from it raises `OverLimit`, and what `as_user_error` knows for damage.
     """
 
     def __init__(self, file: BinaryIO, buffer: int) -> None:
@@ -165,10 +165,10 @@ class ParquetTable:
         """Insist that a column has as many values as there are rows, by the footer."""
         for group in range(self.groups):
             if self.rows_in(group):
-                self._chunks(group, [name], BESIDE, 1)
+                self._chunks(group, [name], CELL_LIMITS, 1)
 
     def batches(
-        self, group: int, names: Sequence[str], rows: int, limits: Limits = BESIDE
+        self, group: int, names: Sequence[str], rows: int, limits: PageLimits = CELL_LIMITS
     ) -> Iterator[pa.RecordBatch]:
         """Stream the columns of these names or paths of a row group, at most ``rows`` rows at once."""
         done = 0
@@ -196,13 +196,13 @@ class ParquetTable:
             self._listed = 0, 0
         self._listed = self._listed[0] + rows, self._listed[1] + size
         if self._listed[1] > LISTED_BYTES:
-            raise TooLarge(
+            raise OverLimit(
                 f"{self._listed[0]:,} rows have {self._listed[1]:,} bytes beside their images; at most "
                 f"{LISTED_BYTES:,} are read of {LISTED_ROWS:,}"
             )
 
     def _decoded(
-        self, group: int, names: Sequence[str], rows: int, limits: Limits, done: int
+        self, group: int, names: Sequence[str], rows: int, limits: PageLimits, done: int
     ) -> Iterator[pa.RecordBatch]:
         """Stream the rows behind the first ``done``; raises `_FewerRows` where ``rows`` are too many."""
         self._watched.watch(self._chunks(group, names, limits, rows))
@@ -220,18 +220,18 @@ class ParquetTable:
                 yield batch.slice(done)
             done = max(0, done - batch.num_rows)
 
-    def _chunks(self, group: int, names: Sequence[str], limits: Limits, rows: int) -> list[Chunk]:
+    def _chunks(self, group: int, names: Sequence[str], limits: PageLimits, rows: int) -> list[Chunk]:
         numbers = sorted({number for name in names for number in self._numbers[name]})
         return [self._chunk(self._groups[group], number, limits, rows) for number in numbers]
 
-    def _chunk(self, held: Group, number: int, limits: Limits, rows: int) -> Chunk:
+    def _chunk(self, held: RowGroup, number: int, limits: PageLimits, rows: int) -> Chunk:
         """Return where a column's pages lie; how many values it has is checked."""
         column, leaf = held.columns[number], self._leaves.column(number)
         listed = bool(leaf.max_repetition_level)
         if not listed and column.values != held.rows:
             raise Damaged(f"the column {leaf.path} has {column.values:,} of {held.rows:,} values")
         if listed and column.values > _VALUES:
-            raise TooLarge(f"column {leaf.path}: {column.values:,} values; at most {_VALUES:,} are read")
+            raise OverLimit(f"column {leaf.path}: {column.values:,} values; at most {_VALUES:,} are read")
         about = _Checked(leaf.path, leaf.physical_type in _TEXTS, listed)
         return Chunk(column.start, column.end, partial(about.check, limits, rows))
 
@@ -258,23 +258,25 @@ class _Checked:
     of_any_length: bool
     listed: bool
 
-    def check(self, limits: Limits, rows: int, page: Page) -> None:
-        """Raise `TooLarge` for a page over a limit, `_FewerRows` where its values repeat in too many rows."""
+    def check(self, limits: PageLimits, rows: int, page: Page) -> None:
+        """Raise `OverLimit` for a page, `_FewerRows` where its values repeat in too many rows."""
         if page.size > limits.page:
-            raise TooLarge(
+            raise OverLimit(
                 f"column {self.path}: a page of {page.size:,} bytes; at most {limits.page:,} are read"
             )
         if page.values > _VALUES and (self.listed or page.kind == DICTIONARY):
-            raise TooLarge(
+            raise OverLimit(
                 f"column {self.path}: a page of {page.values:,} values; at most {_VALUES:,} are read"
             )
         if not self.of_any_length or not page.size:
             return
         mean = page.size // max(1, page.values)
         if mean > limits.value:
-            raise TooLarge(f"column {self.path}: values of {mean:,} bytes; at most {limits.value:,} are read")
+            raise OverLimit(
+                f"column {self.path}: values of {mean:,} bytes; at most {limits.value:,} are read"
+            )
         if self.listed and page.encoding == DELTA_BYTE_ARRAY and page.size * page.values > _REPEATED:
-            raise TooLarge(
+            raise OverLimit(
                 f"column {self.path}: {page.values:,} values that may repeat {page.size:,} bytes each"
             )
         if self.listed and page.kind == DICTIONARY:
@@ -285,10 +287,10 @@ class _Checked:
             raise _FewerRows(fitting)
 
 
-def _check_counts(groups: Sequence[Group], columns: int, size: int) -> None:
+def _check_counts(groups: Sequence[RowGroup], columns: int, size: int) -> None:
     """Check what a footer claims against the limits and against the ``size`` of the file."""
     if columns > COLUMNS:
-        raise TooLarge(f"{columns:,} columns; at most {COLUMNS:,} are read")
+        raise OverLimit(f"{columns:,} columns; at most {COLUMNS:,} are read")
     rows = sum(group.rows for group in groups)
     if rows > size * ROWS_A_BYTE:
         raise Damaged(f"its footer claims {rows:,} rows, in a file of {size:,} bytes")
@@ -302,7 +304,7 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
     if size <= _AT_ONCE:
         yield batch, size
     elif batch.num_rows == 1:
-        raise TooLarge(f"a row has {size:,} bytes; at most {ROW_BYTES:,} are read")
+        raise OverLimit(f"a row has {size:,} bytes; at most {ROW_BYTES:,} are read")
     else:
         half = batch.num_rows // 2
         yield from _pieces(batch.slice(0, half))

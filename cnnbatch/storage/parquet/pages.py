@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from cnnbatch.storage.parquet.thrift_compact import Damaged, TooLarge, struct
+from cnnbatch.storage.parquet.thrift_compact import Damaged, OverLimit, struct
 
 FOOTER_BYTES = 16 << 20
 """Bytes that a footer may have."""
@@ -55,7 +55,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class RowGroup:
     """One row group."""
 
     rows: int
@@ -73,12 +73,12 @@ class Page:
     encoding: int
 
 
-def read_footer(file: BinaryIO, size: int) -> tuple[bytes, tuple[Group, ...]]:
+def read_footer(file: BinaryIO, size: int) -> tuple[bytes, tuple[RowGroup, ...]]:
     """Return the end of a file, from its footer on, and the footer's row groups.
 
     Raises:
         Damaged: it is no footer, or says what can't be true of a file of ``size`` bytes.
-        TooLarge: it has more than `FOOTER_BYTES`.
+        OverLimit: it has more than `FOOTER_BYTES`.
     """
     file.seek(max(0, size - _FOOTER_READ))
     end = file.read(_FOOTER_READ)
@@ -92,7 +92,7 @@ def read_footer(file: BinaryIO, size: int) -> tuple[bytes, tuple[Group, ...]]:
     if length > size - 12:
         raise Damaged(f"its footer is said to have {length:,} bytes, of {size:,} in all")
     if length > FOOTER_BYTES:
-        raise TooLarge(f"a footer of {length:,} bytes; at most {FOOTER_BYTES:,} are read")
+        raise OverLimit(f"a footer of {length:,} bytes; at most {FOOTER_BYTES:,} are read")
     if length + 8 > len(end):
         file.seek(size - length - 8)
         end = file.read(length + 8)
@@ -106,12 +106,12 @@ def read_footer(file: BinaryIO, size: int) -> tuple[bytes, tuple[Group, ...]]:
     return end, groups
 
 
-def _group(fields: Any, end: int) -> Group:
+def _group(fields: Any, end: int) -> RowGroup:
     if not isinstance(fields[3], int) or fields[3] < 0:
         raise Damaged("a row group has less than no row")
     if not fields[3]:
-        return Group(0, (Column(0, 0, 0, 0),) * len(fields[1]))
-    return Group(fields[3], tuple(_column(one[3], end) for one in fields[1]))
+        return RowGroup(0, (Column(0, 0, 0, 0),) * len(fields[1]))
+    return RowGroup(fields[3], tuple(_column(one[3], end) for one in fields[1]))
 
 
 def _column(fields: Any, end: int) -> Column:

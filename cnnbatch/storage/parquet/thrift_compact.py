@@ -16,7 +16,7 @@ class Damaged(OSError):
     """The bytes are not what they should be."""
 
 
-class TooLarge(Exception):
+class OverLimit(Exception):
     """More than a limit; its text says what and how much."""
 
 
@@ -28,12 +28,12 @@ def struct(data: bytes, left: list[int], at: int = 0, depth: int = 0) -> tuple[F
     """Return the fields of a struct that begins at ``at``, and where it ends.
 
     ``left[0]`` is how many structs it may have in it, and is counted down. Raises IndexError where ``data``
-    ends before it, `Damaged`, and `TooLarge` where nothing is left.
+    ends before it, `Damaged`, and `OverLimit` where nothing is left.
     """
     fields: Fields = {}
     left[0] -= 1
     if left[0] < 0:
-        raise TooLarge("more parts than are read")
+        raise OverLimit("more parts than are read")
     number = 0
     while head := data[at]:
         at += 1

@@ -1,0 +1,12 @@
+"""How each kind of answer is compared, by its name: the first that both outputs have counts."""
+
+from __future__ import annotations
+
+from cnnbatch.config.entries import Entries
+from cnnbatch.evaluation.comparison.labels import LabelMeasure
+from cnnbatch.evaluation.comparison.measure import Measure
+from cnnbatch.evaluation.comparison.objects import ObjectMeasure
+
+MEASURES: Entries[type[Measure]] = Entries(
+    "comparison", {"objects": ObjectMeasure, "label": LabelMeasure}, Measure
+)
