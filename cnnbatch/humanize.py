@@ -49,13 +49,19 @@ def decimal(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def duration(seconds: float) -> str:
-    """Return a time: ``0``, ``2.4 ms``, ``42 s``, ``3 min 12 s``, ``2 h 05 min``, ``3 d 4 h``."""
-    if seconds < 1:
+def duration(seconds: float, whole: bool = False) -> str:
+    """Return a time: ``0``, ``2.4 ms``, ``42 s``, ``3 min 12 s``, ``2 h 05 min``, ``3 d 4 h``.
+
+    With ``whole`` it has full seconds only, as a clock that is running shows them.
+    """
+    if seconds < 1 and not whole:
         return f"{decimal(1000 * seconds)} ms" if seconds else "0"
-    if seconds < 10:
+    if seconds < 10 and not whole:
         return f"{decimal(round(seconds, 1))} s"
-    whole = round(seconds)
+    return _clock(int(seconds) if whole else round(seconds))
+
+
+def _clock(whole: int) -> str:
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

@@ -29,11 +29,12 @@ class Result(Reader):
 
     def show(self, key: str) -> Picture:
         """Return the image ``key``, small and upright, with what was predicted; a notebook displays it."""
-        from cnnbatch.report.pictures import Viewer, seen
+        from cnnbatch.report.pictures import Viewer
+        from cnnbatch.report.prediction import prediction_of
 
         part, row = self.place(key)
         (values,), (ref,) = self.take(part, [row]), self.refs(part, [row])
-        return Viewer(self.input_storage(), self.source()).picture(seen(values, ref), side=768)
+        return Viewer(self.input_storage(), self.source()).picture(prediction_of(values, ref), side=768)
 
 
 def open(uri: str, storage: Storage | Mapping[str, Any] | None = None) -> Result:

@@ -57,7 +57,7 @@ OBJECTS_SCHEMA = pa.schema(_SIZED)
 """Objects an image, null where the image has no truth; ``width`` and ``height`` as the truth states them."""
 
 _ABOUT = frozenset({"image_id", "width", "height", "problem"})
-"""Columns of a ground truth that tell of the image, not what is true of it."""
+"""Columns of a ground truth that are about the image, not about what is true of it."""
 
 SURE = 0.5
 """The score from which on a predicted object counts as found, where a person does not say another."""
@@ -70,7 +70,7 @@ OBJECT_LABEL = "object_label"
 
 _CLASSES = b"classes"
 _SHOWN = 100  # of a model's names, in a message
-_TOLD = 20  # of names that it does not know
+_FEW = 20  # of names that it does not know
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +111,7 @@ def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def object_labels(truth: pa.Table) -> list[str]:
-    """Return the labels of all objects of a truth, each once; none where it has no objects."""
-    if "objects" not in truth.schema.names:
-        return []
+    """Return the labels of all objects of a truth, each once."""
     objects: Any = pc.list_flatten(truth["objects"])
     labels = pc.struct_field(objects, "label").unique().to_pylist()
     return [label for label in labels if label is not None]
@@ -146,21 +144,24 @@ def renamed(
 
 
 def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.Table:
-    """Leave out the objects of images whose truth or masks are of another size, and say so in ``problem``.
+    """Leave out the answers for images whose truth or masks are of another size, and say so in ``problem``.
 
-    ``sizes`` are the (width, height) found, None where an image could not be read.
+    ``sizes`` are the (width, height) found, None where an image could not be read. Another kind of ground
+    truth stays as it is.
     """
-    if "problem" not in truth.schema.names:
+    if not set(OBJECTS_SCHEMA.names) <= set(truth.schema.names):
         return truth
+    answer = answer_of(truth.schema)
     stated = zip(truth["width"].to_pylist(), truth["height"].to_pylist(), strict=True)
     problems = [
         _problem("", width, height, found) or (mask and _problem("with a mask ", *mask[::-1], found))
-        for (width, height), found, mask in zip(stated, sizes, _mask_sizes(truth, sizes), strict=True)
+        for (width, height), found, mask in zip(stated, sizes, _mask_sizes(truth[answer], sizes), strict=True)
     ]
     if not any(problems):
         return truth
+    left_out = f"its {answer} {'are' if answer.endswith('s') else 'is'} left out"
     rows = [
-        {**row, "objects": None, "problem": problem} if problem else row
+        {**row, answer: None, "problem": f"{problem}; {left_out}"} if problem else row
         for row, problem in zip(truth.to_pylist(), problems, strict=True)
     ]
     return table(rows, truth.schema)
@@ -169,16 +170,17 @@ def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.
 def _problem(what: str, width: int | None, height: int | None, found: tuple[int, int] | None) -> str | None:
     if not found or not width or not height or (width, height) == found:
         return None
-    return (
-        f"made {what}for {width} x {height} pixels, the image has {found[0]} x {found[1]}; "
-        "its objects are left out"
-    )
+    return f"made {what}for {width} x {height} pixels, the image has {found[0]} x {found[1]}"
 
 
-def _mask_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> list[tuple[int, int] | None]:
+def _mask_sizes(
+    answers: pa.ChunkedArray[Any], sizes: Sequence[tuple[int, int] | None]
+) -> list[tuple[int, int] | None]:
     """Return for each image the (height, width) of a mask that is not the image's, None where all are."""
     wrong: list[tuple[int, int] | None] = [None] * len(sizes)
-    objects: Any = truth["objects"].combine_chunks()
+    if answers.type != OBJECTS:
+        return wrong
+    objects: Any = answers.combine_chunks()
     masks: Any = pc.struct_field(pc.list_flatten(objects), "mask")
     there = masks.is_valid()
     images = pc.list_parent_indices(objects).filter(there).to_pylist()
@@ -247,18 +249,18 @@ def match_classes(
         name: None if want is None else by_name.get(want, ids.get(name)) for name, want in wanted.items()
     }
     lacking = {name: want for name, want in wanted.items() if want is not None and found[name] is None}
-    if told := {name: want for name, want in lacking.items() if occurring is None or name in occurring}:
-        raise _unknown(told, by_name)
+    if unknown := {name: want for name, want in lacking.items() if occurring is None or name in occurring}:
+        raise _unknown(unknown, by_name)
     return {name: ours for name, ours in found.items() if name not in lacking}
 
 
 def no_known_label(model: ModelClasses, labels: Sequence[str]) -> UserError:
     """Return what to raise where no image has a label that the model can give."""
     known = model.by_name()
-    near = next(((label, name) for label in labels[:_TOLD] if (name := nearest(label, known))), None)
+    near = next(((label, name) for label in labels[:_FEW] if (name := nearest(label, known))), None)
     hint = "" if near is None else f", as {near[1]!r} instead of {near[0]!r}"
     return UserError(
-        f"none of the labels of the ground truth is a class of the model: {_some(labels, most=_TOLD)}\n"
+        f"none of the labels of the ground truth is a class of the model: {_some(labels, most=_FEW)}\n"
         f"  the model's: {_some([*dict.fromkeys(known.values())])}\n"
         f"  what to do: give labels by the model's names{hint}, or leave the ground truth out "
         f"(input.truth={NO_TRUTH})"
@@ -274,7 +276,7 @@ def _some(names: Sequence[str], count: int | None = None, most: int = _SHOWN) ->
 def _unknown(lacking: Mapping[str, str], known: Mapping[str, str]) -> UserError:
     """Name the truth's classes, what the job called them where it did, and what comes nearest."""
     shown = []
-    for name, want in islice(lacking.items(), _TOLD):
+    for name, want in islice(lacking.items(), _FEW):
         called = "" if want == name else f", called {want!r} in task.aliases"
         near = nearest(want, known)
         shown.append(repr(name) + called + (f" (the nearest: {near!r})" if near else ""))

@@ -90,7 +90,7 @@ class Failure:
     message: str
 
 
-class Picture(Protocol):
+class Decodable(Protocol):
     """What a source reads where that is no image file: raw pixels, or a part of another picture."""
 
     @property
@@ -103,7 +103,7 @@ class Picture(Protocol):
         """Return what `cnnbatch.images.decode.decode` returns for a file, and raise as it does."""
 
 
-Content = bytes | Picture
+Content = bytes | Decodable
 """What a reader gives of one image: a whole image file, or a picture that decodes itself."""
 
 
@@ -209,7 +209,7 @@ Decoder = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Where and how a model runs; settled before the first shard.
+    """Where and how a model runs; decided before the first shard.
 
     ``device`` is a torch device string (``cpu``, ``cuda``, ``mps``); ``threads`` is the number
     of CPU threads that the forward pass may use; ``batch`` the number of inputs that nearly every

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cnnbatch.models import published
-from cnnbatch.models.published import Published
+from cnnbatch.cli.models import listing
+from cnnbatch.models.published import PublishedModel
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
@@ -36,19 +36,19 @@ def page() -> str:
 
 def tables() -> dict[str, list[str]]:
     """Return the rows by the heading of their first column."""
-    listed = published.listing(task="classify")
+    listed = listing(task="classify")
     keras = list(_rows(listed, "keras"))
     keras.insert(next(n for n, row in enumerate(keras) if row.startswith("| NASNetLarge")), _NASNET_MOBILE)
     return {"Keras": keras, "torchvision": list(_rows(listed, "torchvision"))}
 
 
-def _rows(listed: Sequence[Published], library: str) -> Iterator[str]:
+def _rows(listed: Sequence[PublishedModel], library: str) -> Iterator[str]:
     for row in listed:
         if row.library == library:
             yield f"| {' | '.join(_cells(row))} |"
 
 
-def _cells(row: Published) -> Iterator[str]:
+def _cells(row: PublishedModel) -> Iterator[str]:
     yield row.name.rpartition("/")[2]
     yield f"`{row.name}`"
     yield f"{row.parameters / 1e6:.1f}" if row.parameters else ""

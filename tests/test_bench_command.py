@@ -21,13 +21,14 @@ from cnnbatch.inference.bench import alone as line
 from cnnbatch.inference.bench import stages
 from cnnbatch.inference.bench import throughput as whole
 from cnnbatch.inference.bench.advice import advice
-from cnnbatch.inference.bench.alone import STAGES, Sample, Stages
 from cnnbatch.inference.bench.command import Bench, bench
-from cnnbatch.inference.bench.estimate import Machine
-from cnnbatch.inference.bench.processes import apart
-from cnnbatch.inference.bench.repeat import Again, own_key
+from cnnbatch.inference.bench.machine import Machine
+from cnnbatch.inference.bench.processes import in_new_processes
+from cnnbatch.inference.bench.repeat import RepeatedSource, own_key
+from cnnbatch.inference.bench.stages import Stages, StageSample
 from cnnbatch.inference.bench.summary import figures, head
 from cnnbatch.inference.bench.throughput import Feed, Here, Whole, steady_rate
+from cnnbatch.inference.messages import STAGES
 from cnnbatch.inference.worker.settings import Settings
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.sources import open_source
@@ -273,7 +274,7 @@ def refs(count: int) -> list[ImageRef]:
 
 def test_parts_grow_to_some_seconds_of_work() -> None:
     feed = Feed(refs(10_000), first=16, most=1000, ends=True)
-    works = feed.works()
+    works = feed.work()
     first = next(works).shard
     assert len(first.refs) == 16
     feed.take(receipt(first, 1.6, empty=2))
@@ -282,17 +283,17 @@ def test_parts_grow_to_some_seconds_of_work() -> None:
     feed.busy_s = 1e-6
     assert len(next(works).shard.refs) == 1000
     assert feed.failed == {"empty": 2}
-    assert [len(work.shard.refs) for work in Feed(refs(7), 16, 3, True).works()] == [3, 3, 1]
+    assert [len(work.shard.refs) for work in Feed(refs(7), 16, 3, True).work()] == [3, 3, 1]
 
 
 def test_parts_end_with_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole, "RUN_S", 0.0)
     feed = Feed(iter(lambda: ImageRef("", ""), None), first=5, most=9, ends=False)
-    works = feed.works()
+    works = feed.work()
     feed.take(receipt(next(works).shard, 1.0))
     assert list(works) == []
     feed = Feed(refs(5), first=2, most=2, ends=True)
-    works = feed.works()
+    works = feed.work()
     feed.take(receipt(next(works).shard, 1.0))
     assert len(list(works)) == 2
 
@@ -324,7 +325,7 @@ def test_every_source_reads_its_images_again(tmp_path: Path) -> None:
         spec = job(tmp_path, tmp_path / "out", input=chosen)
         source = open_source(spec.input, Storage())
         own = tuple(source.refs())
-        again = Again(source, own)
+        again = RepeatedSource(source, own)
         shard = Shard(0, tuple(islice(again.refs(), 7)))
         keys = [ref.key for ref in shard.refs]
         assert len(set(keys)) == 7
@@ -349,8 +350,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def call(function: Callable[[Any], Any], value: Any, processes: int = 1) -> list[Any]:
         return [function(value) for _ in range(processes)]
 
-    monkeypatch.setattr(whole, "apart", call)
-    monkeypatch.setattr(stages, "apart", call)
+    monkeypatch.setattr(whole, "in_new_processes", call)
+    monkeypatch.setattr(line, "in_new_processes", call)
     monkeypatch.setattr(line, "keep_freed_memory", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "local")
     threads = torch.get_num_threads()
@@ -440,30 +441,30 @@ def test_images_that_fail_only_now_are_left_out_of_the_stages_after(
     spec = job(folder, tmp_path / "out")
     source = open_source(spec.input, Storage())
     settings = Settings("cpu", "fp32", batch=2, window=4, threads=1).to_json()
-    sample = Sample(spec, source, tuple(source.refs()), settings, 4)
-    found = stages.measure(sample, 1)
+    sample = StageSample(spec, source, tuple(source.refs()), settings, 4)
+    found = line.measure(sample, 1)
     assert (found.images, found.failed) == (6, 1)
     for path in folder.rglob("*.jpg"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="all 6 fail"):
-        stages.measure(sample, 1)
+        line.measure(sample, 1)
     broken = spec.model_copy(update={"task": Toy(name="tests.toy:Toy", fault="device", flag=str(tmp_path))})
     (folder / "album-0" / "00003.jpg").write_bytes(jpeg(1))
     with pytest.raises(EnvironmentFault, match="the model fails on images of the sample: .*device is broken"):
-        stages.measure(replace(sample, job=broken), 1)
+        line.measure(replace(sample, job=broken), 1)
 
 
 # New processes
 
 
 def test_what_a_new_process_raises_is_raised_here() -> None:
-    assert apart(len, "abc", 2) == [3, 3]
+    assert in_new_processes(len, "abc", 2) == [3, 3]
     with pytest.raises(ValueError, match="invalid literal"):
-        apart(int, "x")
+        in_new_processes(int, "x")
     with pytest.raises(EnvironmentFault, match="FileNotFoundError"):
-        apart(os.listdir, "/nowhere")
+        in_new_processes(os.listdir, "/nowhere")
     with pytest.raises(EnvironmentFault, match="has ended"):
-        apart(os._exit, 1)
+        in_new_processes(os._exit, 1)
 
 
 # The command

@@ -16,9 +16,11 @@ from typer.testing import CliRunner, Result
 from cnnbatch.cli.app import app
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inference.bench.check import Checked, check, lines
-from cnnbatch.inference.bench.estimate import Counted, Machine, Measured, estimate, plan_size, rates
+from cnnbatch.inference.bench.estimate import Measured, estimate, plan_size, rates
+from cnnbatch.inference.bench.listing import ListingCount, WatchedStorage
+from cnnbatch.inference.bench.machine import Machine
 from cnnbatch.inference.run import run
-from cnnbatch.inference.worker import settings as speed
+from cnnbatch.inference.worker import malloc
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.output.plan import spread
 from cnnbatch.storage import Entry, Storage
@@ -35,8 +37,8 @@ CPU = Machine(cores=4, workers=4, devices=0, readers=64)
 GPU = Machine(cores=8, workers=2, devices=2, readers=32)
 
 
-def counted(images: int, **known: Any) -> Counted:
-    return Counted(images=images, **{"complete": True, "objects": images, **known})
+def counted(images: int, **known: Any) -> ListingCount:
+    return ListingCount(images=images, **{"complete": True, "objects": images, **known})
 
 
 def measured(**known: Any) -> Measured:
@@ -235,15 +237,13 @@ def test_no_image_in_time(tmp_path: Path, photos: Photos, monkeypatch: pytest.Mo
 
 
 def test_a_check_measures_nothing(photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "has_bf16", lambda device: True)
+    monkeypatch.setattr("cnnbatch.inference.autotune.measure.has_bf16", lambda device: True)
     folder, out = photos(100), tmp_path / "out"
     assert check(job(folder, out), images=1).settings["precision"] == "fp32"
 
 
 def test_sizes_of_what_lies_in_containers() -> None:
-    from cnnbatch.inference.bench.check import _Watched
-
-    storage = _Watched()
+    storage = WatchedStorage()
     assert storage.size_of(ImageRef("a", "x.tar", Span(512, 33))) == 33
     assert storage.size_of(ImageRef("a", "a.jpg")) is None
 
@@ -253,7 +253,7 @@ def test_sizes_of_what_lies_in_containers() -> None:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    monkeypatch.setattr(speed, "keep_freed_memory", lambda: None)  # it is for the whole process
+    monkeypatch.setattr(malloc, "keep_freed_memory", lambda: None)  # it is for the whole process
 
     def call(spec: MapJob, *arguments: str) -> Result:
         path = tmp_path / "job.yaml"

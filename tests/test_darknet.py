@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models.architectures import darknet_models, suppression
-from cnnbatch.models.architectures.darknet import Darknet, Head, build, load_weights
+from cnnbatch.models.architectures.darknet import Darknet, DarknetHead, build, load_weights
 from cnnbatch.models.architectures.darknet_cfg import parse_cfg
 from cnnbatch.models.weights import files as weights
 
@@ -413,7 +413,7 @@ def two_corners(labels: tuple[int, int]) -> Darknet:
     raw[:, :4] = 0
     raw[0, 4, 0, 0], raw[0, 4, 3, 3] = 9, 8
     raw[0, 5 + labels[0], 0, 0] = raw[0, 5 + labels[1], 3, 3] = 9
-    return Darknet(Maps(raw), [Head(((200.0, 200.0),), 2)], (32, 32))
+    return Darknet(Maps(raw), [DarknetHead(((200.0, 200.0),), 2)], (32, 32))
 
 
 def test_only_boxes_of_the_same_class_suppress_each_other() -> None:
@@ -433,7 +433,7 @@ def test_overlaps_are_exact_in_the_last_class_too() -> None:
     raw[0, 2:6, 7, 7] = torch.tensor([7.0, 7.0, 9.0, 9.0])  # thousands of pixels wide, of the first class
     for column in (0, 1):
         raw[0, 4, 0, column] = raw[0, 1004, 0, column] = 9 - column
-    module = Darknet(Maps(raw), [Head(((8.3, 8.3),), 1000)], (32, 32))
+    module = Darknet(Maps(raw), [DarknetHead(((8.3, 8.3),), 1000)], (32, 32))
     overlap_of_both = (8.3 - 4) * 8.3 / (2 * 8.3**2 - (8.3 - 4) * 8.3)
     for threshold, kept in ((overlap_of_both + 1e-5, 2), (overlap_of_both - 1e-5, 1)):
         module.nms_threshold = threshold

@@ -33,10 +33,11 @@ from cnnbatch.cli.describe import read_input
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import byte_size
 from cnnbatch.images.decode import DecodeError, decode
-from cnnbatch.images.inspect import look_at
+from cnnbatch.images.inspect import inspect
 from cnnbatch.report.collection import facts, page_html, pictures
 from cnnbatch.sources import open_source
-from cnnbatch.sources.describe import SHOWN, Candidate, Description, Sample, Spread, describe, rank
+from cnnbatch.sources.counts import Spread
+from cnnbatch.sources.describe import SHOWN, Description, ImageSample, ShownImage, describe, rank
 from cnnbatch.storage import Storage, unique
 from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 from tests.conftest import jpeg
@@ -219,7 +220,7 @@ def test_what_is_refused_is_what_the_decoder_refuses(fast: bool) -> None:
                 expected: object = decode(content)[1][::-1]
             except DecodeError as error:
                 expected = error.code
-        look = look_at(content, fast)
+        look = inspect(content, fast)
         if fast and isinstance(expected, str) and look.failure is None:
             continue  # the damage lies behind the header
         assert (look.failure.code if look.failure else look.size) == expected, path.name
@@ -391,7 +392,7 @@ def test_a_spread_bins_as_numpy_does() -> None:
 
 
 def test_a_spread_of_many_numbers_is_rounded_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.sources.describe.MOST_DISTINCT", 50)
+    monkeypatch.setattr("cnnbatch.sources.counts.MOST_DISTINCT", 50)
     values = np.random.default_rng(0).integers(1, 10**6, 20_000).tolist()
     spread = Spread()
     for value in values:
@@ -416,14 +417,14 @@ def test_every_group_of_equals_is_found(values: list[bytes], buffer: int) -> Non
     assert copies.examples == tuple(tuple(keys[:5]) for keys in groups[:5])
 
 
-def candidate(key: str) -> Candidate:
-    return Candidate(rank(key), ImageRef(key, key), (1, 1))
+def candidate(key: str) -> ShownImage:
+    return ShownImage(rank(key), ImageRef(key, key), (1, 1))
 
 
 @given(st.permutations(range(60)))
 def test_the_images_shown_follow_from_their_keys_and_cover_the_classes(order: list[int]) -> None:
     classes = {n: ["rare"] if n < 2 else [f"class {n % 3}"] for n in range(60)}
-    sample = Sample()
+    sample = ImageSample()
     for number in order:
         sample.add(candidate(f"{number}"), classes[number])
     chosen = [one.ref.key for one in sample.chosen()]
@@ -492,7 +493,7 @@ def test_boxes_are_drawn_where_the_truth_has_them(tmp_path: Path) -> None:
     marked = (small != 255).any(axis=2)
     rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (50, 150, 100, 300)
-    assert [guess.label for guess in picture.seen.guesses] == ["cat"]
+    assert [guess.label for guess in picture.prediction.ranked] == ["cat"]
 
 
 def test_hostile_keys_stay_text(tmp_path: Path) -> None:

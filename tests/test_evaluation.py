@@ -21,7 +21,8 @@ from cnnbatch.cluster.parallel import on_ray
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
-from cnnbatch.evaluation.judges import Columns, judges
+from cnnbatch.evaluation.judges import judges, metric
+from cnnbatch.metrics import Schemas
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.storage import Storage
 from cnnbatch.terminal.screen import Screen
@@ -133,7 +134,7 @@ def test_every_image_has_its_row(tmp_path: Path, data: Any, found: Any) -> None:
     assert [row["key"] for row in rows if row["part"] == 1] == predictions["key"].to_pylist()
 
 
-def test_another_truth_is_laid_beside_the_rows_by_key(tmp_path: Path, data: Any, found: Any) -> None:
+def test_another_truth_is_joined_by_key(tmp_path: Path, data: Any, found: Any) -> None:
     """It has other boxes, lacks some images, and has images that the output lacks."""
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -200,7 +201,7 @@ def test_voc_s_numbers_where_the_truth_knows_difficult_objects(tmp_path: Path, d
     assert metrics["AR100"].value == 0.5  # COCO knows no difficult objects.
 
 
-def test_a_part_without_its_truth_is_told(tmp_path: Path, data: Any, found: Any) -> None:
+def test_a_part_without_its_truth_is_noted(tmp_path: Path, data: Any, found: Any) -> None:
     folder = judged.write_detected(tmp_path / "out", data, found)
     (folder / "_job" / "truth" / "part-00000001.parquet").unlink()
     evaluation = evaluated(folder)
@@ -239,14 +240,26 @@ def test_classes_are_judged(tmp_path: Path) -> None:
 
 def test_columns_that_mean_something_else_are_not_judged() -> None:
     other = pa.schema([("label", pa.int64()), ("objects", pa.list_(pa.struct([("label", pa.string())])))])
-    assert not list(judges(Columns(other, truth.OBJECTS_SCHEMA, difficult=True)))
-    assert not list(judges(Columns(other, truth.LABEL_SCHEMA, difficult=False)))
+    assert not list(judges(Schemas(other, truth.OBJECTS_SCHEMA, difficult=True)))
+    assert not list(judges(Schemas(other, truth.LABEL_SCHEMA, difficult=False)))
     plain = pa.schema([("label", pa.string()), ("score", pa.string()), ("top", pa.string())])
-    (judge,) = judges(Columns(plain, truth.LABEL_SCHEMA, difficult=False))
-    assert list(judge.columns(plain)) == ["label", "probabilities"]
+    (name,) = judges(Schemas(plain, truth.LABEL_SCHEMA, difficult=False))
+    assert list(metric(name).columns(plain)) == ["label", "probabilities"]
 
 
-def test_mistakes_are_told(tmp_path: Path, data: Any, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_of_a_newer_version_is_refused_with_both(tmp_path: Path, data: Any, found: Any) -> None:
+    folder = judged.write_detected(tmp_path / "out", data, found)
+    written = evaluated(folder)
+    path = folder / "evaluation.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2, "curves": {}}))
+    with pytest.raises(
+        UserError, match=r"of version 2, but this .* version 1\n  what to do: .*cnnbatch evaluate"
+    ):
+        cnnbatch.open(folder).evaluation()
+    assert evaluated(folder) == written == cnnbatch.open(folder).evaluation()
+
+
+def test_mistakes_are_named(tmp_path: Path, data: Any, found: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     renamed = [{**one, "name": f"klass {one['id']}"} for one in data["categories"]]
     folder = judged.write_detected(tmp_path / "out", data, found)
     with pytest.raises(UserError, match="has no column 'kamera'"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnbatch.models import published
+from cnnbatch.cli.models import listing
 from cnnbatch.models.building import find
 from cnnbatch.models.libraries.keras_table import MODELS
 from cnnbatch.models.network import last_layer
@@ -94,11 +94,11 @@ def marked(families: dict[str, tuple[str, int]], long: set[str], prefix: str = "
 
 
 def families(pattern: str) -> set[str]:
-    return {row.family for row in published.listing(pattern, task="classify")}
+    return {row.family for row in listing(pattern, task="classify")}
 
 
 def test_every_family_is_tried() -> None:
-    own = {row.family for row in published.listing(task="classify") if row.library == "torchvision"}
+    own = {row.family for row in listing(task="classify") if row.library == "torchvision"}
     assert set(TORCHVISION) == own
     assert set(KERAS) == families("keras/*")
     assert set(TIMM) == families("timm/*")

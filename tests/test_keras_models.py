@@ -117,7 +117,7 @@ def test_nasnet_mobile_is_refused_by_keras_and_answered_here() -> None:
 def test_the_listing_has_keras_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CNNBATCH_CACHE", str(tmp_path))
     [row] = published.listing("keras/resnet50")
-    assert (row.name, row.family, row.library, row.task) == ("keras/ResNet50", "resnet", "keras", "classify")
+    assert (row.name, row.family, row.library, row.answer) == ("keras/ResNet50", "resnet", "keras", "label")
     assert (row.parameters, row.input_size, row.at_hand) == (25_636_712, (224, 224), False)
     assert row.accuracy == {"top1": 74.9, "top5": 92.1}
     file = cache_folder() / "abc" / MODELS["ResNet50"].url.rpartition("/")[2]

@@ -232,7 +232,7 @@ def test_a_lost_node_and_a_node_that_fails_everything(
 
 def test_a_zombie_that_writes_late_overwrites_nothing(photos: Callable[[int], Path], tmp_path: Path) -> None:
     from cnnbatch.inference.driver.planner import Planner
-    from cnnbatch.inference.messages import Order, Work
+    from cnnbatch.inference.messages import LoadOrder, Work
     from cnnbatch.inference.worker_process import WorkerProcess
     from cnnbatch.sources import open_source
     from cnnbatch.types import Receipt
@@ -241,7 +241,7 @@ def test_a_zombie_that_writes_late_overwrites_nothing(photos: Callable[[int], Pa
     spec = job(folder, out)
     output, source = Output(str(out), Storage()), open_source(spec.input, Storage())
     zombie = WorkerProcess()
-    zombie.load(Order(spec, source, output, True, None))
+    zombie.load(LoadOrder(spec, source, output, True, None))
     run(spec, QUIET)
     before = parts(out)
     planner = Planner(output, source, spec.input, 10)

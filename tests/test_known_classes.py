@@ -25,7 +25,7 @@ from cnnbatch.inference.bench.check import check
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob, fingerprint_fields, parse_job
 from cnnbatch.output.plan import cut
-from cnnbatch.report import pictures
+from cnnbatch.report.answers import objects as report_objects
 from cnnbatch.storage import Storage
 from cnnbatch.tasks.detect import Detect
 from cnnbatch.terminal.screen import Screen
@@ -143,7 +143,7 @@ def test_an_alias_leaves_a_class_out(tmp_path: Path) -> None:
 def test_a_class_behind_the_first_images_stops_at_its_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.evaluation.known_classes.READ", 2)
+    monkeypatch.setattr("cnnbatch.evaluation.answers.READ", 2)
     url = str(voc(tmp_path / "tree", 6))
     last = tmp_path / "tree" / "Annotations" / "005.xml"
     last.write_text(last.read_text().replace(">red<", ">blue<"))
@@ -153,7 +153,7 @@ def test_a_class_behind_the_first_images_stops_at_its_shard(
 
 
 def test_of_a_coco_file_every_object_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.evaluation.known_classes.LISTED", 2)
+    monkeypatch.setattr("cnnbatch.evaluation.answers.LISTED", 2)
     url = coco(tmp_path, ["red", "green", "red", "blue"])
     with pytest.raises(UserError, match="'blue'"):
         run(detecting(url, tmp_path / "out"), QUIET)
@@ -259,9 +259,9 @@ def test_a_message_names_a_few_of_many_classes() -> None:
     model = truth.ModelClasses([f"name {number}" for number in range(1000)])
     labels = [f"n{number:08}" for number in range(1000)]
     texts = [str(truth.no_known_label(model, labels))]
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         truth.match_classes(model, [truth.Class(label, label) for label in labels], {})
-    for text in (*texts, str(told.value)):
+    for text in (*texts, str(raised.value)):
         assert re.search(r"n00000019'? and 980 more\n", text)
         assert len(text) < 2500
 
@@ -356,7 +356,7 @@ def test_only_another_least_score_is_in_the_fingerprint() -> None:
 @pytest.mark.parametrize("score", [0.5, 0.4999])
 def test_the_report_shows_what_is_taken_by_default(score: float) -> None:
     taken = score >= Input.model_fields["min_score"].default
-    assert pictures.is_sure({"score": score}) == taken == (score == 0.5)
+    assert report_objects.is_sure({"score": score}) == taken == (score == 0.5)
 
 
 def test_an_output_that_an_earlier_version_began_is_refused(boxes: Path) -> None:
@@ -379,32 +379,29 @@ def test_nothing_is_added_to_an_output_of_an_earlier_version(boxes: Path, tmp_pa
         run(spec.model_copy(update={"input": spec.input.model_copy(update={"limit": 2})}), QUIET)
 
 
-def test_where_pictures_lie_is_asked_of_nodes_and_not_what_the_input_is_called(
-    boxes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_pictures_lie_is_asked_of_nodes_and_not_what_the_input_is_called(boxes: Path) -> None:
     from cnnbatch.cluster.nodes import Node
-    from cnnbatch.inference.driver import scheduler as pool
-    from cnnbatch.inference.messages import Order
+    from cnnbatch.inference.autotune.store import SettingsStore
+    from cnnbatch.inference.driver.scheduler import Scheduler
+    from cnnbatch.inference.messages import LoadOrder
     from cnnbatch.output.folder import Output
 
     asked: list[list[str]] = []
 
-    class Remote:
-        def options(self, **_: Any) -> Remote:
-            return self
+    class Pool:
+        def nodes(self) -> list[Node]:
+            return [Node("a", "one", 1, 0), Node("b", "two", 1, 0)]
 
-        def remote(self, paths: list[str]) -> list[str]:
-            asked.append(paths)
-            return []
+        def call_on(self, nodes: list[str], function: Any, paths: list[str]) -> dict[str, list[str]]:
+            asked.extend(paths for _ in nodes)
+            return {node: [] for node in nodes}
 
-    monkeypatch.setattr("ray.remote", lambda _: Remote())
-    monkeypatch.setattr("ray.get", lambda call, timeout: call)
-    monkeypatch.setattr(pool, "_at", lambda node: None)
+    pool: Any = Pool()
     spec = classifying(Path(f"{boxes}#objects"), boxes.parent / "kinds")
     found = source(f"{boxes}#objects")
     (shard,) = cut(found.refs(), lambda index: 100)
-    made = object.__new__(pool.Pool)
-    made._order = Order(spec, found, Output(str(boxes.parent / "kinds"), Storage()), False, None)
-    made._nodes = [Node("a", "one", 1, 0), Node("b", "two", 1, 0)]
+    output = Output(str(boxes.parent / "kinds"), Storage())
+    order = LoadOrder(spec, found, output, False, None)
+    made = Scheduler(pool, order, SettingsStore(spec, output), print)
     made._require_shared_paths(shard)
     assert asked == [[str(boxes.parent / "kinds" / "_job"), str(boxes.parent)]] * 2

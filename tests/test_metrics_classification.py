@@ -21,7 +21,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from cnnbatch.metrics import Evaluated, Value
+from cnnbatch.metrics import Evaluated, Value, label_rows
 from cnnbatch.metrics import classification as metric
 from cnnbatch.metrics.intervals import poisson_weights
 from cnnbatch.tasks.classify import Classify
@@ -188,7 +188,7 @@ def test_the_confusion_as_scikit_learn() -> None:
     assert matrix.tolist() == confusion_matrix(truth, said, labels=labels).tolist()
 
 
-def same(one: metric.Partial, other: metric.Partial) -> bool:
+def same(one: metric.ClassificationPartial, other: metric.ClassificationPartial) -> bool:
     np.testing.assert_allclose(one.loss, other.loss, rtol=1e-12)
     np.testing.assert_allclose(one.bins, other.bins, rtol=1e-12)
     return all(
@@ -211,7 +211,7 @@ def test_any_split_gives_what_one_piece_gives(images: list[Seen], cuts: list[int
     parts = pickle.loads(pickle.dumps(parts[::-1] if backwards else parts))
     merged = metric.merge([parts[0], metric.merge(parts[1:])])
     assert same(whole, merged)
-    assert merged.images.equals(metric.SCHEMA.empty_table())
+    assert merged.images.equals(label_rows.SCHEMA.empty_table())
     one, other = metric.result(whole), metric.result(merged)
     for name, value in one.metrics.items():
         again = other.metrics[name]

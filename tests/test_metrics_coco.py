@@ -22,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from cnnbatch.metrics import Evaluated, coco, ranking
 from cnnbatch.metrics.intervals import poisson_weights
-from cnnbatch.metrics.kinds import KINDS, Kind
+from cnnbatch.metrics.iou_types import IOU_TYPES, IouType
 from cnnbatch.metrics.objects import image_order
 from cnnbatch.output.plan import page_shards, page_table
 from cnnbatch.truth import OBJECTS
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
 )  # pycocotools' own
 
-BOXES, MASKS, KEYPOINTS = KINDS["boxes"], KINDS["masks"], KINDS["keypoints"]
+BOXES, MASKS, KEYPOINTS = IOU_TYPES["boxes"], IOU_TYPES["masks"], IOU_TYPES["keypoints"]
 ORACLES = {"boxes": "bbox", "masks": "segm", "keypoints": "keypoints"}
 CATEGORIES = {"cat": 1, "ant": 2, "bee": 3}
 SIZE = 130
@@ -98,7 +98,7 @@ def encoded(boxes: tuple[Box, ...]) -> Any:
     return rle.encode(pixels)
 
 
-def annotation(kind: Kind, image: int | str, thing: Thing) -> dict[str, Any]:
+def annotation(kind: IouType, image: int | str, thing: Thing) -> dict[str, Any]:
     """Return a truth or a result as COCO's files have it."""
     one: dict[str, Any] = {"image_id": image, "category_id": CATEGORIES[thing.label]}
     if thing.score is not None:
@@ -132,7 +132,7 @@ def dataset(annotations: Sequence[dict[str, Any]], images: Sequence[dict[str, An
     return made
 
 
-def oracle(kind: Kind, pictures: Sequence[Picture]) -> COCOeval:
+def oracle(kind: IouType, pictures: Sequence[Picture]) -> COCOeval:
     """Return pycocotools' evaluation."""
     images = [{"id": one.id, "width": SIZE, "height": SIZE} for one in pictures]
     with redirect_stdout(None):
@@ -142,7 +142,7 @@ def oracle(kind: Kind, pictures: Sequence[Picture]) -> COCOeval:
         return judged(kind, known, known.loadRes(found) if found else dataset([], images))
 
 
-def judged(kind: Kind, truths: COCO, found: COCO) -> COCOeval:
+def judged(kind: IouType, truths: COCO, found: COCO) -> COCOeval:
     with redirect_stdout(None):
         evaluation = COCOeval(truths, found, ORACLES[kind.name])
         evaluation.evaluate()
@@ -151,11 +151,11 @@ def judged(kind: Kind, truths: COCO, found: COCO) -> COCOeval:
     return evaluation
 
 
-def partial(kind: Kind, pictures: Sequence[Picture], first: int = 0) -> coco.Partial:
+def partial(kind: IouType, pictures: Sequence[Picture], first: int = 0) -> coco.CocoPartial:
     return coco.partial(kind, *tables(pictures), first)
 
 
-def evaluated(kind: Kind, pictures: Sequence[Picture], intervals: bool = False) -> Evaluated:
+def evaluated(kind: IouType, pictures: Sequence[Picture], intervals: bool = False) -> Evaluated:
     return coco.result(coco.merge(kind, [partial(kind, pictures)]), intervals=intervals)
 
 
@@ -191,7 +191,7 @@ def poses(seen: Sequence[Sequence[float | None]]) -> st.SearchStrategy[Points]:
     return st.builds(made, st.integers(0, 3), near, st.sampled_from([0, 0, 1, 4, 9]), st.sampled_from(seen))
 
 
-def things(kind: Kind, boxes: st.SearchStrategy[Box], detected: bool) -> st.SearchStrategy[list[Thing]]:
+def things(kind: IouType, boxes: st.SearchStrategy[Box], detected: bool) -> st.SearchStrategy[list[Thing]]:
     one = st.builds(
         Thing,
         label=st.sampled_from(["cat", "cat", "ant", "bee"]),
@@ -206,7 +206,7 @@ def things(kind: Kind, boxes: st.SearchStrategy[Box], detected: bool) -> st.Sear
 
 
 @st.composite
-def pictures(draw: st.DrawFn, kind: Kind) -> list[Picture]:
+def pictures(draw: st.DrawFn, kind: IouType) -> list[Picture]:
     """Return pictures in which all boxes are out of a few, most of which overlap."""
     some = st.lists(st.tuples(CORNERS, CORNERS, SIDES, SIDES), min_size=1, max_size=5)
     boxes = st.sampled_from(draw(some))
@@ -219,7 +219,7 @@ def pictures(draw: st.DrawFn, kind: Kind) -> list[Picture]:
     return draw(st.lists(one, max_size=4, unique_by=lambda picture: picture.id))
 
 
-def crowded(kind: Kind, seed: int, images: int = 12, detections: int = 150) -> list[Picture]:
+def crowded(kind: IouType, seed: int, images: int = 12, detections: int = 150) -> list[Picture]:
     """Return pictures whose detections are near the truths, more than count in an image and class."""
     rng = np.random.default_rng(seed)
 
@@ -257,7 +257,7 @@ def exact(box: tuple[float, ...]) -> Box:
 # As pycocotools
 
 
-def assert_same(found: Evaluated, kind: Kind, theirs: COCOeval) -> None:
+def assert_same(found: Evaluated, kind: IouType, theirs: COCOeval) -> None:
     """Compare the headline numbers, those of each class, and the curves."""
     assert list(numbers(found).values()) == pytest.approx(theirs.stats, abs=1e-9)
     precision, recall = theirs.eval["precision"], theirs.eval["recall"]
@@ -299,8 +299,8 @@ def test_keypoints_as_pycocotools(made: list[Picture]) -> None:
     assert_same(evaluated(KEYPOINTS, made), KEYPOINTS, oracle(KEYPOINTS, made))
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_many_detections_as_pycocotools(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", IOU_TYPES.values(), ids=IOU_TYPES)
+def test_many_detections_as_pycocotools(kind: IouType) -> None:
     made = crowded(kind, seed=1)
     of_class = Counter((one.id, thing.label) for one in made for thing in one.found or ())
     assert max(of_class.values()) > kind.most[-1]
@@ -317,8 +317,8 @@ def test_equal_overlaps_as_pycocotools(crowd: bool) -> None:
         assert_same(evaluated(BOXES, made), BOXES, oracle(BOXES, made))
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_equal_scores_are_ordered_by_the_images_ids(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", IOU_TYPES.values(), ids=IOU_TYPES)
+def test_equal_scores_are_ordered_by_the_images_ids(kind: IouType) -> None:
     """Numbers as pycocotools orders them; other names by place, which pycocotools orders by text."""
     made = [replace(one, found=[replace(two, score=0.5) for two in one.found or ()]) for one in few(kind)]
     assert_same(evaluated(kind, made), kind, oracle(kind, made))
@@ -328,7 +328,7 @@ def test_equal_scores_are_ordered_by_the_images_ids(kind: Kind) -> None:
     assert order.argsort().tolist() == [3, 1, 0, 2, 4, 5]
 
 
-def few(kind: Kind, seed: int = 4) -> list[Picture]:
+def few(kind: IouType, seed: int = 4) -> list[Picture]:
     """Return pictures that by default have truths of all sizes."""
     return crowded(kind, seed, images=9, detections=12)
 
@@ -392,11 +392,11 @@ def predicted(truth: pa.Table, results: Sequence[dict[str, Any]], names: dict[in
 # Any split, on disk or not
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", IOU_TYPES.values(), ids=IOU_TYPES)
 @settings(max_examples=6)
 @given(cuts=st.lists(st.integers(0, 11), max_size=4), seed=st.integers(0, 99), data=st.data())
 def test_any_split_gives_what_one_piece_gives(
-    kind: Kind, cuts: list[int], seed: int, data: st.DataObject
+    kind: IouType, cuts: list[int], seed: int, data: st.DataObject
 ) -> None:
     made = few(kind, seed)
     named = [replace(one, id=f"image {one.id}") if data.draw(st.booleans()) else one for one in made]
@@ -416,8 +416,8 @@ def test_any_split_gives_what_one_piece_gives(
 # The intervals
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_a_replicate_is_the_images_as_often_as_their_weights(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", IOU_TYPES.values(), ids=IOU_TYPES)
+def test_a_replicate_is_the_images_as_often_as_their_weights(kind: IouType) -> None:
     made = [replace(one, id=number) for number, one in enumerate(distinct(few(kind)))]
     found = evaluated(kind, made, intervals=True).metrics
     weights = poisson_weights([f"{one.id}.jpg" for one in made])
@@ -480,8 +480,8 @@ def test_an_interval_is_the_percentiles_less_their_bias() -> None:
 # What pycocotools does not have
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_the_operating_point_has_the_best_f1(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", IOU_TYPES.values(), ids=IOU_TYPES)
+def test_the_operating_point_has_the_best_f1(kind: IouType) -> None:
     made = few(kind)
     found = evaluated(kind, made)
     for one in found.tables[f"{kind.prefix}classes"].to_pylist():
@@ -494,7 +494,7 @@ def test_the_operating_point_has_the_best_f1(kind: Kind) -> None:
         assert best == pytest.approx((one["f1"], one["precision"], one["recall"], one["threshold"]))
 
 
-def scored(kind: Kind, made: Sequence[Picture], label: str) -> Iterator[tuple[float, bool | None]]:
+def scored(kind: IouType, made: Sequence[Picture], label: str) -> Iterator[tuple[float, bool | None]]:
     """Yield the score of each detection of a class and whether it is right at IoU 0.5; None: ignored."""
     for one in images_of(oracle(kind, made)):
         if one["category_id"] == CATEGORIES[label]:
@@ -513,8 +513,8 @@ def images_of(theirs: COCOeval) -> list[dict[str, Any]]:
     return [one for one in theirs.evalImgs if one and one["aRng"] == theirs.params.areaRng[0]]
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_each_image_has_its_own_precision(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", IOU_TYPES.values(), ids=IOU_TYPES)
+def test_each_image_has_its_own_precision(kind: IouType) -> None:
     made = few(kind)
     theirs = images_of(oracle(kind, made))
     for picture, one in zip(made, partial(kind, made).images.to_pylist(), strict=True):
@@ -559,7 +559,7 @@ def precision(one: dict[str, Any], threshold: int) -> float:
 # Weird inputs
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", IOU_TYPES.values(), ids=IOU_TYPES)
 @pytest.mark.parametrize(
     "made",
     [
@@ -571,7 +571,7 @@ def precision(one: dict[str, Any], threshold: int) -> float:
     ],
     ids=["no images", "nothing", "failed", "no truths", "a crowd"],
 )
-def test_without_truths_there_is_no_value(kind: Kind, made: list[Picture]) -> None:
+def test_without_truths_there_is_no_value(kind: IouType, made: list[Picture]) -> None:
     made = [replace(one, truths=[replace(two, points=one_pose()) for two in one.truths]) for one in made]
     found = evaluated(kind, made, intervals=True)
     for one in found.metrics.values():
@@ -586,8 +586,8 @@ def one_pose() -> Points:
     return tuple((float(x), float(y), 2.0) for x, y in POSES[0])
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_without_detections_the_numbers_are_zero(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", IOU_TYPES.values(), ids=IOU_TYPES)
+def test_without_detections_the_numbers_are_zero(kind: IouType) -> None:
     made = [Picture(1, [Thing("cat", points=one_pose())]), Picture(2, [], None)]
     found = evaluated(kind, made, intervals=True)
     assert_same(found, kind, oracle(kind, made))
@@ -597,8 +597,8 @@ def test_without_detections_the_numbers_are_zero(kind: Kind) -> None:
     assert (of_class["label"], of_class["truths"], of_class["threshold"]) == ("cat", 1, None)
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_what_cannot_be_compared_is_counted_and_left_out(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", IOU_TYPES.values(), ids=IOU_TYPES)
+def test_what_cannot_be_compared_is_counted_and_left_out(kind: IouType) -> None:
     made = few(kind)
     predictions, truth = tables(made)
     rows: Any = predictions["objects"].to_pylist()

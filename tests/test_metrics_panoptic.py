@@ -49,7 +49,7 @@ def pairs(draw: st.DrawFn) -> Pair:
 IMAGES = st.lists(pairs(), min_size=1, max_size=6)
 
 
-def counted(images: Sequence[Pair], first: int = 0) -> panoptic.Partial:
+def counted(images: Sequence[Pair], first: int = 0) -> panoptic.PanopticPartial:
     keys = [f"{first + number}.png" for number in range(len(images))]
     return panoptic.partial(keys, [one for one, _ in images], [one for _, one in images], CLASSES)
 

@@ -37,7 +37,9 @@ SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 5))
 IMAGES = st.lists(SHAPES.flatmap(pairs), min_size=1, max_size=6)
 
 
-def counted(images: Sequence[Pair], first: int = 0, ignore: Sequence[int] = (VOID,)) -> semantic.Partial:
+def counted(
+    images: Sequence[Pair], first: int = 0, ignore: Sequence[int] = (VOID,)
+) -> semantic.SemanticPartial:
     keys = [f"{first + number}.png" for number in range(len(images))]
     said, true = [one for one, _ in images], [one for _, one in images]
     return semantic.partial(keys, said, true, CLASSES, ignore)

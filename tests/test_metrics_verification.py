@@ -41,7 +41,7 @@ class Given:
         """The scores with failures below all others."""
         return np.array([-99.0 if score is None else score for score in self.scores])
 
-    def piece(self, rows: Sequence[int]) -> verification.Pairs:
+    def piece(self, rows: Sequence[int]) -> verification.FacePairs:
         return verification.partial(
             [self.scores[row] for row in rows],
             self.same[list(rows)],
@@ -50,7 +50,7 @@ class Given:
             None if self.folds is None else [self.folds[row] for row in rows],
         )
 
-    def whole(self) -> verification.Pairs:
+    def whole(self) -> verification.FacePairs:
         return self.piece(range(len(self.scores)))
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnbatch.metrics import Evaluated, voc
+from cnnbatch.metrics.by_class import DetectionPartial
 from cnnbatch.metrics.intervals import poisson_weights
 from cnnbatch.sources.voc.xml import parse
 from cnnbatch.truth import OBJECTS
@@ -59,7 +60,7 @@ def tables(pictures: Sequence[Picture]) -> tuple[pa.Table, pa.Table]:
     )
 
 
-def partial(pictures: Sequence[Picture], first: int = 0) -> voc.Partial:
+def partial(pictures: Sequence[Picture], first: int = 0) -> DetectionPartial:
     return voc.partial(*tables(pictures), first)
 
 
@@ -220,7 +221,7 @@ def many(seed: int, images: int = 8) -> list[Picture]:
 def assert_same(found: Evaluated, expected: dict[str, list[float]]) -> None:
     assert values(found) == pytest.approx(means(expected), abs=1e-12)
     classes = found.tables["voc_classes"].to_pylist()
-    assert {one["label"]: [one[name] for name in voc.METRICS] for one in classes} == {
+    assert {one["label"]: [one[name] for name in voc.NAMES] for one in classes} == {
         label: pytest.approx(each, abs=1e-12) for label, each in expected.items()
     }
 

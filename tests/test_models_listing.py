@@ -17,12 +17,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 from cnnbatch.cli.app import app
+from cnnbatch.cli.models import TASKS, listing
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models import catalogue, published
 from cnnbatch.models.architectures import darknet, darknet_models
 from cnnbatch.models.building import find
 from cnnbatch.models.libraries import keras_models
-from cnnbatch.models.published import Published, listing
+from cnnbatch.models.published import PublishedModel
 from cnnbatch.storage.package import locate
 from tests import models_page
 
@@ -36,12 +37,12 @@ def _nothing_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("something was connected to"))
 
 
-def one(name: str) -> Published:
+def one(name: str) -> PublishedModel:
     [row] = listing(name)
     return row
 
 
-def names(rows: list[Published]) -> set[str]:
+def names(rows: list[PublishedModel]) -> set[str]:
     return {row.name for row in rows}
 
 
@@ -61,7 +62,7 @@ def test_the_numbers_are_torchvisions(name: str, task: str, metrics: dict[str, s
     row = one(name)
     weights: Any = torchvision.models.get_model_weights(name)["DEFAULT"]
     [measured] = weights.meta["_metrics"].values()
-    assert (row.task, row.library, row.weights) == (task, "torchvision", weights.name)
+    assert (TASKS[row.answer], row.library, row.weights) == (task, "torchvision", weights.name)
     assert row.parameters == weights.meta["num_params"]
     assert row.accuracy == {ours: measured[theirs] for ours, theirs in metrics.items()}
     assert row.download_mb == weights.meta["_file_size"]
@@ -99,8 +100,8 @@ def test_every_model_of_ours_and_of_torchvision_is_listed() -> None:
     assert set(known) < names(rows)
     assert set(torchvision.models.list_models(module=torchvision.models.detection)) < names(rows)
     assert not [row for row in rows if row.name.startswith("timm/")]
-    tasks = [row.task for row in rows]
-    assert tasks == sorted(tasks, key=published.TASKS.index)
+    answers = [row.answer for row in rows]
+    assert answers == sorted(answers, key=[*TASKS].index)
 
 
 def test_our_detectors_are_listed() -> None:
@@ -145,7 +146,7 @@ def test_timm_is_listed_by_pattern_with_what_it_says() -> None:
     config = timm.get_pretrained_cfg("resnet50")
     assert config is not None
     assert row.licence == config.license == "apache-2.0"
-    assert (row.weights, row.family, row.task) == (config.tag, "resnet", "classify")
+    assert (row.weights, row.family, row.answer) == (config.tag, "resnet", "label")
     assert row.input_size == (224, 224)
     assert (row.parameters, row.accuracy) == (None, {})
     tagged = names(listing("timm/resnet50.*"))
@@ -155,7 +156,7 @@ def test_timm_is_listed_by_pattern_with_what_it_says() -> None:
 def test_every_model_of_timm_has_a_row() -> None:
     rows = listing("timm/*")
     assert len(rows) == len(timm.list_models()) > 1000
-    assert {row.task for row in rows} == {"classify", "features"}
+    assert {row.answer for row in rows} == {"label", "embedding"}
     assert [row for row in rows if row.weights is None]
 
 
@@ -172,7 +173,7 @@ def test_a_family_has_models_of_all_libraries() -> None:
 
 
 def test_a_task_leaves_out_the_others() -> None:
-    assert {row.task for row in listing(task="detect")} == {"detect"}
+    assert {row.answer for row in listing(task="detect")} == {"objects"}
     assert names(listing(task="keypoints")) == {"keypointrcnn_resnet50_fpn"}
 
 
@@ -202,7 +203,7 @@ def test_the_command_prints_a_table_a_task() -> None:
     lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert "resnet50 resnet 25.6 M 224 x 224 top1 80.9, top5 95.4 IMAGENET1K_V2 no, 98 MB" in lines
     assert "fcos_resnet50_fpn fcos 32.3 M AP 39.2 COCO_V1 no, 124 MB" in lines
-    tasks = [line for line in lines if line in published.TASKS]
+    tasks = [line for line in lines if line in TASKS.values()]
     assert tasks == ["classify", "detect", "instances", "keypoints", "segment"]
     assert f"{len(timm.list_models()):,} more are timm's: cnnbatch models 'timm/*'" in result.stdout
 
@@ -211,6 +212,7 @@ def test_the_command_prints_json() -> None:
     result = run("resnet18", "--json")
     [row] = json.loads(result.stdout)
     assert (row["name"], row["parameters"], row["input_size"]) == ("resnet18", 11_689_512, [224, 224])
+    assert row["task"] == "classify"
     assert row["accuracy"] == {"top1": 69.758, "top5": 89.078}
 
 

@@ -22,15 +22,15 @@ from cnnbatch.images.decode import DecodeError, Size, decode, read_header, witho
 from cnnbatch.images.nvjpeg import DecodeAll, OnDevice, suits
 from cnnbatch.inference import fingerprint as identity
 from cnnbatch.inference.autotune import measure as measuring
-from cnnbatch.inference.autotune.candidates import Pace, Trial
-from cnnbatch.inference.autotune.store import Settling
-from cnnbatch.inference.messages import Ready, Sample
+from cnnbatch.inference.autotune.candidates import Pace, TuningTrial
+from cnnbatch.inference.autotune.store import SettingsStore
+from cnnbatch.inference.messages import Ready, TuningSample
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.inference.worker.journal import Journal
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, Reading
+from cnnbatch.inference.worker.readahead import DecodeOptions, Item, ReadAhead, ReadRequest
 from cnnbatch.inference.worker.settings import Settings, choose
 from cnnbatch.inference.worker.transfer import Overlapped, stack
-from cnnbatch.inference.worker.worker import Predicted
+from cnnbatch.inference.worker.worker import ImageOutputs
 from cnnbatch.job import MapJob
 from cnnbatch.models.preprocessing import Preprocessing, prepare
 from cnnbatch.output.folder import Output
@@ -257,10 +257,10 @@ def read_all(
 ) -> list[Item]:
     source: Any = Files(files)
     model: Any = Crops(full)
-    ahead = ReadAhead(source, model, Journal(folder / "journal"), 4, 8, True, on_device)
+    ahead = ReadAhead(source, model, Journal(folder / "journal"), DecodeOptions(4, 8, True, on_device))
     refs = tuple(ImageRef(str(number), str(number)) for number in range(len(files)))
     try:
-        with ahead.windows(Reading(Shard(0, refs), range(len(files)), {}, None)) as windows:
+        with ahead.windows(ReadRequest(Shard(0, refs), range(len(files)), {}, None)) as windows:
             return [item for window in windows for item in window]
     finally:
         ahead.close()
@@ -325,11 +325,11 @@ class FakeWorker:
         self.identity = {"weights": "0" * 64}
         self.closed = False
 
-    def outputs(self, shard: Shard, clock: Any) -> Iterator[Predicted]:
+    def outputs(self, shard: Shard, clock: Any) -> Iterator[ImageOutputs]:
         for place in range(len(shard.refs)):
             row = 0.1 + 0.8 * torch.nn.functional.one_hot(torch.tensor((place + self._shift) % 3), 3).float()
             decode_s = self._pace.ahead_s * self.settings.threads
-            yield Predicted(place, [{"probabilities": row}], self._pace.forward_s, decode_s)
+            yield ImageOutputs(place, [{"probabilities": row}], self._pace.forward_s, decode_s)
 
     def ahead_s(self, shard: Shard) -> float:
         return self._pace.ahead_s
@@ -340,7 +340,7 @@ class FakeWorker:
 
 def measured(
     tmp_path: Path, host: Pace, device: Pace, shift: int = 0, is_open: bool = True, fault: bool = False
-) -> tuple[Settings, list[Trial], list[FakeWorker]]:
+) -> tuple[Settings, list[TuningTrial], list[FakeWorker]]:
     made: list[FakeWorker] = []
 
     def make(settings: Settings, model: Any) -> Any:
@@ -351,7 +351,7 @@ def measured(
         return made[-1]
 
     refs = tuple(ImageRef(str(number), str(number)) for number in range(104))
-    sample = Sample(Shard(0, refs), 10**6, 1, precision_open=False, decoder_open=is_open)
+    sample = TuningSample(Shard(0, refs), 10**6, 1, precision_open=False, decoder_open=is_open)
     spec = job(tmp_path, tmp_path / "out", precision="fp32", backend="eager", batch=4)
     first = make(PRETENDED, None)
     worker, trials = measuring.measure(spec, first, sample, make)
@@ -418,24 +418,24 @@ def test_the_first_kind_of_device_decides_and_the_identity_says_so(tmp_path: Pat
     said = {name: identity.of(spec, model, "fp32", name) for name in ("cpu", "cuda")}
     major, minor, _ = version("torchvision").split(".", 2)
     assert said["cuda"]["decoder"] == f"nvjpeg of torchvision {major}.{minor}, {said['cpu']['decoder']}"
-    settling = Settling(spec, Output(str(tmp_path / "out"), Storage()))
+    store = SettingsStore(spec, Output(str(tmp_path / "out"), Storage()))
     first = replace(PRETENDED, decoder="cuda")
-    kept = settling.settle(ready(first, said["cuda"]))
+    kept = store.keep(ready(first, said["cuda"]))
     assert (kept["decoder"], kept[first.key]["decoder"]) == ("cuda", "cuda")
     other = replace(PRETENDED, device="cuda:Other")
-    assert other.key not in settling.settle(ready(other, said["cpu"]))
+    assert other.key not in store.keep(ready(other, said["cpu"]))
     follows = replace(other, decoder="cuda")
-    assert settling.settle(ready(follows, said["cuda"]))[other.key]["decoder"] == "cuda"
+    assert store.keep(ready(follows, said["cuda"]))[other.key]["decoder"] == "cuda"
 
 
 def test_an_output_of_before_is_the_hosts(tmp_path: Path) -> None:
     spec, output = job(tmp_path, tmp_path / "out"), Output(str(tmp_path / "out"), Storage())
     output.decide("settings", {"precision": "fp32"})
-    settling = Settling(spec, output)
+    store = SettingsStore(spec, output)
     model: Any = FakeModel({"weights": "0" * 64})
     device = replace(PRETENDED, decoder="cuda")
-    assert device.key not in settling.settle(ready(device, identity.of(spec, model, "fp32", "cuda")))
-    assert PRETENDED.key in settling.settle(ready(PRETENDED, identity.of(spec, model, "fp32", "cpu")))
+    assert device.key not in store.keep(ready(device, identity.of(spec, model, "fp32", "cuda")))
+    assert PRETENDED.key in store.keep(ready(PRETENDED, identity.of(spec, model, "fp32", "cpu")))
 
 
 def test_a_machine_without_cuda_is_refused_where_the_device_decodes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.inference.messages import Fault, Order, Work
+from cnnbatch.inference.messages import Fault, LoadOrder, Work
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.inference.worker_process import WorkerProcess
 from cnnbatch.output.folder import Output
@@ -74,7 +74,7 @@ def loaded(spec: Any) -> Iterator[tuple[WorkerProcess, Shard]]:
     """Load a worker process for a job, with one shard of all its images."""
     source = open_source(spec.input, Storage())
     process = WorkerProcess()
-    order = Order(spec, source, Output(spec.output.url, Storage()), True, None)
+    order = LoadOrder(spec, source, Output(spec.output.url, Storage()), True, None)
     ready = process.load(order)
     assert not isinstance(ready, Fault)
     try:

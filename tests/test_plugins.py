@@ -23,13 +23,13 @@ from cnnbatch.errors import UserError
 from cnnbatch.evaluation.comparison import CompareOptions, compare
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob, StudyJob, load_job, to_yaml
-from cnnbatch.launch import launch
+from cnnbatch.launch import launch, report
 from cnnbatch.models import Choice
 from cnnbatch.models.trained import with_trained
 from cnnbatch.models.trained_files import read_model
 from cnnbatch.output.export import ExportOptions, export
-from cnnbatch.report import write_report
 from cnnbatch.storage import Storage
+from cnnbatch.tasks.classify import ClassifierInput
 from cnnbatch.terminal.screen import Screen
 from tests import tiny
 from tests.test_study import study
@@ -156,12 +156,12 @@ def test_an_installed_package_s_entry_point_may_be_named_by_a_folder(
 ) -> None:
     model = str(folder_of(tmp_path / "model", naming("evilmod:build")))
     with pytest.raises(UserError, match="names code"):
-        with_trained(Choice(model), "classify")
+        with_trained(Choice(model), "classify", ClassifierInput)
     install(tmp_path / "site", "evilmod:build", monkeypatch)
-    assert with_trained(Choice(model), "classify").model == "evilmod:build"
+    assert with_trained(Choice(model), "classify", ClassifierInput).model == "evilmod:build"
     other = folder_of(tmp_path / "other", naming("evilmod:Toy"))
     with pytest.raises(UserError, match="names code"):
-        with_trained(Choice(str(other)), "classify")
+        with_trained(Choice(str(other)), "classify", ClassifierInput)
     assert not sprung.exists()  # Looking at what is installed imports none of it.
 
 
@@ -180,7 +180,7 @@ def output(tmp_path: Path, sprung: Path) -> Path:
 
 def test_an_output_is_read_without_what_its_job_names(output: Path, tmp_path: Path, sprung: Path) -> None:
     assert len(cnnbatch.open(str(output))) == 6
-    write_report(str(output), Storage())
+    report(str(output), Storage())
     with Screen(quiet=True) as screen:
         evaluate_again(str(output), [], screen)
         compare(str(output), str(output), CompareOptions(), Storage(), screen)
@@ -265,7 +265,7 @@ def test_a_study_s_templates_are_data_where_they_lie_in_an_output(
     (place / "job.yaml").write_text(dump({**job, "study": section}))
     (place / "study.json").write_text('{"metric": "accuracy"}')
     for read in (
-        lambda: write_report(str(tmp_path / "out"), Storage()),
+        lambda: report(str(tmp_path / "out"), Storage()),
         lambda: load_job(str(place / "job.yaml")),
     ):
         with pytest.raises(UserError, match=r"names code to run, '(evilmod:Toy|tests\.tiny:build)'"):
@@ -280,7 +280,7 @@ def test_a_study_of_ones_own_network_is_reported_without_it(tmp_path: Path, spru
     place.mkdir(parents=True)
     (place / "job.yaml").write_text(to_yaml(job).replace("tests.tiny:build", "evilmod:build"))
     (place / "study.json").write_text('{"metric": "accuracy"}')
-    write_report(str(tmp_path / "out"), Storage())
+    report(str(tmp_path / "out"), Storage())
     assert "evilmod:build" in (tmp_path / "out" / "report.html").read_text()
     assert not sprung.exists()
 
@@ -325,12 +325,12 @@ def usable(model: Path) -> None:
     if about["architecture"]["task"] == "classify":
         from cnnbatch.models import Preprocessing
 
-        found = with_trained(Choice(str(model)), "classify")
+        found = with_trained(Choice(str(model)), "classify", ClassifierInput)
         Preprocessing(**found.preprocessing).describe()
         "\n".join(found.classes or ()).encode()
     (model / "_job").mkdir(exist_ok=True)
     (model / "_job" / "job.yaml").write_text("task: {name: classify}\n")
-    write_report(str(model), Storage())
+    report(str(model), Storage())
 
 
 def check(model: Path) -> None:
@@ -380,21 +380,21 @@ def test_what_is_no_model_is_said_in_one_message(tmp_path: Path, data: bytes, wo
     model.mkdir()
     (model / "model.json").write_bytes(data)
     with pytest.raises(UserError, match=words) as caught:
-        with_trained(Choice(str(model)), "classify")
+        with_trained(Choice(str(model)), "classify", ClassifierInput)
     assert str(model / "model.json") in str(caught.value)
 
 
 def test_a_model_json_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnbatch.models.trained_files._MOST_BYTES", 100)
     with pytest.raises(UserError, match="is larger than"):
-        with_trained(Choice(str(folder_of(tmp_path / "model", ABOUT))), "classify")
+        with_trained(Choice(str(folder_of(tmp_path / "model", ABOUT))), "classify", ClassifierInput)
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "model.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(ABOUT).encode())
-    assert with_trained(Choice(str(model)), "classify").classes == ("cat", "dog")
+    assert with_trained(Choice(str(model)), "classify", ClassifierInput).classes == ("cat", "dog")
 
 
 # ---- a place that holds no trained model ------------------------------------------------------
@@ -430,4 +430,4 @@ def test_a_place_without_a_model_says_what_it_is(
 ) -> None:
     make(tmp_path / "out")
     with pytest.raises(UserError, match=rf"(?s)^task\.model: .*{words}"):
-        with_trained(Choice(str(tmp_path / "out")), "classify")
+        with_trained(Choice(str(tmp_path / "out")), "classify", ClassifierInput)

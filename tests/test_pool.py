@@ -19,11 +19,12 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.inference.autotune.store import Settling
-from cnnbatch.inference.driver import scheduler as pool
-from cnnbatch.inference.driver.actors import Actor
+from cnnbatch.inference.autotune.store import SettingsStore
 from cnnbatch.inference.driver.planner import Planner
-from cnnbatch.inference.messages import Order, Work
+from cnnbatch.inference.driver.ray_workers import RayWorkers
+from cnnbatch.inference.driver.remote import RemoteWorker
+from cnnbatch.inference.driver.scheduler import Scheduler
+from cnnbatch.inference.messages import LoadOrder, Work
 from cnnbatch.inference.run import run
 from cnnbatch.output.folder import Output
 from cnnbatch.sources import open_source
@@ -164,9 +165,9 @@ def test_nothing_but_paths_and_receipts_is_in_the_object_store(
     cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     largest = 0
-    ask = Actor.ask
+    ask = RemoteWorker.ask
 
-    def measured(self: Actor, kind: Any, about: Any, method: str, *values: Any) -> None:
+    def measured(self: RemoteWorker, kind: Any, about: Any, method: str, *values: Any) -> None:
         nonlocal largest
         largest = max(
             largest,
@@ -177,7 +178,7 @@ def test_nothing_but_paths_and_receipts_is_in_the_object_store(
         )
         ask(self, kind, about, method, *values)
 
-    monkeypatch.setattr(Actor, "ask", measured)
+    monkeypatch.setattr(RemoteWorker, "ask", measured)
     run(job(photos(60), tmp_path / "out", input={"shard_size": 60}, compute=on_ray(workers=1)), QUIET)
     assert 0 < largest < 60 * 300
 
@@ -202,9 +203,9 @@ def test_the_first_part_does_not_wait_for_a_listing_that_never_ends(
     monkeypatch.setattr(Storage, "list", endless)
     planner = Planner(output, source, spec.input, 10)
     planner.start()
-    order = Order(spec, source, output, False, None)
+    order = LoadOrder(spec, source, output, False, None)
     works = (None if shard is None else Work(shard) for shard in planner.shards())
-    receipts: Any = pool.Pool(order, Settling(spec, output), print).predict(works, ())
+    receipts: Any = Scheduler(RayWorkers(), order, SettingsStore(spec, output), print).predict(works, ())
     assert next(receipts).rows == 10  # It would never come after the listing.
     assert not planner.complete
     assert (out / "predictions").exists()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,8 +23,8 @@ from cnnbatch.cluster import session as ray_session
 from cnnbatch.cluster.nodes import Node, Share, lacking
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.driver import actors
-from cnnbatch.inference.driver.actors import Actor, Heartbeats
+from cnnbatch.inference.driver import remote
+from cnnbatch.inference.driver.remote import Heartbeats, RemoteWorker
 from cnnbatch.inference.run import run
 from tests.test_kills import command, require_every_key_once, wait_for_part
 from tests.test_run import QUIET, job
@@ -98,7 +98,7 @@ def test_what_a_cluster_lacks_is_named() -> None:
     assert lacking(Compute(workers=2), nodes, Share(1, 1.0)) is not None
 
 
-class FakeRay:
+class FakePool:
     """Answers the heartbeats of those handles that are heard, on a clock of its own."""
 
     def __init__(self) -> None:
@@ -108,34 +108,41 @@ class FakeRay:
     def monotonic(self) -> float:
         return self.now
 
-    def wait(self, asked: list[str], **_: Any) -> tuple[list[str], list[str]]:
-        answered = [one for one in asked if one in self.heard]
-        return answered, [one for one in asked if one not in answered]
+    def ask(self, handle: str, method: str) -> str:
+        return handle
 
-    def actor(self, name: str) -> Actor:
-        handle = type("Handle", (), {"beat": type("Beat", (), {"remote": staticmethod(lambda: name)})})
-        return Actor(handle, "node", calls={0: ("run", None)})
+    def wait(self, asked: Iterable[str], timeout_s: float, count: int) -> list[str]:
+        return [one for one in asked if one in self.heard]
+
+    def worker(self, name: str) -> RemoteWorker:
+        pool: Any = self
+        return RemoteWorker(pool, name, "node", calls={0: ("run", None)})
+
+    def heartbeats(self, **compute: float) -> Heartbeats:
+        pool: Any = self
+        return Heartbeats(pool, Compute.model_validate(compute))
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
-    fake = FakeRay()
-    monkeypatch.setattr(actors, "ray", fake)
-    monkeypatch.setattr(actors, "time", fake)
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakePool:
+    fake = FakePool()
+    monkeypatch.setattr(remote, "time", fake)
     return fake
 
 
-def silent_after(fake: FakeRay, heartbeats: Heartbeats, workers: list[Actor], seconds: float) -> list[Actor]:
-    found: list[Actor] = []
+def silent_after(
+    fake: FakePool, heartbeats: Heartbeats, workers: list[RemoteWorker], seconds: float
+) -> list[RemoteWorker]:
+    found: list[RemoteWorker] = []
     for _ in range(int(seconds)):
         fake.now += 1.0
         found = heartbeats.silent(workers)
     return found
 
 
-def test_a_worker_that_falls_silent_is_found_within_the_batchs_deadline(fake: FakeRay) -> None:
-    workers = [fake.actor("a"), fake.actor("b"), fake.actor("not started")]
-    heartbeats = Heartbeats(Compute(batch_timeout_s=60.0))
+def test_a_worker_that_falls_silent_is_found_within_the_batchs_deadline(fake: FakePool) -> None:
+    workers = [fake.worker("a"), fake.worker("b"), fake.worker("not started")]
+    heartbeats = fake.heartbeats(batch_timeout_s=60.0)
     fake.heard = {"a", "b"}
     assert silent_after(fake, heartbeats, workers, 200) == []
     fake.heard = {"a"}
@@ -143,10 +150,10 @@ def test_a_worker_that_falls_silent_is_found_within_the_batchs_deadline(fake: Fa
     assert silent_after(fake, heartbeats, workers, 30) == [workers[1]]
 
 
-def test_a_worker_that_is_heard_again_and_one_that_loads_are_kept(fake: FakeRay) -> None:
-    workers = [fake.actor("a"), fake.actor("loads")]
+def test_a_worker_that_is_heard_again_and_one_that_loads_are_kept(fake: FakePool) -> None:
+    workers = [fake.worker("a"), fake.worker("loads")]
     workers[1].calls = {0: ("load", None)}
-    heartbeats = Heartbeats(Compute(batch_timeout_s=60.0, start_timeout_s=500.0))
+    heartbeats = fake.heartbeats(batch_timeout_s=60.0, start_timeout_s=500.0)
     fake.heard = {"a", "loads"}
     silent_after(fake, heartbeats, workers, 5)
     fake.heard = set()
@@ -155,8 +162,8 @@ def test_a_worker_that_is_heard_again_and_one_that_loads_are_kept(fake: FakeRay)
     assert silent_after(fake, heartbeats, workers, 300) == []
 
 
-def test_a_driver_that_was_stopped_itself_blames_nobody(fake: FakeRay) -> None:
-    workers, heartbeats = [fake.actor("a")], Heartbeats(Compute(batch_timeout_s=60.0))
+def test_a_driver_that_was_stopped_itself_blames_nobody(fake: FakePool) -> None:
+    workers, heartbeats = [fake.worker("a")], fake.heartbeats(batch_timeout_s=60.0)
     fake.heard = {"a"}
     silent_after(fake, heartbeats, workers, 5)
     fake.heard = set()

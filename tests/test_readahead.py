@@ -15,7 +15,7 @@ from PIL import Image as Pillow
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.inference.worker import readahead
 from cnnbatch.inference.worker.journal import Journal
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, Reading
+from cnnbatch.inference.worker.readahead import DecodeOptions, Item, ReadAhead, ReadRequest
 from cnnbatch.types import Failure, Image, ImageRef, Prepared, Shard
 
 WINDOW = 8
@@ -71,7 +71,9 @@ def ahead(
 
     def make(source: Any, model: Any) -> ReadAhead:
         journal = Journal(tmp_path / f"journal-{len(made)}")
-        made.append(ReadAhead(source, model, journal, request.param[0], WINDOW, request.param[1]))
+        made.append(
+            ReadAhead(source, model, journal, DecodeOptions(request.param[0], WINDOW, request.param[1]))
+        )
         return made[-1]
 
     yield make
@@ -79,9 +81,9 @@ def ahead(
         one.close()
 
 
-def reading(count: int = COUNT) -> Reading:
+def reading(count: int = COUNT) -> ReadRequest:
     refs = tuple(ImageRef(str(number), str(number)) for number in range(count))
-    return Reading(Shard(0, refs), range(count), {}, None)
+    return ReadRequest(Shard(0, refs), range(count), {}, None)
 
 
 def settled(number: Callable[[], int]) -> int:
@@ -117,7 +119,7 @@ def test_decoding_goes_on_beside_the_taker_or_in_turns_with_it(ahead: Any) -> No
     with shared.windows(reading()) as windows:
         for taken in (WINDOW, 2 * WINDOW):
             next(windows)
-            assert settled(lambda: model.prepared) == (taken + WINDOW if shared.beside else taken)
+            assert settled(lambda: model.prepared) == (taken + WINDOW if shared.overlaps else taken)
 
 
 def test_two_shards_in_flight_have_a_window_each(ahead: Any) -> None:

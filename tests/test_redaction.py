@@ -12,7 +12,7 @@ from PIL import Image
 
 from cnnbatch.errors import UserError
 from cnnbatch.images.decode import DecodeError, decode, full
-from cnnbatch.images.inspect import look_at
+from cnnbatch.images.inspect import inspect
 from cnnbatch.images.redaction import columns, kind_of, said, value
 from tests.sourcing import source
 
@@ -48,7 +48,7 @@ BYTES = {
 def test_what_is_no_image_is_not_shown(data: bytes) -> None:
     with pytest.raises(DecodeError) as error:
         decode(data, full)
-    for message in (str(error.value), *(str(look_at(data, fast).failure) for fast in (True, False))):
+    for message in (str(error.value), *(str(inspect(data, fast).failure) for fast in (True, False))):
         assert SECRET[:4] not in message
 
 

@@ -24,15 +24,16 @@ from cnnbatch.metrics import Value
 from cnnbatch.output.evaluation import Evaluation, read_evaluation
 from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.report import write_report
-from cnnbatch.report.beside import Beside
 from cnnbatch.report.classes import MOST_OPEN, class_tables, confusion_matrix
+from cnnbatch.report.context import ReportContext
 from cnnbatch.report.curves import evaluation_charts
 from cnnbatch.report.embedded import LEVELS, TOO_LARGE, embedded
 from cnnbatch.report.marked import colour, marked
 from cnnbatch.report.mistakes import MOST, find_mistakes
 from cnnbatch.report.numbers import groups, lacking, meaning_of, notes
 from cnnbatch.report.page import SAMPLE_OF_JUDGED
-from cnnbatch.report.pictures import Picture, Seen
+from cnnbatch.report.pictures import Picture
+from cnnbatch.report.prediction import Prediction
 from cnnbatch.results import Result
 from cnnbatch.storage import Storage
 from cnnbatch.terminal.screen import Screen
@@ -118,9 +119,9 @@ def thing(one: Thing) -> dict[str, Any]:
     return {"label": label, "score": score, "box": sides}
 
 
-def beside(folder: Path) -> Beside:
+def context(folder: Path) -> ReportContext:
     storage = Storage()
-    return Beside(Result(str(folder), storage), storage)
+    return ReportContext(Result(str(folder), storage), storage)
 
 
 def metrics(folder: Path) -> Mapping[str, Value]:
@@ -249,18 +250,18 @@ def test_a_truth_is_drawn_as_the_predictions_are(tmp_path: Path) -> None:
     rows = pq.read_table(path).to_pylist()
     rows[0]["objects"][0]["mask"] = encoded(np.ones((HEIGHT, WIDTH), np.uint8))
     pq.write_table(truth.table(rows, truth.OBJECTS_SCHEMA), path)
-    places = find_mistakes(beside(folder)).shown
-    (with_masks,) = beside(folder).truths([places[0].place])
+    places = find_mistakes(context(folder)).shown
+    (with_masks,) = context(folder).truths([places[0].place])
     row = Result(str(folder), Storage()).arrow().to_pylist()[0]
     objects = [{name: one[name] for name in ("label", "score", "box")} for one in row["objects"]]
     write_part(folder, 0, [{**row, "objects": objects}], schema=judged.DETECTED)
-    (without,) = beside(folder).truths([places[0].place])
+    (without,) = context(folder).truths([places[0].place])
     assert with_masks
-    assert with_masks.objects
-    assert with_masks.objects[0]["mask"]
+    assert with_masks.answer
+    assert with_masks.answer[0]["mask"]
     assert without
-    assert without.objects
-    assert "mask" not in without.objects[0]
+    assert without.answer
+    assert "mask" not in without.answer[0]
 
 
 def encoded(pixels: np.ndarray) -> dict[str, Any]:
@@ -340,7 +341,7 @@ def test_objects_that_can_not_be_drawn_are_left_out() -> None:
 
 
 def test_the_most_confident_mistakes_come_first(tmp_path: Path) -> None:
-    found = find_mistakes(beside(classified(tmp_path / "out", ZOO, parts=3)))
+    found = find_mistakes(context(classified(tmp_path / "out", ZOO, parts=3)))
     assert found.images == 4
     assert [(one.label, round(-one.place.rank, 2)) for one in found.shown] == [
         ("deer", 0.97),
@@ -354,7 +355,7 @@ def test_the_most_confident_mistakes_come_first(tmp_path: Path) -> None:
 
 def test_false_alarms_that_count_come_with_what_was_missed(tmp_path: Path) -> None:
     folder = detected(tmp_path / "out", STREET)
-    found = find_mistakes(beside(folder)).shown
+    found = find_mistakes(context(folder)).shown
     alarms = [one.alarm for one in found]
     assert [(one.label, round(one.score, 2), one.truths, one.found) for one in alarms if one] == [
         ("car", 0.95, 1, 1),
@@ -365,15 +366,15 @@ def test_false_alarms_that_count_come_with_what_was_missed(tmp_path: Path) -> No
     assert "dog (0.80) is a false alarm; 1 of 2 objects missed" in text
     thresholds = pa.table({"label": ["dog", "car"], "threshold": [0.81, None]})
     pq.write_table(thresholds, folder / "evaluation" / "classes.parquet")
-    labels = [one.label for one in find_mistakes(beside(folder)).shown]
+    labels = [one.label for one in find_mistakes(context(folder)).shown]
     assert labels == ["car", "bus"]
 
 
 def test_mistakes_are_few_of_every_class_and_the_same_in_any_parts(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     images = [(f"class {random.zipf(1.6) % 30}", sure("none", float(random.random()))) for _ in range(400)]
-    one = find_mistakes(beside(classified(tmp_path / "one", images)))
-    nine = find_mistakes(beside(classified(tmp_path / "nine", images, parts=9)))
+    one = find_mistakes(context(classified(tmp_path / "one", images)))
+    nine = find_mistakes(context(classified(tmp_path / "nine", images, parts=9)))
     assert [(each.place.rank, each.place.tie) for each in one.shown] == [
         (each.place.rank, each.place.tie) for each in nine.shown
     ]
@@ -406,7 +407,7 @@ def test_a_filter_has_a_rule_and_a_count_for_each_class(tmp_path: Path) -> None:
 
 def test_the_classes_with_most_images_come_first(tmp_path: Path) -> None:
     folder = classified(tmp_path / "out", ZOO)
-    (table,) = class_tables(beside(folder), metrics(folder))
+    (table,) = class_tables(context(folder), metrics(folder))
     assert table.names == ["Images", "F1", "Precision", "Recall"]
     assert [(row.label, row.truths) for row in table.rows] == [("deer", "3"), ("dog", "3"), ("cat", "2")]
     assert table.rows[1].others == ["0.500", "0.667"]
@@ -419,7 +420,7 @@ def test_many_classes_can_be_opened(tmp_path: Path) -> None:
     folder = classified(tmp_path / "out", images)
     html = report(folder)
     assert "The other 7 classes" in words(html)
-    matrix, confusions = confusion_matrix(beside(folder))
+    matrix, confusions = confusion_matrix(context(folder))
     assert matrix is not None
     assert (len(matrix.rows), matrix.count) == (20, count)
     assert matrix.columns[-1] == "other"
@@ -429,7 +430,7 @@ def test_many_classes_can_be_opened(tmp_path: Path) -> None:
 
 
 def test_the_confusion_matrix_counts_failures(tmp_path: Path) -> None:
-    matrix, confusions = confusion_matrix(beside(classified(tmp_path / "out", ZOO)))
+    matrix, confusions = confusion_matrix(context(classified(tmp_path / "out", ZOO)))
     assert matrix is not None
     assert (list(matrix.columns), confusions) == (["cat", "deer", "dog", "failed"], [])
     counts = {row.label: [cell.images for cell in row.cells] for row in matrix.rows}
@@ -441,7 +442,7 @@ def test_the_confusion_matrix_counts_failures(tmp_path: Path) -> None:
 def test_the_curves_are_those_of_the_numbers(tmp_path: Path) -> None:
     folder = detected(tmp_path / "out", STREET)
     known = metrics(folder)
-    (chart,) = evaluation_charts(beside(folder), known)
+    (chart,) = evaluation_charts(context(folder), known)
     assert chart.title == "Precision over recall"
     assert chart.chart.legend[0] == ("line-0", f"at IoU 0.5, area {known['AP50'].value:.3f}")
     assert chart.chart.legend[1] == ("line-1", f"at IoU 0.75, area {known['AP75'].value:.3f}")
@@ -456,7 +457,7 @@ def test_roc_has_a_logarithmic_axis_and_operating_points(tmp_path: Path) -> None
     table = pa.table({"threshold": [9.0, 0.9, 0.8, 0.7, 0.1], "far": far, "tar": [0.1, 0.5, 0.7, 0.9, 1.0]})
     pq.write_table(table, folder / "evaluation" / "roc.parquet")
     known = {"AUC": Value(0.93), "TAR@FAR=1e-2": Value(0.7), "TAR@FAR=1e-4": Value(None, reason="too few")}
-    roc = next(one for one in evaluation_charts(beside(folder), known) if one.title == "ROC")
+    roc = next(one for one in evaluation_charts(context(folder), known) if one.title == "ROC")
     assert list(roc.chart.across) == ["1e-3", "1e-2", "1e-1", "1"]
     assert "M0.0 80.0 L0.0 144.0" not in roc.chart.plot
     assert "200.0 48.0" in roc.chart.plot  # FAR 1e-2 is a third of the way from 1e-3 to 1, TAR 0.7.
@@ -466,7 +467,7 @@ def test_roc_has_a_logarithmic_axis_and_operating_points(tmp_path: Path) -> None
 
 def test_reliability_is_accuracy_by_score(tmp_path: Path) -> None:
     folder = classified(tmp_path / "out", ZOO)
-    chart = next(one for one in evaluation_charts(beside(folder), metrics(folder)) if one.strip)
+    chart = next(one for one in evaluation_charts(context(folder), metrics(folder)) if one.strip)
     assert chart.chart.plot.count("<rect") == 6
     assert "score 0.93 to 1.00: 2 images, accuracy 0.500, mean score 0.980" in chart.chart.plot
     assert chart.chart.summary == "On average it is surer than right: mean score 0.787, accuracy 0.429"
@@ -527,7 +528,7 @@ def test_hostile_classes_stay_text_everywhere(tmp_path: Path) -> None:
 def test_pictures_that_compress_badly_become_smaller(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     noise = Image.fromarray(random.integers(0, 256, (400, 400, 3), np.uint8))
-    many = [[Picture(Seen(f"{place}", ""), noise, actual=noise) for place in range(10)]] * 2
+    many = [[Picture(Prediction(f"{place}", ""), noise, actual=noise) for place in range(10)]] * 2
     (one,) = embedded([many[0][:1]])
     size = sum(len(view.uri) for view in one[0].views)
     assert one[0].views[0].width == 400
@@ -577,7 +578,7 @@ def test_the_pictures_are_counted_while_they_are_read(tmp_path: Path) -> None:
 
 def test_the_screen_counts_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    monkeypatch.setattr(Screen, "tell", lambda screen, line: shown.append(line))
+    monkeypatch.setattr(Screen, "progress", lambda screen, line: shown.append(line))
     advance = Screen(quiet=True).stage("report", 96, unit="pictures")
     advance(12)
     assert shown[0].startswith("report 12/96 pictures · ")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cnnbatch.humanize import decimal, duration, percent
 from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.report import plots
-from cnnbatch.report.tally import LEAST_SURE, SAMPLE, Tally
+from cnnbatch.report.tally import LEAST_SURE, SAMPLE, RowCounts
 from tests.outputs import CLASSIFIED, START, bad, good
 
 ROWS = st.lists(
@@ -31,7 +31,7 @@ ROWS = st.lists(
 @given(rows=ROWS, cut=st.integers(0, 120))
 def test_counts_and_choice_do_not_depend_on_the_parts(rows: list[Any], cut: int) -> None:
     batch = made_batch(rows)
-    whole, first, second = Tally(), Tally(), Tally()
+    whole, first, second = RowCounts(), RowCounts(), RowCounts()
     whole.add(batch, 0, 0)
     first.add(batch.slice(0, cut), 0, 0)
     second.add(batch.slice(cut), 0, min(cut, batch.num_rows))
@@ -63,7 +63,7 @@ def made_batch(rows: list[Any]) -> pa.RecordBatch:
 
 def test_vanished_images_are_counted_but_not_shown() -> None:
     rows = [{**good(f"{n}", "", [("cat", 0.5)]), "vanished": n == 1} for n in range(3)]
-    tally = Tally()
+    tally = RowCounts()
     tally.add(pa.RecordBatch.from_pylist(rows, CLASSIFIED), 0, 0)
     assert (tally.rows, tally.vanished, tally.labels["cat"]) == (3, 1, 2)
     assert {place.row for place in tally.sample.places} == {0, 2}
@@ -71,7 +71,7 @@ def test_vanished_images_are_counted_but_not_shown() -> None:
 
 def test_free_text_labels_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnbatch.report.tally.MOST_LABELS", 10)
-    tally = Tally()
+    tally = RowCounts()
     for start in range(0, 100, 5):
         rows = [good(f"{n}", "", [(f"{n}" if n % 2 else "often", 0.5)]) for n in range(start, start + 5)]
         tally.add(pa.RecordBatch.from_pylist(rows, CLASSIFIED), 0, start)
@@ -79,9 +79,10 @@ def test_free_text_labels_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tally.labels["often"] == 50
 
 
-def spans(*work: tuple[float, float, int]) -> list[plots.Span]:
+def spans(*work: tuple[float, float, int]) -> list[plots.PartSpan]:
     return [
-        plots.Span(START + timedelta(seconds=a), START + timedelta(seconds=b), rows) for a, b, rows in work
+        plots.PartSpan(START + timedelta(seconds=a), START + timedelta(seconds=b), rows)
+        for a, b, rows in work
     ]
 
 

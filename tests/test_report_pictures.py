@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.report.pictures import NotShown, Seen, Viewer, hurried, seen, thumbnail
+from cnnbatch.report.pictures import NotShown, Viewer, hurried, thumbnail
+from cnnbatch.report.prediction import Prediction, prediction_of
 from cnnbatch.storage import Storage, StorageOptions
 from tests.outputs import bad
 
@@ -72,7 +73,7 @@ class Down(Storage):
 
 def test_a_storage_that_is_gone_is_asked_a_few_times_only() -> None:
     storage = Down()
-    pictures = Viewer(storage).pictures([Seen(f"{n}", "s3://b/k") for n in range(48)], 40)
+    pictures = Viewer(storage).pictures([Prediction(f"{n}", "s3://b/k") for n in range(48)], 40)
     assert {picture.reason for picture in pictures} == {"its storage does not answer"}
     assert storage.asked < 10
 
@@ -84,7 +85,7 @@ def test_many_pictures_are_read_in_a_hurry() -> None:
 
 def test_a_row_is_read_by_the_columns_it_has() -> None:
     engine = {"key": "a", "uri": "u", "height": 3, "width": 4}
-    assert seen(engine) == Seen("a", "u", (3, 4))
-    assert seen({**engine, "label": "cat"}).caption == "cat"
-    assert seen({**engine, "label": "cat", "score": 0.5}).caption == "cat, 50 %"
-    assert seen(bad("a", "empty", "zero bytes")).caption == "empty: zero bytes"
+    assert prediction_of(engine) == Prediction("a", "u", (3, 4))
+    assert prediction_of({**engine, "label": "cat"}).caption == "cat"
+    assert prediction_of({**engine, "label": "cat", "score": 0.5}).caption == "cat, 50 %"
+    assert prediction_of(bad("a", "empty", "zero bytes")).caption == "empty: zero bytes"

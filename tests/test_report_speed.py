@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from cnnbatch.inference.autotune import agreement as guard
-from cnnbatch.inference.autotune.candidates import Trial, Verdict
-from cnnbatch.inference.run import Summary, tell
+from cnnbatch.inference.autotune.candidates import TuningTrial, Verdict
+from cnnbatch.inference.summary import Summary, say_summary
 from cnnbatch.output.folder import Output
 from cnnbatch.report.ways import MEANINGS, Way, devices, mixed, on_cpu, ran_by
 from cnnbatch.results import Result
@@ -41,8 +41,8 @@ def trial(
     tf32: bool = False,
 ) -> dict[str, Any]:
     """Return a trial as measuring keeps it."""
-    limits = {name: guard.LIMITS[name].to_json() for name in agreement or {}}
-    made = Trial(*way, batch, tf32, verdict, reason, rate, None, agreement or {}, limits)
+    limits = {name: guard.limits()[name].to_json() for name in agreement or {}}
+    made = TuningTrial(*way, batch, tf32, verdict, reason, rate, None, agreement or {}, limits)
     kept: dict[str, Any] = json.loads(json.dumps(made.to_json()))
     return kept
 
@@ -173,10 +173,10 @@ def test_a_value_is_shown_on_its_side_of_the_limit(
     chosen = trial(("fp32", "openvino"), "chosen", FASTEST, 50.0, {name: value})
     (check,) = ways(tmp_path, [EAGER, chosen])[0].checks
     assert (check.value, check.beyond) == (shown, beyond)
-    assert check.beyond is not guard.LIMITS[name].holds(value)
+    assert check.beyond is not guard.limits()[name].holds(value)
 
 
-@pytest.mark.parametrize("name", guard.LIMITS)
+@pytest.mark.parametrize("name", guard.limits())
 def test_what_the_guard_measures_has_a_meaning(name: str) -> None:
     assert MEANINGS[name]
 
@@ -248,10 +248,10 @@ def test_an_output_of_one_precision_has_nothing_to_say_of_it(out: Path) -> None:
 
 def test_a_run_ends_with_the_way_that_was_faster(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, summary = measured(out, MEASURED), Summary(str(out), 50, 50, {}, 1.0, 0)
-    tell(summary, None, output, Screen(quiet=False))
+    say_summary(summary, None, output, Screen(quiet=False))
     assert "\n  ran by: openvino fp32, 1.25 times eager fp32 (see the report)\n" in capsys.readouterr().out
     measured(out, [trial(("fp32", "eager"), "chosen", TOO_LONG)])
-    tell(summary, None, output, Screen(quiet=False))
+    say_summary(summary, None, output, Screen(quiet=False))
     assert "ran by" not in capsys.readouterr().out
 
 

@@ -150,7 +150,7 @@ def test_show_is_upright_captioned_and_saves(tmp_path: Path) -> None:
     assert picture.image.size == (100, 200)
     red, _, blue = picture.image.getpixel((50, 20))  # type: ignore[misc]
     assert blue > 200 > 50 > red
-    assert picture.seen.caption == "flag, 75 %"
+    assert picture.prediction.caption == "flag, 75 %"
     with Image.open(io.BytesIO(picture._repr_png_())) as shown:
         assert shown.height > 200
     picture.save(tmp_path / "shown.png")
@@ -160,7 +160,7 @@ def test_show_is_upright_captioned_and_saves(tmp_path: Path) -> None:
 def test_show_of_a_failed_or_vanished_image_is_a_placeholder(output: Path) -> None:
     result = cnnbatch.open(output)
     assert result.show("c.jpg").reason == "no longer where it was"
-    assert result.show("b.jpg").seen.caption == "truncated: ends early"
+    assert result.show("b.jpg").prediction.caption == "truncated: ends early"
     assert result.show("b.jpg")._repr_png_().startswith(b"\x89PNG")
 
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.output.plan import page_shards, page_table
-from cnnbatch.sources.lists.source import Listed
-from cnnbatch.sources.parquet.source import Parquet, _Groups
+from cnnbatch.sources.lists.source import ListSource
+from cnnbatch.sources.parquet.source import ParquetSource, _Groups
 from cnnbatch.storage import Storage, unique
 from cnnbatch.truth import LABEL_SCHEMA, OBJECTS_SCHEMA, classes_of
 from cnnbatch.types import Failure, ImageRef, Row, Shard, Source
@@ -66,7 +66,7 @@ def test_a_folder_of_parquet_files(tmp_path: Path) -> None:
     write(tmp_path / ".hidden.parquet", {"x": [1]})
     (tmp_path / "README.md").write_text("not one of them")
     found = source(str(tmp_path))
-    assert isinstance(found, Parquet)
+    assert isinstance(found, ParquetSource)
     refs = list(found.refs())
     assert [ref.key for ref in refs] == [
         "a.PARQUET#0",
@@ -301,7 +301,7 @@ def test_a_file_of_a_web_server(tmp_path: Path, web: WebServer) -> None:
 
 def test_what_is_recognised(tmp_path: Path) -> None:
     listing = write(tmp_path / "list.parquet", {"url": ["a.jpg", "b.jpg"], "md5": [b"12", b"34"]})
-    assert isinstance(source(listing), Listed)
+    assert isinstance(source(listing), ListSource)
     assert keys(listing) == [f"{tmp_path}/a.jpg", f"{tmp_path}/b.jpg"]
     with pytest.raises(UserError, match="the list .* cannot be read"):
         source(str(tmp_path / "none.parquet"))

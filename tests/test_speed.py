@@ -19,13 +19,13 @@ from cnnbatch.inference.autotune import candidates as candidates_module
 from cnnbatch.inference.autotune.candidates import (
     MOST_S,
     Budget,
-    Candidate,
-    Trial,
+    TuningCandidate,
+    TuningTrial,
     best,
     candidates,
-    settled_already,
+    decided_already,
 )
-from cnnbatch.inference.autotune.store import Settling
+from cnnbatch.inference.autotune.store import FirstImages, SettingsStore
 from cnnbatch.inference.messages import Ready
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.inference.worker.devices import operators_on_cpu
@@ -260,7 +260,7 @@ def test_only_what_a_device_is_good_at_is_tried(device: str, bf16: bool, expecte
     found = candidates(device, bf16, ALL, BACKENDS)
     assert [f"{one.precision} {one.backend}" for one in found][: len(expected)] == expected
     assert candidates(device, bf16, {"fp32"}, {"eager"}) == [
-        Candidate("fp32", "eager", tf32=device == "cuda")
+        TuningCandidate("fp32", "eager", tf32=device == "cuda")
     ]
 
 
@@ -277,8 +277,8 @@ def test_the_budget_is_a_part_of_what_the_job_takes() -> None:
     assert Budget(10**9, 1, 1.0).whole_s == MOST_S
 
 
-def trial(precision: Any, backend: Any, rate: float | None) -> Trial:
-    return Trial(precision, backend, 16, False, "slower", rate=rate)
+def trial(precision: Any, backend: Any, rate: float | None) -> TuningTrial:
+    return TuningTrial(precision, backend, 16, False, "slower", rate=rate)
 
 
 def test_a_plainer_way_that_is_nearly_as_fast_is_chosen() -> None:
@@ -294,16 +294,19 @@ def test_a_plainer_way_that_is_nearly_as_fast_is_chosen() -> None:
 
 def test_a_wider_precision_is_not_tried_after_a_faster_narrower_one() -> None:
     narrow = trial("bf16", "openvino", 200)
-    wide = Candidate("fp32", "openvino")
-    assert settled_already(wide, [narrow], 100) == "bf16 is faster already"
-    assert settled_already(wide, [trial("bf16", "openvino", 90)], 100) == ""
-    assert settled_already(Candidate("bf16", "compile"), [narrow], 100) == ""
-    assert settled_already(Candidate("fp16", "eager"), [narrow], 100) == "bf16 gives the same results already"
+    wide = TuningCandidate("fp32", "openvino")
+    assert decided_already(wide, [narrow], 100) == "bf16 is faster already"
+    assert decided_already(wide, [trial("bf16", "openvino", 90)], 100) == ""
+    assert decided_already(TuningCandidate("bf16", "compile"), [narrow], 100) == ""
+    assert (
+        decided_already(TuningCandidate("fp16", "eager"), [narrow], 100)
+        == "bf16 gives the same results already"
+    )
 
 
 def test_a_wider_precision_is_tried_where_the_narrower_one_gives_other_results_by_that_backend() -> None:
     passed_elsewhere = trial("bf16", "compile", 110)
-    assert settled_already(Candidate("fp32", "openvino"), [passed_elsewhere], 100) == ""
+    assert decided_already(TuningCandidate("fp32", "openvino"), [passed_elsewhere], 100) == ""
 
 
 @pytest.mark.parametrize(
@@ -313,9 +316,11 @@ def test_a_large_job_is_sampled_by_more_images(
     tmp_path: Path, images: int, workers: int, sampled: int
 ) -> None:
     refs = [ImageRef(f"{number:04}", f"{number:04}") for number in range(1000)]
-    settling = Settling(job(tmp_path, tmp_path), Output(str(tmp_path), Storage()), refs, lambda: images)
+    store = SettingsStore(
+        job(tmp_path, tmp_path), Output(str(tmp_path), Storage()), FirstImages(refs, lambda: images)
+    )
     ready = Ready({"device": "cpu:AVX2"}, {}, "host", "journal", 0, 0, open=True)
-    sample = settling.sample(ready, workers)
+    sample = store.sample(ready, workers)
     assert sample is not None
     assert len(sample.shard.refs) == sampled
 

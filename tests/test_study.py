@@ -15,14 +15,14 @@ import pytest
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inference.run import RunOptions
 from cnnbatch.job import StudyJob, TrainJob, trials_of
-from cnnbatch.launch import launch
-from cnnbatch.report import write_report
+from cnnbatch.launch import launch, report
 from cnnbatch.storage import Storage
 from cnnbatch.tasks.classify import Classify
 from cnnbatch.training import run as training
 from cnnbatch.training.study import run as running
+from cnnbatch.training.study import trial
 from cnnbatch.training.study.curves import Point, figures, mean_course, points
-from cnnbatch.training.study.pairing import Outcomes, difference
+from cnnbatch.training.study.pairing import RunOutcomes, difference
 from tests import tiny
 
 QUIET = RunOptions(quiet=True)
@@ -123,7 +123,7 @@ def test_its_page_leads_to_the_trials_and_says_what_auto_is_worth(quadrants: Pat
     assert all(f'<th scope="col">{name}</th>' in page for name in ("fold", "least", "most", "took"))
     assert "<script" not in page
     (quadrants / "report.html").unlink()
-    write_report(str(quadrants), Storage())
+    report(str(quadrants), Storage())
     assert (quadrants / "report.html").read_text() == page
 
 
@@ -141,7 +141,7 @@ def test_an_interrupted_study_goes_on_where_it_was(
         trained.append(str(job.output.url))
         return real(job, options)
 
-    monkeypatch.setattr(running, "train", stops)
+    monkeypatch.setattr(trial, "train", stops)
     with pytest.raises(KeyboardInterrupt):
         launch(study(photos, out, section))
     assert len(pq.read_table(out / "study.parquet")) == 2
@@ -152,7 +152,7 @@ def test_an_interrupted_study_goes_on_where_it_was(
         again.append(str(job.output.url))
         return real(job, options)
 
-    monkeypatch.setattr(running, "train", notes)
+    monkeypatch.setattr(trial, "train", notes)
     summary = launch(study(photos, out, section))
     said = capfd.readouterr()
     assert "4 trainings, 2 of them finished before" in said.err
@@ -242,7 +242,7 @@ def test_the_paired_interval_is_the_bootstraps(macro: bool) -> None:
     one = (rng.random((3, 400)) < 0.8).mean(0)
     other = np.where(rng.random(400) < 0.7, one, (rng.random((3, 400)) < 0.75).mean(0))
     keys = [f"{number}.png" for number in range(400)]
-    found = difference(Outcomes(keys, classes, one), Outcomes(keys, classes, other), macro)
+    found = difference(RunOutcomes(keys, classes, one), RunOutcomes(keys, classes, other), macro)
 
     def gain(places: Any) -> float:
         gains = (one - other)[places]
@@ -255,7 +255,10 @@ def test_the_paired_interval_is_the_bootstraps(macro: bool) -> None:
     assert found.value == pytest.approx(gain(np.arange(400)))
     spread = float(np.std(drawn))
     assert [found.low, found.high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.3 * spread)
-    assert difference(Outcomes(keys[1:], classes[1:], one[1:]), Outcomes(keys, classes, other), macro) is None
+    assert (
+        difference(RunOutcomes(keys[1:], classes[1:], one[1:]), RunOutcomes(keys, classes, other), macro)
+        is None
+    )
 
 
 def test_a_search_goes_on_without_trials_that_can_not_be_trained(
@@ -281,7 +284,7 @@ def test_a_search_goes_on_without_trials_that_can_not_be_trained(
 def test_what_varies_is_trained_side_by_side_where_the_study_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cnnbatch.training.study import sweep, trial
+    from cnnbatch.training.study import sweep
 
     given: list[str] = []
 

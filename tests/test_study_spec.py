@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cnnbatch.errors import UserError
-from cnnbatch.job import StudyJob, Trial, in_force, job_names, load_job, parse_job, trials_of
+from cnnbatch.job import StudyJob, StudyTrial, in_force, job_names, load_job, parse_job, trials_of
 from tests.test_study import study
 
 
@@ -82,7 +82,7 @@ def test_a_study_is_read_from_yaml_and_its_trials_are_trainings() -> None:
     trials = trials_of(job)
     assert [trial.name for trial in trials[:2]] == ["head-0", "head-1"]
     assert len(trials) == 10
-    last: Trial = trials[-1]
+    last: StudyTrial = trials[-1]
     assert last.job.input.subset is not None
     assert (last.job.input.subset.folds, last.job.input.subset.fold, last.job.train.seed) == (5, 4, 11)
     assert str(last.job.output.url).endswith("out/trials/all-4")
@@ -130,7 +130,7 @@ study:
 """
 
 
-def trials_with(*given: str) -> list[Trial]:
+def trials_with(*given: str) -> list[StudyTrial]:
     job = parse_job(TEMPLATES, "job.yaml", given)
     assert isinstance(job, StudyJob)
     return trials_of(in_force(job, job.lesson))

@@ -60,7 +60,7 @@ def test_every_way_to_print_escapes(
     with Screen(quiet=False) as screen:
         screen.note(HOSTILE)
         screen.say(HOSTILE)
-        screen.tell(HOSTILE)
+        screen.progress(HOSTILE)
     terminal.say(HOSTILE, err=True)
     captured = capsys.readouterr()
     assert not steers((captured.out + captured.err).replace("\n", ""))

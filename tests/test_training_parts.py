@@ -15,7 +15,7 @@ from cnnbatch import truth
 from cnnbatch.config.input import Subset
 from cnnbatch.errors import UserError
 from cnnbatch.sources.classes import OfClasses
-from cnnbatch.sources.subsets import Apart, fold_of, fraction, part_by_hash
+from cnnbatch.sources.subsets import SubsetSource, fold_of, fraction, part_by_hash
 from cnnbatch.types import ImageRef, Shard
 
 
@@ -42,7 +42,7 @@ class Listed:
 def part(source: Listed, name: str, **rule: object) -> set[str]:
     subset = Subset.model_validate({"part": name, **rule})
     try:
-        return {ref.key for ref in Apart(source, subset).refs()}
+        return {ref.key for ref in SubsetSource(source, subset).refs()}
     except UserError:
         return set()
 
@@ -111,12 +111,12 @@ def test_what_is_lacking_is_cut_from_what_trains() -> None:
 
 def test_a_column_that_is_not_kept_is_a_mistake() -> None:
     with pytest.raises(UserError, match="expected hash, folder or a column of input.keep, got 'fold'"):
-        list(Apart(Listed(["a"]), Subset(part="train", by="fold")).refs())
+        list(SubsetSource(Listed(["a"]), Subset(part="train", by="fold")).refs())
 
 
 def test_an_empty_part_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image belongs to test by hash"):
-        list(Apart(Listed(["a"]), Subset(part="test", test=0.0)).refs())
+        list(SubsetSource(Listed(["a"]), Subset(part="test", test=0.0)).refs())
 
 
 @given(keys, shares, st.integers(0, 3), st.sampled_from([None, 1, 3]), st.sampled_from([2, 5]))

@@ -120,7 +120,6 @@ def test_labels_of_objects() -> None:
     assert object_labels(truth({"objects": None})) == []
     assert object_labels(truth(*rows).slice(4)) == ["cat"]
     assert object_labels(pa.concat_tables([truth(*rows), truth(*rows)])) == ["cat", "dog"]
-    assert object_labels(table([{"label": "cat"}], LABEL_SCHEMA)) == []
 
 
 MODEL = ModelClasses(("cat", "", "motorbike", "sofa"), (1, 2, 3, 4), {"motorbike": "motorcycle"})

@@ -5,17 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Any
 
-from cnnbatch.terminal import interrupts
-
-if __name__ == "__main__":
-    interrupts.install()  # Before anything that takes long to import.
-
 import typer
 from typer.core import TyperGroup
 
 from cnnbatch import __version__
 from cnnbatch.cli import data, describe, jobs, models, outputs
-from cnnbatch.terminal import never_fail, say, steering, unlike
+from cnnbatch.terminal import interrupts, never_fail, say, steering, unlike
 
 
 class _Commands(TyperGroup):
@@ -86,6 +81,3 @@ app.command("export", no_args_is_help=True)(outputs.export)
 app.command("compare", no_args_is_help=True)(outputs.compare)
 app.add_typer(data.app, name="data")
 app.command("failed", no_args_is_help=True)(outputs.failed)
-
-if __name__ == "__main__":
-    main()

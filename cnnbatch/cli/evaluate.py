@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from cnnbatch.cluster.parallel import chosen_map
 from cnnbatch.config.compute import MOST_WORKERS
-from cnnbatch.config.input import FormatName, Input
+from cnnbatch.config.input import Input
 from cnnbatch.config.mistakes import read_fields
 from cnnbatch.config.section import Section, Text, Texts
 from cnnbatch.errors import UserError
@@ -21,6 +21,7 @@ from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader, open_output
 from cnnbatch.report import write_report
 from cnnbatch.sources import open_source
+from cnnbatch.sources.formats import known_format
 from cnnbatch.sources.outputs import is_output
 from cnnbatch.storage import Storage, redact
 from cnnbatch.terminal.screen import Screen
@@ -31,7 +32,7 @@ class Again(Section):
     """What may be said when an output is judged again; what is not said is as in its job."""
 
     truth: Text | None = None
-    format: FormatName | None = None
+    format: Annotated[Text, AfterValidator(known_format)] | None = None
     label: Text | None = None
     split: Text | None = None
     slices: Texts | None = None

@@ -76,9 +76,9 @@ def check(
         give(plugin)
         loaded = load_map_job(job, overrides or [])  # Its mistakes are told before torch is imported.
         from cnnbatch.inference.bench import check
-        from cnnbatch.inference.worker import devices
+        from cnnbatch.inference.worker import malloc
 
-        devices.keep_freed_memory()  # This process is the check's own, and measures as a worker does.
+        malloc.keep_freed_memory()  # This process is the check's own, and measures as a worker does.
         for line in check.lines(check.check(loaded, images), price):
             say(line)
         return 0

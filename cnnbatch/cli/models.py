@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,17 @@ from cnnbatch.terminal import say
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cnnbatch.models.published import Published
+    from cnnbatch.models.published import PublishedModel
+
+TASKS = {
+    "label": "classify",
+    "embedding": "features",
+    "objects": "detect",
+    "objects.mask": "instances",
+    "objects.keypoints": "keypoints",
+    "map": "segment",
+}
+"""What a listing calls models by their kind of answer, in its order."""
 
 
 def models(
@@ -30,9 +40,7 @@ def models(
     """List the models by task, with their publishers' numbers, and whether their weights are at hand."""
 
     def action() -> int:
-        from cnnbatch.models import published
-
-        rows = published.listing(pattern, task, family)
+        rows = listing(pattern, task, family)
         if as_json:
             say(to_json(rows))
         else:
@@ -42,12 +50,34 @@ def models(
     leave_with(action)
 
 
-def to_json(rows: Iterable[Published]) -> str:
-    """Return the rows as JSON: a list of objects with the fields of `Published`."""
-    return json.dumps([asdict(row) for row in rows], indent=2)
+def listing(
+    pattern: str | None = None, task: str | None = None, family: str | None = None
+) -> list[PublishedModel]:
+    """Return the models that are asked for, by task; raises UserError where there is none."""
+    from cnnbatch.errors import UserError
+    from cnnbatch.models import published
+    from cnnbatch.models.published import require_option
+
+    require_option("--task", task, TASKS.values())
+    found = [row for row in published.listing(pattern, family) if task in (None, TASKS[row.answer])]
+    if not found:
+        wanted = {"PATTERN": pattern, "--task": task, "--family": family}
+        given = " and ".join(f"{name} {value}" for name, value in wanted.items() if value)
+        raise UserError(f"no model fits {given}\n  what to do: leave one of them out")
+    return sorted(found, key=lambda row: [*TASKS].index(row.answer))
 
 
-def show(rows: Iterable[Published], timm_apart: bool = False) -> None:
+def to_json(rows: Iterable[PublishedModel]) -> str:
+    """Return the rows as JSON: a list of objects with the fields of `PublishedModel`, and the task."""
+    return json.dumps([_fields(row) for row in rows], indent=2)
+
+
+def _fields(row: PublishedModel) -> dict[str, Any]:
+    fields = asdict(row)
+    return {"name": row.name, "task": TASKS[fields.pop("answer")], **fields}
+
+
+def show(rows: Iterable[PublishedModel], timm_apart: bool = False) -> None:
     """Print a table a task; ``timm_apart`` says how to list timm's models, where they were left out."""
     import timm
 
@@ -61,10 +91,10 @@ def show(rows: Iterable[Published], timm_apart: bool = False) -> None:
         console.print(f"{count:,} more are timm's: cnnbatch models 'timm/*', or part of them: 'timm/resnet*'")
 
 
-def _tables(rows: Iterable[Published]) -> Iterator[tuple[str, Table]]:
+def _tables(rows: Iterable[PublishedModel]) -> Iterator[tuple[str, Table]]:
     from cnnbatch.terminal.console import columns
 
-    for task, models in groupby(rows, key=lambda row: row.task):
+    for task, models in groupby(rows, key=lambda row: TASKS[row.answer]):
         others = ("Family", "Parameters", "Input", "Accuracy in %", "Weights", "At hand", "Licence")
         table = columns("Model", *others, left=("Family", "Accuracy in %", "Weights", "At hand", "Licence"))
         for row in models:
@@ -72,7 +102,7 @@ def _tables(rows: Iterable[Published]) -> Iterator[tuple[str, Table]]:
         yield task, table
 
 
-def _cells(row: Published) -> Iterator[str]:
+def _cells(row: PublishedModel) -> Iterator[str]:
     yield row.name
     yield row.family
     yield f"{row.parameters / 1e6:.1f} M" if row.parameters else ""
@@ -83,7 +113,7 @@ def _cells(row: Published) -> Iterator[str]:
     yield row.licence or ""
 
 
-def _where(row: Published) -> str:
+def _where(row: PublishedModel) -> str:
     if row.at_hand:
         return "yes"
     return "no" if row.download_mb is None else f"no, {row.download_mb:,.0f} MB"

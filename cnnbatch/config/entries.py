@@ -73,7 +73,7 @@ class Entries(Mapping[str, Entry]):
                 first = self._brought.get(name)
                 if name in self._own or first is not None:
                     whose = "cnnbatch" if first is None else package_of(first)
-                    _tell(
+                    _say_once(
                         f"{package_of(point)} brings {self._layer}.{name}, which {whose} has; it is left out"
                     )
                 else:
@@ -105,7 +105,12 @@ class Entries(Mapping[str, Entry]):
 
     def _fail(self, name: str, why: str) -> None:
         self._failed[name] = f"{package_of(self._points()[name])} brings {self._layer}.{name}, but {why}"
-        _tell(f"{self._failed[name]}; it is left out")
+        _say_once(f"{self._failed[name]}; it is left out")
+
+
+def as_instance(entry: Entry | type[Entry]) -> Entry:
+    """Return an entry, where it is a class an instance of it, which takes no arguments."""
+    return entry() if isinstance(entry, type) else entry
 
 
 def package_of(point: EntryPoint) -> str:
@@ -126,6 +131,6 @@ def _brought(layer: str) -> Iterator[tuple[str, EntryPoint]]:
 
 
 @cache
-def _tell(text: str) -> None:
-    """Say it once a process."""
+def _say_once(text: str) -> None:
+    """Say it, once a process."""
     terminal.say(text, err=True)

@@ -10,11 +10,6 @@ from cnnbatch.config.section import Count, Folds, Place, Section, Seed, Share, T
 from cnnbatch.storage import Allowed, StorageOptions
 from cnnbatch.truth import SURE
 
-FormatName = Literal[
-    "auto", "files", "folders", "list", "parquet", "tar", "coco", "voc", "imagenet_det", "cifar10"
-]
-"""The names of `cnnbatch.sources.formats.FORMATS`, for the schema."""
-
 
 def _suffixes(value: Any) -> Any:
     """Return suffixes in lower case, each with its dot."""
@@ -61,7 +56,7 @@ class Input(Place):
     url: Text | Annotated[Texts, Field(min_length=1)] = Field(
         description="A folder, a glob, a list (text, CSV or Parquet), a data set, or addresses."
     )
-    format: FormatName = Field("auto", description="auto decides by the name, and by what a folder holds.")
+    format: Text = Field("auto", description="auto decides by the name, and by what a folder holds.")
     key: Text | None = Field(
         None, description="Column of a list that names each image; else its address does."
     )

@@ -8,7 +8,7 @@ from cnnbatch.config.section import Place, Section, Text, Texts
 from cnnbatch.storage import StorageOptions
 
 
-class Output(Place):
+class OutputSection(Place):
     """Where the rows go."""
 
     url: Text = Field(description="A folder or a bucket's prefix.")

@@ -1,4 +1,4 @@
-"""Judges an output by its truth, part by part, and writes ``evaluation.json`` and its tables.
+"""Judges an output by its ground truth, part by part, and writes ``evaluation.json`` and its tables.
 
 It reads Parquet alone: neither a device nor the images are needed, and it may be done again at any time.
 """
@@ -15,28 +15,25 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
-from cnnbatch.evaluation.judges import JUDGES, Columns, judges
-from cnnbatch.evaluation.notes import UNKNOWN
-from cnnbatch.evaluation.parts import WHOLE, Judged, Order, Slice, judge_part
+from cnnbatch.evaluation.answers import REMEMBERED, UNKNOWN, Naming, ground_truth
+from cnnbatch.evaluation.judges import judges, metric
+from cnnbatch.evaluation.parts import WHOLE, EvaluationOrder, JudgedPart, Slice, judge_part
 from cnnbatch.evaluation.truths import Aligned
-from cnnbatch.metrics import Evaluated, Value
+from cnnbatch.metrics import Evaluated, Merging, Schemas, Value
 from cnnbatch.output import integrity
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import PART, Output
 from cnnbatch.output.reader import Reader
 from cnnbatch.storage import NotFound, Storage, join
-from cnnbatch.truth import ModelClasses, classes_of, match_classes, no_known_label
+from cnnbatch.truth import ModelClasses, answer_of, classes_of, match_classes, no_known_label
 from cnnbatch.types import Map, here
 
 MOST_VALUES = 100
 """Values that a column of slices may have: each of them is judged as a whole collection is."""
-
-_SHOWN = 1000  # labels that are remembered for a message
 
 Advance = Callable[[int], None]
 
@@ -46,7 +43,7 @@ class Terms:
     """By what an output is judged; what is None is as in its job.
 
     ``slices`` are columns of the output, by whose values every number is given, too; ``aliases`` the
-    model's names of the truth's classes; ``only`` tells of each part which of its rows count.
+    model's names of the truth's classes; ``only`` says of each part which of its rows count.
     """
 
     slices: Sequence[str] | None = None
@@ -64,7 +61,7 @@ def evaluate(
 ) -> Evaluation | None:
     """Judge the output at ``uri`` and write what comes of it there; None where it has no truth.
 
-    ``apply`` judges parts and ranks classes, perhaps side by side; ``advance`` is told how many images were
+    ``apply`` judges parts and ranks classes, perhaps side by side; ``advance`` gets how many images were
     done. Raises UserError where the truth has a class that the model does not know, or for a column that is
     not there.
     """
@@ -100,7 +97,7 @@ def judge(
         images=merged.images,
         failed=merged.failed,
         truth=order.truth,
-        aliases=order.aliases,
+        aliases=order.naming.aliases,
         metrics=found.metrics,
         slices=merged.slices(apply),
         notes=_notes(merged, terms.truth),
@@ -112,7 +109,7 @@ def _notes(merged: _Merged, truth: Aligned | None) -> dict[str, int]:
     return {**dict(sorted(merged.notes.items())), **unused}
 
 
-def _order(output: Output, result: Reader, terms: Terms) -> Order | None:
+def _order(output: Output, result: Reader, terms: Terms) -> EvaluationOrder | None:
     """Return what is to be done, None where there is nothing to judge by."""
     settings = result.settings
     folder = terms.truth.folder if terms.truth else output.path("_job", "truth")
@@ -121,28 +118,27 @@ def _order(output: Output, result: Reader, terms: Terms) -> Order | None:
         return None
     with output.storage.open(parts[0]) as file, integrity.reading(parts[0]):
         schema = pq.read_schema(file)
-        known = classes_of(schema)
-    difficult = "objects" in schema.names and _difficult(output, parts)
-    there = Columns(_predicted(result.schema, settings), schema, difficult)
-    chosen = tuple(judge.name for judge in judges(there))
-    if not chosen:
+        known, answer = classes_of(schema), answer_of(schema)
+    difficult = _difficult(output, parts, answer)
+    metrics = tuple(judges(Schemas(_predicted(result.schema, settings), schema, difficult)))
+    if not metrics:
         return None
     columns = settings.get("evaluate", {}).get("slices", ()) if terms.slices is None else terms.slices
     result.names(columns)  # Raises for one that is not there.
     task = settings.get("task") or {}
     classes = _model_classes(output)
     aliases = task.get("aliases", {}) if terms.aliases is None else terms.aliases
-    return Order(
+    return EvaluationOrder(
         uri=output.uri,
         options=output.storage.options,
         truth=folder,
         schema=schema,
         task=str(task.get("name", "")),
-        judges=chosen,
+        metrics=metrics,
         slices=tuple(columns),
-        names=match_classes(classes, known, aliases, ()) if known and classes else {},
-        classes=classes,
-        aliases=aliases,
+        naming=Naming(
+            classes, aliases, match_classes(classes, known, aliases, ()) if known and classes else {}
+        ),
         only=terms.only,
     )
 
@@ -161,13 +157,14 @@ def _truth_parts(output: Output, folder: str) -> list[str]:
         return []
 
 
-def _difficult(output: Output, parts: Sequence[str]) -> bool:
-    """Say whether the truth tells difficult objects apart, as its first part with objects shows."""
+def _difficult(output: Output, parts: Sequence[str], answer: str) -> bool:
+    """Say whether the truth marks difficult objects, as the first part that shows it does."""
+    kind = ground_truth(answer)
     for part in parts:
         with output.storage.open(part) as file, integrity.reading(part):
-            objects: Any = pc.list_flatten(pq.read_table(file, columns=["objects"])["objects"])
-            if len(objects):
-                return bool(pc.struct_field(objects, "difficult").null_count < len(objects))
+            found = kind.difficult(pq.read_table(file, columns=[answer]))
+        if found is not None:
+            return found
     return False
 
 
@@ -179,25 +176,25 @@ def _model_classes(output: Output) -> ModelClasses | None:
 class _Merged:
     """What all parts have contributed so far; the rows of the images lie on disk."""
 
-    def __init__(self, order: Order, path: Path) -> None:
+    def __init__(self, order: EvaluationOrder, path: Path) -> None:
         self.images = self.failed = 0
         self.notes = Counter[str]()
-        self.strange: dict[str, None] = {}
+        self.unknown: dict[str, None] = {}
         self._order, self._path = order, path
-        self._partials: dict[Slice, dict[str, Any]] = {}
+        self._partials: dict[Slice, dict[str, Merging]] = {}
         self._values: dict[str, set[str]] = defaultdict(set)
         self._writer: pq.ParquetWriter | None = None
 
-    def add(self, judged: Judged) -> None:
+    def add(self, judged: JudgedPart) -> None:
         """Take one part in."""
         self.images += judged.images
         self.failed += judged.failed
-        if judged.strange and len(self.strange) < _SHOWN:
-            self.strange |= dict.fromkeys(judged.strange)
+        if judged.unknown and len(self.unknown) < REMEMBERED:
+            self.unknown |= dict.fromkeys(judged.unknown)
         self.notes += judged.notes
         for slice_, partials in judged.partials.items():
             self._check(slice_)
-            merged = self._partials.setdefault(slice_, {name: JUDGES[name].merged() for name in partials})
+            merged = self._partials.setdefault(slice_, {name: metric(name).merging() for name in partials})
             for name, found in partials.items():
                 merged[name].add(found)
         self._writer = self._writer or pq.ParquetWriter(self._path, judged.rows.schema)
@@ -205,9 +202,9 @@ class _Merged:
 
     def require_known_label(self) -> None:
         """Insist on an image whose label the model can give; raises UserError."""
-        classes = self._order.classes
-        if classes is not None and self.strange and self.notes[UNKNOWN] == self.images:
-            raise no_known_label(classes, list(self.strange))
+        classes = self._order.naming.classes
+        if classes is not None and self.unknown and self.notes[UNKNOWN] == self.images:
+            raise no_known_label(classes, list(self.unknown))
 
     def close(self, apply: Map) -> Evaluated:
         """Return the numbers and the tables of all images."""
@@ -226,8 +223,8 @@ class _Merged:
     def _result(self, slice_: Slice, apply: Map) -> Evaluated:
         metrics: dict[str, Value] = {}
         tables: dict[str, pa.Table] = {}
-        for name, merged in self._partials.get(slice_, {}).items():
-            found = JUDGES[name].result(merged, apply)
+        for name, merging in self._partials.get(slice_, {}).items():
+            found = metric(name).result(merging.merged(), apply)
             metrics, tables = {**metrics, **found.metrics}, {**tables, **found.tables}
         return Evaluated(metrics, tables)
 
@@ -238,5 +235,5 @@ class _Merged:
         if len(self._values[slice_[0]]) > MOST_VALUES:
             raise UserError(
                 f"slices: expected a column of at most {MOST_VALUES} values, but {slice_[0]!r} has more\n"
-                "  what to do: take a column that tells groups apart, such as a camera or a country"
+                "  what to do: take a column of few values, such as a camera or a country"
             )

@@ -8,23 +8,17 @@ the workers.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from cnnbatch.evaluation.judges import Columns, judges
+from cnnbatch.evaluation.answers import Aliases, GroundTruth, Planned, ground_truth
+from cnnbatch.evaluation.judges import judges
 from cnnbatch.job import MapJob
-from cnnbatch.sources.objects import TRUTH
-from cnnbatch.truth import Class, ModelClasses, classes_of, match_classes, no_known_label, object_labels
+from cnnbatch.metrics import Schemas
+from cnnbatch.truth import ModelClasses, answer_of
 from cnnbatch.types import Shard, Source
-
-LISTED = 10_000
-"""Images whose objects are looked at before the first shard, where the listing has them."""
-READ = 2_000
-"""The same where each image's objects are in a file of their own."""
-_SHOWN = 1000  # labels that are remembered for a message
 
 Shards = Callable[[], Iterable[Shard | None]]
 
@@ -36,17 +30,20 @@ class KnownClasses:
     """
 
     def __init__(self, job: MapJob, source: Source, shards: Shards) -> None:
-        self._job, self._source, self._shards = job, source, shards
+        whole = job.input.limit is None and job.input.sample == 1
+        self._planned = Planned(source, shards, whole, aliases_of(job))
+        self._task = job.task
         self._asked = False
 
     def require_early(self, kept: Mapping[str, Any] | None = None) -> None:
-        """Insist on them before anything is loaded, where the job tells the model's classes.
+        """Insist on them before anything is loaded, where the job names the model's classes.
 
         ``kept`` are those with which the output was begun.
         """
-        names = self._job.task.class_names() if kept is None and self._column() else None
-        if names is not None:
-            self._require(ModelClasses(names))
+        judged = self._judged_by()
+        names = self._task.class_names() if kept is None and judged else None
+        if judged and names is not None:
+            judged.require_early(ModelClasses(names), self._planned)
         elif kept is not None:
             self.require(kept)
 
@@ -55,86 +52,22 @@ class KnownClasses:
 
         A model without classes, and one whose rows have no answer of the ground truth's kind, pass.
         """
-        if not self._asked and classes is not None and self._column():
-            self._require(ModelClasses(**classes))
+        if not self._asked and classes is not None and (judged := self._judged_by()):
+            judged.require_early(ModelClasses(**classes), self._planned)
         self._asked = True
 
-    def _column(self) -> str | None:
-        """Return ``objects`` or ``label``, which both ground truth and predictions have; None for neither."""
-        return judged_column(self._source.truth_schema, self._job.task.columns())
-
-    def _require(self, model: ModelClasses) -> None:
-        if self._column() == "objects":
-            self._require_all(model)
-        else:
-            self._require_one(model)
-
-    def _require_all(self, model: ModelClasses) -> None:
-        schema = self._source.truth_schema
-        declared = () if schema is None else classes_of(schema)
-        require_occurring(model, declared, self._objects(), aliases_of(self._job))
-
-    def _require_one(self, model: ModelClasses) -> None:
-        known, strange = model.by_name(), dict[str, None]()
-        for shard in filter(None, self._shards()):
-            table = self._source.truth(shard)
-            labels: list[Any] = [] if table is None else table["label"].unique().drop_null().to_pylist()
-            if not known.keys().isdisjoint(labels):
-                return
-            if len(strange) < _SHOWN:
-                strange |= dict.fromkeys(labels)
-        if strange:
-            raise no_known_label(model, list(strange))
-
-    def _objects(self) -> set[str]:
-        """Return the classes of the first images' objects; of all, where the source tells them."""
-        chosen = self._job.input
-        if chosen.limit is None and chosen.sample == 1 and (told := getattr(self._source, "occurring", None)):
-            return set(told)
-        in_ref = TRUTH in self._source.columns.names
-        found, images, most = set[str](), 0, LISTED if in_ref else READ
-        for shard in filter(None, self._shards()):
-            found.update(_in_refs(shard) if in_ref else self._in_files(shard))
-            images += len(shard.refs)
-            if images >= most:
-                break
-        return found
-
-    def _in_files(self, shard: Shard) -> Iterable[str]:
-        table = self._source.truth(shard)
-        return () if table is None else object_labels(table)
+    def _judged_by(self) -> GroundTruth | None:
+        return judged_by(self._planned.source.truth_schema, self._task.columns())
 
 
-def judged_column(truth: pa.Schema | None, predictions: pa.Schema) -> str | None:
-    """Return the column of the ground truth that predictions are judged by; None where they can't be."""
-    if truth is None or not any(judges(Columns(predictions, truth, difficult=False))):
+def judged_by(truth: pa.Schema | None, predictions: pa.Schema) -> GroundTruth | None:
+    """Return the ground truth that predictions with these columns are judged by; None where they can't be."""
+    if truth is None or not judges(Schemas(predictions, truth)):
         return None
-    return "objects" if "objects" in truth.names else "label"
+    return ground_truth(answer_of(truth))
 
 
-def aliases_of(job: MapJob) -> Mapping[str, str | None]:
+def aliases_of(job: MapJob) -> Aliases:
     """Return what the job calls the classes of its ground truth."""
-    found: Mapping[str, str | None] = getattr(job.task, "aliases", {})
+    found: Aliases = getattr(job.task, "aliases", {})
     return found
-
-
-def require_occurring(
-    model: ModelClasses,
-    declared: Iterable[Class],
-    labels: Iterable[str],
-    aliases: Mapping[str, str | None],
-) -> None:
-    """Insist that the model knows the class of every object; raises UserError.
-
-    ``declared`` are the classes with ids that the ground truth lists, ``labels`` those that its objects have.
-    """
-    occurring = set(labels)
-    listed = {one.name: one for one in declared}
-    others = [Class(name, name) for name in sorted(occurring - listed.keys())]
-    match_classes(model, [*listed.values(), *others], aliases, occurring)
-
-
-def _in_refs(shard: Shard) -> Iterator[str]:
-    for ref in shard.refs:
-        for one in json.loads(ref.columns[TRUTH] or "{}").get("objects") or ():
-            yield one["label"]

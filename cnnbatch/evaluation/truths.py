@@ -1,4 +1,4 @@
-"""Lays another truth beside an output's rows, by key, so that it is read as the job's own would be."""
+"""Joins another ground truth to an output's rows by key, so that it is read as the job's own would be."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _CACHE_KB = 64_000
 
 @dataclass(frozen=True, slots=True)
 class Aligned:
-    """Where the parts of a truth lie, beside which no image of it is without a row but ``unused``."""
+    """The folder of a ground truth's parts, and how many of its images the output lacks: ``unused``."""
 
     folder: str
     unused: int
 
 
-class Truths:
+class TruthByKey:
     """The truth of a source by key, on disk: it may be larger than memory."""
 
     def __init__(self, source: Source) -> None:
@@ -57,11 +57,11 @@ class Truths:
 
 
 def align(source: Source, output: Output, result: Reader) -> Aligned:
-    """Write the truth of ``source`` as parts beside those of ``output``; return where.
+    """Write the truth of ``source`` as parts that match those of ``output``; return where.
 
     Raises UserError where the source has no truth, or none for any image of the output.
     """
-    truths, used = Truths(source), 0
+    truths, used = TruthByKey(source), 0
     folder = output.path("evaluation", "truth")
     for place, index in enumerate(sorted(output.finished())):
         columns = result.batches(["key", "width", "height"], place)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cnnbatch.images.headers import JpegFacts, jpeg_facts
 from cnnbatch.images.limits import LIMITS, REVISION, DecodeError, Limits
-from cnnbatch.images.pillow_decode import Picture, by_pillow
+from cnnbatch.images.pillow_decode import StoredPixels, by_pillow
 from cnnbatch.images.quiet import without_warnings
 
 __all__ = ["LIMITS", "REVISION", "VERSION", "DecodeError", "Limits", "decode", "upright", "without_warnings"]
@@ -132,7 +132,7 @@ def _jpeg_header(data: bytes, limits: Limits) -> Header | None:
 
 def _by_turbo(
     data: bytes, header: Header, least: Callable[[Size], Size | None], limits: Limits
-) -> Picture | None:
+) -> StoredPixels | None:
     """Decode by libjpeg-turbo; None where Pillow is to judge: harmless oddities."""
     size, facts = header.size, header.facts
     if header.colours in _INKS:  # Pillow converts them, but does not say what is missing.
@@ -142,7 +142,7 @@ def _by_turbo(
     needed = least(size[::-1] if turned else size)
     floor = _scaled(size, needed[::-1] if needed and turned else needed)
     pixels = _strictly(data, floor, facts.is_complete, "RGB")
-    return None if pixels is None else Picture(pixels, size, facts.orientation)
+    return None if pixels is None else StoredPixels(pixels, size, facts.orientation)
 
 
 def _scaled(size: Size, needed: Size | None) -> Size:

@@ -1,6 +1,6 @@
 """What one image turns out to be: its format, its size, its digest, or why it can't be read.
 
-A full look decodes every file, as small as its decoder can, since only that finds damage; a fast one
+A full inspection decodes every file, as small as its decoder can, since only that finds damage; a fast one
 reads headers.
 """
 
@@ -19,7 +19,7 @@ from cnnbatch.images.formats import BY_PILLOW, recognise
 from cnnbatch.images.headers import jpeg_facts, orientation
 from cnnbatch.images.pillow_decode import opened
 from cnnbatch.images.quiet import without_warnings
-from cnnbatch.types import Content, Failure, Picture
+from cnnbatch.types import Content, Decodable, Failure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ _decoding = threading.BoundedSemaphore(os.cpu_count() or 1)  # many threads read
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Inspection:
     """What one image turned out to be.
 
     ``format`` is empty where nothing could be read; ``size`` is (width, height) of the upright picture
@@ -48,17 +48,17 @@ class Look:
     failure: Failure | None = None
 
 
-def look_at(content: Content | Failure, fast: bool = False) -> Look:
+def inspect(content: Content | Failure, fast: bool = False) -> Inspection:
     """Return what an image is; its ``failure`` is what `cnnbatch.images.decode.decode` refuses it for.
 
     ``fast`` reads the header of a file alone, so damage behind it is not seen.
     """
     if isinstance(content, Failure):
-        return Look(failure=content)
-    return _look_at_file(content, fast) if isinstance(content, bytes) else _look_at_picture(content)
+        return Inspection(failure=content)
+    return _inspect_file(content, fast) if isinstance(content, bytes) else _inspect_picture(content)
 
 
-def _look_at_file(data: bytes, fast: bool) -> Look:
+def _inspect_file(data: bytes, fast: bool) -> Inspection:
     size, failure, turned = None, None, False
     kind = file_format(data)
     try:
@@ -67,17 +67,17 @@ def _look_at_file(data: bytes, fast: bool) -> Look:
     except DecodeError as error:
         failure = Failure("decode", error.code, error.message)
     digest = blake2b(data, digest_size=16).digest() if data else None
-    return Look(len(data), kind, size, turned, digest, failure)
+    return Inspection(len(data), kind, size, turned, digest, failure)
 
 
-def _look_at_picture(picture: Picture) -> Look:
+def _inspect_picture(picture: Decodable) -> Inspection:
     try:
         with _decoding:
             pixels, (height, width) = picture.decode(lambda size: None)
             digest = _pixel_digest(pixels)
     except DecodeError as error:
-        return Look(picture.size_bytes, RAW, failure=Failure("decode", error.code, error.message))
-    return Look(picture.size_bytes, RAW, (width, height), digest=digest)
+        return Inspection(picture.size_bytes, RAW, failure=Failure("decode", error.code, error.message))
+    return Inspection(picture.size_bytes, RAW, (width, height), digest=digest)
 
 
 def _decoded_size(data: bytes) -> tuple[int, int]:

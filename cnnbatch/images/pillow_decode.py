@@ -41,7 +41,7 @@ _WITH_MAGIC = tuple(name for name in BY_PILLOW if name != "TGA")  # whose magic 
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class StoredPixels:
     """RGB (H, W, 3) as stored; ``size`` is the stored original's (height, width), ``orientation`` EXIF's."""
 
     pixels: NDArray[np.uint8]
@@ -49,7 +49,7 @@ class Picture:
     orientation: int
 
 
-def by_pillow(data: bytes, limits: Limits) -> Picture:
+def by_pillow(data: bytes, limits: Limits) -> StoredPixels:
     """Decode a file that is no plain JPEG. Raises DecodeError."""
     try:
         with without_warnings():
@@ -63,12 +63,12 @@ def by_pillow(data: bytes, limits: Limits) -> Picture:
 # ---- formats of which Pillow alone does not make the most ----------------------------------------------
 
 
-def _read_tiff(data: bytes, limits: Limits) -> Picture:
+def _read_tiff(data: bytes, limits: Limits) -> StoredPixels:
     found = decode_tiff(data, limits)
-    return _read(data, limits) if found is None else Picture(*found)
+    return _read(data, limits) if found is None else StoredPixels(*found)
 
 
-def _read_png(data: bytes, limits: Limits) -> Picture:
+def _read_png(data: bytes, limits: Limits) -> StoredPixels:
     """Read a PNG; one that Pillow refuses without all but its picture, and with its end."""
     try:
         return _read(data, limits)
@@ -82,10 +82,10 @@ def _read_png(data: bytes, limits: Limits) -> Picture:
         turned = orientation(
             _raw_profile(texts.get(png.EXIF, b"").decode("latin-1")), texts.get(png.XMP, b"")
         )
-    return Picture(found.pixels, found.size, turned)
+    return StoredPixels(found.pixels, found.size, turned)
 
 
-def _read_jpeg2000(data: bytes, limits: Limits) -> Picture:
+def _read_jpeg2000(data: bytes, limits: Limits) -> StoredPixels:
     if jpeg2000.is_cut(data):
         raise DecodeError("truncated", f"the file ends early, after {len(data)} bytes")
     try:
@@ -94,10 +94,10 @@ def _read_jpeg2000(data: bytes, limits: Limits) -> Picture:
         data = data.removesuffix(jpeg2000.END[:1]) + jpeg2000.END
         found = _read(data, limits)
     pixels = jpeg2000.scaled(found.pixels, data, lambda stated: _read(stated, limits).pixels)
-    return Picture(pixels, found.size, found.orientation)
+    return StoredPixels(pixels, found.size, found.orientation)
 
 
-def _read_psd(data: bytes, limits: Limits) -> Picture:
+def _read_psd(data: bytes, limits: Limits) -> StoredPixels:
     """Read a PSD by its mode: of a bitmap 1 is black, of separate inks none has an agreed colour."""
     bits, mode = (int.from_bytes(data[at : at + 2]) for at in (22, 24))
     if bits > 8:
@@ -105,17 +105,17 @@ def _read_psd(data: bytes, limits: Limits) -> Picture:
     if mode == _PSD_INKS:
         raise DecodeError("undecodable", "a PSD of several channels that are no colours")
     found = _read(data, limits)
-    return Picture(255 - found.pixels, found.size, found.orientation) if mode == _PSD_BITMAP else found
+    return StoredPixels(255 - found.pixels, found.size, found.orientation) if mode == _PSD_BITMAP else found
 
 
-def _read_pfm(data: bytes, limits: Limits) -> Picture:
+def _read_pfm(data: bytes, limits: Limits) -> StoredPixels:
     if data[:2].lower() != b"pf":
         return _read(data, limits)
     pixels = pfm.decode_pfm(data, limits)
-    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), 1)
+    return StoredPixels(pixels, (pixels.shape[0], pixels.shape[1]), 1)
 
 
-_READERS: dict[str, Callable[[bytes, Limits], Picture]] = {
+_READERS: dict[str, Callable[[bytes, Limits], StoredPixels]] = {
     "TIFF": _read_tiff,
     "PNG": _read_png,
     "JPEG2000": _read_jpeg2000,
@@ -127,12 +127,12 @@ _READERS: dict[str, Callable[[bytes, Limits], Picture]] = {
 # ---- Pillow -------------------------------------------------------------------------------------------
 
 
-def _read(data: bytes, limits: Limits) -> Picture:
+def _read(data: bytes, limits: Limits) -> StoredPixels:
     with opened(data) as image:
         limits.check(image.height, image.width)
         image.load()
         limits.check(image.height, image.width)  # an icon's directory may lie about its picture
-        return Picture(_rgb(image), (image.height, image.width), _orientation_of(image))
+        return StoredPixels(_rgb(image), (image.height, image.width), _orientation_of(image))
 
 
 def opened(data: bytes) -> Image.Image:

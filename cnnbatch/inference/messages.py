@@ -11,6 +11,9 @@ from cnnbatch.job import MapJob
 from cnnbatch.output.folder import Output
 from cnnbatch.types import Failure, Shard, Source
 
+STAGES = ("read", "decode", "prepare", "forward", "rows", "write")
+"""What a worker does with an image, one after the other; a receipt has the seconds of each."""
+
 
 def as_error(fault: Fault) -> UserError | EnvironmentFault:
     """Return the exception that a fault of a worker is to the person who runs the job."""
@@ -25,8 +28,8 @@ def failure_of(hung: bool, batch_timeout_s: float) -> Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What a worker needs to load: ``kept`` is what the output has settled before."""
+class LoadOrder:
+    """What a worker needs to load: ``kept`` is what the output keeps."""
 
     job: MapJob
     source: Source
@@ -35,13 +38,13 @@ class Order:
     kept: Mapping[str, Any] | None
 
 
-class Settling(Protocol):
+class TunedSettings(Protocol):
     """What decides how the workers of a run go through the network; see `inference.autotune.store`."""
 
-    def sample(self, ready: Ready, workers: int) -> Sample | None:
+    def sample(self, ready: Ready, workers: int) -> TuningSample | None:
         """Return what a worker is to measure on before it predicts, if anything."""
 
-    def settle(self, ready: Ready) -> Mapping[str, Any]:
+    def keep(self, ready: Ready) -> Mapping[str, Any]:
         """Keep how a worker runs; return what is kept."""
 
 
@@ -59,7 +62,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class TuningSample:
     """A few images of a job, on which the first worker of a kind of device measures how to run it.
 
     ``images`` are how many the job has at least, ``workers`` how many share them: so much may it take.
@@ -78,12 +81,12 @@ class Sample:
 class Ready:
     """What a worker process says once its model is loaded.
 
-    ``settings`` are `speed.Settings` as JSON values, ``key`` under what the output keeps them; ``open``
-    where measuring may find better ones; ``trials`` what measuring found, as JSON values;
-    ``operators_on_cpu`` what its accelerator lacks; ``identity`` is what can change a row; ``classes``
-    are the model's, a `truth.ModelClasses` as JSON values, where it has any; ``rss_bytes`` is what the
-    process took, ``left_bytes`` what its host or cgroup still has; ``notes`` are the model's sentences for
-    the person who runs the job.
+    ``settings`` are `worker.settings.Settings` as JSON values, ``key`` under what the output keeps them;
+    ``open`` where measuring may find better ones; ``trials`` what measuring found, as JSON values;
+    ``operators_on_cpu`` what its accelerator lacks; ``identity`` is what can change a row; ``classes`` are
+    the model's, a `truth.ModelClasses` as JSON values, where it has any; ``rss_bytes`` is what the process
+    took, ``left_bytes`` what its host or cgroup still has; ``notes`` are the model's sentences for the
+    person who runs the job.
     """
 
     settings: Mapping[str, Any]

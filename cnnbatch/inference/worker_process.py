@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.messages import Fault, Ready, Sample, Work
+from cnnbatch.inference.messages import Fault, Ready, TuningSample, Work
 from cnnbatch.inference.worker.host_memory import memory_left_bytes, peak_rss_bytes, rss_bytes
 from cnnbatch.inference.worker.journal import Journal, suspects
 from cnnbatch.inference.worker.watchdog import Watchdog, has_fired
@@ -24,7 +24,7 @@ from cnnbatch.job import MapJob
 from cnnbatch.types import Failure, Receipt, Shard
 
 if TYPE_CHECKING:
-    from cnnbatch.inference.messages import Order
+    from cnnbatch.inference.messages import LoadOrder
     from cnnbatch.inference.worker.settings import Settings
     from cnnbatch.inference.worker.worker import Worker
     from cnnbatch.types import Model
@@ -46,15 +46,15 @@ class WorkerProcess:
     def __init__(self, import_path: Sequence[str] = ()) -> None:
         sys.path.extend(folder for folder in import_path if folder not in sys.path)
         self._worker: Worker | None = None
-        self._order: Order | None = None
+        self._order: LoadOrder | None = None
         self._watchdog: Watchdog | None = None
         self._on_cpu: Sequence[str] = ()
 
-    def load(self, order: Order) -> Ready | Fault:
+    def load(self, order: LoadOrder) -> Ready | Fault:
         """Settle how to run, and load the model."""
         return self._answer(lambda: self._load(order))
 
-    def measure(self, sample: Sample) -> Ready | Fault:
+    def measure(self, sample: TuningSample) -> Ready | Fault:
         """Find the fastest way through the network that gives the same results, and go on with it."""
         return self._answer(lambda: self._measure(sample))
 
@@ -95,15 +95,15 @@ class WorkerProcess:
             take_journal(str(self._worker.journal.path))
         self._watchdog = self._worker = None
 
-    def _load(self, order: Order) -> Ready:
+    def _load(self, order: LoadOrder) -> Ready:
         os.environ.setdefault(*ON_CPU_WHAT_MPS_LACKS)  # Read when torch is imported, which is now.
-        from cnnbatch.inference.worker import devices
+        from cnnbatch.inference.worker import devices, malloc
         from cnnbatch.inference.worker.settings import choose
         from cnnbatch.models.runtime.backends import Unavailable
 
         self.close()
         if not order.inline:  # In the caller's own process the allocator is the caller's.
-            devices.keep_freed_memory()
+            malloc.keep_freed_memory()
         self._order = order
         settings, is_open = choose(order.job, order.inline, order.kept)
         journal = Journal(Path(tempfile.gettempdir()) / f"cnnbatch-journal-{os.getpid()}-{uuid4().hex}")
@@ -127,7 +127,7 @@ class WorkerProcess:
         assert order is not None
         return Worker(order.job, order.source, order.output, journal, settings, model)
 
-    def _measure(self, sample: Sample) -> Ready:
+    def _measure(self, sample: TuningSample) -> Ready:
         from cnnbatch.inference.autotune.measure import measure
 
         first, order = self._loaded(), self._order

@@ -1,20 +1,25 @@
 """How good predictions are: one pure file a metric, ``partial(...)``, ``merge(...)``, ``result(...)``.
 
 A partial comes from any piece of the images, merging is associative, and any split gives what one
-piece gives: counts exactly, sums of floats to their rounding.
+piece gives: counts exactly, sums of floats to their rounding. A `Metric` is these steps as an evaluation
+calls them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-LESS_IS_BETTER = ("log_loss", "ECE", "EER", "FNIR@")
-"""How the names of those numbers begin that fall as predictions get better."""
+from cnnbatch.truth import answer_of
+from cnnbatch.types import Map
+
+TOGETHER = 8
+"""Partials that are merged at a time, since each merge copies what is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +45,95 @@ class Evaluated:
 
     metrics: Mapping[str, Value]
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Schemas:
+    """The columns of predictions and of ground truth, which may know ``difficult`` objects."""
+
+    predictions: pa.Schema
+    truth: pa.Schema
+    difficult: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some images to judge: ``predictions`` and ``truth``, row by row, both with the model's names.
+
+    ``predictions`` have ``key``, ``error``, ``width``, ``height`` and the metric's columns. ``first_place``
+    is the place of the first image among all, ``classes`` the model's where they are known.
+    """
+
+    predictions: pa.Table
+    truth: pa.Table
+    first_place: int = 0
+    classes: tuple[str, ...] | None = None
+
+
+class Merging(Protocol):
+    """Takes partials, one after the other."""
+
+    def add(self, partial: Any, /) -> None:
+        """Take one more partial."""
+
+    def merged(self) -> Any:
+        """Return what all partials come to."""
+
+
+class Metric:
+    """A metric as an evaluation calls it; a subclass has ``answer``, `partial`, `merge` and `result`.
+
+    ``answer`` is the kind of answer that its ground truth is of. ``less_is_better`` is how the names of those
+    numbers begin that fall as predictions get better.
+    """
+
+    answer: ClassVar[str]
+    less_is_better: ClassVar[tuple[str, ...]] = ()
+
+    def applies(self, schemas: Schemas) -> bool:
+        """Say whether predictions with such columns can be judged by such ground truth."""
+        return answer_of(schemas.truth) == self.answer in schemas.predictions.names
+
+    def columns(self, predictions: pa.Schema) -> Sequence[str]:
+        """Return which columns of predictions with this schema are read."""
+        return [self.answer]
+
+    def partial(self, piece: Piece) -> Any:
+        """Return what some images contribute; it travels between processes."""
+        raise NotImplementedError
+
+    def merge(self, partials: Sequence[Any]) -> Any:
+        """Return several partials as one."""
+        raise NotImplementedError
+
+    def result(self, merged: Any, apply: Map) -> Evaluated:
+        """Return the numbers of all images; ``apply`` may do parts of the work side by side."""
+        raise NotImplementedError
+
+    def merging(self) -> Merging:
+        """Return what takes the partials as they come."""
+        return _Merging(self.merge)
+
+    def images(self, partial: Any) -> pa.Table | None:
+        """Return a row an image for ``evaluation/images.parquet``; None where there is nothing to say."""
+        return None
+
+    def notes(self, partial: Any) -> Mapping[str, int]:
+        """Return how much was left out, by reason."""
+        return {}
+
+
+class _Merging:
+    """Merges some partials at a time."""
+
+    def __init__(self, merge: Callable[[Sequence[Any]], Any]) -> None:
+        self._merge = merge
+        self._held: list[Any] = []
+
+    def add(self, partial: Any) -> None:
+        self._held.append(partial)
+        if len(self._held) == TOGETHER:
+            self._held = [self._merge(self._held)]
+
+    def merged(self) -> Any:
+        return self._merge(self._held)

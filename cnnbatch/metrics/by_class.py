@@ -6,8 +6,9 @@ import shutil
 import tempfile
 import weakref
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -65,20 +66,16 @@ class ByClass:
         self._held_rows = 0
 
 
-class Partial(Protocol):
-    """What some images contribute to a detector's numbers, as rows with a ``label``."""
+@dataclass(frozen=True, slots=True)
+class DetectionPartial:
+    """What some images contribute to a detector's numbers: a row a detection and a row a truth, by ``label``.
 
-    @property
-    def detections(self) -> pa.Table:
-        """A row a detection."""
+    ``excluded`` counts objects by the reason why they are left out.
+    """
 
-    @property
-    def truths(self) -> pa.Table:
-        """A row a truth."""
-
-    @property
-    def excluded(self) -> Counter[str]:
-        """The objects that were left out, by reason."""
+    detections: pa.Table
+    truths: pa.Table
+    excluded: Counter[str]
 
 
 class MergedRows:
@@ -91,11 +88,15 @@ class MergedRows:
         self.truths = ByClass(truths, rows_in_memory)
         self.excluded = Counter[str]()
 
-    def add(self, one: Partial) -> None:
+    def add(self, one: DetectionPartial) -> None:
         """Take one more partial in."""
         self.detections.add(one.detections)
         self.truths.add(one.truths)
         self.excluded += one.excluded
+
+    def merged(self) -> Self:
+        """Return itself: what was added lies here by class."""
+        return self
 
 
 def _split(rows: pa.Table) -> list[tuple[str, pa.Table]]:

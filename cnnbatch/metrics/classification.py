@@ -7,7 +7,7 @@ replicates, so that one formula serves both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import inf
@@ -18,8 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cnnbatch.metrics import Evaluated, Value
+from cnnbatch.metrics import Evaluated, Metric, Piece, Schemas, Value
 from cnnbatch.metrics.intervals import REPLICATES, hash_weights, key_hashes, percentiles, wilson
+from cnnbatch.metrics.label_rows import SCHEMA, floats, numbered, table, with_nulls
+from cnnbatch.metrics.values import ratio
+from cnnbatch.types import Map
 
 BINS = 15
 """Bins of the calibration, of equal width; as many as in Guo et al. (2017), section 5."""
@@ -30,24 +33,11 @@ SHORT_TOP = "`top` has fewer than five classes"
 NO_TRUE_SCORES = "no `true_score`, and no `probabilities` with the model's class names"
 
 _WEIGHTS = 1 << 18  # Of images in replicates, in memory at once; more where there are more images.
-_EPSILON = float(np.finfo(np.float32).eps)  # What scikit-learn clips float32 probabilities by.
 _EDGES = np.linspace(0, 1, BINS + 1)
-_COLUMNS: dict[str, pa.DataType] = {
-    "key": pa.string(),
-    "label": pa.string(),
-    "predicted": pa.string(),
-    "score": pa.float32(),
-    "right": pa.bool_(),
-    "right_in_5": pa.bool_(),
-    "loss": pa.float64(),
-}
-_TOP = pa.list_(pa.struct([("label", pa.string())]))
-SCHEMA = pa.schema(_COLUMNS)
-"""A row an image; ``label`` is the truth. What is not known is null, ``predicted`` where the image failed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Partial:
+class ClassificationPartial:
     """What some images contribute, for C classes, R replicates and B bins.
 
     names: the C classes that are in truth or predictions, sorted. classes: int64 (C, 3, 1 + R), of each
@@ -71,7 +61,9 @@ class Partial:
     images: pa.Table
 
 
-def partial(predictions: pa.Table, truth: pa.Table, classes: Sequence[str] | None = None) -> Partial:
+def partial(
+    predictions: pa.Table, truth: pa.Table, classes: Sequence[str] | None = None
+) -> ClassificationPartial:
     """Count some images.
 
     ``predictions`` has ``key``, ``error`` and ``label``; ``score``, ``top``, ``true_score`` and
@@ -85,15 +77,15 @@ def partial(predictions: pa.Table, truth: pa.Table, classes: Sequence[str] | Non
     Raises:
         ValueError: the tables differ in length, a truth is null, or ``probabilities`` are not one a class.
     """
-    return _counted(_images(predictions, truth, classes))
+    return _counted(table(predictions, truth, classes))
 
 
-def merge(partials: Iterable[Partial]) -> Partial:
+def merge(partials: Iterable[ClassificationPartial]) -> ClassificationPartial:
     """Add up partials, each as it comes, by the names of their classes; ``images`` is left empty."""
     return reduce(_sum, partials, _counted(SCHEMA.empty_table()))
 
 
-def result(merged: Partial) -> Evaluated:
+def result(merged: ClassificationPartial) -> Evaluated:
     """Return the numbers of all images, and the tables ``classes``, ``confusion`` and ``calibration``.
 
     ``top1``, ``top5``: the share of images whose truth is the best, is among the best five. A failed image
@@ -126,65 +118,55 @@ def result(merged: Partial) -> Evaluated:
     return Evaluated(metrics, tables)
 
 
-def _images(predictions: pa.Table, truth: pa.Table, classes: Sequence[str] | None) -> pa.Table:
-    """Return the images by themselves, as `SCHEMA` says."""
-    if len(predictions) != len(truth):
-        raise ValueError(f"Expected a truth for each prediction; got {len(truth)} for {len(predictions)}.")
-    labels, said = (_column(table, "label").cast(pa.string()) for table in (truth, predictions))
-    if labels.null_count:
-        raise ValueError(f"Expected images with a truth only; {labels.null_count} have none.")
-    failed = pc.or_(pc.is_valid(_column(predictions, "error")), pc.is_null(said))
-    columns = {
-        "key": predictions["key"],
-        "label": labels,
-        "predicted": _unless(failed, said),
-        "score": _unless(failed, _optional(predictions, "score", pa.float32())),
-        "right": pc.and_not(pc.fill_null(pc.equal(said, labels), False), failed),
-        "right_in_5": _right_in_5(_optional(predictions, "top", _TOP), labels, failed, classes),
-        "loss": _losses(_unless(failed, _true_scores(predictions, labels, classes))),
-    }
-    return pa.table(columns).cast(SCHEMA)
+class ClassificationMetric(Metric):
+    """Labels judged by labels."""
+
+    answer = "label"
+    less_is_better = ("log_loss", "ECE")
+
+    def applies(self, schemas: Schemas) -> bool:
+        """Say whether both are labels; a task from elsewhere may mean something else by that column."""
+        return super().applies(schemas) and _is(schemas.predictions, "label", pa.types.is_string)
+
+    def columns(self, predictions: pa.Schema) -> list[str]:
+        """Leave the probabilities where they are, unless nothing else tells the true class's."""
+        scored = [name for name, kind in _SCORED.items() if _is(predictions, name, kind)]
+        return ["label", *scored, "true_score" if "true_score" in predictions.names else "probabilities"]
+
+    def partial(self, piece: Piece) -> ClassificationPartial:
+        """Count some images."""
+        return partial(piece.predictions, piece.truth, piece.classes)
+
+    def merge(self, partials: Sequence[ClassificationPartial]) -> ClassificationPartial:
+        """Add up partials."""
+        return merge(partials)
+
+    def result(self, merged: ClassificationPartial, apply: Map) -> Evaluated:
+        """Return the numbers of all images."""
+        return result(merged)
+
+    def images(self, partial: ClassificationPartial) -> pa.Table:
+        """Return a row an image (`SCHEMA`)."""
+        return partial.images
 
 
-def _right_in_5(top: Any, labels: Any, failed: Any, classes: Sequence[str] | None) -> Any:
-    """Return whether the truth is among the best five; null where ``top`` has neither five nor all."""
-    best = pc.list_slice(_unless(failed, top), 0, 5)
-    image = pc.list_parent_indices(best)
-    same = pc.equal(pc.struct_field(pc.list_flatten(best), "label"), labels.take(image))
-    hits = np.bincount(image.filter(same).to_numpy(), minlength=len(labels))
-    enough = 5 if classes is None else min(5, len(classes))
-    known = pc.or_(failed, pc.greater_equal(pc.fill_null(pc.list_value_length(best), 0), pa.scalar(enough)))
-    return _unless(pc.invert(known), pa.array(hits > 0))
+_SCORED: dict[str, Callable[[pa.DataType], bool]] = {
+    "score": pa.types.is_floating,
+    "top": lambda kind: pa.types.is_list(kind) and pa.types.is_struct(kind.value_type),
+}
 
 
-def _true_scores(predictions: pa.Table, labels: Any, classes: Sequence[str] | None) -> Any:
-    """Return each image's probability of its true class, null where it was not written."""
-    given = predictions.schema.names
-    scores = _optional(predictions, "true_score", pa.float32()).cast(pa.float32())
-    if classes is None or "probabilities" not in given:
-        return scores
-    lists = _column(predictions, "probabilities")
-    if pc.any(pc.not_equal(pc.list_value_length(lists), pa.scalar(len(classes)))).as_py():
-        raise ValueError(f"Expected {len(classes)} probabilities, one for each of the model's classes.")
-    place = _numbers(labels.to_pylist(), classes)
-    usable = lists.is_valid().to_numpy(zero_copy_only=False)
-    start = (np.cumsum(usable) - usable) * len(classes)  # Null lists have no values among the flattened.
-    at = pa.array(start + place, mask=~usable | (place == len(classes)))
-    return pc.coalesce(scores, pc.list_flatten(lists).take(at))
+def _is(schema: pa.Schema, name: str, kind: Callable[[pa.DataType], bool]) -> bool:
+    return name in schema.names and kind(schema.field(name).type)
 
 
-def _losses(probabilities: Any) -> Any:
-    """Return -ln p, null where p is null or NaN."""
-    return _known(-np.log(np.clip(_floats(probabilities), _EPSILON, 1 - _EPSILON)))
-
-
-def _counted(images: pa.Table) -> Partial:
+def _counted(images: pa.Table) -> ClassificationPartial:
     columns: Any = (images[name].to_pylist() for name in ("key", "label", "predicted"))
     keys, labels, predicted = columns
     names = sorted({*labels, *predicted} - {None})
-    true, said = _numbers(labels, names), _numbers(predicted, names)
+    true, said = numbered(labels, names), numbered(predicted, names)
     cells, cell_counts = np.unique(true * (len(names) + 1) + said, return_counts=True)
-    right, loss, score = true == said, _floats(images["loss"]), _floats(images["score"])
+    right, loss, score = true == said, floats(images["loss"]), floats(images["score"])
     bins = np.where(np.isnan(score), BINS, np.searchsorted(_EDGES[1:-1], score))
     classes = np.empty((len(names), 3, 1 + REPLICATES), np.int64)
     losses, binned = np.empty((2, 1 + REPLICATES)), np.empty((BINS, 3, 1 + REPLICATES))
@@ -198,7 +180,7 @@ def _counted(images: pa.Table) -> Partial:
         binned[:, 1, at] = _sums(bins, right_weights, BINS)
         binned[:, 2, at] = _sums(bins, score_weights, BINS)
     hits = images["right_in_5"]
-    return Partial(
+    return ClassificationPartial(
         names=names,
         classes=classes,
         cells=cells,
@@ -229,13 +211,13 @@ def _sums(groups: NDArray[np.int64], values: NDArray[np.float64], size: int) -> 
     return np.asarray(sums, np.float64).reshape(size, width)
 
 
-def _sum(one: Partial, other: Partial) -> Partial:
+def _sum(one: ClassificationPartial, other: ClassificationPartial) -> ClassificationPartial:
     one = _widened(one, sorted({*one.names, *other.names}))
-    places = _numbers(other.names, one.names)
+    places = numbered(other.names, one.names)
     classes = one.classes.copy()
     classes[places] += other.classes
     cells, counts = _united(one, _renumbered(other.cells, places, len(one.names)), other.cell_counts)
-    return Partial(
+    return ClassificationPartial(
         names=one.names,
         classes=classes,
         cells=cells,
@@ -248,11 +230,11 @@ def _sum(one: Partial, other: Partial) -> Partial:
     )
 
 
-def _widened(one: Partial, names: list[str]) -> Partial:
+def _widened(one: ClassificationPartial, names: list[str]) -> ClassificationPartial:
     """Return ``one`` with further classes."""
     if one.names == names:
         return one
-    places = _numbers(one.names, names)
+    places = numbered(one.names, names)
     classes = np.zeros((len(names), *one.classes.shape[1:]), np.int64)
     classes[places] = one.classes
     return replace(one, names=names, classes=classes, cells=_renumbered(one.cells, places, len(names)))
@@ -266,7 +248,7 @@ def _renumbered(cells: NDArray[np.int64], places: NDArray[np.int64], size: int) 
 
 
 def _united(
-    one: Partial, cells: NDArray[np.int64], counts: NDArray[np.int64]
+    one: ClassificationPartial, cells: NDArray[np.int64], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Add some cells to those of ``one`` without sorting these again, which may be a million."""
     at = np.searchsorted(one.cells, cells)
@@ -288,32 +270,32 @@ def _by_class(classes: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Return precision, recall and F1 of each class, each (C, 1 + R)."""
     right, true, said = classes.swapaxes(0, 1)
     return {
-        "precision": _ratio(right, said),
-        "recall": _ratio(right, true),
-        "F1": _ratio(2 * right, true + said),
+        "precision": ratio(right, said),
+        "recall": ratio(right, true),
+        "F1": ratio(2 * right, true + said),
     }
 
 
-def _of_scores(merged: Partial) -> dict[str, Value]:
+def _of_scores(merged: ClassificationPartial) -> dict[str, Value]:
     """Return the numbers that stand on the scores of images which did not fail."""
     images, right, scores = merged.bins.swapaxes(0, 1)  # each [B, 1 + R]
     counts = images.sum(axis=0)
     unknown = NO_TRUE_SCORES if counts[0] else NO_SCORES
-    gaps = _ratio(np.abs(right - scores).sum(axis=0), counts)
+    gaps = ratio(np.abs(right - scores).sum(axis=0), counts)
     return {
-        "log_loss": _value(_ratio(*merged.loss), int(merged.loss[1, 0]), unknown, most=inf),
+        "log_loss": _value(ratio(*merged.loss), int(merged.loss[1, 0]), unknown, most=inf),
         "ECE": _value(gaps, int(counts[0]), NO_SCORES),
     }
 
 
-def _classes(merged: Partial) -> pa.Table:
+def _classes(merged: ClassificationPartial) -> pa.Table:
     right, true, said = merged.classes[..., 0].T
-    numbers = {name: _known(each[:, 0]) for name, each in _by_class(merged.classes[..., :1]).items()}
+    numbers = {name: with_nulls(each[:, 0]) for name, each in _by_class(merged.classes[..., :1]).items()}
     names = pa.array(merged.names, pa.string())
     return pa.table({"label": names, "truths": true, "predicted": said, "right": right, **numbers})
 
 
-def _confusion(merged: Partial) -> pa.Table:
+def _confusion(merged: ClassificationPartial) -> pa.Table:
     names: Any = pa.array(merged.names, pa.string())
     true, said = np.divmod(merged.cells, len(names) + 1)
     failed = said == len(names)
@@ -327,15 +309,15 @@ def _confusion(merged: Partial) -> pa.Table:
     )
 
 
-def _bins(merged: Partial) -> pa.Table:
+def _bins(merged: ClassificationPartial) -> pa.Table:
     images, right, scores = merged.bins[..., 0].T
     return pa.table(
         {
             "low": pa.array(_EDGES[:-1]),
             "high": pa.array(_EDGES[1:]),
             "count": pa.array(images.astype(np.int64)),
-            "confidence": _known(_ratio(scores, images)),
-            "accuracy": _known(_ratio(right, images)),
+            "confidence": with_nulls(ratio(scores, images)),
+            "accuracy": with_nulls(ratio(right, images)),
         }
     )
 
@@ -368,41 +350,4 @@ def _basic(numbers: NDArray[np.float64], most: float) -> tuple[float | None, flo
 
 def _mean(values: NDArray[np.float64], weights: NDArray[Any]) -> NDArray[np.float64]:
     """Return the weighted mean over the first dimension."""
-    return _ratio((values * weights).sum(axis=0), weights.sum(axis=0))
-
-
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ``part / whole``, NaN where that is 0 / 0."""
-    ratio: NDArray[np.float64] = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-    return ratio
-
-
-def _numbers(labels: Iterable[str | None], names: Sequence[str]) -> NDArray[np.int64]:
-    """Return the place of each label among ``names``; their number for None."""
-    places: dict[str | None, int] = {name: place for place, name in enumerate(names)}
-    return np.array([places.get(label, len(names)) for label in labels], np.int64)
-
-
-def _known(numbers: NDArray[np.float64]) -> pa.Array[Any]:
-    return pa.array(numbers, from_pandas=True)  # NaN becomes null.
-
-
-def _unless(mask: Any, column: Any) -> Any:
-    """Return ``column`` with null where ``mask`` is true."""
-    return pc.if_else(mask, pa.scalar(None, column.type), column)
-
-
-def _floats(column: Any) -> NDArray[np.float64]:
-    """Return numbers, NaN where they are null."""
-    numbers: NDArray[np.float64] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return numbers
-
-
-def _column(table: pa.Table, name: str) -> Any:
-    column: Any = table[name].combine_chunks()
-    return column
-
-
-def _optional(table: pa.Table, name: str, kind: Any) -> Any:
-    """Return a column, nulls of this type where it is absent."""
-    return _column(table, name) if name in table.schema.names else pa.nulls(len(table), kind)
+    return ratio((values * weights).sum(axis=0), weights.sum(axis=0))

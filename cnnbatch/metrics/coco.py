@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cnnbatch.metrics import Evaluated, Value, per_image
-from cnnbatch.metrics.by_class import ROWS_IN_MEMORY, MergedRows
+from cnnbatch.metrics import Evaluated, Metric, Piece, Schemas, Value, per_image
+from cnnbatch.metrics.by_class import ROWS_IN_MEMORY, DetectionPartial, MergedRows
 from cnnbatch.metrics.intervals import key_hashes
-from cnnbatch.metrics.kinds import Kind
+from cnnbatch.metrics.iou_types import IouType
 from cnnbatch.metrics.matching import Candidates, match
 from cnnbatch.metrics.objects import (
     Labels,
@@ -29,6 +29,7 @@ from cnnbatch.metrics.objects import (
     flatten,
     group_numbers,
     image_order,
+    object_fields,
     pairs,
 )
 from cnnbatch.metrics.ranking import (
@@ -36,30 +37,22 @@ from cnnbatch.metrics.ranking import (
     DETECTIONS,
     TRUTHS,
     Ranked,
-    Ranking,
     count_replicates,
     mean_over_classes,
     rank,
+    rankings,
 )
 from cnnbatch.types import Map, here
 
 
 @dataclass(frozen=True, slots=True)
-class Partial:
-    """What some images contribute; ``detections`` and ``truths`` have one row each, as `ranking` reads them.
+class CocoPartial(DetectionPartial):
+    """What some images contribute: rows as `ranking` reads them, and a row an image (`per_image.SCHEMA`)."""
 
-    ``images`` has one row an image (`per_image.SCHEMA`); ``excluded`` counts objects by the reason why
-    they are left out.
-    """
-
-    kind: Kind
-    detections: pa.Table
-    truths: pa.Table
     images: pa.Table
-    excluded: Counter[str]
 
 
-def partial(kind: Kind, predictions: pa.Table, truth: pa.Table, first_place: int = 0) -> Partial:
+def partial(iou_type: IouType, predictions: pa.Table, truth: pa.Table, first_place: int = 0) -> CocoPartial:
     """Match the detections of some images.
 
     ``predictions`` has ``key`` and ``objects``, ``truth`` ``image_id`` and ``objects``, in the same order
@@ -69,15 +62,15 @@ def partial(kind: Kind, predictions: pa.Table, truth: pa.Table, first_place: int
     """
     labels, excluded = Labels(), Counter[str]()
     found, truths = flatten(predictions["objects"], labels), flatten(truth["objects"], labels)
-    found, place = best_first(comparable(found, kind.usable(found), excluded, "detections"))
-    found, place = found.take(place < kind.most[-1]), place[place < kind.most[-1]]
-    truths = by_group(comparable(truths, kind.usable(truths), excluded, "truths"))
-    areas = kind.detection_area(found)
-    ignored = kind.ignored(truths)[:, None] | _outside(kind, truths.area)
+    found, place = best_first(comparable(found, iou_type.usable(found), excluded, "detections"))
+    found, place = found.take(place < iou_type.most[-1]), place[place < iou_type.most[-1]]
+    truths = by_group(comparable(truths, iou_type.usable(truths), excluded, "truths"))
+    areas = iou_type.detection_area(found)
+    ignored = iou_type.ignored(truths)[:, None] | _outside(iou_type, truths.area)
     some = pairs(found, truths)
-    candidates = Candidates(some, kind.overlap(found, truths, some), group_numbers(found)[some.first])
+    candidates = Candidates(some, iou_type.overlap(found, truths, some), group_numbers(found)[some.first])
     matched, to_ignored = match(candidates, len(found), ignored, truths.crowd)
-    to_ignored |= ~matched & _outside(kind, areas)[:, None, :]
+    to_ignored |= ~matched & _outside(iou_type, areas)[:, None, :]
     keys: list[Any] = predictions["key"].to_pylist()
     order, hashes = image_order(truth["image_id"], first_place), key_hashes(keys)
     names = pa.array(labels.names, pa.string())
@@ -97,38 +90,72 @@ def partial(kind: Kind, predictions: pa.Table, truth: pa.Table, first_place: int
     counted = [labels_of_truths, pa.array(hashes[truths.image]), pa.array(_bits(~ignored))]
     hits = (matched & ~to_ignored)[:, :, 0], to_ignored[:, :, 0]
     images = per_image.table(predictions["key"], labels.names, found, truths.take(~ignored[:, 0]), *hits)
-    return Partial(kind, detections, pa.table(counted, schema=TRUTHS), images, excluded)
+    return CocoPartial(detections, pa.table(counted, schema=TRUTHS), excluded, images)
 
 
-class Merged(MergedRows):
-    """Partials of one kind put together."""
+class MergedCoco(MergedRows):
+    """Partials of one `IouType` put together."""
 
-    def __init__(self, kind: Kind, rows_in_memory: int = ROWS_IN_MEMORY) -> None:
+    def __init__(self, iou_type: IouType, rows_in_memory: int = ROWS_IN_MEMORY) -> None:
         super().__init__(DETECTIONS, TRUTHS, rows_in_memory)
-        self.kind = kind
+        self.iou_type = iou_type
 
 
-def merge(kind: Kind, partials: Iterable[Partial], rows_in_memory: int = ROWS_IN_MEMORY) -> Merged:
+def merge(
+    iou_type: IouType, partials: Iterable[CocoPartial], rows_in_memory: int = ROWS_IN_MEMORY
+) -> MergedCoco:
     """Put partials together, in any order."""
-    merged = Merged(kind, rows_in_memory)
+    merged = MergedCoco(iou_type, rows_in_memory)
     for one in partials:
         merged.add(one)
     return merged
 
 
-def result(merged: Merged, apply: Map = here, intervals: bool = True) -> Evaluated:
+def result(merged: MergedCoco, apply: Map = here, intervals: bool = True) -> Evaluated:
     """Rank class by class, which ``apply`` may do side by side, and average over the classes.
 
     Values are -1 in pycocotools where no class has a truth; here they are None.
     """
-    kind = merged.kind
+    iou_type = merged.iou_type
     replicates = count_replicates(merged.detections.rows) if intervals else 0
-    labels = merged.truths.labels()
-    work = (Ranking(label, merged.detections.read(label), merged.truths.read(label)) for label in labels)
-    ranked: list[Ranked] = list(apply(bound(rank, kind, replicates), work))
-    metrics = {stat.name: _mean(ranked, number) for number, stat in enumerate(kind.stats)}
-    tables = {"classes": _classes(kind, ranked), "pr_curves": _curves(ranked)}
-    return Evaluated(metrics, {kind.prefix + name: table for name, table in tables.items()})
+    ranked: list[Ranked] = list(apply(bound(rank, iou_type, replicates), rankings(merged)))
+    metrics = {stat.name: _mean(ranked, number) for number, stat in enumerate(iou_type.stats)}
+    tables = {"classes": _classes(iou_type, ranked), "pr_curves": _curves(ranked)}
+    return Evaluated(metrics, {iou_type.prefix + name: table for name, table in tables.items()})
+
+
+class CocoMetric(Metric):
+    """Objects judged by objects, by their boxes, masks or keypoints."""
+
+    answer = "objects"
+
+    def __init__(self, iou_type: IouType) -> None:
+        self._type = iou_type
+
+    def applies(self, schemas: Schemas) -> bool:
+        """Say whether both have the field that is compared."""
+        return self._type.field in object_fields(schemas.predictions) & object_fields(schemas.truth)
+
+    def partial(self, piece: Piece) -> CocoPartial:
+        """Match the detections of some images."""
+        return partial(self._type, piece.predictions, piece.truth, piece.first_place)
+
+    def merging(self) -> MergedCoco:
+        """Return what takes the rows by class."""
+        return MergedCoco(self._type)
+
+    def result(self, merged: MergedCoco, apply: Map) -> Evaluated:
+        """Rank class by class."""
+        return result(merged, apply)
+
+    def images(self, partial: CocoPartial) -> pa.Table:
+        """Return a row an image (`per_image.SCHEMA`), its columns with the prefix of the numbers."""
+        names = partial.images.schema.names
+        return partial.images.rename_columns([n if n == "key" else self._type.prefix + n for n in names])
+
+    def notes(self, partial: CocoPartial) -> Counter[str]:
+        """Return how many objects were left out, by reason."""
+        return partial.excluded
 
 
 def _mean(ranked: list[Ranked], number: int) -> Value:
@@ -137,7 +164,7 @@ def _mean(ranked: list[Ranked], number: int) -> Value:
     return mean_over_classes(values, replicates, count, "no truth of this size")
 
 
-def _classes(kind: Kind, ranked: list[Ranked]) -> pa.Table:
+def _classes(iou_type: IouType, ranked: list[Ranked]) -> pa.Table:
     """Return a row a class: its numbers, and the score threshold with the best F1 at IoU 0.5."""
     rows = [
         {
@@ -146,13 +173,13 @@ def _classes(kind: Kind, ranked: list[Ranked]) -> pa.Table:
             "detections": one.detections,
             **{
                 stat.name: None if np.isnan(value) else value
-                for stat, value in zip(kind.stats, one.values, strict=True)
+                for stat, value in zip(iou_type.stats, one.values, strict=True)
             },
             **one.operating,
         }
         for one in ranked
     ]
-    numbers = [*(stat.name for stat in kind.stats), "threshold", "precision", "recall", "f1"]
+    numbers = [*(stat.name for stat in iou_type.stats), "threshold", "precision", "recall", "f1"]
     columns: dict[str, pa.DataType] = {"label": pa.string(), "truths": pa.int64(), "detections": pa.int64()}
     return pa.Table.from_pylist(rows, pa.schema({**columns, **dict.fromkeys(numbers, pa.float64())}))
 
@@ -161,9 +188,9 @@ def _curves(ranked: list[Ranked]) -> pa.Table:
     return pa.concat_tables([CURVES.empty_table(), *(one.curves for one in ranked)])
 
 
-def _outside(kind: Kind, area: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _outside(iou_type: IouType, area: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return for each object and range of areas whether it is outside, (n, A)."""
-    low, high = np.array(kind.ranges).T
+    low, high = np.array(iou_type.ranges).T
     outside: NDArray[np.bool_] = (area[:, None] < low) | (area[:, None] > high)
     return outside
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cnnbatch.metrics import Evaluated, Value
-from cnnbatch.metrics.intervals import percentiles, poisson_weights, wilson
+from cnnbatch.metrics import Evaluated, Metric, Piece, Schemas, Value
+from cnnbatch.metrics.intervals import poisson_weights, wilson
 from cnnbatch.metrics.objects import iou_xywh
-from cnnbatch.truth import BOX
+from cnnbatch.metrics.values import added, bootstrapped, ratio
+from cnnbatch.truth import BOX, answer_of
+from cnnbatch.types import Map
 
 NO_TRUTH = "there is no truth"
 NO_OBJECT = "the truth has no object with a box"
@@ -27,7 +29,7 @@ ENOUGH = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Partial:
+class LocalizationPartial:
     """What some images contribute, for R replicates of the bootstrap, the images as they are first.
 
     ``right`` is int64 (3, 1 + R): of how many ``images``, int64 (1 + R,), an object is right, the label,
@@ -42,7 +44,7 @@ class Partial:
     excluded: Counter[str]
 
 
-def partial(predictions: pa.Table, truth: pa.Table) -> Partial:
+def partial(predictions: pa.Table, truth: pa.Table) -> LocalizationPartial:
     """Judge some images by the objects of their truth, in the same order.
 
     ``predictions`` has ``key``, ``error``, ``label`` and ``box`` (`cnnbatch.truth.BOX`), ``truth`` has
@@ -63,7 +65,7 @@ def partial(predictions: pa.Table, truth: pa.Table) -> Partial:
     keys = _whole(predictions["key"]).filter(pa.array(counted)).to_pylist()
     weights = np.insert(poisson_weights(keys).astype(np.int64), 0, 1, axis=1)  # [counted, 1 + R]
     right = np.stack((judged.localized, judged.labelled, judged.best >= ENOUGH)) & predicted
-    return Partial(
+    return LocalizationPartial(
         right=right[:, counted].astype(np.int64) @ weights,
         images=weights.sum(axis=0),
         iou=(judged.best * predicted)[counted] @ weights,
@@ -72,12 +74,12 @@ def partial(predictions: pa.Table, truth: pa.Table) -> Partial:
     )
 
 
-def merge(partials: Iterable[Partial]) -> Partial:
+def merge(partials: Iterable[LocalizationPartial]) -> LocalizationPartial:
     """Add up one or more partials, each as it comes."""
-    return reduce(_sum, partials)
+    return reduce(added, partials)
 
 
-def result(merged: Partial) -> Evaluated:
+def result(merged: LocalizationPartial) -> Evaluated:
     """Return the shares of images that are right, the mean IoU, and the table ``outcomes``.
 
     ``localization_accuracy``: the label is that of an object with whose box the IoU is at least 0.5;
@@ -92,6 +94,36 @@ def result(merged: Partial) -> Evaluated:
     names = ("localization_accuracy", "top1", "box_accuracy")
     metrics = {name: _share(right, merged.images) for name, right in zip(names, merged.right, strict=True)}
     return Evaluated({**metrics, "mean_IoU": _mean(merged)}, {"outcomes": _outcomes(merged)})
+
+
+class LocalizationMetric(Metric):
+    """One label and one box an image, judged by objects."""
+
+    answer = "objects"
+
+    def applies(self, schemas: Schemas) -> bool:
+        """Say whether there is one box an image, and objects to compare it with."""
+        return answer_of(schemas.truth) == self.answer and {"label", "box"} <= set(schemas.predictions.names)
+
+    def columns(self, predictions: pa.Schema) -> list[str]:
+        """Return the two columns."""
+        return ["label", "box"]
+
+    def partial(self, piece: Piece) -> LocalizationPartial:
+        """Judge some images."""
+        return partial(piece.predictions, piece.truth)
+
+    def merge(self, partials: Sequence[LocalizationPartial]) -> LocalizationPartial:
+        """Add up partials."""
+        return merge(partials)
+
+    def result(self, merged: LocalizationPartial, apply: Map) -> Evaluated:
+        """Return the numbers of all images."""
+        return result(merged)
+
+    def notes(self, partial: LocalizationPartial) -> Counter[str]:
+        """Return how many images were left out, by reason."""
+        return partial.excluded
 
 
 class _Judged(NamedTuple):
@@ -119,11 +151,6 @@ def _judge(labels: Any, boxes: NDArray[np.float64], lists: Any) -> _Judged:
     return _Judged(known, labelled, localized, best)
 
 
-def _sum(one: Partial, other: Partial) -> Partial:
-    names = (field.name for field in fields(Partial))
-    return Partial(**{name: getattr(one, name) + getattr(other, name) for name in names})
-
-
 def _whole(column: pa.ChunkedArray[Any]) -> Any:
     return column.combine_chunks()
 
@@ -136,29 +163,22 @@ def _boxes(struct: Any) -> NDArray[np.float64]:
     return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ``part / whole``, NaN where that is 0 / 0."""
-    ratio: NDArray[np.float64] = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-    return ratio
-
-
 def _share(right: NDArray[np.int64], images: NDArray[np.int64]) -> Value:
-    count, shares = int(images[0]), _ratio(right, images)
+    count, shares = int(images[0]), ratio(right, images)
     if not count:
         return Value(None, reason=NO_IMAGE)
     low, high = wilson(int(right[0]), count)
     return Value(float(shares[0]), low, high, count, replicates=shares[1:])
 
 
-def _mean(merged: Partial) -> Value:
-    count, means = int(merged.predicted[0]), _ratio(merged.iou, merged.predicted)
+def _mean(merged: LocalizationPartial) -> Value:
+    count, means = int(merged.predicted[0]), ratio(merged.iou, merged.predicted)
     if not count:
         return Value(None, reason=NO_PREDICTION)
-    low, high = percentiles(means[1:])
-    return Value(float(means[0]), low, high, count, replicates=means[1:])
+    return bootstrapped(means, count)
 
 
-def _outcomes(merged: Partial) -> pa.Table:
+def _outcomes(merged: LocalizationPartial) -> pa.Table:
     images, predicted = int(merged.images[0]), int(merged.predicted[0])
     counts = {"predicted": predicted, "failed": images - predicted, **dict(sorted(merged.excluded.items()))}
     return pa.table({"outcome": list(counts), "images": pa.array(counts.values(), pa.int64())})

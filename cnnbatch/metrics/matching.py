@@ -1,6 +1,6 @@
 """COCO's matching of detections to truth, for all images, thresholds and ranges of area at once.
 
-Only pairs that overlap enough for the lowest threshold are looked at, and they are few: the first
+Only pairs that overlap enough for the lowest threshold are compared, and they are few: the first
 detection of every image and class in one step, then every second, and so on. The steps are as many as
 one image and class has such detections.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnbatch.metrics.objects import Pairs, ranks
+from cnnbatch.metrics.objects import ObjectPairs, ranks
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """COCO's thresholds of IoU."""
@@ -26,14 +26,14 @@ class Candidates:
     ``group`` is each pair's image and class, ascending; within a group the detections come best first.
     """
 
-    pairs: Pairs
+    pairs: ObjectPairs
     overlap: NDArray[np.float64]
     group: NDArray[np.int64]
 
     def take(self, kept: NDArray[np.bool_]) -> Candidates:
         """Return some of the pairs."""
         return Candidates(
-            Pairs(self.pairs.first[kept], self.pairs.second[kept]), self.overlap[kept], self.group[kept]
+            ObjectPairs(self.pairs.first[kept], self.pairs.second[kept]), self.overlap[kept], self.group[kept]
         )
 
 
@@ -85,7 +85,7 @@ def _steps(candidates: Candidates) -> list[Candidates]:
     bounds = np.searchsorted(turn[order], np.arange(int(turn.max(initial=-1)) + 2))
     return [
         Candidates(
-            Pairs(first[some], candidates.pairs.second[some]),
+            ObjectPairs(first[some], candidates.pairs.second[some]),
             candidates.overlap[some],
             candidates.group[some],
         )

@@ -102,6 +102,15 @@ def flatten(column: pa.ChunkedArray[Any], labels: Labels) -> Objects:
     )
 
 
+def object_fields(schema: pa.Schema) -> set[str]:
+    """Return the fields that a column ``objects`` has for each object; none where it means something else."""
+    kind: Any = schema.field("objects").type if "objects" in schema.names else pa.null()
+    if not pa.types.is_list(kind) or not pa.types.is_struct(kind.value_type):
+        return set()
+    fields = {one.name: one.type for one in kind.value_type}
+    return set(fields) if "label" in fields and fields.get("box") == BOX else set()
+
+
 def comparable(
     objects: Objects, usable: Mapping[str, NDArray[np.bool_]], excluded: Counter[str], what: str
 ) -> Objects:
@@ -140,14 +149,14 @@ def image_order(image_ids: Any, first_place: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class ObjectPairs:
     """Which objects of two are compared: ``first`` and ``second`` are their numbers, (p,)."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
 
 
-def pairs(first: Objects, second: Objects, any_label: bool = False) -> Pairs:
+def pairs(first: Objects, second: Objects, any_label: bool = False) -> ObjectPairs:
     """Return all pairs in one image and of one class, sorted by ``first``, then by ``second``.
 
     ``second`` must be sorted by image and, unless ``any_label``, by class within it.
@@ -157,7 +166,7 @@ def pairs(first: Objects, second: Objects, any_label: bool = False) -> Pairs:
     counts = np.searchsorted(groups[1], groups[0], "right") - low
     numbers = np.repeat(np.arange(len(first)), counts)
     within = np.arange(len(numbers)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return Pairs(numbers, np.repeat(low, counts) + within)
+    return ObjectPairs(numbers, np.repeat(low, counts) + within)
 
 
 def group_numbers(objects: Objects, any_label: bool = False) -> NDArray[np.int64]:

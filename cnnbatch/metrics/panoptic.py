@@ -18,7 +18,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import Evaluated, Value
-from cnnbatch.metrics.intervals import REPLICATES, percentiles, poisson_weights
+from cnnbatch.metrics.intervals import REPLICATES, poisson_weights
+from cnnbatch.metrics.values import bootstrapped, ratio
 
 OTHER_SIZE = "the prediction has another size than the truth"
 UNKNOWN_SEGMENT = "the truth has a segment whose class is not known"
@@ -44,7 +45,7 @@ class Segments:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Partial:
+class PanopticPartial:
     """What some images contribute, for C classes and R replicates, the images as they are first.
 
     ``classes`` says of each by name whether it is of things, else of stuff. ``iou`` is float64 (1 + R, C),
@@ -66,7 +67,7 @@ def partial(
     predicted: Iterable[Segments | None],
     truth: Iterable[Segments],
     classes: Mapping[str, bool],
-) -> Partial:
+) -> PanopticPartial:
     """Match the segments of some images; ``classes`` says of each name whether it is of things.
 
     A failed image's prediction is None: all segments of its truth are false negatives. An image is
@@ -81,7 +82,7 @@ def partial(
     return merge(chain([_nothing(classes)], (_of_image(*image, classes) for image in images)))
 
 
-def merge(partials: Iterable[Partial]) -> Partial:
+def merge(partials: Iterable[PanopticPartial]) -> PanopticPartial:
     """Add up one or more partials, each as it comes.
 
     Raises:
@@ -90,7 +91,7 @@ def merge(partials: Iterable[Partial]) -> Partial:
     return reduce(_sum, partials)
 
 
-def result(merged: Partial) -> Evaluated:
+def result(merged: PanopticPartial) -> Evaluated:
     """Return the qualities of all classes, of things and of stuff, and tables ``classes`` and ``outcomes``.
 
     A class's ``PQ`` is the sum of its matched pairs' IoU over TP + FP / 2 + FN / 2 (Kirillov, He, Girshick,
@@ -144,8 +145,8 @@ def _numbered(segments: Segments, names: Sequence[str]) -> _Numbered:
     of_rows = np.array([-1, *(numbers[segments.classes[one]] for one in ids[1:].tolist())], np.int64)
     pixels = segments.ids.ravel().astype(np.int64, casting="same_kind")
     rows = np.searchsorted(ids, pixels).clip(max=len(ids) - 1)
-    if (strange := ids[rows] != pixels).any():
-        raise ValueError(f"the map has segment {pixels[strange][0]}, which has no class")
+    if (unknown := ids[rows] != pixels).any():
+        raise ValueError(f"the map has segment {pixels[unknown][0]}, which has no class")
     return _Numbered(ids, of_rows, rows)
 
 
@@ -186,7 +187,7 @@ def _of_image(
     predicted: Segments | None,
     truth: Segments,
     classes: Mapping[str, bool],
-) -> Partial:
+) -> PanopticPartial:
     names, nothing = list(classes), _nothing(classes)
     said = predicted or Segments(np.zeros_like(truth.ids), {})
     if said.ids.shape != truth.ids.shape:
@@ -199,7 +200,7 @@ def _of_image(
         iou, counts = _match(_numbered(said, names), true, truth, len(names))
     except ValueError as error:
         raise ValueError(f"the prediction of {key}: {error}") from error
-    return Partial(
+    return PanopticPartial(
         classes=classes,
         iou=weights[:, None] * iou,
         counts=weights[:, None, None] * counts,
@@ -209,8 +210,8 @@ def _of_image(
     )
 
 
-def _nothing(classes: Mapping[str, bool]) -> Partial:
-    return Partial(
+def _nothing(classes: Mapping[str, bool]) -> PanopticPartial:
+    return PanopticPartial(
         classes=classes,
         iou=np.zeros((1 + REPLICATES, len(classes))),
         counts=np.zeros((1 + REPLICATES, 3, len(classes)), np.int64),
@@ -220,10 +221,10 @@ def _nothing(classes: Mapping[str, bool]) -> Partial:
     )
 
 
-def _sum(one: Partial, other: Partial) -> Partial:
+def _sum(one: PanopticPartial, other: PanopticPartial) -> PanopticPartial:
     if list(one.classes.items()) != list(other.classes.items()):
         raise ValueError("partials of different classes")
-    return Partial(
+    return PanopticPartial(
         classes=one.classes,
         iou=one.iou + other.iou,
         counts=one.counts + other.counts,
@@ -238,28 +239,21 @@ def _qualities(iou: NDArray[np.float64], counts: NDArray[np.int64]) -> dict[str,
     hits, wrong, missed = counts[..., 0, :], counts[..., 1, :], counts[..., 2, :]
     segments = hits + (wrong + missed) / 2
     return {
-        "PQ": _ratio(iou, segments),
-        "SQ": np.where(segments > 0, np.nan_to_num(_ratio(iou, hits)), np.nan),
-        "RQ": _ratio(hits, segments),
+        "PQ": ratio(iou, segments),
+        "SQ": np.where(segments > 0, np.nan_to_num(ratio(iou, hits)), np.nan),
+        "RQ": ratio(hits, segments),
     }
-
-
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ``part / whole``, NaN where that is 0 / 0."""
-    ratio: NDArray[np.float64] = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-    return ratio
 
 
 def _value(of_classes: NDArray[np.float64], images: int) -> Value:
     """Return the mean over those classes that have segments, of the images and of each replicate."""
-    means = _ratio(np.nansum(of_classes, axis=1), (~np.isnan(of_classes)).sum(axis=1))
+    means = ratio(np.nansum(of_classes, axis=1), (~np.isnan(of_classes)).sum(axis=1))
     if np.isnan(means[0]):
         return Value(None, count=images, reason="there is no segment of these classes")
-    low, high = percentiles(means[1:])
-    return Value(float(means[0]), low, high, images, replicates=means[1:])
+    return bootstrapped(means, images)
 
 
-def _classes(merged: Partial, qualities: Mapping[str, NDArray[np.float64]]) -> pa.Table:
+def _classes(merged: PanopticPartial, qualities: Mapping[str, NDArray[np.float64]]) -> pa.Table:
     numbers = {name: pa.array(each[0], from_pandas=True) for name, each in qualities.items()}  # NaN: null.
     counts = dict(zip(("TP", "FP", "FN"), merged.counts[0], strict=True))
     names, things = list(merged.classes), list(merged.classes.values())
@@ -268,7 +262,7 @@ def _classes(merged: Partial, qualities: Mapping[str, NDArray[np.float64]]) -> p
     )
 
 
-def _outcomes(merged: Partial) -> pa.Table:
+def _outcomes(merged: PanopticPartial) -> pa.Table:
     counts = {"predicted": merged.images - merged.failed, "failed": merged.failed}
     counts |= dict(sorted(merged.excluded.items()))
     return pa.table({"outcome": list(counts), "images": pa.array(counts.values(), pa.int64())})

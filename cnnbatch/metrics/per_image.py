@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics.objects import Objects, group_numbers, ranks
+from cnnbatch.metrics.values import ratio
 
 _COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
@@ -102,5 +103,4 @@ def _mean(truths: Objects, of_class: NDArray[np.float64], images: int) -> NDArra
     first = ranks(group_numbers(truths)) == 0
     classes = np.bincount(truths.image[first], minlength=images)
     sums = np.bincount(truths.image[first], of_class[first], minlength=images)
-    mean: NDArray[np.float64] = np.divide(sums, classes, out=np.full(images, np.nan), where=classes > 0)
-    return mean
+    return ratio(sums, classes)

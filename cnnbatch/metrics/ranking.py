@@ -1,6 +1,6 @@
 """Average precision and recall of one class, from all its detections, and again in each replicate.
 
-Precision is highest where a right detection stands, so only those places are looked at: as many as
+Precision is highest where a right detection stands, so only those places are computed: as many as
 there are truths, not as there are detections.
 """
 
@@ -15,8 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import Value
+from cnnbatch.metrics.by_class import MergedRows
 from cnnbatch.metrics.intervals import FEW_REPLICATES, REPLICATES, hash_weights, percentiles
-from cnnbatch.metrics.kinds import Kind, Stat
+from cnnbatch.metrics.iou_types import IouType, Stat
 from cnnbatch.metrics.matching import THRESHOLDS
 
 _DETECTION: dict[str, pa.DataType] = {
@@ -60,9 +61,15 @@ class Ranking(NamedTuple):
     truths: pa.Table
 
 
+def rankings(merged: MergedRows) -> Iterator[Ranking]:
+    """Yield the rows of each class that has a truth, read as they are asked for."""
+    for label in merged.truths.labels():
+        yield Ranking(label, merged.detections.read(label), merged.truths.read(label))
+
+
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """One class's numbers, in the order of ``Kind.stats``; NaN where no truth counts.
+    """One class's numbers, in the order of ``IouType.stats``; NaN where no truth counts.
 
     ``replicates`` is float64 (R, stats); ``counts`` the truths behind each number; ``operating`` the score
     threshold of the best F1 at IoU 0.5, with the precision, recall and F1 there.
@@ -77,19 +84,19 @@ class Ranked:
     curves: pa.Table
 
 
-def rank(kind: Kind, replicates: int, rows: Ranking) -> Ranked:
+def rank(iou_type: IouType, replicates: int, rows: Ranking) -> Ranked:
     """Rank one class's detections over all images (pycocotools, ``COCOeval.accumulate``)."""
-    scored = _Scored(kind, rows.detections)
-    counted = _unpack(rows.truths["counted"], len(kind.ranges))
+    scored = _Scored(iou_type, rows.detections)
+    counted = _unpack(rows.truths["counted"], len(iou_type.ranges))
     counts = counted.sum(axis=0)
-    values = np.array([_value(scored, stat, int(counts[stat.area])) for stat in kind.stats])
-    blocks = _replicates(kind, scored, counted, rows.truths, replicates)
+    values = np.array([_value(scored, stat, int(counts[stat.area])) for stat in iou_type.stats])
+    blocks = _replicates(iou_type, scored, counted, rows.truths, replicates)
     return Ranked(
         label=rows.label,
         detections=len(scored.score),
-        counts=[int(counts[stat.area]) for stat in kind.stats],
+        counts=[int(counts[stat.area]) for stat in iou_type.stats],
         values=values,
-        replicates=np.concatenate(blocks) if blocks else np.zeros((0, len(kind.stats))),
+        replicates=np.concatenate(blocks) if blocks else np.zeros((0, len(iou_type.stats))),
         operating=_operating(scored, int(counts[0])),
         curves=_curves(rows.label, scored, int(counts[0])),
     )
@@ -98,12 +105,12 @@ def rank(kind: Kind, replicates: int, rows: Ranking) -> Ranked:
 class _Scored:
     """The detections of a class, best first; equal scores by image, then by place."""
 
-    def __init__(self, kind: Kind, rows: pa.Table) -> None:
+    def __init__(self, iou_type: IouType, rows: pa.Table) -> None:
         score, image, place = (_numpy(rows, name) for name in ("score", "image", "place"))
         order = np.lexsort((place, image, -score.astype(np.float64)))
-        shape = (len(order), len(THRESHOLDS), len(kind.ranges))
+        shape = (len(order), len(THRESHOLDS), len(iou_type.ranges))
         cells = shape[1] * shape[2]
-        self.kind = kind
+        self.iou_type = iou_type
         self.score = score[order].astype(np.float64)
         self.place = place[order]
         self.hash = _numpy(rows, "hash")[order]
@@ -127,7 +134,7 @@ def _value(scored: _Scored, stat: Stat, truths: int) -> float:
 
 
 def _recall(scored: _Scored, stat: Stat, threshold: int, truths: int) -> float:
-    right = scored.right[:, threshold, stat.area] & (scored.place < scored.kind.most[stat.most])
+    right = scored.right[:, threshold, stat.area] & (scored.place < scored.iou_type.most[stat.most])
     return float(right.sum() / truths)
 
 
@@ -153,13 +160,13 @@ def _precisions(
 
 
 def _replicates(
-    kind: Kind, scored: _Scored, counted: NDArray[np.bool_], truths: pa.Table, replicates: int
+    iou_type: IouType, scored: _Scored, counted: NDArray[np.bool_], truths: pa.Table, replicates: int
 ) -> list[NDArray[np.float64]]:
     """Return the numbers in each replicate, (r, stats), some replicates at a time."""
     found = []
     for weights, of_truths in weighted(scored.hash, _numpy(truths, "hash"), replicates):
         totals = np.stack([of_truths[chosen].sum(axis=0, dtype=np.int64) for chosen in counted.T])
-        found.append(_weighted(kind, scored, weights, totals))
+        found.append(_weighted(iou_type, scored, weights, totals))
     return found
 
 
@@ -179,12 +186,12 @@ def weighted(
 
 
 def _weighted(
-    kind: Kind, scored: _Scored, weights: NDArray[np.uint8], totals: NDArray[np.int64]
+    iou_type: IouType, scored: _Scored, weights: NDArray[np.uint8], totals: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the numbers with each image counted ``weights`` (n, r) times; ``totals`` (A, r): the truths."""
     areas = [_precisions_of_area(scored, weights, area, total) for area, total in enumerate(totals)]
     values = []
-    for stat in kind.stats:
+    for stat in iou_type.stats:
         total, found = totals[stat.area], areas[stat.area]
         if stat.recall:
             chosen = _recalls(scored, stat, weights, total)
@@ -292,7 +299,7 @@ def _recalls(
 ) -> NDArray[np.float64]:
     """Return the recall at one threshold, or its mean over all, (r,)."""
     thresholds = slice(None) if stat.threshold is None else [stat.threshold]
-    right = scored.right[:, thresholds, stat.area] & (scored.place < scored.kind.most[stat.most])[:, None]
+    right = scored.right[:, thresholds, stat.area] & (scored.place < scored.iou_type.most[stat.most])[:, None]
     times = right.sum(axis=1)
     rows = np.flatnonzero(times)
     sums = np.einsum("i,ij->j", times[rows], weights[rows], dtype=np.int64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain
 from math import isqrt
@@ -19,7 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import Evaluated, Value
-from cnnbatch.metrics.intervals import REPLICATES, percentiles, poisson_weights
+from cnnbatch.metrics.intervals import REPLICATES, poisson_weights
+from cnnbatch.metrics.values import added, bootstrapped, ratio
 
 OTHER_SIZE = "the prediction has another size than the truth"
 UNKNOWN_CLASS = "the truth has a number that is neither a class nor ignored"
@@ -27,7 +28,7 @@ ALL_IGNORED = "every pixel of the truth is ignored"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Partial:
+class SemanticPartial:
     """What some images contribute, for C classes and R replicates, the images as they are first.
 
     ``pixels`` is int64 (1 + R, 3, C): of each class those that are right, those in the truth, those
@@ -53,7 +54,7 @@ def partial(
     truth: Iterable[NDArray[Any]],
     classes: int,
     ignore: Collection[int] = (),
-) -> Partial:
+) -> SemanticPartial:
     """Count some images: maps (H, W) of class numbers 0 to ``classes`` - 1, of any integer type.
 
     Pixels whose truth is in ``ignore`` are left out. What is predicted as an ignored number or as none of
@@ -70,7 +71,7 @@ def partial(
     return merge(chain([_nothing(classes)], (_of_image(*image, classes, ignored) for image in images)))
 
 
-def merge(partials: Iterable[Partial]) -> Partial:
+def merge(partials: Iterable[SemanticPartial]) -> SemanticPartial:
     """Add up one or more partials, each as it comes.
 
     Raises:
@@ -79,7 +80,7 @@ def merge(partials: Iterable[Partial]) -> Partial:
     return reduce(_sum, partials)
 
 
-def result(merged: Partial) -> Evaluated:
+def result(merged: SemanticPartial) -> Evaluated:
     """Return the numbers of all images, and the tables ``classes``, ``confusion`` and ``outcomes``.
 
     ``pixel_accuracy``, ``mean_accuracy``, ``mIoU`` and ``frequency_weighted_IoU`` are those of Long,
@@ -92,7 +93,7 @@ def result(merged: Partial) -> Evaluated:
 
     Each stands on the number of images. In ``confusion``, ``predicted`` is null for pixels of no class.
     """
-    measures = {**_measures(merged.pixels), "boundary_F1": _ratio(merged.boundary, merged.images)}
+    measures = {**_measures(merged.pixels), "boundary_F1": ratio(merged.boundary, merged.images)}
     tables = {"classes": _classes(merged), "confusion": _confusion(merged), "outcomes": _outcomes(merged)}
     count = int(merged.images[0])
     return Evaluated({name: _value(each, count) for name, each in measures.items()}, tables)
@@ -116,7 +117,7 @@ def boundary_f1(predicted: NDArray[Any], truth: NDArray[Any], classes: int) -> N
     def share(some: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
         near = some[_near(some, others, columns, square)]
         hits, all_ = (np.bincount(each // (rows * columns), minlength=classes) for each in (near, some))
-        return _ratio(hits, all_)
+        return ratio(hits, all_)
 
     precision, recall = share(said, true), share(true, said)
     matched = recall > 0  # Then the precision is above 0, too.
@@ -159,7 +160,7 @@ def _of_image(
     true: NDArray[Any],
     classes: int,
     ignored: NDArray[np.int64],
-) -> Partial:
+) -> SemanticPartial:
     left_out = np.isin(true, ignored)
     if reason := _unfit(said, true, left_out, classes):
         return replace(_nothing(classes), excluded=Counter({reason: 1}))
@@ -174,7 +175,7 @@ def _of_image(
     confusion = pairs.reshape(classes + 1, classes + 1)[:classes].astype(np.int64)
     pixels = np.stack((confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)[:classes]))
     scores = boundary_f1(predicted, truth, classes)
-    return Partial(
+    return SemanticPartial(
         pixels=weights[:, None, None] * pixels,
         confusion=confusion,
         boundary=weights * np.nanmean(scores),
@@ -196,8 +197,8 @@ def _unfit(
     return ALL_IGNORED if left_out.all() else None
 
 
-def _nothing(classes: int) -> Partial:
-    return Partial(
+def _nothing(classes: int) -> SemanticPartial:
+    return SemanticPartial(
         pixels=np.zeros((1 + REPLICATES, 3, classes), np.int64),
         confusion=np.zeros((classes, classes + 1), np.int64),
         boundary=np.zeros(1 + REPLICATES),
@@ -209,62 +210,54 @@ def _nothing(classes: int) -> Partial:
     )
 
 
-def _sum(one: Partial, other: Partial) -> Partial:
+def _sum(one: SemanticPartial, other: SemanticPartial) -> SemanticPartial:
     if one.confusion.shape != other.confusion.shape:
         raise ValueError(f"partials of {len(one.confusion)} and of {len(other.confusion)} classes")
-    names = (field.name for field in fields(Partial))
-    return Partial(**{name: getattr(one, name) + getattr(other, name) for name in names})
+    return added(one, other)
 
 
 def _measures(pixels: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Return the numbers of Long et al., each of the shape that is left of (..., 3, C)."""
     right, true, said = pixels[..., 0, :], pixels[..., 1, :], pixels[..., 2, :]
-    iou, total = _ratio(right, true + said - right), true.sum(axis=-1)
+    iou, total = ratio(right, true + said - right), true.sum(axis=-1)
     return {
-        "pixel_accuracy": _ratio(right.sum(axis=-1), total),
-        "mean_accuracy": _mean(_ratio(right, true)),
+        "pixel_accuracy": ratio(right.sum(axis=-1), total),
+        "mean_accuracy": _mean(ratio(right, true)),
         "mIoU": _mean(iou),
-        "frequency_weighted_IoU": _ratio((true * np.nan_to_num(iou)).sum(axis=-1), total),
+        "frequency_weighted_IoU": ratio((true * np.nan_to_num(iou)).sum(axis=-1), total),
     }
-
-
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    """Return ``part / whole``, NaN where that is 0 / 0."""
-    ratio: NDArray[np.float64] = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-    return ratio
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean over the last dimension of those that are numbers, NaN where there are none."""
-    return _ratio(np.nansum(values, axis=-1), (~np.isnan(values)).sum(axis=-1))
+    return ratio(np.nansum(values, axis=-1), (~np.isnan(values)).sum(axis=-1))
 
 
 def _value(numbers: NDArray[np.float64], images: int) -> Value:
     if not images:
         return Value(None, reason="no image has a truth that counts")
-    low, high = percentiles(numbers[1:])
-    return Value(float(numbers[0]), low, high, images, replicates=numbers[1:])
+    return bootstrapped(numbers, images)
 
 
-def _classes(merged: Partial) -> pa.Table:
+def _classes(merged: SemanticPartial) -> pa.Table:
     right, true, said = merged.pixels[0]
     numbers = {
-        "IoU": _ratio(right, true + said - right),
-        "accuracy": _ratio(right, true),
-        "boundary_F1": _ratio(merged.class_boundary, merged.class_images),
+        "IoU": ratio(right, true + said - right),
+        "accuracy": ratio(right, true),
+        "boundary_F1": ratio(merged.class_boundary, merged.class_images),
     }
     counts = {"truth_pixels": true, "predicted_pixels": said, "images": merged.class_images}
     columns = {name: pa.array(each, from_pandas=True) for name, each in numbers.items()}  # NaN becomes null.
     return pa.table({"class": np.arange(len(true)), **columns, **counts})
 
 
-def _confusion(merged: Partial) -> pa.Table:
+def _confusion(merged: SemanticPartial) -> pa.Table:
     truth, predicted = np.indices(merged.confusion.shape).reshape(2, -1)
     said = pa.array(predicted, mask=predicted == len(merged.confusion))
     return pa.table({"truth": truth, "predicted": said, "pixels": merged.confusion.ravel()})
 
 
-def _outcomes(merged: Partial) -> pa.Table:
+def _outcomes(merged: SemanticPartial) -> pa.Table:
     counts = {"predicted": int(merged.images[0]) - merged.failed, "failed": merged.failed}
     counts |= dict(sorted(merged.excluded.items()))
     return pa.table({"outcome": list(counts), "images": pa.array(counts.values(), pa.int64())})

@@ -41,7 +41,7 @@ _NO_FOLD = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class FacePairs:
     """Pairs of faces, one row each.
 
     scores: float64 (N,), NaN where the pair failed. same: bool (N,), genuine pairs. first, second:
@@ -57,7 +57,7 @@ class Pairs:
 
 def partial(
     scores: Scores, same: ArrayLike, first: Names, second: Names, folds: ArrayLike | None = None
-) -> Pairs:
+) -> FacePairs:
     """Return pairs as rows.
 
     scores (N,): similarity, higher is more alike; NaN or None where the pair failed. same (N,): whether
@@ -76,13 +76,13 @@ def partial(
         raise ValueError("Expected folds from 0 to 32767.")
     if wrong := int(np.count_nonzero(genuine != (one == other))):
         raise ValueError(f"`same` contradicts the two people's names in {wrong:,} of {len(known):,} pairs.")
-    return Pairs(known, genuine, one, other, numbers.astype(np.int16))
+    return FacePairs(known, genuine, one, other, numbers.astype(np.int16))
 
 
-def merge(partials: Iterable[Pairs]) -> Pairs:
+def merge(partials: Iterable[FacePairs]) -> FacePairs:
     """Return the pairs of all ``partials``, at least one, in their order."""
     parts = list(partials)
-    return Pairs(
+    return FacePairs(
         np.concatenate([part.scores for part in parts]),
         np.concatenate([part.same for part in parts]),
         np.concatenate([part.first for part in parts]),
@@ -91,7 +91,7 @@ def merge(partials: Iterable[Pairs]) -> Pairs:
     )
 
 
-def result(merged: Pairs, fars: Sequence[float] = FARS, replicates: int = REPLICATES) -> Evaluated:
+def result(merged: FacePairs, fars: Sequence[float] = FARS, replicates: int = REPLICATES) -> Evaluated:
     """Return AUC, EER, TAR at each of ``fars`` and, where pairs have folds, LFW's accuracy.
 
     All are shares from 0 to 1 but ``failed_pairs``, a count. Tables: ``roc`` (threshold, far, tar: at most
@@ -240,7 +240,7 @@ def written(rate: float) -> str:
 
 
 def _both(
-    pairs: Pairs, people: NDArray[np.uint64], thresholds: NDArray[np.float64], fold: int | None = None
+    pairs: FacePairs, people: NDArray[np.uint64], thresholds: NDArray[np.float64], fold: int | None = None
 ) -> tuple[Trials, Trials]:
     """Return the genuine and the impostor pairs, of one fold or of all."""
     chosen = np.ones(len(pairs.same), np.bool_) if fold is None else pairs.folds == fold
@@ -293,7 +293,7 @@ def _roc(
 
 
 def _folds(
-    pairs: Pairs, people: NDArray[np.uint64], thresholds: NDArray[np.float64], replicates: int
+    pairs: FacePairs, people: NDArray[np.uint64], thresholds: NDArray[np.float64], replicates: int
 ) -> Evaluated:
     """Return LFW's numbers; nothing where no pair has a fold."""
     numbers = np.unique(pairs.folds)

@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cnnbatch.metrics import Evaluated, Value
-from cnnbatch.metrics.by_class import ROWS_IN_MEMORY, MergedRows
+from cnnbatch.metrics import Evaluated, Metric, Piece, Schemas, Value
+from cnnbatch.metrics.by_class import ROWS_IN_MEMORY, DetectionPartial, MergedRows
 from cnnbatch.metrics.intervals import key_hashes
-from cnnbatch.metrics.kinds import KINDS
+from cnnbatch.metrics.iou_types import IOU_TYPES
 from cnnbatch.metrics.matching import Candidates, match
 from cnnbatch.metrics.objects import (
     Labels,
+    ObjectPairs,
     Objects,
-    Pairs,
     best_first,
     by_group,
     comparable,
@@ -31,6 +31,7 @@ from cnnbatch.metrics.objects import (
     group_numbers,
     image_order,
     iou_xywh,
+    object_fields,
     pairs,
 )
 from cnnbatch.metrics.ranking import (
@@ -39,11 +40,12 @@ from cnnbatch.metrics.ranking import (
     envelope,
     interpolated,
     mean_over_classes,
+    rankings,
     weighted,
 )
 from cnnbatch.types import Map, here
 
-METRICS = ("VOC2007_AP50", "VOC2010_AP50", "DET_AP")
+NAMES = ("VOC2007_AP50", "VOC2010_AP50", "DET_AP")
 ELEVEN = np.linspace(0.0, 1.0, 11)
 """VOC 2007's recalls, in the floats of the usual ``voc_eval.py``: 0.3, 0.6 and 0.7 are rounded up, so that a
 recall of just this fraction does not reach them. The development kit's MATLAB may round otherwise."""
@@ -67,19 +69,7 @@ TRUTHS = pa.schema(_TRUTH)
 """A row a truth that counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """What some images contribute: a row a detection (`DETECTIONS`), a row a truth that counts (`TRUTHS`).
-
-    ``excluded`` counts objects by the reason why they are left out.
-    """
-
-    detections: pa.Table
-    truths: pa.Table
-    excluded: Counter[str]
-
-
-def partial(predictions: pa.Table, truth: pa.Table, first_place: int = 0) -> Partial:
+def partial(predictions: pa.Table, truth: pa.Table, first_place: int = 0) -> DetectionPartial:
     """Match the detections of some images.
 
     ``predictions`` has ``key`` and ``objects``, ``truth`` ``image_id`` and ``objects``, in the same order
@@ -90,7 +80,7 @@ def partial(predictions: pa.Table, truth: pa.Table, first_place: int = 0) -> Par
 
     Truths that are difficult, and crowds, are neither to be found nor wrong to find.
     """
-    labels, excluded, usable = Labels(), Counter[str](), KINDS["boxes"].usable
+    labels, excluded, usable = Labels(), Counter[str](), IOU_TYPES["boxes"].usable
     found, truths = flatten(predictions["objects"], labels), flatten(truth["objects"], labels)
     found, place = best_first(comparable(found, usable(found), excluded, "detections"))
     truths = by_group(comparable(truths, usable(truths), excluded, "truths"))
@@ -109,25 +99,18 @@ def partial(predictions: pa.Table, truth: pa.Table, first_place: int = 0) -> Par
         pa.array(flags),
     ]
     rows = [names.take(pa.array(counted.label, pa.int64())), pa.array(hashes[counted.image])]
-    return Partial(pa.table(detections, schema=DETECTIONS), pa.table(rows, schema=TRUTHS), excluded)
+    return DetectionPartial(pa.table(detections, schema=DETECTIONS), pa.table(rows, schema=TRUTHS), excluded)
 
 
-class Merged(MergedRows):
-    """Partials put together."""
-
-    def __init__(self, rows_in_memory: int = ROWS_IN_MEMORY) -> None:
-        super().__init__(DETECTIONS, TRUTHS, rows_in_memory)
-
-
-def merge(partials: Iterable[Partial], rows_in_memory: int = ROWS_IN_MEMORY) -> Merged:
+def merge(partials: Iterable[DetectionPartial], rows_in_memory: int = ROWS_IN_MEMORY) -> MergedRows:
     """Put partials together, in any order."""
-    merged = Merged(rows_in_memory)
+    merged = MergedRows(DETECTIONS, TRUTHS, rows_in_memory)
     for one in partials:
         merged.add(one)
     return merged
 
 
-def result(merged: Merged, apply: Map = here, intervals: bool = True) -> Evaluated:
+def result(merged: MergedRows, apply: Map = here, intervals: bool = True) -> Evaluated:
     """Rank class by class, which ``apply`` may do side by side, and average over the classes with truths.
 
     ``VOC2007_AP50`` is the mean of the greatest precision at or beyond the recalls 0, 0.1 … 1;
@@ -135,16 +118,36 @@ def result(merged: Merged, apply: Map = here, intervals: bool = True) -> Evaluat
     ``DET_AP``. The table ``voc_classes`` has a row a class.
     """
     replicates = count_replicates(merged.detections.rows) if intervals else 0
-    labels = merged.truths.labels()
-    work = (Ranking(label, merged.detections.read(label), merged.truths.read(label)) for label in labels)
-    ranked = list(apply(bound(_rank, replicates), work))
-    metrics = {name: _mean(ranked, number) for number, name in enumerate(METRICS)}
+    ranked = list(apply(bound(_rank, replicates), rankings(merged)))
+    metrics = {name: _mean(ranked, number) for number, name in enumerate(NAMES)}
     return Evaluated(metrics, {"voc_classes": _classes(ranked)})
+
+
+class VocMetric(Metric):
+    """Boxes judged by boxes, difficult ones left out; the `CocoMetric` of boxes has the notes."""
+
+    answer = "objects"
+
+    def applies(self, schemas: Schemas) -> bool:
+        """Say whether there are boxes, and it is known which objects are difficult."""
+        return schemas.difficult and "box" in object_fields(schemas.predictions)
+
+    def partial(self, piece: Piece) -> DetectionPartial:
+        """Match the detections of some images."""
+        return partial(piece.predictions, piece.truth, piece.first_place)
+
+    def merging(self) -> MergedRows:
+        """Return what takes the rows by class."""
+        return merge([])
+
+    def result(self, merged: MergedRows, apply: Map) -> Evaluated:
+        """Rank class by class."""
+        return result(merged, apply)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ranked:
-    """One class's numbers (3,), in the order of `METRICS`, and its replicates (R, 3)."""
+    """One class's numbers (3,), in the order of `NAMES`, and its replicates (R, 3)."""
 
     label: str
     detections: int
@@ -157,7 +160,9 @@ def _left_out(truths: Objects) -> NDArray[np.bool_]:
     return truths.difficult | truths.crowd
 
 
-def _by_voc(found: Objects, truths: Objects, some: Pairs, overlap: NDArray[np.float64]) -> NDArray[np.uint8]:
+def _by_voc(
+    found: Objects, truths: Objects, some: ObjectPairs, overlap: NDArray[np.float64]
+) -> NDArray[np.uint8]:
     """Return VOC's flags (VOC2012 development kit, ``VOCevaldet.m``).
 
     A detection stands for the truth of its class that it overlaps most, of equal ones the first. It is
@@ -174,7 +179,9 @@ def _by_voc(found: Objects, truths: Objects, some: Pairs, overlap: NDArray[np.fl
     return flags
 
 
-def _by_det(found: Objects, truths: Objects, some: Pairs, overlap: NDArray[np.float64]) -> NDArray[np.uint8]:
+def _by_det(
+    found: Objects, truths: Objects, some: ObjectPairs, overlap: NDArray[np.float64]
+) -> NDArray[np.uint8]:
     """Return ImageNet-DET's flags (ILSVRC2015 development kit, ``eval_detection.m``).
 
     A truth of w x h pixels is found from an IoU of min(0.5, wh / ((w + 10)(h + 10))) on. A detection takes
@@ -187,7 +194,7 @@ def _by_det(found: Objects, truths: Objects, some: Pairs, overlap: NDArray[np.fl
     enough = (overlap > 0) & (overlap >= least[some.second])
     first, second = some.first[enough], some.second[enough]
     # `match` takes the last of equals: counted backwards, that is the first.
-    backwards, left_out = Pairs(first, len(truths) - 1 - second), _left_out(truths)[::-1]
+    backwards, left_out = ObjectPairs(first, len(truths) - 1 - second), _left_out(truths)[::-1]
     candidates = Candidates(backwards, overlap[enough], group_numbers(found)[first])
     matched, ignored = match(candidates, len(found), left_out[:, None], left_out, [0.0])
     flags = np.where(ignored, _DET_IGNORED, np.where(matched, _DET_RIGHT, np.uint8(0)))
@@ -209,7 +216,7 @@ def _rank(replicates: int, rows: Ranking) -> _Ranked:
         detections=len(order),
         truths=count,
         values=_precisions(flags, once, np.array([count]))[0],
-        replicates=np.concatenate([np.zeros((0, len(METRICS))), *found]),
+        replicates=np.concatenate([np.zeros((0, len(NAMES))), *found]),
     )
 
 
@@ -242,9 +249,9 @@ def _classes(ranked: list[_Ranked]) -> pa.Table:
             "label": one.label,
             "truths": one.truths,
             "detections": one.detections,
-            **dict(zip(METRICS, one.values, strict=True)),
+            **dict(zip(NAMES, one.values, strict=True)),
         }
         for one in ranked
     ]
     columns: dict[str, pa.DataType] = {"label": pa.string(), "truths": pa.int64(), "detections": pa.int64()}
-    return pa.Table.from_pylist(rows, pa.schema({**columns, **dict.fromkeys(METRICS, pa.float64())}))
+    return pa.Table.from_pylist(rows, pa.schema({**columns, **dict.fromkeys(NAMES, pa.float64())}))

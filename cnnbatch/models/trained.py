@@ -15,15 +15,17 @@ from typing import Any
 from cnnbatch.config import plugins
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models.choice import Choice
-from cnnbatch.models.trained_files import ABOUT, WEIGHTS, read_model, require_task
+from cnnbatch.models.trained_files import ABOUT, WEIGHTS, TrainedInput, read_model, require_trained
 from cnnbatch.storage import Forbidden, Storage, Unreadable, join, normalize, redact, scheme
 
 _LIBRARIES = ("timm/", "keras/")
 _WITHOUT_FOLDERS = ("", "package", "dataset")  # Schemes of which no address is a trained folder's.
 
 
-def with_trained(choice: Choice, task: str) -> Choice:
+def with_trained(choice: Choice, task: str, input: type[TrainedInput]) -> Choice:
     """Return ``choice``, where its model or its weights are a trained folder with what that folder says.
+
+    ``input`` is what the folder has to say of its network's inputs.
 
     Raises:
         UserError: the model is a place without a trained model, one for another ``task`` or architecture, or
@@ -31,14 +33,14 @@ def with_trained(choice: Choice, task: str) -> Choice:
     """
     storage = choice.storage or Storage()
     if (about := read_model(choice.model, storage)) is not None:
-        require_task(about, task, choice.model)
+        require_trained(about, task, input, choice.model)
         model = about["architecture"]["model"]
         _require_named(model, choice.model)
         return _of_folder(replace(choice, model=model), about, choice.model)
     if _is_place(choice.model):
         raise UserError(f"task.model: {_instead(normalize(choice.model), storage)}")
     if _may_be_folder(choice.weights) and (about := read_model(choice.weights, storage)) is not None:
-        require_task(about, task, choice.weights)
+        require_trained(about, task, input, choice.weights)
         _require_same(choice.model, about["architecture"]["model"], choice.weights)
         return _of_folder(replace(choice, weights="DEFAULT"), about, choice.weights)
     return choice

@@ -11,9 +11,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from cnnbatch.config import yaml
 from cnnbatch.config.mistakes import Sentences
@@ -32,37 +32,20 @@ _MOST_SIDE = 8192  # pixels; far above what networks are made for, and of bounde
 
 _Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
-_Side = Annotated[int, Field(ge=1, le=_MOST_SIDE)]
-_Size = Annotated[tuple[_Side, _Side], Field(strict=False)]
-_Colour = Annotated[tuple[_Number, _Number, _Number], Field(strict=False)]
 _Interval = Annotated[tuple[_Number, _Number], Field(strict=False)]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Spread = Annotated[tuple[_Positive, _Positive, _Positive], Field(strict=False)]
+
+TrainedSide = Annotated[int, Field(ge=1, le=_MOST_SIDE)]
+TrainedSize = Annotated[tuple[TrainedSide, TrainedSide], Field(strict=False)]
 
 
-class _Closed(BaseModel):
+class TrainedInput(BaseModel):
+    """What ``preprocessing`` in ``model.json`` has to say for a task: how the network's inputs are made."""
+
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class _Open(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
-
-
-class _OfClassifier(_Closed):
-    """The fields of `cnnbatch.models.Preprocessing`."""
-
-    resize: _Side | _Size
-    crop: _Size
-    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic"]
-    mean: _Colour
-    std: _Spread
-    fit: Literal["cover", "contain", "squash"]
-
-
-class _OfDetector(_Closed):
-    """The one field of `cnnbatch.models.Resizing` that a training may change."""
-
-    size: _Size
 
 
 class _Architecture(_Open):
@@ -113,18 +96,6 @@ class _About(_Open):
     data: _Data | None = None
 
 
-class _Classifier(_About):
-    preprocessing: _OfClassifier  # type: ignore[assignment]
-
-
-class _Detector(_About):
-    preprocessing: _OfDetector  # type: ignore[assignment]
-
-
-_KINDS: Mapping[str, type[_About]] = {"classify": _Classifier, "detect": _Detector}
-"""By what the model was trained to; of a task of another package the preprocessing is its own affair."""
-
-
 def put_model(storage: Storage, folder: str, learned: Learned) -> None:
     """Write a trained model into a folder."""
     from safetensors.torch import save
@@ -159,7 +130,7 @@ def read_model(place: str, storage: Storage | None = None) -> dict[str, Any] | N
         raise _not_a_model(file, f"is larger than {_MOST_BYTES >> 20} MiB") from None
     except (Forbidden, Unreadable) as error:
         raise _not_a_model(file, f"cannot be read: {error}") from None
-    return _checked(_parsed(data, file), file)
+    return _checked(_parsed(data, file), _About, file)
 
 
 def _parsed(data: bytes, file: str) -> Mapping[str, Any]:
@@ -183,11 +154,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _checked(found: Mapping[str, Any], file: str) -> dict[str, Any]:
+def require_trained(about: Mapping[str, Any], task: str, input: type[TrainedInput], place: str) -> None:
+    """Insist on a model that was trained for ``task``, whose ``preprocessing`` is that task's ``input``."""
+    made_for = about["architecture"]["task"]
+    if made_for != task:
+        raise UserError(f"task.model: {redact(place)} was trained to {made_for}, expected one for {task}")
+    kind = create_model("_AboutTask", __base__=_About, preprocessing=(input, ...))
+    _checked(about, kind, join(normalize(place), ABOUT))
+
+
+def _checked(found: Mapping[str, Any], kind: type[_About], file: str) -> dict[str, Any]:
     """Return what was read, as it is: its types are those that were expected."""
-    of_task = found.get("architecture")
-    task = of_task.get("task") if isinstance(of_task, dict) else None
-    kind = _KINDS.get(task, _About) if isinstance(task, str) else _About
     try:
         kind.model_validate(found)
     except ValidationError as error:
@@ -206,13 +183,6 @@ def _not_a_model(file: str, what: str) -> UserError:
         f"{redact(file)} {what}\n"
         "  what to do: give the folder of a training as it was written, or train again"
     )
-
-
-def require_task(about: Mapping[str, Any], task: str, place: str) -> None:
-    """Insist on a model that was trained for ``task``."""
-    made_for = about["architecture"]["task"]
-    if made_for != task:
-        raise UserError(f"task.model: {redact(place)} was trained to {made_for}, expected one for {task}")
 
 
 @dataclass(frozen=True, slots=True)

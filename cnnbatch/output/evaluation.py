@@ -8,11 +8,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cnnbatch.errors import UserError
 from cnnbatch.metrics import Value
 from cnnbatch.output import integrity
-from cnnbatch.storage import NotFound, Storage, join
+from cnnbatch.storage import NotFound, Storage, join, redact
 
 Metrics = Mapping[str, Value]
+
+VERSION = 1
+"""The newest version of ``evaluation.json`` that can be read; a file that says none is of the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +52,35 @@ class Evaluation:
 def read_evaluation(uri: str, storage: Storage) -> Evaluation | None:
     """Return what ``evaluation.json`` of the output at ``uri`` says; None where there is none.
 
-    Raises UserError where it is damaged, or of another version.
+    Raises UserError where it is damaged, or of a newer version.
     """
     place = join(uri, "evaluation.json")
     try:
         read = storage.read(place)
     except NotFound:
         return None
+    _require_version(place, read)
     data = integrity.record("evaluation", place, read)
     slices = {
         column: {value: _values(metrics) for value, metrics in values.items()}
         for column, values in data.get("slices", {}).items()
     }
     return Evaluation(**{**data, "metrics": _values(data["metrics"]), "slices": slices})
+
+
+def _require_version(place: str, read: bytes) -> None:
+    """Refuse a newer version; what is no record at all is for others to name."""
+    try:
+        found = json.loads(read)
+    except (ValueError, RecursionError):
+        return
+    version = found.get("version", VERSION) if isinstance(found, dict) else VERSION
+    if isinstance(version, int) and version > VERSION:
+        raise UserError(
+            f"{redact(place)} is of version {version}, but this cnnbatch reads version {VERSION}\n"
+            "  what to do: read it with the newer cnnbatch that wrote it, or write it anew with "
+            "cnnbatch evaluate and this output"
+        )
 
 
 def _values(metrics: Mapping[str, Any]) -> dict[str, Value]:

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
 def write_report(output: str, storage: Storage, begin: Begin = lambda total: lambda pictures: None) -> str:
     """Write ``report.html`` into the output folder ``output``, replacing an older one; return its URI.
 
-    ``begin`` is told how many pictures there will be, and what it returns how many more were read.
+    ``begin`` is called with how many pictures there will be, what it returns with how many more were read.
+    Raises UserError for the output of a study, whose page `cnnbatch.launch.report` writes.
     """
+    from cnnbatch.errors import UserError
+    from cnnbatch.output.folder import Output
     from cnnbatch.output.reader import Reader
     from cnnbatch.report.page import page_html
-    from cnnbatch.storage import join
+    from cnnbatch.storage import join, redact
 
+    if Output(output, storage).decided("study") is not None:
+        raise UserError(f"{redact(output)} is a study\n  what to do: call cnnbatch.launch.report")
     result = Reader(output, storage)
     uri = join(result.uri, "report.html")
     storage.put(uri, page_html(result, storage, begin).encode())

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from cnnbatch.humanize import number
 from cnnbatch.metrics import Value
-from cnnbatch.report.beside import Beside
-from cnnbatch.report.numbers import kinds, share
+from cnnbatch.report.answers.entry import ClassLayout
+from cnnbatch.report.context import ReportContext
+from cnnbatch.report.numbers import share
 
 MOST_OPEN = 20
 """Classes that a table shows at first; the rest, up to `MOST_ROWS`, can be opened."""
@@ -23,17 +24,7 @@ MOST_IN_MATRIX = 20
 MOST_CONFUSIONS = 20
 
 
-class _Layout(NamedTuple):
-    """Which columns of which table are shown; ``main`` is the number that has a bar."""
-
-    table: str
-    how: str
-    what: str
-    main: str
-    others: Sequence[str]
-
-
-class Row(NamedTuple):
+class ClassRow(NamedTuple):
     """A class: its truths, its main number with its share of the bar, and further numbers."""
 
     label: str
@@ -49,7 +40,7 @@ class ClassTable:
 
     how: str
     names: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[ClassRow]
     count: int
 
 
@@ -95,27 +86,19 @@ class Confusion(NamedTuple):
     share: float
 
 
-_POINT = ("threshold", "precision", "recall")
-_OF_LABELS = _Layout("classes", "", "Images", "F1", ("precision", "recall"))
-
-
-def class_tables(beside: Beside, metrics: Mapping[str, Value]) -> list[ClassTable]:
+def class_tables(context: ReportContext, metrics: Mapping[str, Value]) -> list[ClassTable]:
     """Return the tables of the classes that the evaluation has, one for each way of judging."""
-    of_objects = [
-        _Layout(f"{prefix}classes", how, "Objects", f"{prefix}AP", (f"{prefix}AP50", *_POINT))
-        for prefix, how in kinds(metrics).items()
-    ]
     found = []
-    for layout in (_OF_LABELS, *of_objects):
-        table = beside.table(layout.table, ["label", "truths", layout.main, *layout.others])
+    for layout in (one for entry in context.answers.values() for one in entry.class_layouts(metrics)):
+        table = context.table(layout.table, ["label", "truths", layout.main, *layout.others])
         if table is not None and table.num_rows:
             found.append(_class_table(layout, table))
     return found
 
 
-def confusion_matrix(beside: Beside) -> tuple[Matrix | None, list[Confusion]]:
+def confusion_matrix(context: ReportContext) -> tuple[Matrix | None, list[Confusion]]:
     """Return the matrix of the most frequent classes; where there are more, also the worst confusions."""
-    cells = beside.table("confusion", ["truth", "predicted", "failed", "count"])
+    cells = context.table("confusion", ["truth", "predicted", "failed", "count"])
     if cells is None or not cells.num_rows:
         return None, []
     sums: Any = cells.group_by("truth").aggregate([("count", "sum")])
@@ -125,10 +108,10 @@ def confusion_matrix(beside: Beside) -> tuple[Matrix | None, list[Confusion]]:
     return matrix, _confusions(cells, totals) if len(totals) > len(ranked) else []
 
 
-def _class_table(layout: _Layout, table: pa.Table) -> ClassTable:
+def _class_table(layout: ClassLayout, table: pa.Table) -> ClassTable:
     ranked = table.sort_by([("truths", "descending"), ("label", "ascending")]).slice(0, MOST_ROWS)
     rows = [
-        Row(
+        ClassRow(
             label=str(row["label"]),
             truths=number(row["truths"]),
             main=share(row[layout.main]),

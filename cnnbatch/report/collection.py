@@ -16,11 +16,14 @@ from cnnbatch import terminal
 from cnnbatch.humanize import decimal, meaning, number, percent
 from cnnbatch.images.decode import DecodeError
 from cnnbatch.report import plots
+from cnnbatch.report.answers import answer_report
+from cnnbatch.report.answers.entry import Guess
 from cnnbatch.report.facts import Fact, left_out_fact
-from cnnbatch.report.marked import marked
-from cnnbatch.report.pictures import Guess, NotShown, Picture, Seen, small
+from cnnbatch.report.pictures import NotShown, Picture, small
+from cnnbatch.report.prediction import Prediction
 from cnnbatch.report.template import Bar, Chart, template
-from cnnbatch.sources.describe import Candidate, Description, Named, Opened, Spread, Truths, describe
+from cnnbatch.sources.counts import Named, Spread, TruthCounts
+from cnnbatch.sources.describe import Description, Opened, ShownImage, describe
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.storage.unique import Copies
 from cnnbatch.terminal.console import columns, plain_console
@@ -37,7 +40,7 @@ BINS = 24
 MOST_STEPS = 40
 
 
-class DataSet(NamedTuple):
+class DataSetCounts(NamedTuple):
     """A data set as its publishers count it; None is what they do not say."""
 
     name: str
@@ -48,9 +51,9 @@ class DataSet(NamedTuple):
 
 
 PUBLISHED = (
-    DataSet("ImageNet-DET", None, 200, None, 1.1),
-    DataSet("PASCAL VOC", None, 20, None, 2.4),
-    DataSet("COCO", 120_000, 80, 900_000, 7.5),
+    DataSetCounts("ImageNet-DET", None, 200, None, 1.1),
+    DataSetCounts("PASCAL VOC", None, 20, None, 2.4),
+    DataSetCounts("COCO", 120_000, 80, 900_000, 7.5),
 )
 
 
@@ -117,8 +120,8 @@ def facts(found: Description) -> list[Fact]:
     ]
 
 
-def truth_facts(truths: Truths) -> list[Fact]:
-    """Return what is known of the truth; without objects, what labels tell."""
+def truth_facts(truths: TruthCounts) -> list[Fact]:
+    """Return what is known of the truth; without objects, of its labels."""
     known = f"{number(len(truths.known))} named in the truth" if truths.known else ""
     rows = [
         Fact("Classes", number(len(truths.classes)), known),
@@ -137,14 +140,14 @@ def truth_facts(truths: Truths) -> list[Fact]:
     ]
 
 
-def comparison(found: Description) -> list[DataSet]:
-    """Return the set beside published ones; images without truth, or of another size, don't count."""
+def comparison(found: Description) -> list[DataSetCounts]:
+    """Return the set and published ones; images without truth, or of another size, don't count."""
     truths = found.truths
     if truths is None:
         return []
     objects = truths.objects if truths.an_image.count else None
     mean = truths.an_image.mean if truths.an_image.count else None
-    return [DataSet("this set", found.images, len(truths.classes), objects, mean), *PUBLISHED]
+    return [DataSetCounts("this set", found.images, len(truths.classes), objects, mean), *PUBLISHED]
 
 
 def troubles(found: Description) -> list[Examples]:
@@ -202,7 +205,7 @@ def _range(spread: Spread, say: Callable[[float], str] = _plain_number) -> str:
     return f"{say(spread.least)} to {say(spread.most)}, median {say(spread.median)}{rounded}"
 
 
-def _scales(truths: Truths) -> str:
+def _scales(truths: TruthCounts) -> str:
     total = truths.scales.total()
     shares = ((name, truths.scales[name]) for name in ("small", "medium", "large"))
     if not total:
@@ -214,7 +217,7 @@ def _scales(truths: Truths) -> str:
 
 
 def print_collection(url: str, found: Description, console: Console) -> None:
-    """Print the facts, the classes, the set beside published ones, and what is wrong."""
+    """Print the facts, the classes, the set compared with published ones, and what is wrong."""
     console.print(terminal.line(url), soft_wrap=True)
     _print_facts(facts(found), console)
     if found.truths:
@@ -233,7 +236,7 @@ def _print_facts(rows: Iterable[Fact], console: Console) -> None:
         console.print(f"{fact.name:<17}{fact.value}{note}", soft_wrap=True)
 
 
-def _class_table(truths: Truths) -> Table:
+def _class_table(truths: TruthCounts) -> Table:
     ranked = _by_frequency(truths)
     more = f", the {MOST_CLASSES} most frequent" if len(ranked) > MOST_CLASSES else ""
     table = columns(f"Class{more}", "Images", *(("Objects",) if truths.objects else ()))
@@ -242,7 +245,7 @@ def _class_table(truths: Truths) -> Table:
     return table
 
 
-def _comparison_table(rows: Iterable[DataSet]) -> Table:
+def _comparison_table(rows: Iterable[DataSetCounts]) -> Table:
     table = columns("Beside published sets", "Images", "Classes", "Objects", "Objects an image")
     for row in rows:
         counts = (row.images, row.classes, row.objects)
@@ -251,7 +254,7 @@ def _comparison_table(rows: Iterable[DataSet]) -> Table:
     return table
 
 
-def _by_frequency(truths: Truths) -> list[tuple[str, int, int]]:
+def _by_frequency(truths: TruthCounts) -> list[tuple[str, int, int]]:
     """Return (class, images, objects), the most frequent first."""
     counted = [(name, count.images, count.objects) for name, count in truths.classes.items()]
     return sorted(counted, key=lambda row: (-row[2], -row[1], row[0]))
@@ -345,16 +348,24 @@ def pictures(source: Source, found: Description) -> list[Picture]:
     """Return the chosen images, small, with the boxes of their truth; reads each of them again."""
     chosen = found.sample.chosen()
     readers = source.read(Shard(0, tuple(candidate.ref for candidate in chosen)))
-    return [_picture(one, reader()) for one, reader in zip(chosen, readers, strict=True)]
+    kind = found.truths.kind if found.truths else None
+    return [_picture(one, kind, reader()) for one, reader in zip(chosen, readers, strict=True)]
 
 
-def _picture(candidate: Candidate, content: Content | Failure) -> Picture:
-    labels = dict.fromkeys(str(one["label"]) for one in candidate.objects)
-    words = [candidate.label] if candidate.label else labels
-    width, height = candidate.size
-    guesses = tuple(Guess(word, None) for word in words)
-    seen = Seen(candidate.ref.key, redact(candidate.ref.uri), (height, width), guesses)
+def _picture(shown: ShownImage, kind: str | None, content: Content | Failure) -> Picture:
+    entry = answer_report(kind)
+    names = list(entry.label_names(shown.truth)) if entry and shown.truth is not None else []
+    width, height = shown.size
+    about = Prediction(
+        shown.ref.key,
+        redact(shown.ref.uri),
+        (height, width),
+        caption=next(iter(names), ""),
+        ranked=tuple(Guess(name, None) for name in names),
+    )
     try:
-        return Picture(seen, marked(small(content, PICTURE_SIDE), candidate.size, candidate.objects))
+        image = small(content, PICTURE_SIDE)
+        drawn = entry.draw(image, shown.size, shown.truth) if entry and shown.truth is not None else image
+        return Picture(about, drawn)
     except (NotShown, DecodeError) as reason:
-        return Picture(seen, None, str(reason))
+        return Picture(about, None, str(reason))

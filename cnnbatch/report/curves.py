@@ -11,7 +11,7 @@ import pyarrow as pa
 from cnnbatch.humanize import clipped, decimal, number
 from cnnbatch.metrics import Value
 from cnnbatch.report import plots
-from cnnbatch.report.beside import Beside
+from cnnbatch.report.context import ReportContext
 from cnnbatch.report.numbers import kinds, share
 from cnnbatch.report.template import Chart
 
@@ -33,10 +33,10 @@ class Titled(NamedTuple):
     strip: Chart | None = None
 
 
-def evaluation_charts(beside: Beside, metrics: Mapping[str, Value]) -> list[Titled]:
+def evaluation_charts(context: ReportContext, metrics: Mapping[str, Value]) -> list[Titled]:
     """Return the charts of what there are tables for."""
-    found = [_precision_recall(beside, metrics, *kind) for kind in kinds(metrics).items()]
-    found += [_roc(beside, metrics), _reliability(beside)]
+    found = [_precision_recall(context, metrics, *kind) for kind in kinds(metrics).items()]
+    found += [_roc(context, metrics), _reliability(context)]
     return [one for one in found if one is not None]
 
 
@@ -55,16 +55,18 @@ def training_charts(table: pa.Table | None) -> list[Titled]:
     return [chart for chart in charts if chart is not None][:MOST_MEASURED]
 
 
-def _precision_recall(beside: Beside, metrics: Mapping[str, Value], prefix: str, how: str) -> Titled | None:
+def _precision_recall(
+    context: ReportContext, metrics: Mapping[str, Value], prefix: str, how: str
+) -> Titled | None:
     """Return the mean over the classes at each IoU, and each class's own operating point."""
-    table = beside.table(f"{prefix}pr_curves", ["label", "iou", "recall", "precision"])
+    table = context.table(f"{prefix}pr_curves", ["label", "iou", "recall", "precision"])
     if table is None or not table.num_rows:
         return None
     means = table.group_by(["iou", "recall"]).aggregate([("precision", "mean")]).sort_by("recall")
     lines: dict[float, list[tuple[float, float]]] = {}
     for row in means.to_pylist():
         lines.setdefault(row["iou"], []).append((row["recall"], row["precision_mean"]))
-    dots = list(_operating_points(beside, prefix))
+    dots = list(_operating_points(context, prefix))
     legend = [
         (f"line-{place}", f"at IoU {iou:g}, area {_metric(metrics, f'{prefix}AP{100 * iou:.0f}')}")
         for place, iou in enumerate(sorted(lines))
@@ -86,9 +88,9 @@ def _metric(metrics: Mapping[str, Value], name: str) -> str:
     return share(metrics[name].value if name in metrics else None)
 
 
-def _operating_points(beside: Beside, prefix: str) -> Iterator[plots.Dot]:
+def _operating_points(context: ReportContext, prefix: str) -> Iterator[plots.Dot]:
     columns = ["label", "truths", "threshold", "precision", "recall"]
-    table = beside.table(f"{prefix}classes", columns)
+    table = context.table(f"{prefix}classes", columns)
     if table is None:
         return
     ranked = table.sort_by([("truths", "descending"), ("label", "ascending")]).slice(0, MOST_DOTS)
@@ -107,9 +109,9 @@ def _precision_summary(lines: Mapping[float, Sequence[tuple[float, float]]]) -> 
     return f"Where half of the objects are found, the precision is {' and '.join(words)}"
 
 
-def _roc(beside: Beside, metrics: Mapping[str, Value]) -> Titled | None:
+def _roc(context: ReportContext, metrics: Mapping[str, Value]) -> Titled | None:
     """Return true accepts over false accepts, whose axis is logarithmic."""
-    table = beside.table("roc", ["threshold", "far", "tar"])
+    table = context.table("roc", ["threshold", "far", "tar"])
     if table is None or not table.num_rows:
         return None
     rows = [row for row in table.to_pylist() if row["far"] is not None and row["tar"] is not None]
@@ -139,9 +141,9 @@ def _decade(far: float, decades: int) -> float:
     return max(0.0, 1 + log10(far) / decades) if far > 0 else 0.0
 
 
-def _reliability(beside: Beside) -> Titled | None:
+def _reliability(context: ReportContext) -> Titled | None:
     """Return accuracy by confidence, bin by bin, and how many images are in each."""
-    table = beside.table("calibration", ["low", "high", "count", "confidence", "accuracy"])
+    table = context.table("calibration", ["low", "high", "count", "confidence", "accuracy"])
     rows = [] if table is None else table.to_pylist()
     total = sum(row["count"] for row in rows)
     if not total:

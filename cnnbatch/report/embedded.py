@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from cnnbatch.report.pictures import Picture, Seen, jpeg_uri
+from cnnbatch.report.pictures import Picture, jpeg_uri
+from cnnbatch.report.prediction import Prediction
 
 MOST_BYTES = 6_000_000
 """Of all pictures of a page: two million less than the page may have."""
@@ -32,9 +33,9 @@ class View(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What is seen in an image, and its views: none where ``reason`` says why, two where truth is drawn."""
+    """What was predicted of an image, and its views: none where ``reason`` says why, two with drawn truth."""
 
-    seen: Seen
+    prediction: Prediction
     views: tuple[View, ...]
     reason: str | None = None
 
@@ -50,7 +51,7 @@ def embedded(galleries: Sequence[Sequence[Picture]], most: int = MOST_BYTES) -> 
 
 
 def _card(picture: Picture, share: float, quality: int) -> Card:
-    return Card(picture.seen, tuple(_views(picture, share, quality)), picture.reason)
+    return Card(picture.prediction, tuple(_views(picture, share, quality)), picture.reason)
 
 
 def _views(picture: Picture, share: float, quality: int) -> Iterator[View]:
@@ -81,6 +82,6 @@ def _cut(galleries: Sequence[Sequence[Card]], most: int) -> list[list[Card]]:
         cards = []
         for card in gallery:
             room -= _size(card)
-            cards.append(card if room >= 0 else Card(card.seen, (), card.reason or TOO_LARGE))
+            cards.append(card if room >= 0 else Card(card.prediction, (), card.reason or TOO_LARGE))
         kept.append(cards)
     return kept

@@ -14,7 +14,7 @@ from cnnbatch.storage import redact
 if TYPE_CHECKING:
     from cnnbatch.output.reader import Footer
     from cnnbatch.report.plots import Timeline
-    from cnnbatch.report.tally import Tally
+    from cnnbatch.report.tally import RowCounts
 
 LONGEST_LIST = 20
 
@@ -28,14 +28,16 @@ class Fact(NamedTuple):
     link: str = ""
 
 
-def headline(footers: Sequence[Footer], tally: Tally, timeline: Timeline | None) -> list[Fact]:
+def headline(footers: Sequence[Footer], counts: RowCounts, timeline: Timeline | None) -> list[Fact]:
     """Return the numbers at the head of the page; what is not known is left out."""
-    failed = tally.failed.total()
+    failed = counts.failed.total()
     facts = [
         Fact(
-            "Images", number(tally.rows), f"{number(tally.vanished)} vanished since" if tally.vanished else ""
+            "Images",
+            number(counts.rows),
+            f"{number(counts.vanished)} vanished since" if counts.vanished else "",
         ),
-        Fact("Failed", number(failed), percent(failed / tally.rows), "failures")
+        Fact("Failed", number(failed), percent(failed / counts.rows), "failures")
         if failed
         else Fact("Failed", "0"),
     ]

@@ -10,22 +10,19 @@ from cnnbatch.output import reader
 from cnnbatch.storage import Storage
 
 
-def seen(output: str, storage: Storage) -> Iterator[str]:
-    """Yield a line an image of a small output: its key and its best label, or why it failed."""
+def result_lines(output: str, storage: Storage) -> Iterator[str]:
+    """Yield a line an image of a small output: its key and its answer, or why it failed."""
     for row in reader.open_output(output, storage).arrow().to_pylist():
         if row["error"] is not None:
             words = f"failed: {row['error']['code']} ({row['error']['message']})"
         else:
-            words = _found(row)
+            words = _answer(row)
         yield terminal.line(f"  {row['key']}: {words}")
 
 
-def _found(row: Mapping[str, Any]) -> str:
-    """Return the class, or what was detected for sure, where that is what a task says."""
-    if row.get("label") is not None:
-        return str(row["label"]) if row.get("score") is None else f"{row['label']} {row['score']:.2f}"
-    if row.get("objects") is None:
-        return "done"
-    from cnnbatch.report.pictures import counted, is_sure
+def _answer(row: Mapping[str, Any]) -> str:
+    """Return the first kind of answer that a row has in words."""
+    from cnnbatch.report.answers import answers_among
 
-    return counted(filter(is_sure, row["objects"]))
+    known = ((row[kind], entry) for kind, entry in answers_among(row).items())
+    return next((entry.line(answer, row) for answer, entry in known if answer is not None), "done")

@@ -7,23 +7,19 @@ a filter by class finds something; of each class no more are held than are shown
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.metrics.objects import Labels, ranks
-from cnnbatch.report.beside import Beside
-from cnnbatch.report.numbers import kinds
-from cnnbatch.report.pictures import Alarm
-from cnnbatch.report.tally import Place
-from cnnbatch.truth import SURE
+from cnnbatch.report.answers.entry import Alarm
+from cnnbatch.report.context import ReportContext
+from cnnbatch.report.tally import RankedRow
 
 MOST = 40
 
@@ -38,7 +34,6 @@ _CANDIDATE = np.dtype(
         ("found", np.int64),
     ]
 )
-_WHERE = ("key", "part", "row")
 
 
 class Mistake(NamedTuple):
@@ -47,16 +42,21 @@ class Mistake(NamedTuple):
     For a label the class is the true one; for objects it is that of the false alarm ``alarm``.
     """
 
-    place: Place
+    place: RankedRow
     label: str
     alarm: Alarm | None
 
 
 @dataclass(slots=True)
 class Mistakes:
-    """The mistakes of an output: how many images have one, and those to show."""
+    """The mistakes of an output: how many images have one, and those to show.
+
+    ``lead`` says what they are, ``by`` what they are filtered by.
+    """
 
     images: int = 0
+    lead: str = ""
+    by: str = ""
     shown: list[Mistake] = field(default_factory=list)
 
     @property
@@ -66,47 +66,17 @@ class Mistakes:
         return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def find_mistakes(beside: Beside) -> Mistakes:
-    """Return the mistakes of the images that did not fail; none where nothing tells them."""
-    parts = {shard: part for part, shard in enumerate(beside.shards)}
+def find_mistakes(context: ReportContext) -> Mistakes:
+    """Return the mistakes of the images that did not fail; none where nothing says which they are."""
+    parts = {shard: part for part, shard in enumerate(context.shards)}
     labels, found, held = Labels(), Mistakes(), np.empty(0, _CANDIDATE)
-    for rows in chain(_wrong_labels(beside), _false_alarms(beside)):
-        found.images += rows.num_rows
-        held = _least(np.concatenate([held, _candidates(rows, labels, parts)]))
+    for entry in context.answers.values():
+        for rows in entry.mistakes(context):
+            found.lead, found.by = entry.mistakes_lead, entry.mistakes_by
+            found.images += rows.num_rows
+            held = _least(np.concatenate([held, _candidates(rows, labels, parts)]))
     found.shown = [_mistake(held[at], labels.names) for at in _chosen(held)]
     return found
-
-
-def _wrong_labels(beside: Beside) -> Iterator[pa.Table]:
-    """Yield the rows of images with a wrong label."""
-    for batch in beside.images([*_WHERE, "label", "score", "predicted", "right"]):
-        rows = pa.Table.from_batches([batch])
-        wrong: Any = pc.and_(pc.invert(rows["right"]), rows["predicted"].is_valid())
-        yield rows.filter(wrong)
-
-
-def _false_alarms(beside: Beside) -> Iterator[pa.Table]:
-    """Yield the rows of images with a false alarm that counts, by what objects were judged foremost.
-
-    One counts from the score of its class's best F1 on, and from `SURE` on where that is not known.
-    """
-    prefix = next(iter(kinds(beside.evaluation.metrics) if beside.evaluation else ()), "")
-    own = [prefix + name for name in ("mistake", "mistake_score", "truths", "found")]
-    thresholds = _thresholds(beside, prefix)
-    for batch in beside.images([*_WHERE, *own]):
-        names = [*_WHERE, "label", "score", "truths", "found"]
-        rows = pa.Table.from_batches([batch]).rename_columns(names)
-        labels: list[Any] = rows["label"].to_pylist()
-        least = [thresholds.get(label, SURE) for label in labels]
-        counts: Any = pc.greater_equal(rows["score"], pa.array(least, pa.float64()))
-        yield rows.filter(counts)  # Null, so left out, where an image has none.
-
-
-def _thresholds(beside: Beside, prefix: str) -> dict[str, float]:
-    """Return the score of the best F1 of each class that has one."""
-    known = beside.table(f"{prefix}classes", ["label", "threshold"])
-    rows = [] if known is None else known.to_pylist()
-    return {row["label"]: row["threshold"] for row in rows if row["threshold"] is not None}
 
 
 def _candidates(rows: pa.Table, labels: Labels, parts: dict[int, int]) -> NDArray[Any]:
@@ -141,6 +111,6 @@ def _chosen(held: NDArray[Any]) -> list[int]:
 
 def _mistake(one: Any, names: Sequence[str]) -> Mistake:
     label, truths = names[one["label"]], int(one["truths"])
-    place = Place(float(one["rank"]), int(one["tie"]), int(one["part"]), int(one["row"]))
+    place = RankedRow(float(one["rank"]), int(one["tie"]), int(one["part"]), int(one["row"]))
     alarm = Alarm(label, -place.rank, truths, int(one["found"])) if truths >= 0 else None
     return Mistake(place, label, alarm)

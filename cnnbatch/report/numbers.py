@@ -67,7 +67,7 @@ class Number(NamedTuple):
     band: Band | None
 
 
-class Group(NamedTuple):
+class NumberGroup(NamedTuple):
     """Numbers of one kind; ``how`` says which where there are several."""
 
     how: str
@@ -96,7 +96,7 @@ def kinds(metrics: Mapping[str, Value]) -> dict[str, str]:
     return known if len(known) > 1 else dict.fromkeys(known, "")
 
 
-def groups(metrics: Mapping[str, Value]) -> list[Group]:
+def groups(metrics: Mapping[str, Value]) -> list[NumberGroup]:
     """Return all numbers by kind, in the order of the evaluation, which begins with the most important one.
 
     A group without any value is left to `lacking`.
@@ -104,7 +104,7 @@ def groups(metrics: Mapping[str, Value]) -> list[Group]:
     known, found = kinds(metrics) or {"": ""}, dict[str, list[Number]]()
     for name, value in metrics.items():
         found.setdefault(_prefix(name), []).append(_number(name, value))
-    return [Group(how, found[prefix]) for prefix, how in known.items() if prefix in found]
+    return [NumberGroup(how, found[prefix]) for prefix, how in known.items() if prefix in found]
 
 
 def lacking(metrics: Mapping[str, Value]) -> list[str]:

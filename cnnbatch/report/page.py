@@ -1,6 +1,6 @@
 """Gathers what the page shows, section by section; a section without data is None and left out.
 
-It asks which columns there are, never which task it was, so that a new task has a report.
+It asks which kinds of answer there are, never which task it was, so that a new task has a report.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from cnnbatch.output import integrity
 from cnnbatch.output.folder import Output
 from cnnbatch.output.pages import left_out_of
 from cnnbatch.report import plots, ways
-from cnnbatch.report.beside import Beside
+from cnnbatch.report.answers import answer_report, answers_among
+from cnnbatch.report.answers.entry import Alarm
 from cnnbatch.report.classes import MOST_OPEN
+from cnnbatch.report.context import ReportContext
 from cnnbatch.report.embedded import Card, embedded
 from cnnbatch.report.facts import Fact, environment, headline, job_yaml, left_out_fact
-from cnnbatch.report.judged import judged
+from cnnbatch.report.judged import evaluation_section
 from cnnbatch.report.learning import learning
 from cnnbatch.report.mistakes import Mistakes, find_mistakes
-from cnnbatch.report.pictures import Alarm, Picture, Seen, Viewer, hurried, seen
-from cnnbatch.report.tally import LEAST_SURE, SAMPLE, SCORE_BINS, Place, Tally, count, fetch
+from cnnbatch.report.pictures import Picture, viewer_of
+from cnnbatch.report.prediction import Prediction, prediction_of
+from cnnbatch.report.tally import LEAST_SURE, SAMPLE, SCORE_BINS, RankedRow, RowCounts, count, fetch
 from cnnbatch.report.template import Bar, Chart, template
-from cnnbatch.sources import source_of
 from cnnbatch.storage import join, redact
 from cnnbatch.types import ImageRef
 
@@ -35,9 +37,10 @@ if TYPE_CHECKING:
     from cnnbatch.storage import Storage
 
 Begin = Callable[[int], Callable[[int], None]]
-Wanted = tuple[Place, Alarm | None]
+Wanted = tuple[RankedRow, Alarm | None]
 
-SHOWN = ("key", "uri", "bytes", "width", "height", "error", "label", "score", "top", "objects")
+SHOWN = ("key", "uri", "bytes", "width", "height", "error")
+"""What is read of an image that is shown, but its answers."""
 PICTURE_SIDE = 400
 SIDE_OF_TWO = 320
 """Where truth and prediction are two pictures, these are smaller."""
@@ -61,7 +64,7 @@ class Run(NamedTuple):
     seconds: float
 
 
-class Failed(NamedTuple):
+class FailureCode(NamedTuple):
     """The images that failed with one code; ``examples`` are keys and messages."""
 
     code: str
@@ -74,40 +77,39 @@ class Failed(NamedTuple):
 def page_html(result: Reader, storage: Storage, begin: Begin) -> str:
     """Return the whole page of ``result``.
 
-    ``begin`` is told how many pictures there will be, and what it returns how many more were read.
+    ``begin`` is called with how many pictures there will be, what it returns with how many more were read.
     """
-    footers, tally, runs = result.receipts(), count(result), result.runs()
+    footers, counts, runs = result.receipts(), count(result), result.runs()
     timeline = plots.timeline(_spans(footers))
-    beside = Beside(result, storage)
+    context = ReportContext(result, storage)
     way_out = f"cnnbatch evaluate {shlex.quote(redact(result.uri))} writes it anew"
     with integrity.reading(join(result.uri, "evaluation"), way_out):
-        mistakes, judgement = find_mistakes(beside), judged(beside)
-    sample, least_sure, wrong = _galleries(result, beside, tally, mistakes, begin)
+        mistakes, evaluated = find_mistakes(context), evaluation_section(context)
+    sample, least_sure, wrong = _galleries(result, context, counts, mistakes, begin)
     return template("page.html.j2").render(
         title=_title(result.settings),
         source=_url(result.settings.get("input")),
         output=redact(result.uri),
         finished=max((footer.finished for footer in footers if footer.finished), default=None),
         headline=[
-            *headline(footers, tally, timeline),
+            *headline(footers, counts, timeline),
             *left_out_fact(left_out_of(Output(result.uri, storage))),
         ],
-        judged=judgement,
-        problem=beside.problem,
+        judged=evaluated,
+        problem=context.problem,
         sample=sample,
-        mistakes=list(zip(mistakes.shown, wrong, strict=True)),
-        wrong_images=mistakes.images,
-        wrong_classes=mistakes.classes,
+        mistakes=mistakes,
+        wrong=list(zip(mistakes.shown, wrong, strict=True)),
         least_sure=least_sure,
-        rows=tally.rows,
-        failures=_failures(result, tally),
-        failed=tally.failed.total(),
+        rows=counts.rows,
+        failures=_failures(result, counts),
+        failed=counts.failed.total(),
         runs=list(map(_run, runs[-MOST_RUNS:])),
         run_count=len(runs),
-        labels=_labels(tally),
-        label_count=len(tally.labels),
-        scores=_scores(tally),
-        learning=learning(Output(result.uri, storage), beside.metrics()),
+        labels=_labels(counts),
+        label_count=len(counts.labels),
+        scores=_scores(counts),
+        learning=learning(Output(result.uri, storage), context.metrics()),
         open_classes=MOST_OPEN,
         stages=_stages(footers),
         throughput=_throughput(timeline) if len(footers) > 1 else None,
@@ -123,14 +125,14 @@ def fragment_html(result: Reader) -> str:
     failed = result.failures()
     pictures: list[Picture] = []
     if len(result):
-        columns = [name for name in SHOWN if name in result.schema.names]
+        columns = shown_columns(result.schema.names)
         rows = (row for batch in result.batches(columns, part=0) for row in batch.to_pylist())
         good = list(
             islice(((place, row) for place, row in enumerate(rows) if not row["error"]), NOTEBOOK_PICTURES)
         )
         refs = result.refs(0, [place for place, _ in good])
-        many = [seen(row, ref) for (_, row), ref in zip(good, refs, strict=True)]
-        pictures = _viewer(result).pictures(many, NOTEBOOK_SIDE)
+        many = [prediction_of(row, ref) for (_, row), ref in zip(good, refs, strict=True)]
+        pictures = viewer_of(result).pictures(many, NOTEBOOK_SIDE)
     return template("notebook.html.j2").render(
         title=_title(result.settings),
         output=redact(result.uri),
@@ -141,44 +143,47 @@ def fragment_html(result: Reader) -> str:
     )
 
 
+def shown_columns(names: Sequence[str]) -> list[str]:
+    """Return those of the predictions' columns ``names`` that say what a picture shows."""
+    wanted = {*SHOWN}
+    for kind, entry in answers_among(names).items():
+        wanted |= {kind, *entry.columns}
+    return [name for name in names if name in wanted]
+
+
 def _galleries(
-    result: Reader, beside: Beside, tally: Tally, mistakes: Mistakes, begin: Begin
+    result: Reader, context: ReportContext, counts: RowCounts, mistakes: Mistakes, begin: Begin
 ) -> list[list[Card]]:
     """Return the pictures drawn by chance, those with the lowest scores, and the mistakes."""
-    two = beside.has_true_objects
-    drawn = tally.sample.places[: SAMPLE_OF_JUDGED if mistakes.shown else SAMPLE]
+    true = answer_report(context.truth_kind)
+    drawn = counts.sample.places[: SAMPLE_OF_JUDGED if mistakes.shown else SAMPLE]
     sample = sorted(drawn, key=lambda place: (place.part, place.row))
-    least_sure = tally.least_sure.places if tally.scored and tally.rows > SAMPLE + LEAST_SURE else []
+    least_sure = counts.least_sure.places if counts.scored and counts.rows > SAMPLE + LEAST_SURE else []
     wanted: list[list[Wanted]] = [
         [(place, None) for place in sample],
         [(place, None) for place in least_sure],
         [(mistake.place, mistake.alarm) for mistake in mistakes.shown],
     ]
-    viewer, advance = _viewer(result), begin(sum(map(len, wanted)))
-    side = SIDE_OF_TWO if two else PICTURE_SIDE
-    return embedded([viewer.pictures(_seen(result, beside, some), side, advance) for some in wanted])
+    viewer, advance = viewer_of(result), begin(sum(map(len, wanted)))
+    side = SIDE_OF_TWO if true and true.is_drawn else PICTURE_SIDE
+    return embedded([viewer.pictures(_predictions(result, context, some), side, advance) for some in wanted])
 
 
-def _seen(result: Reader, beside: Beside, wanted: Sequence[Wanted]) -> list[Seen]:
-    """Return what predictions and truth say of some images."""
+def _predictions(result: Reader, context: ReportContext, wanted: Sequence[Wanted]) -> list[Prediction]:
+    """Return what was predicted of some images, and what is true of them."""
     places, alarms = [place for place, _ in wanted], [alarm for _, alarm in wanted]
-    columns = [name for name in SHOWN if wanted and name in result.schema.names]
+    columns = shown_columns(result.schema.names) if wanted else []
     rows = fetch(result, places, columns)
-    return list(map(seen, rows, _refs(result, places), beside.truths(places), alarms))
+    return list(map(prediction_of, rows, _refs(result, places), context.truths(places), alarms))
 
 
-def _refs(result: Reader, places: Sequence[Place]) -> list[ImageRef | None]:
+def _refs(result: Reader, places: Sequence[RankedRow]) -> list[ImageRef | None]:
     """Return where the images at ``places`` lie; the plan is read once a part."""
-    found: dict[Place, ImageRef | None] = {}
+    found: dict[RankedRow, ImageRef | None] = {}
     for part in sorted({place.part for place in places}):
         here = [place for place in places if place.part == part]
         found |= zip(here, result.refs(part, [place.row for place in here]), strict=True)
     return [found[place] for place in places]
-
-
-def _viewer(result: Reader) -> Viewer:
-    storage = hurried(result.input_storage().options)
-    return Viewer(storage, source_of(result, storage))
 
 
 def _title(settings: Mapping[str, Any]) -> Fact:
@@ -194,23 +199,25 @@ def _url(section: Any) -> str:
     return redact(str(url)) if url else ""
 
 
-def _spans(footers: Iterable[Footer]) -> list[plots.Span]:
+def _spans(footers: Iterable[Footer]) -> list[plots.PartSpan]:
     return [
-        plots.Span(footer.started, footer.finished, footer.rows)
+        plots.PartSpan(footer.started, footer.finished, footer.rows)
         for footer in footers
         if footer.started and footer.finished
     ]
 
 
-def _failures(result: Reader, tally: Tally) -> list[Failed]:
-    total = tally.failed.total()
+def _failures(result: Reader, counts: RowCounts) -> list[FailureCode]:
+    total = counts.failed.total()
     return [
-        Failed(code, meaning(code), number, number / total, _examples(result, tally.examples[code].places))
-        for code, number in sorted(tally.failed.items(), key=lambda item: (-item[1], item[0]))
+        FailureCode(
+            code, meaning(code), number, number / total, _examples(result, counts.examples[code].places)
+        )
+        for code, number in sorted(counts.failed.items(), key=lambda item: (-item[1], item[0]))
     ]
 
 
-def _examples(result: Reader, places: Sequence[Place]) -> list[tuple[str, str]]:
+def _examples(result: Reader, places: Sequence[RankedRow]) -> list[tuple[str, str]]:
     rows = fetch(result, places, ["key", "error"])
     return [(row["key"], (row["error"]["message"] or "")[:LONGEST_MESSAGE]) for row in rows]
 
@@ -228,19 +235,19 @@ def _run(record: Mapping[str, Any]) -> Run:
     )
 
 
-def _labels(tally: Tally) -> list[Bar]:
-    ranked = sorted(tally.labels.items(), key=lambda item: (-item[1], item[0]))[:MOST_LABELS]
+def _labels(counts: RowCounts) -> list[Bar]:
+    ranked = sorted(counts.labels.items(), key=lambda item: (-item[1], item[0]))[:MOST_LABELS]
     return [Bar(label, amount, amount / ranked[0][1]) for label, amount in ranked]
 
 
-def _scores(tally: Tally) -> Chart | None:
-    counts = tally.scores.tolist()
-    if not tally.scored or sum(counts) < 2:
+def _scores(counts: RowCounts) -> Chart | None:
+    bins = counts.scores.tolist()
+    if not counts.scored or sum(bins) < 2:
         return None
-    sure = sum(counts[SCORE_BINS // 2 :]) / sum(counts)
+    sure = sum(bins[SCORE_BINS // 2 :]) / sum(bins)
     return Chart(
-        plot=plots.columns(counts),
-        up=["0", number(max(counts))],
+        plot=plots.columns(bins),
+        up=["0", number(max(bins))],
         across=["0 %", "25 %", "50 %", "75 %", "100 %"],
         summary=f"{percent(sure)} of the images have a best score of one half or more",
     )

@@ -9,28 +9,29 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnbatch.errors import EnvironmentFault
+from cnnbatch.humanize import percent
 from cnnbatch.images.formats import recognise
 from cnnbatch.images.limits import DecodeError, Limits
 from cnnbatch.images.pillow_decode import by_pillow, opened
 from cnnbatch.images.quiet import without_warnings
-from cnnbatch.report.marked import marked
+from cnnbatch.report.answers.entry import Guess
+from cnnbatch.report.prediction import Prediction, drawn, drawn_truth
+from cnnbatch.sources import source_of
 from cnnbatch.storage import Forbidden, NotFound, Storage, StorageOptions
-from cnnbatch.truth import SURE
-from cnnbatch.types import Content, Failure, ImageRef, Shard
+from cnnbatch.types import Content, Failure, Shard
 
 if TYPE_CHECKING:
+    from cnnbatch.output.reader import Reader
     from cnnbatch.types import Source
-from cnnbatch.humanize import percent
 
 MOST_BYTES = 32 * 2**20
 MOST_PIXELS = 32 * 10**6
@@ -66,82 +67,6 @@ class NotShown(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
-    """One label and its score, where the task gives one."""
-
-    label: str
-    score: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """What is true of an image: its class, or its objects."""
-
-    label: str | None = None
-    objects: tuple[Mapping[str, Any], ...] | None = None
-
-
-class Alarm(NamedTuple):
-    """An image's most confident detection of what is not there; ``found`` of its ``truths`` were found."""
-
-    label: str
-    score: float
-    truths: int
-    found: int
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What a row says of its image; ``size`` is (height, width).
-
-    ``guesses`` are its labels, the best first; ``objects`` what was detected; ``ref`` is where it lies.
-    ``truth`` and ``alarm`` are known of images that were judged.
-    """
-
-    key: str
-    uri: str
-    size: tuple[int, int] | None = None
-    guesses: tuple[Guess, ...] = ()
-    problem: str | None = None
-    objects: tuple[Mapping[str, Any], ...] | None = None
-    ref: ImageRef | None = None
-    truth: Truth | None = None
-    alarm: Alarm | None = None
-
-    @property
-    def right(self) -> bool | None:
-        """Whether the best label is the true one; None where it is not known."""
-        if self.truth is None or self.truth.label is None or not self.guesses:
-            return None
-        return self.truth.label == self.guesses[0].label
-
-    @property
-    def actual(self) -> str:
-        """What is true, in words; empty where that is not known."""
-        if self.truth is None:
-            return ""
-        return counted(self.truth.objects) if self.truth.objects is not None else self.truth.label or ""
-
-    @property
-    def predicted(self) -> str:
-        """What was predicted, in words, as they stand beside `actual`: ``dog (0.97)``."""
-        if self.objects is not None or not self.guesses:
-            return self.caption
-        best = self.guesses[0]
-        return best.label if best.score is None else f"{best.label} ({best.score:.2f})"
-
-    @property
-    def caption(self) -> str:
-        """The best label with its score, what was detected, or what went wrong; empty if nothing is."""
-        if self.problem is None and self.objects is not None:
-            return counted(self.objects)
-        if self.problem or not self.guesses:
-            return self.problem or ""
-        best = self.guesses[0]
-        return best.label if best.score is None else f"{best.label}, {percent(best.score)}"
-
-
-@dataclass(frozen=True, slots=True)
 class Picture:
     """A small picture with what was predicted; ``image`` is None where ``reason`` says why.
 
@@ -149,7 +74,7 @@ class Picture:
     caption.
     """
 
-    seen: Seen
+    prediction: Prediction
     image: Image.Image | None = field(repr=False)
     reason: str | None = None
     actual: Image.Image | None = field(default=None, repr=False)
@@ -157,8 +82,8 @@ class Picture:
     def captioned(self) -> Image.Image:
         """Return the picture, or its placeholder, over a line with its best labels."""
         picture = self.image or _placeholder(self.reason or "")
-        guesses = [_line(guess) for guess in self.seen.guesses[:3]]
-        lines = guesses if guesses and not self.seen.problem else [self.seen.caption]
+        guesses = [_line(guess) for guess in self.prediction.ranked[:3]]
+        lines = guesses if guesses and not self.prediction.problem else [self.prediction.caption]
         font = ImageFont.load_default(16)
         whole = Image.new("RGB", (max(picture.width, 240), picture.height + 12 + 22 * len(lines)), "white")
         whole.paste(picture, ((whole.width - picture.width) // 2, 0))
@@ -187,50 +112,6 @@ def jpeg_uri(image: Image.Image, quality: int) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def seen(
-    row: Mapping[str, Any],
-    ref: ImageRef | None = None,
-    truth: Truth | None = None,
-    alarm: Alarm | None = None,
-) -> Seen:
-    """Return what ``row`` says, from whichever of the columns label, score, top and objects it has."""
-    ranked = row.get("top") or ([row] if row.get("label") is not None else [])
-    error = row.get("error")
-    height, width = row.get("height"), row.get("width")
-    return Seen(
-        key=row["key"],
-        uri=row["uri"],
-        size=(height, width) if height and width else None,
-        guesses=tuple(Guess(str(guess["label"]), guess.get("score")) for guess in ranked),
-        problem=f"{error['code']}: {error['message']}" if error else None,
-        objects=None if row.get("objects") is None else tuple(_shown(row["objects"], alarm)),
-        ref=ref,
-        truth=truth,
-        alarm=alarm,
-    )
-
-
-def _shown(objects: Iterable[Mapping[str, Any]], alarm: Alarm | None) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects that are sure, and the false alarm, marked as such."""
-    for one in objects:
-        if alarm and (one["label"], one["score"]) == (alarm.label, alarm.score):
-            yield {**one, "alarm": True}
-        elif is_sure(one):
-            yield one
-
-
-def is_sure(one: Mapping[str, Any]) -> bool:
-    """Say whether a detected object is shown and counted: what has no score is truth."""
-    return one["score"] is None or one["score"] >= SURE
-
-
-def counted(objects: Iterable[Mapping[str, Any]]) -> str:
-    """Return objects as people count them: ``2 person, dog``; the most frequent first."""
-    counts = Counter(str(one["label"]) for one in objects)
-    words = [label if count == 1 else f"{count} {label}" for label, count in counts.most_common()]
-    return ", ".join(words) or "nothing"
-
-
 def hurried(options: StorageOptions) -> Storage:
     """Return a storage that prefers a placeholder over waiting long."""
     return Storage(options.model_copy(update={"timeout_s": 10.0, "retries": 1}))
@@ -244,36 +125,42 @@ class Viewer:
         self._source = source
         self._faults = 0
 
-    def picture(self, seen: Seen, side: int) -> Picture:
-        """Return the picture of ``seen``, at most ``side`` pixels wide and high."""
+    def picture(self, prediction: Prediction, side: int, draw: bool = True) -> Picture:
+        """Return the picture of an image, at most ``side`` pixels wide and high.
+
+        With ``draw``, what was predicted is drawn on it, and what is true on a second one.
+        """
         try:
-            image = small(self._read(seen), side)
+            image = small(self._read(prediction), side)
         except NotShown as reason:
-            return Picture(seen, None, str(reason))
-        if seen.size is None:
-            return Picture(seen, image)
-        true = seen.truth.objects if seen.truth else None
-        actual = None if true is None else marked(image.copy(), seen.size[::-1], true)
-        return Picture(seen, marked(image, seen.size[::-1], seen.objects or ()), actual=actual)
+            return Picture(prediction, None, str(reason))
+        if not draw:
+            return Picture(prediction, image)
+        actual = drawn_truth(image, prediction)
+        return Picture(prediction, drawn(image, prediction), actual=actual)
 
     def pictures(
-        self, many: Iterable[Seen], side: int, advance: Callable[[int], None] = lambda pictures: None
+        self,
+        many: Iterable[Prediction],
+        side: int,
+        advance: Callable[[int], None] = lambda pictures: None,
+        draw: bool = True,
     ) -> list[Picture]:
-        """Return the pictures of ``many``, in order; ``advance`` is told of each."""
+        """Return the pictures of ``many``, in order; ``advance`` is called after each."""
         found = []
         with ThreadPoolExecutor(READERS, thread_name_prefix="pictures") as pool:
-            for picture in pool.map(lambda seen: self.picture(seen, side), many):
+            for picture in pool.map(lambda one: self.picture(one, side, draw), many):
                 found.append(picture)
                 advance(1)
         return found
 
-    def _read(self, seen: Seen) -> Content | Failure:
+    def _read(self, prediction: Prediction) -> Content | Failure:
         if self._faults >= FAULTS_BEFORE_GIVING_UP:
             raise NotShown("its storage does not answer")
         try:
-            if self._source is None or seen.ref is None:
-                return self._storage.read(seen.uri, limit=MOST_BYTES)
-            (reader,) = self._source.read(Shard(0, (seen.ref,)))
+            if self._source is None or prediction.ref is None:
+                return self._storage.read(prediction.uri, limit=MOST_BYTES)
+            (reader,) = self._source.read(Shard(0, (prediction.ref,)))
             return reader()
         except NotFound:
             raise NotShown(_WORDS["not_found"]) from None
@@ -282,8 +169,14 @@ class Viewer:
         except EnvironmentFault:
             self._faults += 1
             raise NotShown("its storage does not answer") from None
-        except Exception as fault:  # Whatever else one address does is told in its placeholder.
+        except Exception as fault:  # Whatever else one address does is said in its placeholder.
             raise NotShown(f"can't be read ({type(fault).__name__})") from None
+
+
+def viewer_of(result: Reader) -> Viewer:
+    """Return what reads the originals of an output, without waiting long for any."""
+    storage = hurried(result.input_storage().options)
+    return Viewer(storage, source_of(result, storage))
 
 
 def small(content: Content | Failure, side: int) -> Image.Image:
@@ -294,7 +187,7 @@ def small(content: Content | Failure, side: int) -> Image.Image:
         return thumbnail(content, side)
     try:
         pixels, _ = content.decode(lambda size: None)
-    except Exception as fault:  # Whatever one picture does is told in its placeholder.
+    except Exception as fault:  # Whatever one picture does is said in its placeholder.
         raise NotShown(f"can't be decoded ({type(fault).__name__})") from None
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

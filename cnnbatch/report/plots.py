@@ -24,7 +24,7 @@ _STEPS = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10, 20)
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class PartSpan:
     """A part's work: ``rows`` images between two moments."""
 
     started: datetime
@@ -51,7 +51,7 @@ class Timeline:
         return self.images / self.seconds
 
 
-def timeline(spans: Sequence[Span]) -> Timeline | None:
+def timeline(spans: Sequence[PartSpan]) -> Timeline | None:
     """Return when the images were done, as if each part had gone on evenly; None without spans."""
     if not spans:
         return None

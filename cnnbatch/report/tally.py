@@ -7,7 +7,7 @@ gives the same page; the price is one hash a row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cnnbatch.metrics.intervals import key_hashes
-from cnnbatch.report.pictures import is_sure
+from cnnbatch.report.answers import answers_among
 
 if TYPE_CHECKING:
     from cnnbatch.output.reader import Reader
@@ -28,10 +28,11 @@ LEAST_SURE = 12
 EXAMPLES_OF_A_CODE = 5
 SCORE_BINS = 20
 MOST_LABELS = 50_000
-COUNTED = ("key", "error", "vanished", "label", "score", "objects")
+COUNTED = ("key", "error", "vanished")
+"""What is counted, but the answers and their scores."""
 
 
-class Place(NamedTuple):
+class RankedRow(NamedTuple):
     """A row by its rank, then by where it is; the order of ranks is the order of choice."""
 
     rank: float
@@ -45,9 +46,9 @@ class Least:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self.places: list[Place] = []
+        self.places: list[RankedRow] = []
 
-    def add(self, places: Iterable[Place]) -> None:
+    def add(self, places: Iterable[RankedRow]) -> None:
         """Keep what is least of the known and the new."""
         self.places = sorted([*self.places, *places])[: self._size]
 
@@ -56,11 +57,11 @@ class Least:
         chosen = np.lexsort((ties, ranks))[: self._size]
         if len(self.places) == self._size:
             chosen = chosen[ranks[chosen] <= self.places[-1].rank]
-        self.add(Place(float(ranks[i]), int(ties[i]), part, int(rows[i])) for i in chosen.tolist())
+        self.add(RankedRow(float(ranks[i]), int(ties[i]), part, int(rows[i])) for i in chosen.tolist())
 
 
 @dataclass(slots=True)
-class Tally:
+class RowCounts:
     """What is known of some parts; `merge` adds what is known of others."""
 
     rows: int = 0
@@ -73,7 +74,7 @@ class Tally:
     least_sure: Least = field(default_factory=lambda: Least(LEAST_SURE))
     examples: dict[str, Least] = field(default_factory=dict)
 
-    def merge(self, other: Tally) -> None:
+    def merge(self, other: RowCounts) -> None:
         """Add what ``other`` counted; the order of merging changes nothing."""
         self.rows += other.rows
         self.vanished += other.vanished
@@ -99,12 +100,10 @@ class Tally:
             good &= ~gone
         self._add_failures(columns["error"], ties, part, rows)
         self.sample.add_rows(ties[good] / 2**64, ties[good], part, rows[good])
-        if "label" in columns:
-            self._count_labels(_counts(columns["label"].filter(pa.array(good))))
-        if "objects" in columns:
-            self._count_labels(_sure_labels(columns["objects"].filter(pa.array(good))))
-        if "score" in columns:
-            self._add_scores(columns["score"], ties, part, rows, good)
+        for kind, entry in answers_among(columns).items():
+            self._count_labels(entry.labels(columns[kind].filter(pa.array(good))))
+            if entry.score_column in columns:
+                self._add_scores(columns[entry.score_column], ties, part, rows, good)
 
     def _add_failures(self, errors: pa.StructArray, ties: np.ndarray, part: int, rows: np.ndarray) -> None:
         failed = np.flatnonzero(np.asarray(pc.is_valid(errors)))
@@ -134,13 +133,15 @@ class Tally:
             self.labels = Counter(dict(self.labels.most_common(MOST_LABELS)))
 
 
-def count(result: Reader) -> Tally:
+def count(result: Reader) -> RowCounts:
     """Count all rows of ``result``, several parts at a time."""
     parts = range(len(result.receipts()))
-    whole = Tally()
+    whole = RowCounts()
     if not parts:
         return whole
-    columns = [name for name in COUNTED if name in result.schema.names]
+    names = result.schema.names
+    wanted = {*COUNTED, *_answer_columns(names)}
+    columns = [name for name in names if name in wanted]
     with ThreadPoolExecutor(READERS, thread_name_prefix="counting") as pool:
         for tally in pool.map(
             lambda first: _count_parts(result, parts[first::READERS], columns), range(READERS)
@@ -149,7 +150,7 @@ def count(result: Reader) -> Tally:
     return whole
 
 
-def fetch(result: Reader, places: Sequence[Place], columns: Sequence[str]) -> list[dict[str, Any]]:
+def fetch(result: Reader, places: Sequence[RankedRow], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Return the rows at ``places``, in order, with ``columns``; each part is opened once."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for part in sorted({place.part for place in places}):
@@ -159,8 +160,8 @@ def fetch(result: Reader, places: Sequence[Place], columns: Sequence[str]) -> li
     return [found[place.part, place.row] for place in places]
 
 
-def _count_parts(result: Reader, parts: Iterable[int], columns: Sequence[str]) -> Tally:
-    tally = Tally()
+def _count_parts(result: Reader, parts: Iterable[int], columns: Sequence[str]) -> RowCounts:
+    tally = RowCounts()
     for part in parts:
         start = 0
         for batch in result.batches(columns, part):
@@ -169,13 +170,9 @@ def _count_parts(result: Reader, parts: Iterable[int], columns: Sequence[str]) -
     return tally
 
 
-def _sure_labels(objects: pa.Array[Any]) -> Counter[str]:
-    """Count the images by the classes that were detected in them for sure."""
-    sure = [{one["label"] for one in row or () if is_sure(one)} for row in objects.to_pylist()]
-    return Counter(str(label) for labels in sure for label in labels)
-
-
-def _counts(labels: pa.Array[Any]) -> Counter[str]:
-    found = pc.value_counts(labels.drop_null())
-    labels, counts = found.field("values"), found.field("counts")
-    return Counter(dict(zip(map(str, labels.to_pylist()), counts.to_pylist(), strict=True)))
+def _answer_columns(names: Sequence[str]) -> Iterator[str]:
+    """Yield the columns of the answers, and of how sure they are."""
+    for kind, entry in answers_among(names).items():
+        yield kind
+        if entry.score_column:
+            yield entry.score_column

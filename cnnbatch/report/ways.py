@@ -31,13 +31,27 @@ MEANINGS = {
     "boxes matched": "sure boxes of either that the other has, too: same class, nearly the same place",
     "pairs decided otherwise": "pairs of images that are alike by one and not by the other",
     "least cosine of embeddings": "cosine of the two directions, for the image where they differ most",
+    "numbers that agree": "numbers of the output that differ by one part in a hundred at most",
 }
+WHY = {
+    "not measured": "Ran by {name}, without measuring: {reason}.",
+    "nothing else": "Ran by {name}: no other way could be measured.",
+    "nothing faster": "Ran by {name}: no other way that gives the same results was clearly faster.",
+    "faster": "Ran by {name}, {times} times as fast as eager fp32: {reason}.",
+    "chosen": "Ran by {name}: {reason}.",
+}
+"""Why a way was taken, by what measuring found."""
+
+MIXED = {
+    "precision": "Its parts were made in several precisions, so scores may differ a little from part to part:"
+    " {}.",
+    "backend": "Its parts were run by several backends: {}.",
+}
+"""What is said where the parts of one output differ in a field of their footers."""
+
 NOT_RECORDED = "a way that is not recorded"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>()\[\]]+")
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, UserError)
-
-Trial = Mapping[str, Any]
-"""A `speed.candidates.Trial` as JSON values."""
 
 
 class Check(NamedTuple):
@@ -64,7 +78,7 @@ class Way(NamedTuple):
     chosen: bool
 
 
-class Device(NamedTuple):
+class TunedDevice(NamedTuple):
     """A kind of device and by what its workers ran; ``ways`` is empty where nothing was measured."""
 
     name: str
@@ -78,12 +92,12 @@ class Device(NamedTuple):
         return {name: meaning for name, meaning in MEANINGS.items() if name in names}
 
 
-def devices(output: Output) -> list[Device]:
+def devices(output: Output) -> list[TunedDevice]:
     """Return each kind of device that has measured, or said why not; none where a record is damaged."""
     try:
         return [
-            Device(_device_name(record["device"]), trials.why(), trials.ways())
-            for record, trials in _records(output)
+            TunedDevice(_device_name(device), trials.why(), trials.ways())
+            for device, trials in _records(output)
         ]
     except _DAMAGED:
         return []
@@ -100,17 +114,8 @@ def ran_by(output: Output) -> str:
 
 def mixed(footers: Sequence[Footer]) -> list[str]:
     """Say by which ways the parts of one output were made, where it is more than one."""
-    precisions, backends = _counts(footers, "precision"), _counts(footers, "backend")
-    found = []
-    if len(precisions) > 1:
-        found.append(
-            f"Its parts were made in several precisions, so scores may differ a little from part to part: "
-            f"{_listed(precisions)}."
-        )
-    if len(backends) > 1:
-        named = {BACKENDS.get(backend, backend): images for backend, images in backends.items()}
-        found.append(f"Its parts were run by several backends: {_listed(named)}.")
-    return found
+    counted = {field: _counts(footers, field) for field in MIXED}
+    return [MIXED[field].format(_listed(counts)) for field, counts in counted.items() if len(counts) > 1]
 
 
 def on_cpu(output: Output) -> list[str]:
@@ -122,114 +127,114 @@ def on_cpu(output: Output) -> list[str]:
     return [f"The CPU ran what the accelerator lacks: {', '.join(lacking)}."] if lacking else []
 
 
+class _Trial:
+    """One trial of a record; ``rate`` is 0 where it was not timed."""
+
+    def __init__(self, kept: Mapping[str, Any]) -> None:
+        self.verdict, self.batch, self.rate = kept["verdict"], int(kept["batch"]), kept["rate"] or 0.0
+        self.agreement, self.limits = kept["agreement"], kept.get("limits") or {}
+        self.on_device = kept.get("decoder", "cpu") != "cpu"  # Earlier outputs decoded on the host only.
+        self.precision = f"{kept['precision']} with TF32" if kept["tf32"] else str(kept["precision"])
+        self.backend = kept["backend"]
+        self.is_eager_fp32 = (self.precision, self.backend, self.on_device) == ("fp32", "eager", False)
+        # In a line, without what is secret in addresses.
+        self.reason = _ADDRESS.sub(lambda found: redact(found[0]), " ".join(str(kept["reason"]).split()))
+
+    @property
+    def name(self) -> str:
+        decoder = ", decoding on the GPU" if self.on_device else ""
+        return f"{BACKENDS.get(self.backend, self.backend)} {self.precision}{decoder}"
+
+    def checks(self) -> list[Check]:
+        return [_check(name, value, self.limits.get(name) or {}) for name, value in self.agreement.items()]
+
+
 class _Trials:
     """All trials on one kind of device."""
 
-    def __init__(self, trials: Sequence[Trial]) -> None:
+    def __init__(self, trials: Sequence[_Trial]) -> None:
         self._trials = trials
-        self._chosen = [trial for trial in trials if trial["verdict"] == "chosen"][0]
-        self._reference = next((one for one in trials if _is_eager_fp32(one) and one["rate"]), None)
-        self._fastest = max(one["rate"] or 0.0 for one in trials)
+        self._chosen = [trial for trial in trials if trial.verdict == "chosen"][0]
+        self._reference = next((one for one in trials if one.is_eager_fp32 and one.rate), None)
+        self._fastest = max(one.rate for one in trials)
 
     def ways(self) -> list[Way]:
         """Return the ways, the fastest first; none where nothing was measured."""
         if len(self._trials) == 1:
             return []
-        return [self._way(one) for one in sorted(self._trials, key=lambda one: -(one["rate"] or 0.0))]
+        return [self._way(one) for one in sorted(self._trials, key=lambda one: -one.rate)]
 
     def why(self) -> str:
         """Return why the chosen way was taken, in a sentence."""
-        name, reason = _name(self._chosen), _reason(self._chosen).rstrip(".")
+        chosen = self._chosen
+        reason, times = chosen.reason.rstrip("."), self._times(chosen)
+        return WHY[self._found()].format(name=chosen.name, reason=reason, times=times)
+
+    def _found(self) -> str:
+        """Return what measuring found: a key of `WHY`."""
         if len(self._trials) == 1:
-            return f"Ran by {name}, without measuring: {reason}."
-        if _is_eager_fp32(self._chosen):
-            others = any(one["rate"] and not _is_eager_fp32(one) for one in self._trials)
-            measured = "that gives the same results was clearly faster" if others else "could be measured"
-            return f"Ran by {name}: no other way {measured}."
-        times = "" if _decodes_on_device(self._chosen) else self._times(self._chosen)  # The network's alone.
-        return f"Ran by {name}{f', {times} times as fast as eager fp32' if times else ''}: {reason}."
+            return "not measured"
+        if self._chosen.is_eager_fp32:
+            others = any(one.rate and not one.is_eager_fp32 for one in self._trials)
+            return "nothing faster" if others else "nothing else"
+        is_faster = self._times(self._chosen) and not self._chosen.on_device  # The network's rate alone.
+        return "faster" if is_faster else "chosen"
 
     def faster(self) -> str:
         """Return the chosen way and how much faster it is; nothing where it is eager fp32 or not measured."""
-        times = self._times(self._chosen)
-        if _is_eager_fp32(self._chosen) or not times:
+        chosen, times = self._chosen, self._times(self._chosen)
+        if chosen.is_eager_fp32 or not times:
             return ""
-        way = f"{self._chosen['backend']} {_precision(self._chosen)}"
-        if _decodes_on_device(self._chosen):
-            return f"{way}, decoding on the GPU"
-        return f"{way}, {times} times eager fp32"
+        gain = "decoding on the GPU" if chosen.on_device else f"{times} times eager fp32"
+        return f"{chosen.backend} {chosen.precision}, {gain}"
 
-    def _way(self, trial: Trial) -> Way:
-        chosen, checks, rate = trial is self._chosen, _checks(trial), trial["rate"] or 0.0
-        told = chosen or any(check.beyond for check in checks)  # By the sentence, or by the checks.
+    def _way(self, trial: _Trial) -> Way:
+        chosen, checks = trial is self._chosen, trial.checks()
+        is_said = chosen or any(check.beyond for check in checks)  # By the sentence, or by the checks.
         return Way(
-            name=_name(trial),
-            batch=int(trial["batch"]),
-            rate=decimal(rate) if rate else "",
-            share=rate / self._fastest if self._fastest else 0.0,
+            name=trial.name,
+            batch=trial.batch,
+            rate=decimal(trial.rate) if trial.rate else "",
+            share=trial.rate / self._fastest if self._fastest else 0.0,
             times=self._times(trial),
             checks=checks,
-            note="" if checks or not rate else self._uncompared(trial),
+            note="" if checks or not trial.rate else self._uncompared(trial),
             verdict=self._verdict(trial),
-            reason="" if told else _reason(trial),
+            reason="" if is_said else trial.reason,
             chosen=chosen,
         )
 
-    def _times(self, trial: Trial) -> str:
-        if self._reference is None or not trial["rate"]:
+    def _times(self, trial: _Trial) -> str:
+        if self._reference is None or not trial.rate:
             return ""
-        return decimal(trial["rate"] / self._reference["rate"])
+        return decimal(trial.rate / self._reference.rate)
 
-    def _uncompared(self, trial: Trial) -> str:
+    def _uncompared(self, trial: _Trial) -> str:
         """Say why a trial was not compared with eager fp32, or where its way was."""
         if trial is self._reference:
             return "the reference"
-        first = next(one for one in self._trials if _name(one) == _name(trial))
-        return "not compared" if first is trial else f"as in batches of {first['batch']}"
+        first = next(one for one in self._trials if one.name == trial.name)
+        return "not compared" if first is trial else f"as in batches of {first.batch}"
 
-    def _verdict(self, trial: Trial) -> str:
-        if trial["verdict"] == "slower" and (trial["rate"] or 0.0) > (self._chosen["rate"] or 0.0):
+    def _verdict(self, trial: _Trial) -> str:
+        if trial.verdict == "slower" and trial.rate > self._chosen.rate:
             return "hardly faster"
-        return VERDICTS.get(trial["verdict"], str(trial["verdict"]))
+        return VERDICTS.get(trial.verdict, str(trial.verdict))
 
 
-def _records(output: Output) -> list[tuple[dict[str, Any], _Trials]]:
-    """Return the settings of each kind of device that has tried something, with its trials."""
+def _records(output: Output) -> list[tuple[str, _Trials]]:
+    """Return each kind of device that has tried something, with its trials."""
     found = [record for _, record in sorted(output.settings().items())]
-    return [(record, _Trials(record["trials"])) for record in found if record and record["trials"]]
-
-
-def _is_eager_fp32(trial: Trial) -> bool:
-    way = (trial["precision"], trial["backend"], trial["tf32"], _decodes_on_device(trial))
-    return way == ("fp32", "eager", False, False)
-
-
-def _decodes_on_device(trial: Trial) -> bool:
-    return bool(trial.get("decoder", "cpu") != "cpu")  # Outputs of before decoded on the host only.
-
-
-def _name(trial: Trial) -> str:
-    decoder = ", decoding on the GPU" if _decodes_on_device(trial) else ""
-    return f"{BACKENDS.get(trial['backend'], trial['backend'])} {_precision(trial)}{decoder}"
-
-
-def _precision(trial: Trial) -> str:
-    return f"{trial['precision']} with TF32" if trial["tf32"] else str(trial["precision"])
+    return [
+        (record["device"], _Trials(list(map(_Trial, record["trials"]))))
+        for record in found
+        if record and record["trials"]
+    ]
 
 
 def _device_name(device: str) -> str:
     kind, _, name = device.partition(":")
     return {"cuda": name, "cpu": f"CPU with {name}", "mps": "Apple GPU"}.get(kind, device)
-
-
-def _reason(trial: Trial) -> str:
-    """Return a trial's reason in a line, without what is secret in its addresses."""
-    return _ADDRESS.sub(lambda address: redact(address[0]), " ".join(str(trial["reason"]).split()))
-
-
-def _checks(trial: Trial) -> list[Check]:
-    limits = trial.get("limits") or {}
-    return [_check(name, value, limits.get(name) or {}) for name, value in trial["agreement"].items()]
 
 
 def _check(name: str, value: float, limit: Mapping[str, float]) -> Check:
@@ -251,7 +256,8 @@ def _counts(footers: Iterable[Footer], field: str) -> dict[str, int]:
     """Count images by what the footers of their parts say; nothing where none says anything."""
     counts = Counter[str]()
     for footer in footers:
-        counts[str(footer.info.get(field) or "")] += footer.rows
+        value = str(footer.info.get(field) or "")
+        counts[BACKENDS.get(value, value) if field == "backend" else value] += footer.rows
     unknown = counts.pop("", 0)
     if counts and unknown:
         counts[NOT_RECORDED] = unknown

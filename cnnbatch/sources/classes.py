@@ -6,7 +6,7 @@ truth lies beside the images slower. An object that an earlier job found has the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,23 +14,18 @@ import pyarrow as pa
 
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import nearest
-from cnnbatch.truth import OBJECT_LABEL, classes_of, with_classes
-from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
+from cnnbatch.sources.wrapper import SourceWrapper
+from cnnbatch.truth import OBJECT_LABEL, answer_of, classes_of, with_classes
+from cnnbatch.types import ImageRef, Shard
 
 _CHUNK = 4096  # refs whose labels are asked for at once
 
 
 @dataclass(frozen=True)
-class OfClasses:
+class OfClasses(SourceWrapper):
     """The images of ``source`` whose label is one of ``names``, in the source's order."""
 
-    source: Source
     names: tuple[str, ...]
-
-    @property
-    def columns(self) -> pa.Schema:
-        """The columns of the source itself."""
-        return self.source.columns
 
     @property
     def truth_schema(self) -> pa.Schema | None:
@@ -38,7 +33,7 @@ class OfClasses:
         schema = self.source.truth_schema
         if schema is None and OBJECT_LABEL in self.source.columns.names:
             return None
-        if schema is None or "label" not in schema.names:
+        if schema is None or answer_of(schema) != "label":
             raise UserError(
                 "input.classes: these images have no label to choose by\n"
                 "  what to do: leave it out, or say where the labels are (input.label, input.truth)"
@@ -68,10 +63,6 @@ class OfClasses:
     def _labels(self, refs: tuple[ImageRef, ...]) -> list[str | None]:
         truth = self.source.truth(Shard(0, refs))
         return [None] * len(refs) if truth is None else truth["label"].to_pylist()
-
-    def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
-        """Give the source's readers."""
-        return self.source.read(shard)
 
     def truth(self, shard: Shard) -> pa.Table | None:
         """Return the source's truth, with the chosen classes."""

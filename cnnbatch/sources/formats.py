@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
-import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.images.formats import SUFFIXES
+from cnnbatch.config.entries import Entries
+from cnnbatch.errors import UserError
+from cnnbatch.humanize import meant
 from cnnbatch.sources import datasets
-from cnnbatch.sources.files.patterns import is_pattern
+from cnnbatch.sources.classes import OfClasses
 from cnnbatch.sources.files.splits import inner_folder, splits_below
 from cnnbatch.sources.labelled import FOLDER, Labelled, labelled_by_pattern
-from cnnbatch.sources.located import Placed
+from cnnbatch.sources.located import LocatedSource
+from cnnbatch.sources.recognition import recognise
+from cnnbatch.sources.subsets import SubsetSource
+from cnnbatch.sources.without_truth import WithoutTruth
 from cnnbatch.storage import (
     Forbidden,
     NotFound,
@@ -28,10 +31,9 @@ from cnnbatch.storage import (
     normalize,
     parent,
     redact,
-    without_query,
 )
 from cnnbatch.storage.text import decoded
-from cnnbatch.truth import NO_TRUTH, OBJECT_LABEL
+from cnnbatch.truth import NO_TRUTH, OBJECT_LABEL, answer_of
 
 if TYPE_CHECKING:
     from cnnbatch.config.input import Input
@@ -40,75 +42,99 @@ if TYPE_CHECKING:
     from cnnbatch.storage import Allowed
     from cnnbatch.types import Source
 
-LISTS = (".txt", ".csv", ".tsv", ".parquet")
-"""Suffixes that ``format: auto`` takes for a list of addresses; of Parquet, where it holds no images."""
-
-TARS = (".tar", ".tar.gz", ".tgz")
-"""Suffixes of tar archives."""
-
-_CIFAR10 = {"data_batch_1.bin", "test_batch.bin", "data_batch_1", "test_batch"}
-_PEEKED = 50  # entries of a folder that are looked at to recognise it
 _PART = re.compile(r"(?P<whole>.+)#(?P<part>objects|patches=(?P<side>[1-9]\d*))$")
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """Where a format's source is made, and which fields of ``input`` mean something to it."""
+class SourceFormat:
+    """How a format's source is made, and which fields of ``input`` mean something to it.
 
-    opener: str
-    fields: frozenset[str] = frozenset()
+    ``opener`` is a function of the job's input and its storage, or the address of one, which is imported
+    when it is needed. ``labelled``: labels may also be given by a pattern for the keys, ``input.label``.
+    """
+
+    opener: Callable[[Input, Storage], Source] | str
+    fields: Collection[str] = ()
     labelled: bool = True
 
     def open(self, input: Input, storage: Storage) -> Source:
         """Return the source; imports what it needs."""
-        module, _, name = self.opener.partition(":")
-        make: Callable[[Any, Storage], Source] = getattr(
-            importlib.import_module(f"cnnbatch.sources.{module}"), name
-        )
-        source = make(input, storage)
+        source = self._make(input, storage)
         return labelled_by_pattern(source, input.label) if self.labelled and input.label else source
 
+    @property
+    def _make(self) -> Callable[[Input, Storage], Source]:
+        if not isinstance(self.opener, str):
+            return self.opener
+        module, _, name = self.opener.partition(":")
+        found: Callable[[Input, Storage], Source] = getattr(importlib.import_module(module), name)
+        return found
 
-FORMATS = {
-    "files": Format("formats:open_files", frozenset({"inventory", "suffixes"})),
-    "folders": Format("formats:open_folders", frozenset({"inventory", "suffixes"}), labelled=False),
-    "list": Format("lists.source:open_list", frozenset({"key", "label", "keep"}), labelled=False),
-    "coco": Format("coco.source:open_coco", frozenset({"truth", "suffixes"}), labelled=False),
-    "voc": Format("voc.source:open_voc", frozenset({"split"}), labelled=False),
-    "parquet": Format("parquet.source:open_parquet", frozenset({"key", "label", "keep"}), labelled=False),
-    "tar": Format("tar.source:open_tar", frozenset({"keep"})),
-    "cifar10": Format("cifar10:open_cifar10", frozenset({"split"}), labelled=False),
-    "imagenet_det": Format("voc.source:open_imagenet_det", frozenset({"split"}), labelled=False),
-}
+
+_HERE = "cnnbatch.sources"
+
+FORMATS: Entries[SourceFormat] = Entries(
+    "sources",
+    {
+        "files": SourceFormat(f"{_HERE}.formats:open_files", ("inventory", "suffixes")),
+        "folders": SourceFormat(f"{_HERE}.formats:open_folders", ("inventory", "suffixes"), labelled=False),
+        "list": SourceFormat(f"{_HERE}.lists.source:open_list", ("key", "label", "keep"), labelled=False),
+        "parquet": SourceFormat(
+            f"{_HERE}.parquet.source:open_parquet", ("key", "label", "keep"), labelled=False
+        ),
+        "tar": SourceFormat(f"{_HERE}.tar.source:open_tar", ("keep",)),
+        "coco": SourceFormat(f"{_HERE}.coco.source:open_coco", ("truth", "suffixes"), labelled=False),
+        "voc": SourceFormat(f"{_HERE}.voc.source:open_voc", ("split",), labelled=False),
+        "imagenet_det": SourceFormat(f"{_HERE}.voc.source:open_imagenet_det", ("split",), labelled=False),
+        "cifar10": SourceFormat(f"{_HERE}.cifar10:open_cifar10", ("split",), labelled=False),
+    },
+    SourceFormat,
+)
+"""What ``input.format`` may be, beside ``auto``."""
+
+
+def format_names() -> list[str]:
+    """Return all that ``input.format`` may be."""
+    return ["auto", *FORMATS.names()]
+
+
+def known_format(name: str) -> str:
+    """Return ``name``, which ``input.format`` may be; raises ValueError with the nearest name else."""
+    if name == "auto" or name in FORMATS:
+        return name
+    if problem := FORMATS.problem(name):
+        raise ValueError(problem)
+    *names, last = format_names()
+    got = json.dumps(name, ensure_ascii=False)
+    raise ValueError(f"expected {', '.join(names)} or {last}, got {got}{meant(name, (*names, last))}")
 
 
 def open_format(input: Input, storage: Storage) -> Source:
     """Return the source of ``input``; a mistake in it is a `UserError`."""
     if input.truth == NO_TRUTH:
-        from cnnbatch.sources.without_truth import WithoutTruth
-
         return WithoutTruth(open_format(input.model_copy(update={"truth": None}), storage))
     source = _open_whole(input, storage)
     if input.classes is not None:
-        from cnnbatch.sources.classes import OfClasses
-
         source = OfClasses(source, input.classes)
-    if input.subset is None:
-        return source
-    from cnnbatch.sources.subsets import Apart
-
-    return Apart(source, input.subset)
+    return source if input.subset is None else SubsetSource(source, input.subset)
 
 
 def _open_whole(input: Input, storage: Storage) -> Source:
     if located := datasets.resolve(input, storage):
-        return Placed(_open_whole(located.input, storage), located.name, located.folder)
+        return LocatedSource(_open_whole(located.input, storage), located.name, located.folder)
     if isinstance(input.url, str) and (part := _PART.match(input.url)) and not _is_there(input.url):
         return _open_part(input, part["whole"], part["side"], storage)
     name = recognise(input, storage) if input.format == "auto" else input.format
-    chosen = FORMATS[name]
-    _refuse_others(input, name, chosen.fields | ({"label"} if chosen.labelled else set()))
+    chosen = _format(name)
+    _refuse_others(input, name, {*chosen.fields, *(["label"] if chosen.labelled else [])})
     return chosen.open(input, storage)
+
+
+def _format(name: str) -> SourceFormat:
+    try:
+        return FORMATS[known_format(name)]
+    except ValueError as error:
+        raise UserError(f"input.format: {error}") from None
 
 
 def _is_there(url: str) -> bool:
@@ -116,7 +142,7 @@ def _is_there(url: str) -> bool:
     return is_local(url) and os.path.lexists(normalize(url))
 
 
-def _refuse_others(input: Input, name: str, allowed: frozenset[str]) -> None:
+def _refuse_others(input: Input, name: str, allowed: Collection[str]) -> None:
     """Refuse what the job says of an input and what means nothing to its format ``name``."""
     for field in ("key", "label", "keep", "truth", "split", "inventory", "min_score", "suffixes"):
         default = type(input).model_fields[field].default
@@ -130,15 +156,15 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
 
     inner = input.model_copy(update={"url": whole, "keep": ()})
     if side is None and input.format == "auto" and outputs.is_output(whole, storage):
-        _refuse_others(inner, "the output of a job", frozenset({"min_score"}))
+        _refuse_others(inner, "the output of a job", ("min_score",))
         _require_kept(input, (*regions.KEPT, OBJECT_LABEL))
         return regions.RegionImages(open_earlier(whole, storage, input.min_score, input.allow))
     _require_kept(input, regions.KEPT)
     if side is not None:
-        _refuse_others(inner, "patches", frozenset({"truth", "suffixes"}))
+        _refuse_others(inner, "patches", ("truth", "suffixes"))
         return regions.RegionImages(_open_patches(inner, int(side), storage))
     source = _open_whole(inner, storage)
-    if source.truth_schema is None or "objects" not in source.truth_schema.names:
+    if source.truth_schema is None or answer_of(source.truth_schema) != regions.ANSWER:
         raise UserError(
             f"input.url: {redact(whole)} has no boxes that could be images\n"
             "  what to do: give the output of detect, or a source with box truth (COCO, VOC, tar, Parquet)"
@@ -176,85 +202,6 @@ def _class_names(masks: str, storage: Storage) -> tuple[str, ...]:
             continue
         return tuple(line.strip() for line in lines if line.strip())
     return ()
-
-
-def recognise(input: Input, storage: Storage) -> str:
-    """Return the format of an input by its addresses, and where it is a folder by what lies first in it."""
-    urls = [input.url] if isinstance(input.url, str) else list(input.url)
-    if len(urls) > 1 or input.inventory:
-        return "files"
-    path, pattern = without_query(redact(urls[0])).lower(), is_pattern(normalize(urls[0]), storage)
-    if path.endswith(".json") or (input.truth or "").lower().endswith(".json"):
-        return "coco"
-    if path.endswith(".parquet"):
-        return "parquet" if pattern or _holds_images(urls[0], storage) else "list"
-    if path.endswith(LISTS):
-        return "list"
-    if path.endswith(TARS):
-        return "tar"
-    if posixpath.splitext(path)[1] or pattern or path.startswith(("http:", "https:")):
-        return "files"
-    return _recognise_folder(normalize(urls[0]), storage, input.suffixes)
-
-
-def _holds_images(url: str, storage: Storage) -> bool:
-    from cnnbatch.sources.parquet.source import is_parquet
-
-    return is_parquet(url, storage)
-
-
-def _recognise_folder(root: str, storage: Storage, images: tuple[str, ...]) -> str:
-    names = _first_names(root, storage)
-    if not _CIFAR10.isdisjoint(names):
-        return "cifar10"
-    if names and names[0].startswith("Annotations/DET/"):
-        return "imagenet_det"
-    if names and re.match(r"Annotations/[^/]+\.xml$", names[0]):
-        return "voc" if _first_names(join(root, "JPEGImages"), storage) else "files"
-    suffixes = {posixpath.splitext(name)[1].lower() for name in names}
-    if suffixes.isdisjoint(images or SUFFIXES):  # images beside containers are what is meant
-        tars = [name for name in names if name.lower().endswith(TARS)]
-        tables = [name for name in names if name.lower().endswith(".parquet")]
-        if tars:
-            return _of_tars(root, tars[0], tables, storage)
-        if tables:
-            _refuse_output(root, storage)
-            return "parquet"
-    return "files"
-
-
-def _refuse_output(root: str, storage: Storage) -> None:
-    from cnnbatch.sources.outputs import is_output
-
-    if is_output(root, storage):
-        raise UserError(
-            f"input.url: {redact(root)} is the output of a job, with rows and no images\n"
-            f"  what to do: give its own input for the same images, or {redact(root)}#objects for what it "
-            "found in them"
-        )
-
-
-def _of_tars(root: str, tar: str, tables: list[str], storage: Storage) -> str:
-    """Return ``tar``, unless Parquet files beside the archives hold images, too: that is a `UserError`."""
-    if tables and _holds_images(root, storage):
-        raise UserError(
-            f"input.url: {redact(root)} holds tar archives, as {tar}, and Parquet files of images, "
-            f"as {tables[0]}\n"
-            "  what to do: name one of them in input.format=tar or parquet"
-        )
-    return "tar"
-
-
-def _first_names(root: str, storage: Storage) -> list[str]:
-    """Return the first few paths below a folder; none where there is none, which its source will say.
-
-    What is hidden, such as the notes that some systems leave in each folder, tells nothing.
-    """
-    try:
-        paths = [entry.uri[len(root) :].lstrip("/") for entry in islice(storage.list(root), _PEEKED)]
-        return [path for path in paths if not path.startswith(".") and "/." not in path]
-    except (NotFound, Forbidden, Unreadable, UserError, EnvironmentFault):
-        return []
 
 
 def open_files(input: Input, storage: Storage) -> Source:
@@ -303,11 +250,12 @@ def open_earlier(url: str, storage: Storage, min_score: float, allow: Sequence[A
     from cnnbatch.output.folder import Output
     from cnnbatch.output.reader import Reader
     from cnnbatch.sources.outputs import FoundBoxes
+    from cnnbatch.sources.regions import ANSWER
     from cnnbatch.storage import OutOfReach
 
     result = Reader(url, storage)
     input = _input(result.settings)
-    if "objects" not in result.schema.names or "objects" in input.keep:
+    if ANSWER not in result.schema.names or ANSWER in input.keep:
         raise UserError(
             f"{redact(url)} has no objects: its columns are {', '.join(result.schema.names)}\n"
             "  what to do: give the output of a task that finds some, such as detect"

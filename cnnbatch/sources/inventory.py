@@ -21,7 +21,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
 from cnnbatch.errors import UserError
-from cnnbatch.sources.lists.rows import Csv, Form, Parquet
+from cnnbatch.sources.lists.rows import Csv, Form, ParquetForm
 from cnnbatch.sources.lists.source import opened
 from cnnbatch.storage import (
     Allowed,
@@ -215,7 +215,7 @@ def _read(url: str, storage: Storage) -> tuple[bytes, _Manifest]:
 def _form(url: str, manifest: _Manifest) -> Form:
     kind = manifest.format.lower()
     if kind == "parquet":
-        return Parquet()
+        return ParquetForm()
     if kind == "csv":
         return Csv(",", tuple(name.strip() for name in manifest.file_schema.split(",")))
     raise UserError(

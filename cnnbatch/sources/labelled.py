@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -12,7 +12,8 @@ import regex
 
 from cnnbatch import truth
 from cnnbatch.errors import UserError
-from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
+from cnnbatch.sources.wrapper import SourceWrapper
+from cnnbatch.types import ImageRef, Shard, Source
 
 FOLDER = r"([^/]+)/.+"
 """The first folder of a key, which is the class where folders are named by class."""
@@ -29,22 +30,16 @@ _TRIED = 1000  # images without a label, from the first on, before the pattern i
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labelled(SourceWrapper):
     """A source with labels: the first group of ``pattern`` where it matches the key from its start.
 
     A pattern without a group gives all that it matches; an image whose key it doesn't match, or with nothing
     in its group, has no label.
     """
 
-    source: Source
     pattern: str
     field: str
     truth_schema: pa.Schema = truth.LABEL_SCHEMA
-
-    @property
-    def columns(self) -> pa.Schema:
-        """The columns of the source itself."""
-        return self.source.columns
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the images; a pattern that matches none of the first is a `UserError`."""
@@ -60,10 +55,6 @@ class Labelled:
             yield ref
         if checking and unmatched:
             raise self._unlabelled(unmatched, first)
-
-    def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
-        """Give the source's readers."""
-        return self.source.read(shard)
 
     def truth(self, shard: Shard) -> pa.Table:
         """Return ``image_id``, which is the key, and ``label``."""

@@ -6,38 +6,22 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from cnnbatch.errors import EnvironmentFault
+from cnnbatch.sources.wrapper import SourceWrapper
 from cnnbatch.storage import is_local, parent, redact
-from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
+from cnnbatch.types import Content, Failure, Shard
 
 
 @dataclass(frozen=True)
-class Placed:
+class LocatedSource(SourceWrapper):
     """The source of a copy in ``folder``.
 
     A job says the same wherever the copy lies, its plan does not. Images of another place would look as
     if they were gone, one by one; that is a fault of the environment, and no row's.
     """
 
-    source: Source
     name: str
     folder: str
-
-    @property
-    def columns(self) -> pa.Schema:
-        """The columns of the source itself."""
-        return self.source.columns
-
-    @property
-    def truth_schema(self) -> pa.Schema | None:
-        """The truth's columns of the source itself."""
-        return self.source.truth_schema
-
-    def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
-        """Stream the images."""
-        return self.source.refs(after)
 
     def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
         """Give the source's readers.
@@ -58,7 +42,3 @@ class Placed:
                     "put the copy, or a link to it, where it was, or give a new output",
                 )
         return self.source.read(shard)
-
-    def truth(self, shard: Shard) -> pa.Table | None:
-        """Return the source's truth."""
-        return self.source.truth(shard)

@@ -12,7 +12,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import Output
 from cnnbatch.output.pages import Changes, Listing, listings_of
-from cnnbatch.sources.regions import Region, regions_of
+from cnnbatch.sources.regions import ANSWER, Region, regions_of
 from cnnbatch.storage import NotFound, Storage, normalize, redact
 from cnnbatch.types import ImageRef, Shard, Source
 
@@ -42,7 +42,7 @@ class FoundBoxes:
         try:
             uri = self.output.part(shard.index)
             with self.output.storage.open(uri) as file, integrity.reading(uri, integrity.MAKE_AGAIN):
-                rows = pq.read_table(file, columns=["objects"])["objects"].to_pylist()
+                rows = pq.read_table(file, columns=[ANSWER])[ANSWER].to_pylist()
         except NotFound:
             raise UserError(
                 f"{redact(self.output.uri)}: part {shard.index} is not finished yet\n"

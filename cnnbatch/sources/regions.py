@@ -33,6 +33,9 @@ _COLUMNS: list[pa.Field[Any]] = [
     pa.field("box_score", pa.float32()),
     pa.field("size", pa.list_(pa.int32())),
 ]
+ANSWER = "objects"
+"""The kind of answer that has regions, and its column."""
+
 KEPT = ("image", "box", "box_score")
 """What a job may keep of a region: its picture's key, its place there, its score where it was predicted."""
 
@@ -143,7 +146,7 @@ class TruthBoxes:
         while some := tuple(islice(refs, _AT_ONCE)):
             table = self.source.truth(Shard(0, some))
             assert table is not None
-            for ref, objects in zip(some, table["objects"].to_pylist(), strict=True):
+            for ref, objects in zip(some, table[ANSWER].to_pylist(), strict=True):
                 yield ref, regions_of(objects)
 
 
@@ -217,7 +220,7 @@ def _cut(shared: _Shared, ref: ImageRef) -> Content | Failure:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A region that was read: a `cnnbatch.types.Picture`."""
+    """A region that was read: a `cnnbatch.types.Decodable`."""
 
     shared: _Shared
     box: Mapping[str, float]

@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from cnnbatch.errors import UserError
 from cnnbatch.sources.files.splits import part_in, part_of
-from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
+from cnnbatch.sources.wrapper import SourceWrapper
+from cnnbatch.truth import answer_of
+from cnnbatch.types import ImageRef, Shard
 
 if TYPE_CHECKING:
     from cnnbatch.config.input import Subset
@@ -48,21 +48,10 @@ def fraction(key: str, purpose: str) -> float:
 
 
 @dataclass(frozen=True)
-class Apart:
+class SubsetSource(SourceWrapper):
     """The images of ``source`` that belong to ``rule.part``, in the source's order."""
 
-    source: Source
     rule: Subset
-
-    @property
-    def columns(self) -> pa.Schema:
-        """The columns of the source itself."""
-        return self.source.columns
-
-    @property
-    def truth_schema(self) -> pa.Schema | None:
-        """The truth of the source itself."""
-        return self.source.truth_schema
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the part's images; an input without any is a `UserError`."""
@@ -77,14 +66,6 @@ class Apart:
                 "  what to do: give more images, larger shares (train.validation, train.test), or another "
                 "input.subset.seed"
             )
-
-    def read(self, shard: Shard) -> Iterator[Callable[[], Content | Failure]]:
-        """Give the source's readers."""
-        return self.source.read(shard)
-
-    def truth(self, shard: Shard) -> pa.Table | None:
-        """Return the source's truth."""
-        return self.source.truth(shard)
 
     def _belongs(self, ref: ImageRef) -> bool:
         return self._part(ref) == self.rule.part
@@ -140,7 +121,7 @@ class Apart:
         )
         while chunk := tuple(islice(training, _CHUNK)):
             truth: Any = self.source.truth(Shard(0, chunk))
-            if truth is None or "label" not in truth.schema.names:
+            if truth is None or answer_of(truth.schema) != "label":
                 raise UserError("input.subset.per_class: the images have no labels to count by")
             labels = truth["label"].to_pylist()
             yield from (

@@ -1,6 +1,7 @@
 """What a task is: one file here, found by its name, and nothing else to register.
 
-A task outside this package is named ``mypackage.module:MyTask``.
+A task of an installed package is named as its entry point ``tasks.NAME`` says, any other one
+``mypackage.module:MyTask``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from cnnbatch.config.train import Train
+    from cnnbatch.models.depth import Tap
     from cnnbatch.tasks.recipes.recipe import Recipe, TrainingData
     from cnnbatch.types import Model, Runtime
 
@@ -48,6 +50,10 @@ class Task(BaseModel):
         """Return the model's classes where the job tells them without loading it, else None."""
         return None
 
+    def chosen_classes(self) -> Sequence[str] | None:
+        """Return the classes that the job itself names, which a training learns in their order; else None."""
+        return None
+
     def load(self, runtime: Runtime) -> Model:
         """Build the network on ``runtime.device``; imports torch, runs once an actor."""
         raise NotImplementedError
@@ -63,3 +69,11 @@ class Task(BaseModel):
     def recipe(self, spec: Train, data: TrainingData) -> Recipe:
         """Return how its network is trained on ``data``; a task without one does not train."""
         raise NotImplementedError
+
+    def with_features(self, most: int) -> tuple[Task, Sequence[Tap]] | None:
+        """Return the same task writing ``embedding``, by which a training chooses how much of it to tune.
+
+        It joins what the blocks of the network give, up to ``most`` of them, which are returned with it; none
+        where the network can't be cut. None: the task has no features to choose by.
+        """
+        return None

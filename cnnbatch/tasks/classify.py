@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cnnbatch.tasks.weighted import Names, Side, Size, WeightedTask
+from cnnbatch.models.trained_files import TrainedInput, TrainedSide, TrainedSize
+from cnnbatch.tasks.weighted import Names, Side, Size, WeightedTask, lists_of
 from cnnbatch.truth import ModelClasses
 from cnnbatch.types import Runtime
 
@@ -62,10 +63,22 @@ class InputChange(BaseModel):
         return found
 
 
+class ClassifierInput(TrainedInput):
+    """The fields of `cnnbatch.models.Preprocessing`."""
+
+    resize: TrainedSide | TrainedSize
+    crop: TrainedSize
+    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic"]
+    mean: Annotated[tuple[Fraction, Fraction, Fraction], Field(strict=False)]
+    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)]
+    fit: Literal["cover", "contain", "squash"]
+
+
 class Classify(WeightedTask):
     """Classification; see `cnnbatch.models.Choice` for the model and its weights."""
 
     trained_to: ClassVar[str] = "classify"
+    trained_input: ClassVar[type[TrainedInput]] = ClassifierInput
     adapters: ClassVar[tuple[str, ...]] = ("classify",)
     prepares_on_device: ClassVar[bool] = True
 
@@ -113,11 +126,16 @@ class Classify(WeightedTask):
         begun_with = self.model_copy(update={"classes": None})  # A training gives it classes of its own.
         build_classifier(begun_with.choice(self.preprocessing.fields()))
 
-    def taps(self, count: int) -> Sequence[Tap]:
-        """Return up to ``count`` blocks that give features, after which the network can be cut.
+    def with_features(self, most: int) -> tuple[Classify, Sequence[Tap]]:
+        """Return the task with what goes into its last layer, or with the blocks after which it can be cut.
 
-        None of a network that is cut already, or that can't be; see `cnnbatch.models.depth`.
+        There are none of a network that is cut already, or that can't be; see `cnnbatch.models.depth`.
         """
+        taps = self._taps(most)
+        embedding = tuple(one.block for one in taps) or True
+        return self.model_copy(update={"embedding": embedding, "classes": None, "top_k": 1}), taps
+
+    def _taps(self, most: int) -> Sequence[Tap]:
         from cnnbatch.models import build_classifier
         from cnnbatch.models.depth import can_be_cut, taps
 
@@ -125,7 +143,7 @@ class Classify(WeightedTask):
         if choice.features is not None:
             return []
         network = build_classifier(choice)
-        found = taps(network, count)
+        found = taps(network, most)
         return found if found and can_be_cut(network, found[0].block) else []
 
     def recipe(self, spec: Train, data: TrainingData) -> Recipe:
@@ -220,7 +238,7 @@ class Classifier:
             self._true_scores(images, items),
         ]
         for vectors in (_stacked(items, name) for name in self._task.vectors()):
-            columns.append(_lists(pa.array(vectors.ravel()), vectors.shape))
+            columns.append(lists_of(pa.array(vectors.ravel()), [vectors.shape[1]] * len(vectors)))
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def _labels(self, indices: NDArray[np.int64]) -> pa.Array[Any]:
@@ -228,7 +246,8 @@ class Classifier:
 
     def _top(self, scores: NDArray[np.float32], indices: NDArray[np.int64]) -> pa.ListArray[Any]:
         best = [self._labels(indices.ravel()), pa.array(scores.ravel())]
-        return _lists(pa.StructArray.from_arrays(best, fields=_BEST), scores.shape)
+        structs = pa.StructArray.from_arrays(best, fields=_BEST)
+        return lists_of(structs, [scores.shape[1]] * len(scores))
 
     def _true_scores(
         self, images: Sequence[Image], items: Sequence[Mapping[str, torch.Tensor]]
@@ -247,11 +266,3 @@ def _stacked(items: Sequence[Mapping[str, torch.Tensor]], name: str) -> NDArray[
 
     array: NDArray[Any] = torch.stack([item[name] for item in items]).cpu().numpy()
     return array
-
-
-def _lists(values: pa.Array[Any], shape: tuple[int, ...]) -> pa.ListArray[Any]:
-    """Cut ``values`` into ``shape[0]`` lists of ``shape[1]``."""
-    import numpy as np
-
-    offsets = np.arange(shape[0] + 1, dtype=np.int32) * np.int32(shape[1])
-    return pa.ListArray.from_arrays(pa.array(offsets), values)

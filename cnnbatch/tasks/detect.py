@@ -14,7 +14,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from cnnbatch.errors import UserError
-from cnnbatch.tasks.weighted import Size, WeightedTask
+from cnnbatch.models.trained_files import TrainedInput, TrainedSize
+from cnnbatch.tasks.weighted import Size, WeightedTask, lists_of
 from cnnbatch.truth import BOX, KEYPOINT, ModelClasses
 from cnnbatch.types import Runtime
 
@@ -38,6 +39,12 @@ _OBJECT: list[pa.Field[Any]] = [
 _POINTS: pa.Field[Any] = pa.field("keypoints", pa.list_(KEYPOINT))
 
 
+class DetectorInput(TrainedInput):
+    """The one field of `cnnbatch.models.Resizing` that a training may change."""
+
+    size: TrainedSize
+
+
 class Detect(WeightedTask):
     """Detection; ``classes`` are given without a background."""
 
@@ -46,6 +53,7 @@ class Detect(WeightedTask):
     batch: ClassVar[Mapping[str, int]] = {"cuda": 8, "mps": 2, "cpu": 2}
     keypoints: ClassVar[bool] = False
     trained_to: ClassVar[str] = "detect"
+    trained_input: ClassVar[type[TrainedInput]] = DetectorInput
     adapters: ClassVar[tuple[str, ...]] = get_args(Adapter)
 
     name: str = "detect"
@@ -178,7 +186,7 @@ class ObjectDetector:
             arrays.append(_points(points))
         fields = list(self._schema.field("objects").type.value_type)
         objects = pa.StructArray.from_arrays(arrays, fields=fields)
-        lists = _lists(objects, [len(one["scores"]) for one in found])
+        lists = lists_of(objects, [len(one["scores"]) for one in found])
         return pa.RecordBatch.from_arrays([lists], schema=self._schema)
 
 
@@ -226,13 +234,4 @@ def _points(points: Sequence[NDArray[np.float32]]) -> pa.ListArray[Any]:
         pa.array(flat[:, 2].astype(np.float32)),
     ]
     structs = pa.StructArray.from_arrays(columns, fields=list(KEYPOINT))
-    return _lists(structs, [count for one in points for count in [one.shape[1]] * len(one)])
-
-
-def _lists(values: pa.Array[Any], counts: Sequence[int]) -> pa.ListArray[Any]:
-    """Cut ``values`` into lists of these lengths."""
-    import numpy as np
-
-    ends: Any = pa.array(np.cumsum([0, *counts]), pa.int32())
-    lists: pa.ListArray[Any] = pa.ListArray.from_arrays(ends, values)
-    return lists
+    return lists_of(structs, [count for one in points for count in [one.shape[1]] * len(one)])

@@ -1,7 +1,7 @@
-"""Finds a task by its name: a module beside this one, or ``mypackage.module:MyTask``.
+"""Finds a task by its name: a module beside this one, an installed package's, or ``mypackage.module:MyTask``.
 
-Nothing is registered: the class is the one in the module that carries the module's name, so a file
-whose class is called differently stays invisible.
+Of this package's own nothing is registered: the class is the one in the module that carries the module's
+name, so a file whose class is called differently stays invisible.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pkgutil
 from functools import cache
 
 import cnnbatch.tasks
+from cnnbatch.config.entries import Entries
 from cnnbatch.config.plugins import load_object
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import meant
@@ -18,30 +19,42 @@ from cnnbatch.tasks import Task
 
 
 def task_names() -> list[str]:
-    """Return the names of this package's own tasks, sorted."""
-    return sorted(_own())
+    """Return the names of this package's own tasks and of those that installed packages bring, sorted."""
+    return sorted(_tasks())
 
 
 def task_class(name: str) -> type[Task]:
     """Return the class that ``task.name`` stands for.
 
     Raises:
-        UserError: no such task, module or class, or a class that is not a `Task`.
+        UserError: no such task, module or class, one that can't be imported, or a class that is no `Task`.
     """
     if ":" not in name:
-        if name not in _own():
-            known = ", ".join(task_names())
-            raise UserError(
-                f"no task is called {name!r}{meant(name, _own())}; known: {known}, or mypackage.module:MyTask"
-            )
-        return _own()[name]
+        return _named(name)
     found = load_object(name, "task.name")
     if not isinstance(found, type) or not issubclass(found, Task):
         raise UserError(f"task.name: expected a subclass of cnnbatch.tasks.Task, {name!r} is {found!r}")
     return found
 
 
+def _named(name: str) -> type[Task]:
+    tasks = _tasks()
+    if name in tasks:
+        return tasks[name]
+    if problem := tasks.problem(name):
+        raise UserError(f"task.name: {problem}")
+    known = sorted(tasks.names())
+    near = meant(name, known)
+    raise UserError(
+        f"no task is called {name!r}{near}; known: {', '.join(known)}, or mypackage.module:MyTask"
+    )
+
+
 @cache
+def _tasks() -> Entries[type[Task]]:
+    return Entries("tasks", _own(), Task)
+
+
 def _own() -> dict[str, type[Task]]:
     names = [module.name for module in pkgutil.iter_modules(cnnbatch.tasks.__path__)]
     return {name: found for name in names if (found := _task_of(name)) is not None}

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+import pyarrow as pa
+from pydantic import ConfigDict, Field, model_validator
 
 from cnnbatch.errors import UserError
+from cnnbatch.models.trained_files import TrainedInput
 from cnnbatch.storage import Storage, StorageOptions, normalize
 from cnnbatch.storage.text import decoded
 from cnnbatch.tasks import Task
 from cnnbatch.types import Backend, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from cnnbatch.models import Choice
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
 Size = Annotated[tuple[Side, Side], Field(strict=False)]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
+
+
+class AnyInput(TrainedInput):
+    """Whatever a training has written: it is the affair of the task."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class WeightedTask(Task):
@@ -30,6 +38,8 @@ class WeightedTask(Task):
     outside_fingerprint: ClassVar[frozenset[str]] = frozenset({"storage"})
     trained_to: ClassVar[str] = ""
     """What a trained folder says that its model does, for this task to take it."""
+    trained_input: ClassVar[type[TrainedInput]] = AnyInput
+    """What it says of the network's inputs."""
     adapters: ClassVar[tuple[str, ...]] = ()
     """Conventions of ONNX files that the task reads; where there is one only, it need not be said."""
 
@@ -64,6 +74,10 @@ class WeightedTask(Task):
             )
         return self
 
+    def chosen_classes(self) -> tuple[str, ...] | None:
+        """Return the names in the job, or those in the file that it names."""
+        return read_names(self.classes) if isinstance(self.classes, str) else self.classes
+
     def class_names(self) -> tuple[str, ...] | None:
         """Return the names in the job, else those in the trained folder that is the model."""
         return self.choice({}).classes
@@ -81,13 +95,13 @@ class WeightedTask(Task):
             model=self.model,
             weights=self.weights,
             sha256=self.sha256,
-            classes=read_names(self.classes) if isinstance(self.classes, str) else self.classes,
+            classes=self.chosen_classes(),
             key_map=self.key_map,
             preprocessing=preprocessing,
             adapter=self.adapter,
             storage=Storage(self.storage),
         )
-        return with_trained(choice, self.trained_to or self.name)
+        return with_trained(choice, self.trained_to or self.name, self.trained_input)
 
 
 def read_names(uri: str) -> tuple[str, ...]:
@@ -102,3 +116,12 @@ def read_names(uri: str) -> tuple[str, ...]:
             f"which cannot be read: {error}"
         ) from error
     return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def lists_of(values: pa.Array[Any], lengths: Sequence[int]) -> pa.ListArray[Any]:
+    """Cut ``values`` into lists of these lengths."""
+    import numpy as np
+
+    ends: Any = pa.array(np.cumsum([0, *lengths]), pa.int32())
+    lists: pa.ListArray[Any] = pa.ListArray.from_arrays(ends, values)
+    return lists

@@ -95,7 +95,7 @@ def at_leave(cleanup: Callable[[], object]) -> None:
 
 
 def not_at_leave(cleanup: Callable[[], object]) -> None:
-    """Take back what `at_leave` was told."""
+    """Take back what `at_leave` was given."""
     with suppress(ValueError):
         _state.cleanups.remove(cleanup)
 

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cnnbatch import terminal
+from cnnbatch.humanize import duration
 from cnnbatch.types import Receipt
 
 PLAIN_EVERY_S = 10.0
@@ -98,7 +99,7 @@ class Screen:
         """Show the line as it stands."""
         self._put(self.line())
 
-    def tell(self, line: str) -> None:
+    def progress(self, line: str) -> None:
         """Show a line that the next one replaces; without a terminal one every ten seconds."""
         self._doing = ""
         self._put(line)
@@ -121,15 +122,15 @@ class Screen:
             nonlocal done
             done += more
             rate = done / max(time.monotonic() - started, 1e-3)
-            left = _duration(max(total - done, 0) / max(rate, 1e-9))
-            self.tell(f"{name} {done:,}/{total:,} {unit} · {rate:,.1f} {unit}/s · {left} left")
+            left = duration(max(total - done, 0) / max(rate, 1e-9), whole=True)
+            self.progress(f"{name} {done:,}/{total:,} {unit} · {rate:,.1f} {unit}/s · {left} left")
 
         return advance
 
     def line(self) -> str:
         """Return the line: what is done first, then done/total, images a second, time left, failures."""
         if self._doing and not self._recent:
-            return f"{self._doing} · {_duration(time.monotonic() - self._doing_since)}"
+            return f"{self._doing} · {duration(time.monotonic() - self._doing_since, whole=True)}"
         rate = self._rate()
         before = -self.skipped if self._of_this_run else 0
         total = "?" if self.total is None else f"{self.total + before:,}"
@@ -137,7 +138,8 @@ class Screen:
         if rate:
             parts.append(f"{rate:,.1f} images/s")
         if rate and self.total is not None:
-            parts.append(f"{_duration((self.total - self.skipped - self.done) / rate)} left")
+            left = (self.total - self.skipped - self.done) / rate
+            parts.append(f"{duration(left, whole=True)} left")
         if self.failed:
             parts.append(f"{sum(self.failed.values()):,} failed")
         return " · ".join(parts)
@@ -157,14 +159,3 @@ class Screen:
             return 0.0
         since, before = self._recent[0] if len(self._recent) > 1 else (self._started, 0)
         return (self.done - before) / max(now - since, 1e-3)
-
-
-def _duration(seconds: float) -> str:
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return (
-        f"{whole // 60} min {whole % 60:02} s"
-        if whole < 3600
-        else f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    )

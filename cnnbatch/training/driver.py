@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cnnbatch.cluster import session
 from cnnbatch.config.compute import Compute, Workers
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.training.messages import Order, Told
+from cnnbatch.training.messages import TrainingMessage, TrainingOrder
 
 POLL_S = 0.3
 ANSWER_S = 60.0
@@ -41,24 +41,24 @@ _PATIENCE = {
 
 
 class _Mailbox:
-    """An actor that holds what the first worker tells until the driver takes it."""
+    """An actor that holds what the first worker sends until the driver takes it."""
 
     def __init__(self) -> None:
-        self._told: deque[Told] = deque()
+        self._messages: deque[TrainingMessage] = deque()
 
-    def put(self, told: Told) -> None:
-        self._told.append(told)
+    def put(self, message: TrainingMessage) -> None:
+        self._messages.append(message)
 
-    def take(self) -> list[Told]:
-        taken = [*self._told]
-        self._told.clear()
+    def take(self) -> list[TrainingMessage]:
+        taken = [*self._messages]
+        self._messages.clear()
         return taken
 
 
-def fit(order: Order, note: Callable[[str], object]) -> Iterator[Told]:
-    """Train on Ray and yield what the first worker tells; raises UserError and EnvironmentFault.
+def fit(order: TrainingOrder, note: Callable[[str], object]) -> Iterator[TrainingMessage]:
+    """Train on Ray and yield what the first worker sends; raises UserError and EnvironmentFault.
 
-    ``note`` is told which Ray that is.
+    ``note`` is called with which Ray that is.
     """
     compute = order.job.compute
     if order.decision.strategy != "scratch":
@@ -68,7 +68,7 @@ def fit(order: Order, note: Callable[[str], object]) -> Iterator[Told]:
         yield from _fit(order, group_for(compute))
 
 
-def _fit(order: Order, group: Group) -> Iterator[Told]:
+def _fit(order: TrainingOrder, group: WorkerGroup) -> Iterator[TrainingMessage]:
     compute = order.job.compute
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
@@ -88,9 +88,9 @@ def _fit(order: Order, group: Group) -> Iterator[Told]:
         running, heard, ended = _Running(trainer), time.monotonic(), False
         while running.is_alive():
             session.require_alive()
-            if news := ray.get(mailbox.take.remote(), timeout=ANSWER_S):
-                heard, ended = time.monotonic(), news[-1].kind == "end"
-            yield from news
+            if messages := ray.get(mailbox.take.remote(), timeout=ANSWER_S):
+                heard, ended = time.monotonic(), messages[-1].kind == "end"
+            yield from messages
             silent_s = time.monotonic() - heard
             if ended and silent_s > ANSWER_S:
                 raise EnvironmentFault(f"Ray Train has not ended its run for {silent_s:.0f} s", GOES_ON)
@@ -101,7 +101,7 @@ def _fit(order: Order, group: Group) -> Iterator[Told]:
         running.result()
 
 
-def _require_room(group: Group) -> None:
+def _require_room(group: WorkerGroup) -> None:
     """Stop where the workers that are needed at least will never be: Ray Train would wait for ever."""
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     lacking = [
@@ -155,7 +155,7 @@ def _last_line(error: BaseException) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class WorkerGroup:
     """How many workers train, as many as there are between ``least`` and ``most``, and what each gets."""
 
     least: int
@@ -171,7 +171,7 @@ class Group:
         )
 
 
-def group_for(compute: Compute) -> Group:
+def group_for(compute: Compute) -> WorkerGroup:
     """Return the group for a job: a GPU a worker where there are some, else CPUs."""
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus, cpus = there.get("GPU", 0.0), int(there.get("CPU", 1))
@@ -188,7 +188,7 @@ def group_for(compute: Compute) -> Group:
             f"{least} workers were asked for, and there is room for {most} ({cpus} CPUs, {gpus:g} GPUs)",
             "start more nodes, or ask for fewer in compute.workers",
         )
-    return Group(least, largest, use_gpu, {"CPU": float(each)} | ({"GPU": 1.0} if use_gpu else {}))
+    return WorkerGroup(least, largest, use_gpu, {"CPU": float(each)} | ({"GPU": 1.0} if use_gpu else {}))
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -196,15 +196,15 @@ def _worker(config: dict[str, Any]) -> None:
     from ray.train import get_context
     from ray.train.torch import get_device
 
-    from cnnbatch.inference.worker import devices
+    from cnnbatch.inference.worker import devices, malloc
     from cnnbatch.training.distributed import Team
     from cnnbatch.training.worker import work
 
-    order: Order = config["order"]
+    order: TrainingOrder = config["order"]
     context, compute = get_context(), order.job.compute
     os.environ["LOCAL_WORLD_SIZE"] = str(context.get_local_world_size())
     threads = 1 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
-    devices.keep_freed_memory()
+    malloc.keep_freed_memory()
     team = Team(context.get_world_rank(), context.get_world_size())
     found = devices.find_device(compute.device)
     device = (

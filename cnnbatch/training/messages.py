@@ -1,4 +1,4 @@
-"""What the workers of a training are told, and what they tell: values that travel between processes."""
+"""What the workers of a training are given, and the messages that they send to the driver."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Decision:
     features: str | None = None
     """The block that the new head reads; None for the last."""
     depths: Sequence[Mapping[str, Any]] = ()
-    """What features at several depths tell: ``block``, ``probe`` and ``evidence`` of each."""
+    """How good features at several depths are: ``block``, ``probe`` and ``evidence`` of each."""
 
 
 @dataclass(frozen=True)
-class Order:
+class TrainingOrder:
     """A training, all settled: the same for each of its workers."""
 
     job: TrainJob
@@ -42,8 +42,8 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What the first worker tells while it trains; ``kind`` is step, epoch, device or end.
+class TrainingMessage:
+    """What the first worker sends to the driver while it trains; ``kind`` is step, epoch, device or end.
 
     Of an ``end`` the row holds ``broken``, the words for a training that can't go on, where that is so.
     """
@@ -52,8 +52,8 @@ class Told:
     row: Mapping[str, Any]
 
 
-Tell = Callable[[Told], object]
-"""How the first worker tells the driver; must not wait."""
+Send = Callable[[TrainingMessage], object]
+"""How the first worker sends a message to the driver; must not wait."""
 
 
 @dataclass(frozen=True, slots=True)

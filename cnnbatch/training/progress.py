@@ -13,11 +13,11 @@ from cnnbatch.report.learning import write_training_report
 from cnnbatch.terminal.screen import Screen
 from cnnbatch.training.data.dataset import Collected
 from cnnbatch.training.log import put_metrics
-from cnnbatch.training.messages import Told
+from cnnbatch.training.messages import TrainingMessage
 
 
 class Progress:
-    """Takes what the first worker tells; raises UserError where a training can't go on."""
+    """Takes what the first worker sends; raises UserError where a training can't go on."""
 
     def __init__(self, screen: Screen, output: Output, images: int, batch: int) -> None:
         self._screen, self._output = screen, output
@@ -29,9 +29,9 @@ class Progress:
     def begin(self, collected: Collected) -> None:
         """Say what there is to learn from."""
         data = collected.data
+        classes = f" {len(data.classes):,} classes" if data.classes else ""
         self._screen.note(
-            f"{data.images:,} images train {len(data.classes):,} classes, {len(collected.validation):,} "
-            f"validate ({collected.how})"
+            f"{data.images:,} images train{classes}, {len(collected.validation):,} validate ({collected.how})"
         )
         if words := collected.left_out_words():
             self._screen.note(words)
@@ -40,20 +40,20 @@ class Progress:
         """Take how many epochs there will be."""
         self._epochs = epochs
 
-    def take(self, told: Told) -> None:
-        """Show something that was told."""
-        row = told.row
-        if told.kind == "begin":
+    def take(self, message: TrainingMessage) -> None:
+        """Show what the first worker sent."""
+        row = message.row
+        if message.kind == "begin":
             for words in row.get("notes", ()):
                 self._screen.note(words)
             again = f", going on at epoch {row['epoch'] + 1}" if row["epoch"] or row["step"] else ""
             self._screen.note(f"training on {row['workers']} x {row['device']} in {row['precision']}{again}")
-        elif told.kind == "step":
+        elif message.kind == "step":
             self._loss = row["loss"]
-            self._screen.tell(self._line(row["step"] + 1, row["images_per_second"]))
-        elif told.kind == "epoch":
+            self._screen.progress(self._line(row["step"] + 1, row["images_per_second"]))
+        elif message.kind == "epoch":
             self._epoch(row)
-        elif told.kind == "end" and "broken" in row:
+        elif message.kind == "end" and "broken" in row:
             raise UserError(row["broken"])
 
     def _line(self, done: int, rate: float) -> str:

@@ -24,7 +24,7 @@ from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.terminal.screen import Screen
 from cnnbatch.training.data.dataset import collect
 from cnnbatch.training.data.splits import Parts, parts_of
-from cnnbatch.training.messages import Order, Told
+from cnnbatch.training.messages import TrainingMessage, TrainingOrder
 from cnnbatch.training.progress import Progress
 from cnnbatch.training.strategy import decide, epochs_for
 from cnnbatch.truth import classes_of
@@ -52,9 +52,9 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
             progress.expect(epochs)
             screen.doing("starting the training")
             parts = replace(parts, how=collected.how)
-            order = Order(job, output, parts, collected.data, decision, epochs, collected.digest)
-            for told in _fit(order, screen.note):
-                progress.take(told)
+            order = TrainingOrder(job, output, parts, collected.data, decision, epochs, collected.digest)
+            for message in _fit(order, screen.note):
+                progress.take(message)
     return _test(job, parts, output, options)
 
 
@@ -97,8 +97,8 @@ def _known(job: TrainJob, output: Output) -> dict[str, Any] | None:
     return None if known is None else {"lesson": job.lesson, **known}
 
 
-def _fit(order: Order, note: Callable[[str], object]) -> Iterator[Told]:
-    """Train, here or on Ray, and yield what the first worker tells; ``note`` is told which Ray."""
+def _fit(order: TrainingOrder, note: Callable[[str], object]) -> Iterator[TrainingMessage]:
+    """Train, here or on Ray, and yield what the first worker sends; ``note`` gets which Ray."""
     if order.job.compute.pool == "inline" or order.decision.strategy == "as_is":
         yield from _here(order)
         return
@@ -107,26 +107,26 @@ def _fit(order: Order, note: Callable[[str], object]) -> Iterator[Told]:
     yield from fit(order, note)
 
 
-def _here(order: Order) -> Iterator[Told]:
+def _here(order: TrainingOrder) -> Iterator[TrainingMessage]:
     """Train in a thread of this process."""
     from cnnbatch.inference.worker import devices
     from cnnbatch.training.distributed import Team
     from cnnbatch.training.worker import work
 
-    compute, told, stopped = order.job.compute, SimpleQueue[Told | None](), Event()
+    compute, messages, stopped = order.job.compute, SimpleQueue[TrainingMessage | None](), Event()
 
-    def tell(news: Told) -> None:
+    def send(message: TrainingMessage) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt  # Also here: the thread that asked for the training was stopped.
-        told.put(news)
+        messages.put(message)
 
     threads = compute.cpus_per_worker if compute.cpus_per_worker != "auto" else os.cpu_count() or 1
     device = devices.find_device(compute.device)
     with ThreadPoolExecutor(1, "train") as thread:
-        working = thread.submit(work, order, Team(), device, threads, tell)
-        working.add_done_callback(lambda _: told.put(None))
+        working = thread.submit(work, order, Team(), device, threads, send)
+        working.add_done_callback(lambda _: messages.put(None))
         try:
-            yield from iter(told.get, None)
+            yield from iter(messages.get, None)
         finally:
             stopped.set()
         working.result()

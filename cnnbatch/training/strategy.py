@@ -1,4 +1,4 @@
-"""Decides how much of a network to tune: what the job says, else by looking at its features of the images."""
+"""Decides how much of a network to tune: what the job says, else by its features of the images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob, TrainJob
 from cnnbatch.output import reader
 from cnnbatch.output.folder import Output
-from cnnbatch.tasks.classify import Classify
+from cnnbatch.tasks import Task
 from cnnbatch.tasks.recipes.recipe import TrainingData
 from cnnbatch.training import probes
 from cnnbatch.training.data.dataset import Collected
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from cnnbatch.models.depth import Tap
 
 DEPTHS = 12
-"""Blocks whose features are looked at."""
-LOOKED_AT = 2000
-"""Training images whose features are looked at."""
+"""The most blocks whose features are compared."""
+MOST_IMAGES = 2000
+"""The most training images whose features are compared."""
 LEAST_STEPS = 150
 """Steps that a training takes at least: of a few images an epoch is one or two."""
 LESSON_EPOCHS = 5
@@ -53,7 +53,7 @@ def epochs_for(job: TrainJob, strategy: Strategy, data: TrainingData) -> int:
     if job.train.epochs != "auto":
         return job.train.epochs
     small, large = EPOCHS[strategy]
-    epochs = small if data.images / len(data.classes) < FEW else large
+    epochs = small if data.images / max(1, len(data.classes)) < FEW else large
     epochs = max(epochs, math.ceil(LEAST_STEPS / math.ceil(data.images / job.train.batch)))
     return min(epochs, LESSON_EPOCHS) if job.lesson else epochs
 
@@ -67,28 +67,28 @@ def decide(
     kept = output.decided("training/strategy")
     if kept is not None:
         return Decision(**kept)
-    if not isinstance(job.task, Classify):
+    if (features := job.task.with_features(DEPTHS)) is None:
         return Decision("all", "the task has no features by which to choose")
     note("looking at the network's features of the training images, to choose how much of it to tune")
-    found = _measured(job, job.task, parts, collected, output)
+    found = _measured(job, *features, parts, collected, output)
     output.decide("training/strategy", asdict(found))
     return found
 
 
-def _measured(job: TrainJob, task: Classify, parts: Parts, collected: Collected, output: Output) -> Decision:
+def _measured(
+    job: TrainJob, task: Task, taps: Sequence[Tap], parts: Parts, collected: Collected, output: Output
+) -> Decision:
     """Predict some training images as they are, with their features, by a job of its own in the output."""
     where, data = output.path("_job", "training", "features"), collected.data
-    share = min(1.0, parts.train.sample * min(1.0, LOOKED_AT / collected.listed))
-    taps = task.taps(DEPTHS)
-    blocks = tuple(one.block for one in taps)
-    looking = MapJob(
-        task=task.model_copy(update={"embedding": blocks or True, "classes": None, "top_k": 1}),
+    share = min(1.0, parts.train.sample * min(1.0, MOST_IMAGES / collected.listed))
+    predicting = MapJob(
+        task=task,
         input=parts.train.model_copy(update={"sample": share}),
         compute=job.compute,
         output=job.output.model_copy(update={"url": where}),
         max_failed=1.0,
     )
-    run(looking, RunOptions(quiet=True, only_rows=True))
+    run(predicting, RunOptions(quiet=True, only_rows=True))
     known = (Output(where, output.storage).decided("classes") or {}).get("names", ())
     rows = reader.open_output(where, output.storage).arrow(["key", "embedding", "error"])
     good = rows.filter(rows["error"].is_null())

@@ -27,15 +27,15 @@ from cnnbatch.training.data.loader import Loader
 from cnnbatch.training.distributed import Team
 from cnnbatch.training.log import drop_events, drop_pieces, put_events, put_piece
 from cnnbatch.training.loop import Broken, History, Loop, Plan
-from cnnbatch.training.messages import Order, Position, Tell, Told
+from cnnbatch.training.messages import Position, Send, TrainingMessage, TrainingOrder
 from cnnbatch.training.optimizers import learning_rate
 
 KEPT_SHARE = 0.25
 """Part of the memory that is free when a training starts, which decoded pictures may take."""
-TOLD_EVERY_S = 0.5
+SEND_EVERY_S = 0.5
 
 
-def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> None:
+def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send) -> None:
     """Train, from the newest checkpoint on; the first worker writes the model at the end."""
     torch.set_num_threads(threads)
     job, spec = order.job, spec_of(order)
@@ -47,7 +47,7 @@ def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> Non
     precision = precision_for(job.compute.precision, device, recipe.module)
     rate = learning_rate(spec)
     plan = Plan(spec, order.epochs, rate, device, precision, job.max_failed)
-    watcher = Recorder(order.output, tell) if team.rank == 0 else Silent()
+    watcher = Recorder(order.output, send) if team.rank == 0 else Silent()
     try:
         begun = _lesson_begins(order, recipe) if team.rank == 0 else None
         loop = Loop(recipe, plan, loaders[0], loaders[1], team, watcher)
@@ -70,16 +70,16 @@ def work(order: Order, team: Team, device: str, threads: int, tell: Tell) -> Non
             failed = {"failed": dict(counts), "examples": examples}
             _finish(order, recipe, history, {"precision": precision, "learning_rate": rate, **failed})
             _lesson_ends(order, recipe, begun, loaders[0])
-            tell(Told("end", {}))
+            send(TrainingMessage("end", {}))
     except Broken as broken:
         if team.rank == 0:
-            tell(Told("end", {"broken": str(broken)}))
+            send(TrainingMessage("end", {"broken": str(broken)}))
     finally:
         for loader in loaders:
             loader.close()
 
 
-def spec_of(order: Order) -> Train:
+def spec_of(order: TrainingOrder) -> Train:
     """Return how to train, with what was decided; the job's own augmentation counts more than that."""
     decided = {"strategy": order.decision.strategy, "features": order.decision.features}
     spec = order.job.train.model_copy(update=decided)
@@ -88,7 +88,7 @@ def spec_of(order: Order) -> Train:
     return spec
 
 
-def _lesson_begins(order: Order, recipe: Any) -> dict[str, torch.Tensor] | None:
+def _lesson_begins(order: TrainingOrder, recipe: Any) -> dict[str, torch.Tensor] | None:
     """Return the weights that a lesson begins with; None where it is none."""
     if not order.job.lesson:
         return None
@@ -96,7 +96,9 @@ def _lesson_begins(order: Order, recipe: Any) -> dict[str, torch.Tensor] | None:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def _lesson_ends(order: Order, recipe: Any, begun: Mapping[str, torch.Tensor] | None, loader: Loader) -> None:
+def _lesson_ends(
+    order: TrainingOrder, recipe: Any, begun: Mapping[str, torch.Tensor] | None, loader: Loader
+) -> None:
     """Keep what the report shows of a lesson's inside."""
     if begun is None:
         return
@@ -123,7 +125,7 @@ def _is_separable(module: nn.Module) -> bool:
     return depthwise and any(isinstance(one, nn.BatchNorm2d) for one in parts)
 
 
-def _loader(order: Order, part: str, recipe: Any, team: Team, device: str, threads: int) -> Loader:
+def _loader(order: TrainingOrder, part: str, recipe: Any, team: Team, device: str, threads: int) -> Loader:
     source = open_source(getattr(order.parts, part), Storage(order.job.input.storage))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", team.world))
     share = KEPT_SHARE * (0.8 if part == "train" else 0.2) / max(1, here)
@@ -134,12 +136,12 @@ def _loader(order: Order, part: str, recipe: Any, team: Team, device: str, threa
         seed=order.job.train.seed,
         threads=threads,
         kept_bytes=int(share * memory_left_bytes()),
-        beside=device != "cpu",
+        overlap=device != "cpu",
         window=max(8, order.job.train.batch // team.world),
     )
 
 
-def _best(order: Order) -> dict[str, Any]:
+def _best(order: TrainingOrder) -> dict[str, Any]:
     """Return the checkpoint of the best epoch; raises Broken where somebody has put another file there."""
     best = Checkpoints(order.output).best()
     if best is None or not {"learned", "row"} <= set(best):
@@ -150,14 +152,14 @@ def _best(order: Order) -> dict[str, Any]:
     return best
 
 
-def _finish(order: Order, recipe: Any, history: History, about: Mapping[str, Any]) -> None:
+def _finish(order: TrainingOrder, recipe: Any, history: History, about: Mapping[str, Any]) -> None:
     """Write the model as it was in its best epoch."""
     best = _best(order)
     row = best["row"] | {"of": recipe.metric, "interval": interval(best["row"], recipe.metric, order)}
     _put(order, recipe, best["learned"], {"validation": row, "epochs": history.epochs, **about})
 
 
-def _put(order: Order, recipe: Any, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def _put(order: TrainingOrder, recipe: Any, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     learned = recipe.learned(state)
     record = {
         "strategy": order.decision.strategy,
@@ -178,7 +180,7 @@ def _put(order: Order, recipe: Any, state: Mapping[str, Any], about: Mapping[str
     order.output.decide("training/finished", {"strategy": order.decision.strategy})
 
 
-def interval(row: Mapping[str, float], metric: str, order: Order) -> list[float] | None:
+def interval(row: Mapping[str, float], metric: str, order: TrainingOrder) -> list[float] | None:
     """Return the 95 % Wilson interval of a share of the validation images; None where it is no share."""
     if metric != "accuracy":
         return None
@@ -205,32 +207,32 @@ class Silent:
 
 
 class Recorder:
-    """Writes a training's numbers and checkpoints, and tells the driver.
+    """Writes a training's numbers and checkpoints, and sends them to the driver.
 
     A row a step goes to a piece of Parquet at each checkpoint; a piece is named by the step it begins with,
     so one that was written after the newest checkpoint is replaced or removed when the training goes on.
     """
 
-    def __init__(self, output: Output, tell: Tell) -> None:
-        self._output, self._tell = output, tell
+    def __init__(self, output: Output, send: Send) -> None:
+        self._output, self._send = output, send
         self._checkpoints = Checkpoints(output)
         self._rows: list[dict[str, float]] = []
         self._begun = Position()
-        self._told = 0.0
+        self._sent_at = 0.0
 
     def begin(self, position: Position, about: Mapping[str, Any]) -> None:
         """Forget what was recorded after ``position``."""
         self._begun = position
         drop_pieces(self._output, position)
         drop_events(self._output, position)
-        self._tell(Told("begin", {**about, "epoch": position.epoch, "step": position.step}))
+        self._send(TrainingMessage("begin", {**about, "epoch": position.epoch, "step": position.step}))
 
     def step(self, row: Mapping[str, float]) -> None:
         """Take a step."""
         self._rows.append(dict(row))
-        if monotonic() - self._told >= TOLD_EVERY_S:
-            self._told = monotonic()
-            self._tell(Told("step", row))
+        if monotonic() - self._sent_at >= SEND_EVERY_S:
+            self._sent_at = monotonic()
+            self._send(TrainingMessage("step", row))
 
     def epoch(self, row: Mapping[str, float]) -> None:
         """Take an epoch: its numbers stand in the row of its last step, before the first in their own."""
@@ -251,4 +253,4 @@ class Recorder:
             self._checkpoints.put_best({"learned": whole["learned"], "row": self._row})
         self._checkpoints.put(position, {name: value for name, value in whole.items() if name != "learned"})
         if not position.step:
-            self._tell(Told("epoch", self._row))
+            self._send(TrainingMessage("epoch", self._row))

@@ -30,7 +30,7 @@ from rich.console import Console
 from cnnbatch.inference.worker.host_memory import peak_rss_bytes
 from cnnbatch.metrics import coco
 from cnnbatch.metrics.intervals import REPLICATES
-from cnnbatch.metrics.kinds import KINDS
+from cnnbatch.metrics.iou_types import IOU_TYPES
 from cnnbatch.truth import BOX, OBJECTS
 from tests.bench.measuring import alone
 
@@ -38,7 +38,7 @@ IMAGES, TRUTHS, DETECTIONS = 5000, 36_000, 100
 MANY_TRUTHS, FEW_DETECTIONS = 2_000_000, 10
 PIECE = 1000  # Images a partial.
 NAMES = [f"class {number:02}" for number in range(80)]
-BOXES = KINDS["boxes"]
+BOXES = IOU_TYPES["boxes"]
 THIS = "tests.bench.evaluation"
 
 
@@ -158,7 +158,7 @@ def ours() -> dict[str, Any]:
     """Evaluate without and with intervals, and then from Parquet."""
     made = tables(*make(IMAGES, TRUTHS, DETECTIONS, seed=0), IMAGES)
 
-    def evaluate(predictions: pa.Table, truth: pa.Table) -> coco.Merged:
+    def evaluate(predictions: pa.Table, truth: pa.Table) -> coco.MergedCoco:
         starts = range(0, IMAGES, PIECE)
         pieces = (
             coco.partial(BOXES, predictions[at : at + PIECE], truth[at : at + PIECE], at) for at in starts
@@ -186,7 +186,7 @@ def large() -> dict[str, Any]:
     """Evaluate ``MANY_TRUTHS`` with intervals, a partial at a time; return what it took."""
     truths = PIECE * TRUTHS // IMAGES
 
-    def pieces() -> Iterator[coco.Partial]:
+    def pieces() -> Iterator[coco.CocoPartial]:
         for number in range(MANY_TRUTHS // truths + 1):
             made = make(PIECE, truths, FEW_DETECTIONS, seed=number)
             yield coco.partial(BOXES, *tables(*made, PIECE, number * PIECE), number * PIECE)

@@ -23,12 +23,13 @@ import torchvision
 from rich.console import Console
 from rich.table import Table
 
-from cnnbatch.inference.autotune.candidates import Candidate, candidates
+from cnnbatch.inference.autotune.candidates import TuningCandidate, candidates
 from cnnbatch.inference.autotune.measure import measure
 from cnnbatch.inference.autotune.store import LARGE_SAMPLE, SAMPLE
-from cnnbatch.inference.messages import Sample
-from cnnbatch.inference.worker.devices import find_device, has_bf16, keep_freed_memory
+from cnnbatch.inference.messages import TuningSample
+from cnnbatch.inference.worker.devices import find_device, has_bf16
 from cnnbatch.inference.worker.journal import Journal
+from cnnbatch.inference.worker.malloc import keep_freed_memory
 from cnnbatch.inference.worker.settings import Settings, choose
 from cnnbatch.inference.worker.worker import Worker
 from cnnbatch.job import MapJob
@@ -94,7 +95,7 @@ def by_hand(workers: Workers, plain: Settings) -> dict[str, float]:
         plain.type, has_bf16(find_device("auto")), workers.spec.task.precisions, workers.spec.task.backends
     )
     made: dict[str, Worker] = {}
-    for way in dict.fromkeys([Candidate("fp32", "eager"), *ways]):
+    for way in dict.fromkeys([TuningCandidate("fp32", "eager"), *ways]):
         settings = replace(plain, precision=way.precision, backend=way.backend, tf32=way.tf32)
         try:
             made[name_of(settings)] = workers.make(settings)
@@ -170,7 +171,7 @@ def row(model: str) -> list[str]:
         plain.apply()
         loop = alone(THIS, EAGER, model, str(plain.batch))["rate"]
         first = workers.make(plain)
-        sample = Sample(Shard(0, workers.refs), MANY, 1, precision_open=True)
+        sample = TuningSample(Shard(0, workers.refs), MANY, 1, precision_open=True)
         chosen, trials = measure(workers.spec, first, sample, workers.make)
         for trial in trials:
             rate = "" if trial.rate is None else f"{trial.rate:.1f}"

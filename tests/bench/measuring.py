@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from cnnbatch.inference.bench.alone import Stages
+    from cnnbatch.inference.bench.stages import Stages
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -45,8 +45,8 @@ def stages(spec: Any, settings: Mapping[str, Any], count: int) -> Stages:
 
     ``settings`` are those that a run of it has settled.
     """
-    from cnnbatch.inference.bench.alone import Sample
-    from cnnbatch.inference.bench.stages import measure
+    from cnnbatch.inference.bench.alone import measure
+    from cnnbatch.inference.bench.stages import StageSample
     from cnnbatch.inference.worker.readahead import READ_THREADS
     from cnnbatch.output.plan import spread
     from cnnbatch.sources import open_source
@@ -54,7 +54,7 @@ def stages(spec: Any, settings: Mapping[str, Any], count: int) -> Stages:
 
     source = open_source(spec.input, Storage())
     refs = spread(list(source.refs()), count)
-    return measure(Sample(spec, source, refs, settings, READ_THREADS), CORES)
+    return measure(StageSample(spec, source, refs, settings, READ_THREADS), CORES)
 
 
 def steady(spec: Any) -> dict[str, Any]:

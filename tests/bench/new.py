@@ -20,10 +20,10 @@ DRIVER = """
 import json, sys, time
 import ray  # The real driver has it, so it counts.
 from cnnbatch.job import MapJob
-from cnnbatch.inference.driver.planner import Looking, Planner
+from cnnbatch.inference.driver.planner import ListingOptions, Planner
 from cnnbatch.output.folder import Output
 from cnnbatch.inference.worker.host_memory import peak_rss_bytes
-from cnnbatch.inference.run import RunOptions, _works
+from cnnbatch.inference.run import RunOptions, _Running, _work
 from cnnbatch.terminal.screen import Screen
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Entry, NotFound, Storage
@@ -46,9 +46,10 @@ job = MapJob.model_validate({"task": {"name": "tests.toy:Toy"}, "input": "s3://b
 output = Output(out, Storage())
 options = RunOptions(new=NEW, quiet=True)
 finished = output.finished()
-planner = Planner(output, open_source(job.input, ListedBucket()), job.input, 1000, Looking(NEW))
+planner = Planner(output, open_source(job.input, ListedBucket()), job.input, 1000, ListingOptions(NEW))
 planner.start()
-works = _works(output, planner, finished, options, Screen(True))
+source = open_source(job.input, ListedBucket())
+works = _work(_Running(job, source, output, planner, options, Screen(True)), finished)
 first = next((work for work in works if work is not None), None)
 seconds, peak = time.monotonic() - started, peak_rss_bytes() / 2**20
 rest = sum(work is not None for work in works)

@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 
 from cnnbatch.inference.run import RunOptions
-from cnnbatch.inference.worker import devices
+from cnnbatch.inference.worker import malloc
 from cnnbatch.job import TrainJob
 from cnnbatch.launch import launch
 from tests.bench.measuring import alone, photographs
@@ -59,7 +59,7 @@ def folder_of(where: Path, count: int) -> str:
 
 def ours(photos: str, out: str) -> dict[str, float]:
     """Train here, on one core; return images a second of an epoch, decoding and all."""
-    devices.keep_freed_memory()
+    malloc.keep_freed_memory()
     torch.set_num_threads(1)
     launch(job(photos, out), RunOptions(quiet=True))
     return {"rate": rate_of(out)}
@@ -112,14 +112,14 @@ def stages(photos: str, out: str) -> dict[str, float]:
     from cnnbatch.training.loop import Loop, Plan
     from cnnbatch.training.worker import Silent, precision_for
 
-    devices.keep_freed_memory()
+    malloc.keep_freed_memory()
     torch.set_num_threads(1)
     spec = job(photos, out)
     parts = parts_of(spec, Storage())
     collected = collect(spec, parts, Output(out, Storage()))
     recipe = spec.task.recipe(spec.train, collected.data)
     source = open_source(parts.train, Storage())
-    loader = Loader(recipe, source, collected.train, 0, 1, 0, beside=False, window=BATCH)
+    loader = Loader(recipe, source, collected.train, 0, 1, 0, overlap=False, window=BATCH)
     plan = Plan(spec.train, 1, 1e-3, "cpu", precision_for("auto", "cpu", recipe.module))
     loop = Loop(recipe, plan, loader, loader, Team(), Silent())
     seconds = {"read, decode and augment": 0.0, "step": 0.0}

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnbatch.metrics.objects import Objects, Pairs, iou_xywh, pairs
+from cnnbatch.metrics.objects import ObjectPairs, Objects, iou_xywh, pairs
 
 _AT_ONCE = 4096
 """Boxes of A that are compared at once: in crowded images their pairs are what fills the memory."""
 
 
-def match(a: Objects, b: Objects, iou: float) -> tuple[Pairs, Pairs]:
+def match(a: Objects, b: Objects, iou: float) -> tuple[ObjectPairs, ObjectPairs]:
     """Match boxes whose IoU is at least ``iou``: those of one label, then the rest whatever their labels.
 
     Greedily, as COCO matches detections to truth: A's boxes in the order of their scores, each with the free
@@ -27,7 +27,7 @@ def match(a: Objects, b: Objects, iou: float) -> tuple[Pairs, Pairs]:
     same = _greedy(a, b, iou, any_label=False)
     rest_a, rest_b = others(len(a), same.first), others(len(b), same.second)
     other = _greedy(a.take(rest_a), b.take(rest_b), iou, any_label=True)
-    return same, Pairs(rest_a[other.first], rest_b[other.second])
+    return same, ObjectPairs(rest_a[other.first], rest_b[other.second])
 
 
 def others(count: int, taken: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -35,7 +35,7 @@ def others(count: int, taken: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.setdiff1d(np.arange(count), taken)
 
 
-def _greedy(a: Objects, b: Objects, iou: float, any_label: bool) -> Pairs:
+def _greedy(a: Objects, b: Objects, iou: float, any_label: bool) -> ObjectPairs:
     near = list(_near(a, b, iou, any_label))
     first, second, overlap = (np.concatenate([one[place] for one in near]) for place in range(3))
     order = np.lexsort((second, -overlap, first, -a.score[first]))
@@ -46,7 +46,7 @@ def _greedy(a: Objects, b: Objects, iou: float, any_label: bool) -> Pairs:
         if free_a[one] and free_b[other]:
             free_a[one] = free_b[other] = False
             chosen[pair] = True
-    return Pairs(first[chosen], second[chosen])
+    return ObjectPairs(first[chosen], second[chosen])
 
 
 def _near(a: Objects, b: Objects, iou: float, any_label: bool) -> Iterator[tuple[NDArray[Any], ...]]:

@@ -9,8 +9,9 @@ from cnnbatch.config.yaml import plain_scalar
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.comparison.differences import MetricDifference
 from cnnbatch.evaluation.comparison.options import Gate
+from cnnbatch.evaluation.judges import less_is_better
 from cnnbatch.humanize import nearest
-from cnnbatch.metrics import LESS_IS_BETTER, Value
+from cnnbatch.metrics import Value
 
 AGREEMENT = "agreement"
 
@@ -65,7 +66,7 @@ def broken(
 
 def _gain(metric: str, found: MetricDifference) -> tuple[str, float | None]:
     """Return what is compared with the gate, in words and as a number."""
-    if metric.startswith(LESS_IS_BETTER):
+    if less_is_better(metric):
         return f"A - B of {metric}", None if found.value is None else -found.value
     return f"B - A of {metric}", found.value
 

@@ -16,7 +16,6 @@ from cnnbatch.evaluation.comparison.options import CompareOptions
 from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import wilson
 from cnnbatch.metrics.objects import Labels
-from cnnbatch.report.pictures import Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +135,6 @@ class Measure(ABC):
     def texts(self, row: Mapping[str, Any]) -> tuple[str, str]:
         """Return what A and B say of a listed image, in words; empty where they say nothing."""
         return _text(row.get(f"{self.kind}_a")), _text(row.get(f"{self.kind}_b"))
-
-    def shown(self, seen: Seen, row: Mapping[str, Any]) -> Seen:
-        """Return what is shown of a row of an output, with no more than what the comparison counts."""
-        return seen
 
     def shifts(self) -> list[ClassShift]:
         """Return the classes by how much their counts differ."""

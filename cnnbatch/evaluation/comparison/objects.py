@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,8 @@ from cnnbatch.evaluation.comparison.measure import ImageScore, Measure, as_type,
 from cnnbatch.evaluation.comparison.options import CompareOptions
 from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import REPLICATES, percentiles, poisson_weights
-from cnnbatch.metrics.kinds import KINDS
+from cnnbatch.metrics.iou_types import IOU_TYPES
 from cnnbatch.metrics.objects import Objects, by_group, comparable, flatten
-from cnnbatch.report.pictures import Seen
 from cnnbatch.truth import BOX
 
 OBJECTS = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32()), ("box", BOX)]))
@@ -120,18 +117,10 @@ class ObjectMeasure(Measure):
         """Return both options: the agreement follows from them."""
         return {"iou": self.options.iou, "score_threshold": self.options.score_threshold}
 
-    def shown(self, seen: Seen, row: Mapping[str, Any]) -> Seen:
-        """Return what is shown of a row, with the objects that count."""
-        if seen.objects is None:
-            return seen
-        least = np.float32(self.options.score_threshold)
-        counted = (one for one in row["objects"] if one["score"] is None or np.float32(one["score"]) >= least)
-        return replace(seen, objects=tuple(counted))
-
     def _boxes(self, batch: pa.RecordBatch, side: int) -> Objects:
         """Return the boxes that can be compared, by image and class; those left out are counted."""
         found = flatten(pa.chunked_array([batch["objects"]]), self.labels)
-        usable = KINDS["boxes"].usable(found)
+        usable = IOU_TYPES["boxes"].usable(found)
         found = by_group(comparable(found, usable, self.excluded, f"boxes of {'AB'[side]}"))
         self.classes[side].add(found.label, _scores(found))
         return found

@@ -13,19 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cnnbatch.evaluation.comparison.measure import Measure
 from cnnbatch.evaluation.comparison.pairing import Side
 from cnnbatch.evaluation.comparison.result import Comparison
 from cnnbatch.evaluation.comparison.summary import agreement, cells, changed, score, to_json
 from cnnbatch.humanize import number
-from cnnbatch.output.reader import Reader
+from cnnbatch.report.answers.entry import Guess
 from cnnbatch.report.facts import Fact
-from cnnbatch.report.marked import marked
-from cnnbatch.report.page import PICTURE_SIDE, SHOWN
-from cnnbatch.report.pictures import Guess, Picture, Seen, Viewer, hurried, seen
-from cnnbatch.report.tally import Place, fetch
+from cnnbatch.report.page import PICTURE_SIDE, shown_columns
+from cnnbatch.report.pictures import Picture, viewer_of
+from cnnbatch.report.prediction import Prediction, drawn, prediction_of
+from cnnbatch.report.tally import RankedRow, fetch
 from cnnbatch.report.template import template
-from cnnbatch.sources import source_of
 from cnnbatch.storage import Storage, join, redact
 
 PICTURES = 24
@@ -98,13 +96,13 @@ def pairs(found: Comparison) -> list[Pair]:
     failed: Any = pc.or_(listed["code_a"].is_valid(), listed["code_b"].is_valid())
     some = listed.filter(failed).slice(0, MOST_FAILED)
     rows = [*some.to_pylist(), *listed.filter(pc.invert(failed)).slice(0, PICTURES - len(some)).to_pylist()]
-    sides = [list(_seen(found.a, rows, "a", found.measure)), list(_seen(found.b, rows, "b", found.measure))]
-    plain = [[replace(one, objects=None) for one in some] for some in sides]
-    pictures = _viewer(found.a.result).pictures(plain[0], PICTURE_SIDE)
-    other = _viewer(found.b.result)
+    least = found.options.score_threshold
+    sides = [list(_predictions(found.a, rows, "a", least)), list(_predictions(found.b, rows, "b", least))]
+    pictures = viewer_of(found.a.result).pictures(sides[0], PICTURE_SIDE, draw=False)
+    other = viewer_of(found.b.result)
     for place, picture in enumerate(pictures):
         if picture.image is None:
-            pictures[place] = other.picture(plain[1][place], PICTURE_SIDE)
+            pictures[place] = other.picture(sides[1][place], PICTURE_SIDE, draw=False)
     texts = map(found.measure.texts, rows)
     return [
         _pair(picture, both, said, found.measure.drawn)
@@ -112,37 +110,32 @@ def pairs(found: Comparison) -> list[Pair]:
     ]
 
 
-def _pair(picture: Picture, both: Sequence[Seen], texts: tuple[str, str], drawn: bool) -> Pair:
-    pictures = [_drawn(picture, one) for one in (both if drawn and picture.image else both[:1])]
+def _pair(picture: Picture, both: Sequence[Prediction], texts: tuple[str, str], draws: bool) -> Pair:
+    pictures = [_drawn(picture, one) for one in (both if draws and picture.image else both[:1])]
     a, b = (_caption(*one) for one in zip("AB", both, texts, strict=True))
     return Pair(both[0].key, pictures, (a, b))
 
 
-def _caption(name: str, one: Seen, text: str) -> SideCaption:
+def _caption(name: str, one: Prediction, text: str) -> SideCaption:
     """Return what one output says; ``text`` counts where the report has no words of its own."""
-    return SideCaption(name, () if one.problem else one.guesses, one.caption or text)
+    return SideCaption(name, () if one.problem else one.ranked, one.caption or text)
 
 
-def _drawn(picture: Picture, one: Seen) -> Picture:
+def _drawn(picture: Picture, one: Prediction) -> Picture:
     """Return the picture with what one output has found."""
-    if picture.image is None or not one.size or not one.objects:
-        return replace(picture, seen=one)
-    return Picture(one, marked(picture.image.copy(), one.size[::-1], one.objects))
+    image = None if picture.image is None else drawn(picture.image.copy(), one)
+    return replace(picture, prediction=one, image=image)
 
 
-def _seen(side: Side, rows: Sequence[Mapping[str, Any]], name: str, measure: Measure) -> Iterator[Seen]:
-    """Yield what an output says of each image, with what the comparison counts."""
+def _predictions(
+    side: Side, rows: Sequence[Mapping[str, Any]], name: str, least: float
+) -> Iterator[Prediction]:
+    """Yield what an output says of each image, with the objects that the comparison counts."""
     parts = list(side.parts)
-    places = [Place(0.0, 0, parts.index(row[f"part_{name}"]), row[f"row_{name}"]) for row in rows]
-    known = side.result.schema.names
-    columns = [column for column in dict.fromkeys([*SHOWN, measure.kind]) if column in known]
+    places = [RankedRow(0.0, 0, parts.index(row[f"part_{name}"]), row[f"row_{name}"]) for row in rows]
+    columns = shown_columns(side.result.schema.names)
     for place, row in zip(places, fetch(side.result, places, columns), strict=True):
-        yield measure.shown(seen(row, side.result.refs(place.part, [place.row])[0]), row)
-
-
-def _viewer(result: Reader) -> Viewer:
-    storage = hurried(result.input_storage().options)
-    return Viewer(storage, source_of(result, storage))
+        yield prediction_of(row, side.result.refs(place.part, [place.row])[0], least=least)
 
 
 def _names(found: Comparison) -> list[str]:

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from cnnbatch.config.entries import Entries, as_instance
+
 CLEAR_MARGIN = 0.1
 """Between fp32's two best probabilities; where they are nearer, either class is right."""
 SURE_SCORE = 0.3
 SAME_IOU = 0.9
 PAIRS = 20_000
+TOLERANCE = 0.01
+"""How much a plain number may differ, as a part of it or of the mean magnitude."""
 
 Outputs = Sequence[Mapping[str, Any]]
 """One mapping an input, on the CPU."""
@@ -40,43 +44,117 @@ class Limit:
         return {"at_least" if self.at_least else "at_most": self.bound}
 
 
-LIMITS: Mapping[str, Limit] = {
-    "class agreement": Limit(0.99, at_least=True),
-    "mean |Δ top-1 probability|": Limit(0.03, at_least=False),
-    "boxes matched": Limit(0.98, at_least=True),
-    "pairs decided otherwise": Limit(0.001, at_least=False),
-    "least cosine of embeddings": Limit(0.99, at_least=True),
-}
-"""The guard's limits, by what is measured."""
+class PrecisionGuard:
+    """How outputs that lead to one kind of answer are compared; on its own, as plain numbers."""
+
+    outputs: frozenset[str] = frozenset()
+    """The outputs of a forward pass that it compares; nothing is compared where one of them is lacking."""
+    limits: Mapping[str, Limit] = {"numbers that agree": Limit(0.99, at_least=True)}
+    """What its numbers have to be, by their names."""
+
+    def measure(self, reference: Outputs, found: Outputs, threshold: float | None) -> dict[str, float]:
+        """Return the numbers that `limits` names; ``threshold`` is the task's own, where it has one.
+
+        Here: the share of all numbers that differ by at most `TOLERANCE` of theirs or of the mean; nothing
+        where there is no output of fractions, or one whose size varies.
+        """
+        alike = [
+            _alike(*(torch.stack([one[name] for one in side]) for side in (reference, found)))
+            for name in reference[0]
+            if _is_stackable([one[name] for one in (*reference, *found)])
+        ]
+        return {"numbers that agree": float(torch.cat(alike).float().mean())} if alike else {}
+
+
+class LabelGuard(PrecisionGuard):
+    """Compares ``probabilities`` (C,) by class, and by how sure the network is."""
+
+    outputs = frozenset({"probabilities"})
+    limits = {
+        "class agreement": Limit(0.99, at_least=True),
+        "mean |Δ top-1 probability|": Limit(0.03, at_least=False),
+    }
+
+    def measure(self, reference: Outputs, found: Outputs, threshold: float | None) -> dict[str, float]:
+        """Return the agreement of the classes and the mean change of the best probability."""
+        return _classes(_stacked(reference, "probabilities"), _stacked(found, "probabilities"))
+
+
+class ObjectsGuard(PrecisionGuard):
+    """Compares ``boxes`` (K, 4) with their ``scores`` and ``labels``."""
+
+    outputs = frozenset({"boxes", "scores", "labels"})
+    limits = {"boxes matched": Limit(0.98, at_least=True)}
+
+    def measure(self, reference: Outputs, found: Outputs, threshold: float | None) -> dict[str, float]:
+        """Return which part of the sure boxes of either side the other one has."""
+        return {"boxes matched": _boxes(reference, found)}
+
+
+class EmbeddingGuard(PrecisionGuard):
+    """Compares ``embedding`` (D,) by the decisions on random pairs, without a threshold by its direction."""
+
+    outputs = frozenset({"embedding"})
+    limits = {
+        "pairs decided otherwise": Limit(0.001, at_least=False),
+        "least cosine of embeddings": Limit(0.99, at_least=True),
+    }
+
+    def measure(self, reference: Outputs, found: Outputs, threshold: float | None) -> dict[str, float]:
+        """Return how many pairs are decided otherwise at a cosine of ``threshold``, or the least cosine."""
+        return _embeddings(_stacked(reference, "embedding"), _stacked(found, "embedding"), threshold)
+
+
+GUARDS: Entries[PrecisionGuard | type[PrecisionGuard]] = Entries(
+    "autotune",
+    {"label": LabelGuard, "objects": ObjectsGuard, "embedding": EmbeddingGuard},
+    PrecisionGuard,
+)
+"""The guards by kind of answer; of outputs that none of them compares the numbers are."""
+
+
+def limits() -> dict[str, Limit]:
+    """Return the guards' limits, by what is measured."""
+    return {name: limit for one in (*GUARDS.values(), PrecisionGuard) for name, limit in one.limits.items()}
 
 
 def agreement(reference: Outputs, found: Outputs, threshold: float | None = None) -> dict[str, float]:
-    """Return what can be measured of how ``found`` agrees with ``reference``, as `LIMITS` names it.
+    """Return what can be measured of how ``found`` agrees with ``reference``, as `limits` names it.
 
-    Outputs with ``probabilities`` (C,) are compared by class, with ``boxes`` (K, 4), ``scores`` and
-    ``labels`` by their boxes, with ``embedding`` (D,) by the decisions on random pairs at a cosine
-    similarity of ``threshold``, without one by their own directions. Nothing, where there is none.
+    Nothing, where there is none. ``threshold`` is the cosine similarity from which on the task takes two
+    embeddings for the same.
     """
     measured: dict[str, float] = {}
     if not reference:
         return measured
     names = reference[0].keys()
-    if "probabilities" in names:
-        measured |= _classes(_stacked(reference, "probabilities"), _stacked(found, "probabilities"))
-    if {"boxes", "scores", "labels"} <= names:
-        measured["boxes matched"] = _boxes(reference, found)
-    if "embedding" in names:
-        measured |= _embeddings(_stacked(reference, "embedding"), _stacked(found, "embedding"), threshold)
-    return measured
+    for guard in GUARDS.values():
+        if guard.outputs and guard.outputs <= names:
+            measured |= as_instance(guard).measure(reference, found, threshold)
+    return measured or PrecisionGuard().measure(reference, found, threshold)
 
 
 def beyond(measured: Mapping[str, float]) -> str:
     """Say which of the measured numbers are beyond their limits; nothing where all are within."""
+    known = limits()
     return "; ".join(
-        f"{name} {value:.4g}, {'at least' if LIMITS[name].at_least else 'at most'} {LIMITS[name].bound:g}"
+        f"{name} {value:.4g}, {'at least' if known[name].at_least else 'at most'} {known[name].bound:g}"
         for name, value in measured.items()
-        if not LIMITS[name].holds(value)
+        if not known[name].holds(value)
     )
+
+
+def _is_stackable(values: Sequence[Any]) -> bool:
+    """Say whether one output of all images is an array of fractions of one size."""
+    arrays = all(isinstance(one, Tensor) and one.is_floating_point() for one in values)
+    return arrays and len({one.shape for one in values}) == 1
+
+
+def _alike(reference: Tensor, found: Tensor) -> Tensor:
+    """Say of each number (N * D,) whether it is the same but for rounding."""
+    known, other = reference.float().flatten(), found.float().flatten()
+    mean = float(known[known.isfinite()].abs().mean().nan_to_num())
+    return torch.isclose(other, known, rtol=TOLERANCE, atol=TOLERANCE * mean, equal_nan=True)
 
 
 def _classes(reference: Tensor, found: Tensor) -> dict[str, float]:

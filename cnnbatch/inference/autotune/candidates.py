@@ -26,7 +26,7 @@ Verdict = Literal["chosen", "slower", "other results", "not available", "not tri
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class TuningCandidate:
     """A way through a network."""
 
     precision: Precision
@@ -35,7 +35,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TuningTrial:
     """What came of a candidate: ``rate`` in inputs a second of one worker, where it was measured.
 
     ``agreement`` is what the guard measured against eager fp32, by name, and ``limits`` what it had to be;
@@ -61,7 +61,7 @@ class Trial:
 
 def candidates(
     device: str, bf16: bool, precisions: Collection[Precision], backends: Collection[Backend]
-) -> list[Candidate]:
+) -> list[TuningCandidate]:
     """Return the ways to try, the most promising precision first, the cheapest to try first in each.
 
     ``device`` is ``cpu``, ``cuda`` or ``mps``, which computes in bfloat16 or not; only what is in
@@ -78,7 +78,7 @@ def candidates(
         "mps": ["eager"],
     }
     return [
-        Candidate(precision, backend, tf32=device == "cuda" and precision == "fp32")
+        TuningCandidate(precision, backend, tf32=device == "cuda" and precision == "fp32")
         for precision in [*able[device], "fp32"]
         for backend in ways[device]
         if precision in precisions and backend in backends
@@ -112,12 +112,12 @@ class Budget:
         return f"would take about {cost_s:.0f} s; {left:.0f} s are left of {self.whole_s:.0f} s, {why}"
 
 
-def cost_s(candidate: Candidate, seconds_each: float, images: int) -> float:
+def cost_s(candidate: TuningCandidate, seconds_each: float, images: int) -> float:
     """Return about how long a trial takes, where the reference takes ``seconds_each`` an image."""
     return LOADING_S[candidate.backend] + images * seconds_each / PROMISE[candidate.precision]
 
 
-def settled_already(candidate: Candidate, passed: Sequence[Trial], reference_rate: float) -> str:
+def decided_already(candidate: TuningCandidate, passed: Sequence[TuningTrial], reference_rate: float) -> str:
     """Say why a candidate need not be tried: a narrower precision by the same backend is faster already.
 
     Where that one gave other results, by another backend it may have passed and be the slower.
@@ -135,7 +135,7 @@ def settled_already(candidate: Candidate, passed: Sequence[Trial], reference_rat
     return ""
 
 
-def best(trials: Sequence[Trial]) -> Trial:
+def best(trials: Sequence[TuningTrial]) -> TuningTrial:
     """Return the fastest, or one earlier in the list, where the plainer are, that is nearly as fast."""
     chosen = trials[0]
     for trial in trials[1:]:

@@ -15,20 +15,20 @@ from itertools import cycle, islice
 from typing import Any
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.autotune.agreement import LIMITS, agreement, beyond
+from cnnbatch.inference.autotune.agreement import agreement, beyond, limits
 from cnnbatch.inference.autotune.candidates import (
     Budget,
-    Candidate,
     Pace,
-    Trial,
+    TuningCandidate,
+    TuningTrial,
     batches,
     best,
     candidates,
     cost_s,
-    settled_already,
+    decided_already,
 )
 from cnnbatch.inference.autotune.store import FEW
-from cnnbatch.inference.messages import Sample
+from cnnbatch.inference.messages import TuningSample
 from cnnbatch.inference.worker.devices import find_device, has_bf16
 from cnnbatch.inference.worker.settings import Settings
 from cnnbatch.inference.worker.worker import PredictFault, Worker
@@ -56,7 +56,7 @@ class Pass:
     decode_s: float
 
 
-def measure(job: MapJob, first: Worker, sample: Sample, make: Make) -> tuple[Worker, list[Trial]]:
+def measure(job: MapJob, first: Worker, sample: TuningSample, make: Make) -> tuple[Worker, list[TuningTrial]]:
     """Return the worker to go on with, and what came of every candidate.
 
     ``first`` runs as the job says, where it says it, else in eager fp32. Workers that are not returned
@@ -68,13 +68,13 @@ def measure(job: MapJob, first: Worker, sample: Sample, make: Make) -> tuple[Wor
 class _Measuring:
     """One measuring: the reference, the budget that follows from it, and the trials so far."""
 
-    def __init__(self, job: MapJob, first: Worker, sample: Sample, make: Make) -> None:
+    def __init__(self, job: MapJob, first: Worker, sample: TuningSample, make: Make) -> None:
         self._job, self._sample, self._make = job, sample, make
         self._first = self._chosen = first
-        self._trials: list[Trial] = []
-        self._passed: list[Trial] = []
+        self._trials: list[TuningTrial] = []
+        self._passed: list[TuningTrial] = []
 
-    def result(self) -> tuple[Worker, list[Trial]]:
+    def result(self) -> tuple[Worker, list[TuningTrial]]:
         reason = self._measure_reference()
         if not reason:
             for candidate in self._candidates():
@@ -84,7 +84,7 @@ class _Measuring:
         if self._chosen is not self._first:
             self._first.close()
         self._chosen.settings.apply()
-        return self._chosen, [*self._told(reason)]
+        return self._chosen, [*self._explained(reason)]
 
     def _measure_reference(self) -> str:
         """Take the pass of eager fp32; say why nothing is measured, where that is so."""
@@ -118,7 +118,7 @@ class _Measuring:
             self._passed.append(trial)
         return ""
 
-    def _candidates(self) -> list[Candidate]:
+    def _candidates(self) -> list[TuningCandidate]:
         """Return what the job and the output leave open, but for the reference itself."""
         compute, task, plain = self._job.compute, self._job.task, self._first.settings
         found = candidates(
@@ -127,9 +127,9 @@ class _Measuring:
             task.precisions if self._sample.precision_open else {plain.precision},
             task.backends if compute.backend == "auto" else {plain.backend},
         )
-        return [one for one in found if one != Candidate("fp32", "eager")]
+        return [one for one in found if one != TuningCandidate("fp32", "eager")]
 
-    def _try(self, candidate: Candidate) -> None:
+    def _try(self, candidate: TuningCandidate) -> None:
         started = time.monotonic()
         settings = replace(
             self._first.settings,
@@ -143,9 +143,9 @@ class _Measuring:
             self._passed.append(trial)
         self._budget.spent_s += time.monotonic() - started
 
-    def _tried(self, candidate: Candidate, settings: Settings) -> Trial:
+    def _tried(self, candidate: TuningCandidate, settings: Settings) -> TuningTrial:
         each = self._reference.forward_s + self._reference.decode_s
-        reason = settled_already(candidate, self._passed, 1 / self._reference.forward_s)
+        reason = decided_already(candidate, self._passed, 1 / self._reference.forward_s)
         if not reason:
             reason = self._budget.reason_against(cost_s(candidate, each, len(self._sample.shard.refs)))
         if reason:
@@ -167,7 +167,7 @@ class _Measuring:
     def _worker(self, settings: Settings) -> Worker:
         return self._first if settings == self._first.settings else self._make(settings, None)
 
-    def _measured(self, worker: Worker) -> Trial:
+    def _measured(self, worker: Worker) -> TuningTrial:
         """Time a worker, first on few images, and compare what it says with the reference."""
         rate = 1 / self._head(worker).forward_s
         fastest = max((one.rate or 0.0 for one in self._passed), default=0.0)
@@ -189,7 +189,7 @@ class _Measuring:
         measured = agreement(before, after, getattr(self._job.task, "threshold", None))
         return measured, beyond(measured) if measured else "nothing that can be compared"
 
-    def _keep(self, worker: Worker, trial: Trial) -> None:
+    def _keep(self, worker: Worker, trial: TuningTrial) -> None:
         """Go on with the worker if it is the best so far; close the one that is not gone on with."""
         passed = [*self._passed, trial] if trial.verdict == "slower" else self._passed
         loser = worker
@@ -249,7 +249,7 @@ class _Measuring:
             worker, self._chosen = host, worker
         worker.close()
 
-    def _decoded(self, worker: Worker, host: Pace) -> Trial:
+    def _decoded(self, worker: Worker, host: Pace) -> TuningTrial:
         """Measure a worker that decodes on the device, against the same that does not."""
         self._head(worker)
         found = self._pass(worker, self._sample.shard)
@@ -284,7 +284,7 @@ class _Measuring:
             return Pass(outputs, math.inf, 0.0)
         return Pass(outputs, max(forward_s, 1e-9) / len(outputs), decode_s / len(outputs))
 
-    def _told(self, reason: str) -> list[Trial]:
+    def _explained(self, reason: str) -> list[TuningTrial]:
         """Return the trials with the chosen one marked, and why it was chosen."""
         if reason:
             return [_trial(self._first.settings, "chosen", reason)]
@@ -307,8 +307,8 @@ def _trial(
     reason: str = "",
     rate: float | None = None,
     agreement: Mapping[str, float] | None = None,
-) -> Trial:
-    return Trial(
+) -> TuningTrial:
+    return TuningTrial(
         precision=settings.precision,
         backend=settings.backend,
         batch=settings.batch,
@@ -318,11 +318,11 @@ def _trial(
         rate=rate,
         agreement=agreement or {},
         decoder=settings.decoder,
-        limits={name: LIMITS[name].to_json() for name in agreement or {}},
+        limits={name: limits()[name].to_json() for name in agreement or {}},
     )
 
 
-def _is_of(trial: Trial, settings: Settings) -> bool:
+def _is_of(trial: TuningTrial, settings: Settings) -> bool:
     return _trial(settings) == replace(
         trial, verdict="slower", reason="", rate=None, loading_s=None, agreement={}, limits={}
     )

@@ -1,17 +1,18 @@
-"""Settles once, for an output and each kind of device in it, how its workers run; the driver's side.
+"""Keeps once, for an output and each kind of device in it, how its workers run; the driver's side.
 
-What is settled lies in ``_job/``: ``settings.json`` has the one precision and the one decoder,
+What is kept lies in ``_job/``: ``settings.json`` has the one precision and the one decoder,
 ``settings/`` a file for each kind of device, with what was measured for it. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cnnbatch.errors import UserError
 from cnnbatch.inference import fingerprint
-from cnnbatch.inference.messages import Ready, Sample
+from cnnbatch.inference.messages import Ready, TuningSample
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.output.folder import Output
 from cnnbatch.output.plan import spread
@@ -31,49 +32,55 @@ LARGE_SAMPLE = 400
 _SAMPLED = 20  # of so many images that a worker gets, one is in the sample
 
 
-class Settling:
-    """Keeps what the workers of a run settle, and says what is to be measured first.
+@dataclass(frozen=True, slots=True)
+class FirstImages:
+    """The first images to predict, among which a sample is chosen; ``planned`` counts all that are so far."""
 
-    ``refs`` are the first images to predict, ``images`` counts those planned so far. With
-    ``allow_mixed`` an output may hold parts of several precisions. ``known`` is asked of the first model that
-    was loaded. On ``screen`` it is said what the workers note and what they do.
+    refs: Sequence[ImageRef] = ()
+    planned: Callable[[], int] = lambda: 0
+
+
+class SettingsStore:
+    """Keeps how the workers of a run go through the network, and says what is to be measured first.
+
+    With ``allow_mixed`` an output may hold parts of several precisions. ``known`` is asked of the first model
+    that was loaded. On ``screen`` it is said what the workers note and what they do.
     """
 
     def __init__(
         self,
         job: MapJob,
         output: Output,
-        refs: Sequence[ImageRef] = (),
-        images: Callable[[], int] = lambda: 0,
+        first: FirstImages | None = None,
         allow_mixed: bool = False,
         known: KnownClasses | None = None,
         screen: Screen | None = None,
     ) -> None:
         self._job, self._output, self._known = job, output, known
-        self._refs, self._images = refs, images
+        self._first = first or FirstImages()
         self._allow_mixed, self._screen = allow_mixed, screen
         self._noted: set[str] = set()
 
     def kept(self) -> dict[str, Any]:
-        """Return what is settled: ``precision``, ``decoder``, and the settings by their key."""
+        """Return what is kept: ``precision``, ``decoder``, and the settings by their key."""
         return {**(self._output.decided("settings") or {}), **self._output.settings()}
 
-    def sample(self, ready: Ready, workers: int) -> Sample | None:
+    def sample(self, ready: Ready, workers: int) -> TuningSample | None:
         """Return what a worker is to measure on; None where nothing is open or too little is there."""
         self._require_known(ready)
-        kept = self.kept()
-        if not ready.open or self._images() < FEW or len(self._refs) < FEW or _is_settled(ready, kept):
+        kept, refs, images = self.kept(), self._first.refs, self._first.planned()
+        if not ready.open or images < FEW or len(refs) < FEW or _is_kept(ready, kept):
             return None
         first = "precision" not in kept
         precision_open = self._job.compute.precision == "auto" and first
-        share = self._images() // (_SAMPLED * max(1, workers))
+        share = images // (_SAMPLED * max(1, workers))
         if self._screen is not None:
             self._screen.doing(f"measuring how {model_of(self._job)} runs fastest here")
-        refs = spread(self._refs, min(max(SAMPLE, share), LARGE_SAMPLE))
-        return Sample(Shard(0, refs), self._images(), workers, precision_open, first)
+        chosen = spread(refs, min(max(SAMPLE, share), LARGE_SAMPLE))
+        return TuningSample(Shard(0, chosen), images, workers, precision_open, first)
 
-    def settle(self, ready: Ready) -> Mapping[str, Any]:
-        """Keep how a worker runs, unless that is settled for its kind of device; return what is kept.
+    def keep(self, ready: Ready) -> Mapping[str, Any]:
+        """Keep how a worker runs, unless that is kept for its kind of device; return what is kept.
 
         A worker whose settings are not those has to load again. Raises UserError where the output was
         made by another identity, and where the model does not know the classes of the ground truth.
@@ -128,7 +135,7 @@ def model_of(job: MapJob) -> str:
     return str(getattr(job.task, "model", None) or job.task.name)
 
 
-def _is_settled(ready: Ready, kept: Mapping[str, Any]) -> bool:
+def _is_kept(ready: Ready, kept: Mapping[str, Any]) -> bool:
     """Say whether a worker's kind of device has its settings in the output's precision."""
     wanted = (ready.settings["device"], kept.get("precision"))
     records = [value for value in kept.values() if isinstance(value, Mapping)]

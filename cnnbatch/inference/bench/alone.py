@@ -1,11 +1,16 @@
-"""The stages of a worker in a row, each by itself: called once to warm up, once to take the time."""
+"""The stages of a worker in a row, each by itself: called once to warm up, once to take the time.
+
+In as many processes as the job has cores, all at once, since cores share caches and memory: what one of them
+does alone is no ceiling for all. An accelerator is measured from one process; what its other cores would do
+to that one is not seen.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,24 +18,38 @@ from typing import Any
 import torch
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.worker.devices import keep_freed_memory
+from cnnbatch.inference.bench.processes import in_new_processes
+from cnnbatch.inference.bench.stages import Stages, StageSample, mean
 from cnnbatch.inference.worker.journal import Journal
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, Reading
+from cnnbatch.inference.worker.malloc import keep_freed_memory
+from cnnbatch.inference.worker.readahead import DecodeOptions, Item, ReadAhead, ReadRequest
 from cnnbatch.inference.worker.settings import Settings
-from cnnbatch.inference.worker.timings import Tally
+from cnnbatch.inference.worker.timings import ShardTally
 from cnnbatch.inference.worker.worker import PredictFault, Worker
-from cnnbatch.job import MapJob
 from cnnbatch.output.folder import Output
 from cnnbatch.output.part import Outcome, PartSpool
 from cnnbatch.storage import Storage
-from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
+from cnnbatch.types import Content, Failure, Shard
 
 READ_ALONE = 64  # images of which the processor's part is measured: from afar each takes its time
 
 
-def measure_here(sample: Sample) -> Stages:
-    """Measure the stages in this process, on one thread."""
+def measure(sample: StageSample, processes: int) -> Stages:
+    """Measure the stages in so many processes at once and return their mean.
+
+    Raises:
+        UserError, EnvironmentFault: as a worker does; also where no image comes through.
+    """
+    return mean(in_new_processes(_measure_here, sample, processes))
+
+
+def _measure_here(sample: StageSample) -> Stages:
     keep_freed_memory()
+    return measure_here(sample)
+
+
+def measure_here(sample: StageSample) -> Stages:
+    """Measure the stages in this process, on one thread."""
     settings = replace(Settings.from_json(sample.settings), threads=1)
     with TemporaryDirectory(prefix="cnnbatch-bench-") as folder:
         journal = Journal(Path(folder) / "journal")
@@ -53,15 +72,17 @@ def measure_here(sample: Sample) -> Stages:
 class _Line:
     """Every stage leaves what the next one takes."""
 
-    def __init__(self, sample: Sample, worker: Worker, settings: Settings) -> None:
+    def __init__(self, sample: StageSample, worker: Worker, settings: Settings) -> None:
         self._sample = sample
         self._worker = worker
         self._settings = settings
         self._shard = Shard(0, sample.refs)
         truth = sample.source.truth(self._shard)
         places = range(len(sample.refs))
-        self._reading = Reading(self._shard, places, {}, None if truth is None else truth.to_pylist())
-        self._ahead = ReadAhead(sample.source, worker.model, worker.journal, 1, settings.window, False)
+        self._reading = ReadRequest(self._shard, places, {}, None if truth is None else truth.to_pylist())
+        self._ahead = ReadAhead(
+            sample.source, worker.model, worker.journal, DecodeOptions(1, settings.window)
+        )
         self._seconds: dict[str, float] = {}
 
     def close(self) -> None:
@@ -109,7 +130,7 @@ class _Line:
         """Make the rows of each window."""
         started = time.process_time()
         self._rows = [
-            self._worker._window_rows(self._shard, window.items, window.outputs(), Tally())
+            self._worker.window_rows(self._shard, window.items, window.outputs(), ShardTally())
             for window in self._predicted
         ]
         self._seconds["rows"] = (time.process_time() - started) / len(self._good)
@@ -155,45 +176,3 @@ def _timed(reader: Callable[[], Content | Failure]) -> tuple[Content | Failure, 
 
 def _area(size: Any) -> int:
     return int(size[0] * size[1]) if size else 0
-
-
-STAGES = ("read", "decode", "prepare", "forward", "rows", "write")
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Which images to measure on, and how: ``settings`` are `speed.Settings` as JSON values.
-
-    ``readers`` is how many images a process reads side by side.
-    """
-
-    job: MapJob
-    source: Source
-    refs: tuple[ImageRef, ...]
-    settings: Mapping[str, Any]
-    readers: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stages:
-    """What an image takes: ``seconds`` by stage, as `estimate.Measured` has them.
-
-    ``reading`` is the processor's part of ``read``. Of the ``images`` measured, ``failed`` were left out
-    behind the stage that refused them. An image makes so many ``inputs`` of the network; ``pixels`` are
-    its own, ``input_pixels`` those that reach the network. A process was ``given`` this part of a core
-    that it asked for; what is missing, others of this machine had.
-    """
-
-    seconds: Mapping[str, float]
-    reading: float
-    images: int
-    failed: int
-    inputs: float
-    pixels: float
-    input_pixels: float
-    given: float
-
-    @property
-    def processor(self) -> dict[str, float]:
-        """Seconds of a processor by stage; on an accelerator ``forward`` is the device's."""
-        return {**self.seconds, "read": self.reading}

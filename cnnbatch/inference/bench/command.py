@@ -1,6 +1,6 @@
 """How fast a job goes on this machine, what bounds it, and what would help.
 
-The whole is measured first, since it settles how the network runs; then each stage alone under these
+The whole is measured first, since it decides how the network runs; then each stage alone under these
 settings. A machine's speed drifts between the two, by some percent and more where others share it.
 """
 
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 from cnnbatch.errors import UserError
-from cnnbatch.inference.bench import stages, throughput
-from cnnbatch.inference.bench.alone import STAGES, Sample, Stages
-from cnnbatch.inference.bench.estimate import Machine, rates
-from cnnbatch.inference.bench.throughput import Trial, Whole
-from cnnbatch.inference.run import HANDFUL
+from cnnbatch.inference.bench import alone, throughput
+from cnnbatch.inference.bench.estimate import rates
+from cnnbatch.inference.bench.listing import refs_of
+from cnnbatch.inference.bench.machine import Machine
+from cnnbatch.inference.bench.stages import Stages, StageSample
+from cnnbatch.inference.bench.throughput import SampleRun, Whole
+from cnnbatch.inference.driver.inline import runs_inline
+from cnnbatch.inference.messages import STAGES
 from cnnbatch.job import MapJob
-from cnnbatch.output import plan
 from cnnbatch.output.plan import spread
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage, normalize, redact
@@ -48,10 +50,7 @@ class Bench:
     @property
     def rates(self) -> dict[str, float]:
         """The most images a second by what bounds them; the least of them is the ceiling."""
-        seconds = dict(self.stages.seconds)
-        if not self.machine.devices:  # On a CPU, what reading takes of a core is missing to the others.
-            seconds["reading"] = self.stages.reading
-        return rates(seconds, self.machine, 0)
+        return rates(self.stages.seconds, self.machine, reading=self.stages.reading)
 
     @property
     def bound(self) -> str:
@@ -114,30 +113,22 @@ def bench(job: MapJob, images: int | None, note: Callable[[str], None]) -> Bench
         EnvironmentFault: the input or the model can't be had.
     """
     source = open_source(job.input, Storage(job.input.storage))
-    listing = plan.select(source.refs(), job.input.sample, job.input.limit)
-    refs = tuple(islice(listing, LISTED_AT_MOST))
+    refs = tuple(islice(refs_of(source, job.input), LISTED_AT_MOST))
     if not refs:
         raise UserError(f"expected images to measure on, got none in {_input(job)}")
-    inline = _runs_inline(job, len(refs))
-    found = throughput.measure(Trial(job, source, refs, images, inline, time.monotonic()))
-    sample = Sample(job, source, _sample(refs, found), found.settings, _readers(found.here.used))
+    inline = runs_inline(job.compute, len(refs))
+    found = throughput.measure(SampleRun(job, source, refs, images, inline, time.monotonic()))
+    sample = StageSample(job, source, _sample(refs, found), found.settings, _readers(found.here.used))
     processes = _processes(found.here.used)
-    beside = f", in {processes} processes at once" if processes > 1 else ""
-    note(f"the run is over; now each stage alone, on {len(sample.refs):,} images{beside}")
-    alone = stages.measure(sample, processes)
-    return Bench(job, len(refs), len(refs) == LISTED_AT_MOST, found, alone)
+    at_once = f", in {processes} processes at once" if processes > 1 else ""
+    note(f"the run is over; now each stage alone, on {len(sample.refs):,} images{at_once}")
+    stages = alone.measure(sample, processes)
+    return Bench(job, len(refs), len(refs) == LISTED_AT_MOST, found, stages)
 
 
 def _input(job: MapJob) -> str:
     urls = [job.input.url] if isinstance(job.input.url, str) else job.input.url
     return ", ".join(redact(normalize(url)) for url in urls)
-
-
-def _runs_inline(job: MapJob, images: int) -> bool:
-    """Say whether a run takes one process."""
-    if job.compute.pool == "auto":
-        return images <= HANDFUL and job.compute.workers == "auto"
-    return job.compute.pool == "inline"
 
 
 def _sample(refs: Sequence[ImageRef], found: Whole) -> tuple[ImageRef, ...]:

@@ -1,47 +1,22 @@
 """What a run costs, by arithmetic on what was counted and measured: pure functions, tried by hand.
 
 The time is a bound, not a forecast: the rate at which the machine's slowest part could go on without a
-pause, as `make bench` measures it. Runs come to some nine tenths of it, start-up apart.
+pause, as `cnnbatch bench` measures it. Runs come to some nine tenths of it, start-up apart.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 
+from cnnbatch.inference.bench.listing import ListingCount
+from cnnbatch.inference.bench.machine import Machine
 from cnnbatch.output import plan
 from cnnbatch.types import ImageRef
 
-SPREAD_OVER = 1000  # images, the first of the listing, among which the sample is chosen
 LISTED_AT_ONCE = 1000  # objects in one answer of a store to a listing
-
-
-@dataclass
-class Counted:
-    """What the listing gave in the time that was allowed.
-
-    ``objects`` are all that the storage listed, images or not; ``sized`` of the images it gave the size,
-    together ``sized_bytes``; ``first`` are the first `SPREAD_OVER` images.
-    """
-
-    images: int = 0
-    complete: bool = False
-    seconds: float = 0.0
-    objects: int = 0
-    sized: int = 0
-    sized_bytes: int = 0
-    first: list[ImageRef] = field(default_factory=list)
-
-    def add(self, ref: ImageRef, size: int | None) -> None:
-        """Count one image."""
-        self.images += 1
-        if size is not None:
-            self.sized += 1
-            self.sized_bytes += size
-        if self.images <= SPREAD_OVER:
-            self.first.append(ref)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +24,8 @@ class Measured:
     """What the sample showed: how many ``images`` were tried, and ``failed``.
 
     ``seconds`` are those an image takes by stage: of a processor, but ``read`` and, on an accelerator,
-    ``forward``; none where no image could be predicted. ``mean_bytes`` is of the images that could be read.
+    ``forward``; none where no image could be predicted. ``reading`` is the processor's part of ``read``.
+    ``mean_bytes`` is of the images that could be read.
     """
 
     images: int
@@ -57,23 +33,7 @@ class Measured:
     mean_bytes: float
     seconds: Mapping[str, float]
     memory_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What a run uses here: ``devices`` are accelerators (none on a CPU), ``readers`` read side by side."""
-
-    cores: int
-    workers: int
-    devices: int
-    readers: int
-
-    def busy(self, parts: int) -> Machine:
-        """Return what of it has work, where there are so many parts: a part is one worker's."""
-        workers = max(1, min(self.workers, parts))
-        share = workers / self.workers
-        devices = math.ceil(self.devices * share)
-        return Machine(math.ceil(self.cores * share), workers, devices, math.ceil(self.readers * share))
+    reading: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +69,7 @@ class Estimate:
 
 
 def estimate(
-    counted: Counted, measured: Measured, machine: Machine, first_shard: int, has_truth: bool
+    counted: ListingCount, measured: Measured, machine: Machine, first_shard: int, has_truth: bool
 ) -> Estimate:
     """Return what a run costs on ``machine``; its first shards hold ``first_shard`` images."""
     parts, pages = plan_size(counted.images, first_shard)
@@ -129,7 +89,7 @@ def estimate(
         requests=requests,
         parts=parts,
         machine=machine.busy(parts),
-        rates=rates(measured.seconds, machine.busy(parts), listing_s),
+        rates=rates(measured.seconds, machine.busy(parts), listing_s, measured.reading),
         memory_bytes=measured.memory_bytes,
     )
 
@@ -144,10 +104,13 @@ def plan_size(images: int, first_shard: int) -> tuple[int, int]:
     return parts, pages
 
 
-def rates(seconds: Mapping[str, float], machine: Machine, listing_s: float) -> dict[str, float]:
+def rates(
+    seconds: Mapping[str, float], machine: Machine, listing_s: float = 0.0, reading: float = 0.0
+) -> dict[str, float]:
     """Return the most images a second by what bounds them, from the seconds an image takes by stage.
 
-    On a CPU the stages share the cores; with accelerators each has its own threads, or the device.
+    On a CPU the stages share the cores, of which reading takes ``reading`` seconds; with accelerators each
+    has its own threads, or the device.
     """
     if not seconds:
         return {}
@@ -159,6 +122,6 @@ def rates(seconds: Mapping[str, float], machine: Machine, listing_s: float) -> d
             "writing": seconds["write"] / machine.workers,
         }
     else:
-        costs = {"the processor": (sum(seconds.values()) - seconds["read"]) / machine.cores}
+        costs = {"the processor": (sum(seconds.values()) - seconds["read"] + reading) / machine.cores}
     costs |= {"reading": seconds["read"] / machine.readers, "listing": listing_s}
     return {name: 1 / cost for name, cost in costs.items() if cost > 0}

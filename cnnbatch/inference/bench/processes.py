@@ -14,7 +14,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def apart(function: Callable[[T], R], value: T, processes: int = 1) -> list[R]:
+def in_new_processes(function: Callable[[T], R], value: T, processes: int = 1) -> list[R]:
     """Return what ``function(value)`` gives in so many new processes, all at once.
 
     Raises what it raises; EnvironmentFault where a process ends, or lacks memory or disk.

@@ -12,7 +12,7 @@ from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class RepeatedSource:
     """A source whose images are some of another's, in rounds without end; keys are ``ROUND/KEY``."""
 
     source: Source

@@ -1,28 +1,52 @@
-"""What each stage of a job takes alone, on one thread, in as many processes as the job has cores.
-
-All at once, since cores share caches and memory: what one of them does alone is no ceiling for all.
-An accelerator is measured from one process; what its other cores would do to that one is not seen.
-"""
+"""What the stages of a job are measured on, and what they take."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from cnnbatch.inference.bench.alone import Stages
-from cnnbatch.inference.bench.processes import apart
-
-if TYPE_CHECKING:
-    from cnnbatch.inference.bench.alone import Sample
+from cnnbatch.job import MapJob
+from cnnbatch.types import ImageRef, Source
 
 
-def measure(sample: Sample, processes: int) -> Stages:
-    """Measure the stages in so many processes at once and return their mean.
+@dataclass(frozen=True, slots=True)
+class StageSample:
+    """Which images to measure on, and how: ``settings`` are `worker.settings.Settings` as JSON values.
 
-    Raises:
-        UserError, EnvironmentFault: as a worker does; also where no image comes through.
+    ``readers`` is how many images a process reads side by side.
     """
-    return mean(apart(_alone, sample, processes))
+
+    job: MapJob
+    source: Source
+    refs: tuple[ImageRef, ...]
+    settings: Mapping[str, Any]
+    readers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What an image takes: ``seconds`` by stage, as `estimate.Measured` has them.
+
+    ``reading`` is the processor's part of ``read``. Of the ``images`` measured, ``failed`` were left out
+    behind the stage that refused them. An image makes so many ``inputs`` of the network; ``pixels`` are
+    its own, ``input_pixels`` those that reach the network. A process was ``given`` this part of a core
+    that it asked for; what is missing, others of this machine had.
+    """
+
+    seconds: Mapping[str, float]
+    reading: float
+    images: int
+    failed: int
+    inputs: float
+    pixels: float
+    input_pixels: float
+    given: float
+
+    @property
+    def processor(self) -> dict[str, float]:
+        """Seconds of a processor by stage; on an accelerator ``forward`` is the device's."""
+        return {**self.seconds, "read": self.reading}
 
 
 def mean(found: Sequence[Stages]) -> Stages:
@@ -38,9 +62,3 @@ def mean(found: Sequence[Stages]) -> Stages:
         input_pixels=first.input_pixels,
         given=sum(one.given for one in found) / count,
     )
-
-
-def _alone(sample: Sample) -> Stages:
-    from cnnbatch.inference.bench.alone import measure_here
-
-    return measure_here(sample)

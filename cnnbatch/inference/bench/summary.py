@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cnnbatch.humanize import decimal, duration
 from cnnbatch.inference.bench.advice import advice
-from cnnbatch.inference.bench.alone import STAGES
+from cnnbatch.inference.messages import STAGES
 from cnnbatch.terminal.console import columns
 
 if TYPE_CHECKING:

@@ -22,15 +22,15 @@ import pyarrow.compute as pc
 
 from cnnbatch.cluster import nodes
 from cnnbatch.evaluation.known_classes import KnownClasses
-from cnnbatch.inference.autotune.store import Settling
-from cnnbatch.inference.bench.check import SHARD, machine_for
-from cnnbatch.inference.bench.estimate import Machine
-from cnnbatch.inference.bench.processes import apart
-from cnnbatch.inference.bench.repeat import Again, own_key
+from cnnbatch.inference.autotune.store import FirstImages, SettingsStore
+from cnnbatch.inference.bench.listing import shards_of
+from cnnbatch.inference.bench.machine import Machine, machine_for
+from cnnbatch.inference.bench.processes import in_new_processes
+from cnnbatch.inference.bench.repeat import RepeatedSource, own_key
 from cnnbatch.inference.driver.inline import predict_inline
-from cnnbatch.inference.messages import Order, Ready, Sample, Work
+from cnnbatch.inference.messages import LoadOrder, Ready, TuningSample, Work
 from cnnbatch.job import MapJob
-from cnnbatch.output import plan, reader
+from cnnbatch.output import reader
 from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage
 from cnnbatch.types import ImageRef, Receipt, Shard, Source
@@ -41,7 +41,7 @@ PARTS_A_WORKER = 4  # at least, where the number of images is given
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class SampleRun:
     """What to run: ``images`` of those in ``refs``, None for as long as `RUN_S`.
 
     ``inline``: in one process; ``started`` is when the caller began, by `time.monotonic`.
@@ -97,9 +97,9 @@ class Whole:
         return str(self.settings["device"]).partition(":")[0]
 
 
-def measure(trial: Trial) -> Whole:
-    """Run a trial in a new process; raises UserError and EnvironmentFault as a run does."""
-    return apart(_run, trial)[0]
+def measure(asked: SampleRun) -> Whole:
+    """Run it in a new process; raises UserError and EnvironmentFault as a run does."""
+    return in_new_processes(_run, asked)[0]
 
 
 def steady_rate(footers: Iterable[Mapping[str, Any]]) -> float | None:
@@ -126,7 +126,7 @@ def steady_rate(footers: Iterable[Mapping[str, Any]]) -> float | None:
 
 
 class Feed:
-    """The shards of a trial: ``first`` images each, then as many as keep a worker busy for `PART_S`.
+    """The shards of a run: ``first`` images each, then as many as keep a worker busy for `PART_S`.
 
     None has more than ``most``. Where ``ends`` is false, there are shards for `RUN_S` from the first
     one that is finished.
@@ -142,7 +142,7 @@ class Feed:
         self.busy_s = 0.0
         self.failed: Counter[str] = Counter()
 
-    def works(self) -> Iterator[Work]:
+    def work(self) -> Iterator[Work]:
         """Yield shards until there are no more images, or the time is up."""
         index = 0
         while not self._is_over() and (refs := tuple(islice(self._refs, self._length()))):
@@ -164,46 +164,45 @@ class Feed:
         return not self._ends and self._until is not None and time.monotonic() > self._until
 
 
-def _run(trial: Trial) -> Whole:
+def _run(asked: SampleRun) -> Whole:
     from cnnbatch.terminal.screen import Screen
 
     os.environ["RAY_ADDRESS"] = "local"  # This machine is measured, not a cluster that it may be part of.
     with TemporaryDirectory(prefix="cnnbatch-bench-") as folder, Screen(quiet=False) as screen:
-        run = _Run(trial, Output(folder, Storage()))
+        run = _Run(asked, Output(folder, Storage()))
         for receipt in run.receipts(screen.note):
             run.feed.take(receipt)
-            screen.count(receipt, trial.images)
-        return run.found(time.monotonic() - trial.started)
+            screen.count(receipt, asked.images)
+        return run.found(time.monotonic() - asked.started)
 
 
 class _Run:
-    """One trial under way."""
+    """One run under way."""
 
-    def __init__(self, trial: Trial, output: Output) -> None:
-        again = Again(trial.source, trial.refs)
-        refs = islice(again.refs(), trial.images)
-        self.feed = Feed(refs, _first(trial.job), _most(trial), ends=trial.images is not None)
-        self._trial = trial
+    def __init__(self, asked: SampleRun, output: Output) -> None:
+        repeated = RepeatedSource(asked.source, asked.refs)
+        refs = islice(repeated.refs(), asked.images)
+        self.feed = Feed(refs, _first(asked.job), _most(asked), ends=asked.images is not None)
+        self._asked = asked
         self._output = output
-        first = tuple(islice(again.refs(), len(trial.refs)))
-        known = KnownClasses(trial.job, trial.source, partial(plan.cut, trial.refs, lambda index: SHARD))
-        self._settling = Settling(trial.job, output, first, lambda: len(first), known=known)
-        self._order = Order(trial.job, again, output, trial.inline, None)
+        first = tuple(islice(repeated.refs(), len(asked.refs)))
+        known = KnownClasses(asked.job, asked.source, partial(shards_of, asked.refs))
+        self._store = SettingsStore(asked.job, output, FirstImages(first, lambda: len(first)), known=known)
+        self._order = LoadOrder(asked.job, repeated, output, asked.inline, None)
         self._ready: Ready | None = None
         self._ray_s = self._start_s = 0.0
 
     def receipts(self, note: Callable[[str], None]) -> Iterator[Receipt]:
         """Run it; ``note`` is told what a person should know."""
-        if self._trial.inline:
-            yield from predict_inline(self._order, self.feed.works(), self)
+        if self._asked.inline:
+            yield from predict_inline(self._order, self.feed.work(), self)
             return
-        from cnnbatch.cluster import session
-        from cnnbatch.inference.driver.scheduler import Pool
+        from cnnbatch.inference.driver.ray_workers import ray_workers
+        from cnnbatch.inference.driver.scheduler import Scheduler
 
-        session.connect(self._trial.job.compute)
-        self._ray_s = self._passed_s()
-        with session.faults():
-            yield from Pool(self._order, self, note).predict(self.feed.works(), ())
+        with ray_workers(self._asked.job.compute) as pool:
+            self._ray_s = self._passed_s()
+            yield from Scheduler(pool, self._order, self, note).predict(self.feed.work(), ())
 
     def found(self, seconds: float) -> Whole:
         """Return what it showed; it took so many ``seconds``."""
@@ -223,21 +222,21 @@ class _Run:
             busy_s=feed.busy_s / feed.images,
             mean_bytes=pc.mean(rows["bytes"]).as_py() or 0.0,
             settings=settings,
-            here=_here(self._trial, str(settings["device"]).partition(":")[0]),
+            here=_here(self._asked, str(settings["device"]).partition(":")[0]),
         )
 
-    def sample(self, ready: Ready, workers: int) -> Sample | None:
+    def sample(self, ready: Ready, workers: int) -> TuningSample | None:
         """Return what a worker is to measure on, as a run does."""
-        return self._settling.sample(ready, workers)
+        return self._store.sample(ready, workers)
 
-    def settle(self, ready: Ready) -> Mapping[str, Any]:
+    def keep(self, ready: Ready) -> Mapping[str, Any]:
         """Keep how a worker runs, as a run does; the first one ends the start-up."""
         if self._ready is None:
             self._ready, self._start_s = ready, self._passed_s()
-        return self._settling.settle(ready)
+        return self._store.keep(ready)
 
     def _passed_s(self) -> float:
-        return time.monotonic() - self._trial.started
+        return time.monotonic() - self._asked.started
 
 
 def _first(job: MapJob) -> int:
@@ -246,24 +245,24 @@ def _first(job: MapJob) -> int:
     return min(job.task.batch.values()) if batch == "auto" else batch
 
 
-def _most(trial: Trial) -> int:
+def _most(asked: SampleRun) -> int:
     """Return how many images a part holds at most."""
-    size = trial.job.input.shard_size
-    most = trial.job.task.shard_size if size == "auto" else size
-    if trial.images is None:
+    size = asked.job.input.shard_size
+    most = asked.job.task.shard_size if size == "auto" else size
+    if asked.images is None:
         return most
-    _, workers = nodes.bounds(trial.job.compute)
-    workers = 1 if trial.inline else workers or os.cpu_count() or 1
-    return max(1, min(most, trial.images // (PARTS_A_WORKER * workers)))
+    _, workers = nodes.bounds(asked.job.compute)
+    workers = 1 if asked.inline else workers or os.cpu_count() or 1
+    return max(1, min(most, asked.images // (PARTS_A_WORKER * workers)))
 
 
-def _here(trial: Trial, device: str) -> Here:
+def _here(asked: SampleRun, device: str) -> Here:
     from cnnbatch.inference.worker import devices
 
-    pool = "inline" if trial.inline else trial.job.compute.pool
+    pool = "inline" if asked.inline else asked.job.compute.pool
     return Here(
         cores=os.cpu_count() or 1,
-        used=machine_for(trial.job.compute.model_copy(update={"pool": pool}), device),
-        has_bf16=devices.has_bf16(devices.find_device(trial.job.compute.device)),
+        used=machine_for(asked.job.compute.model_copy(update={"pool": pool}), device),
+        has_bf16=devices.has_bf16(devices.find_device(asked.job.compute.device)),
         has_openvino=find_spec("openvino") is not None,
     )

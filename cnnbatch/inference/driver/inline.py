@@ -6,32 +6,53 @@ command then takes Ray, which survives it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
+from cnnbatch.config.compute import Compute
+from cnnbatch.errors import UserError
 from cnnbatch.inference.driver.retries import Alone, Attempts
-from cnnbatch.inference.messages import Fault, Order, Ready, Settling, Work, as_error
+from cnnbatch.inference.messages import Fault, LoadOrder, Ready, TunedSettings, Work, as_error
 from cnnbatch.inference.worker_process import WorkerProcess
 from cnnbatch.output.folder import Output
 from cnnbatch.terminal import interrupts
 from cnnbatch.types import Receipt
 
+HANDFUL = 20
+"""Images, at most, for which ``compute.pool: auto`` starts no Ray."""
 
-def predict_inline(order: Order, works: Iterable[Work | None], settling: Settling) -> Iterator[Receipt]:
+
+def runs_inline(compute: Compute, images: int | None) -> bool:
+    """Say whether a run of so many images takes this process; None: nobody knows how many there are."""
+    if compute.pool == "auto":
+        return images is not None and images <= HANDFUL and compute.workers == "auto"
+    return compute.pool == "inline"
+
+
+def require_survivable(compute: Compute, suspects: Collection[int]) -> None:
+    """Refuse to predict here shards at which an earlier process ended: it may end this one, too."""
+    if compute.pool == "inline" and suspects:
+        raise UserError(
+            f"an earlier run in one process ended while it was at part {min(suspects)}\n"
+            "  what to do: give compute.pool=ray (or auto) once: that survives it and gives the image its row"
+        )
+
+
+def predict_inline(order: LoadOrder, work: Iterable[Work | None], tuned: TunedSettings) -> Iterator[Receipt]:
     """Run every shard in this process, in order; raises UserError or EnvironmentFault."""
     process = WorkerProcess()
     ready = process.load(order)
-    if isinstance(ready, Ready) and (sample := settling.sample(ready, 1)):
+    if isinstance(ready, Ready) and (sample := tuned.sample(ready, 1)):
         ready = process.measure(sample)
     if isinstance(ready, Fault):
         raise as_error(ready)
-    settling.settle(ready)
+    tuned.keep(ready)
     attempts = Attempts()
     try:
-        for work in works:
-            if work is not None:
-                with _noted(order.output, work):
-                    yield _until_done(process, work, attempts)
+        for one in work:
+            if one is not None:
+                with _noted(order.output, one):
+                    yield _until_done(process, one, attempts)
     finally:
         process.close()
 

@@ -37,7 +37,7 @@ _READERS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Looking:
+class ListingOptions:
     """What a run looks for in an input that is planned: ``new`` and changed images, ``prune``: gone ones.
 
     ``some``: where nothing is planned yet, whether any of the first images is there.
@@ -65,12 +65,17 @@ class Planner:
     """
 
     def __init__(
-        self, output: Output, source: Source, chosen: Input, first_shard: int, looking: Looking | None = None
+        self,
+        output: Output,
+        source: Source,
+        chosen: Input,
+        first_shard: int,
+        options: ListingOptions | None = None,
     ) -> None:
         self._source = source
         self._chosen = chosen
         self._first = first_shard if chosen.shard_size == "auto" else chosen.shard_size
-        self._looking = looking or Looking()
+        self._options = options or ListingOptions()
         self._changed = threading.Condition()
         self._stopped = False
         self._fault: Exception | None = None
@@ -93,7 +98,7 @@ class Planner:
             return Listing(output, "00000")
         if listings[-1].complete() is None:
             return listings[-1]
-        if self._looking.new or _is_larger(self._chosen, listings[-1]):
+        if self._options.new or _is_larger(self._chosen, listings[-1]):
             return Listing(output, f"{len(listings):05}")
         return None
 
@@ -156,7 +161,7 @@ class Planner:
             if here := [index for index in range(page.first, page.last + 1) if index in indices]:
                 yield from map(self.changes().apply, page.listing.read(page.number, here))
 
-    def settle(self) -> None:
+    def note_applied(self) -> None:
         """Note that the changes of all listings are in the parts: the next run need not look."""
         for listing in self._done:
             if (listing.complete() or {}).get("change_pages") and not listing.applied():
@@ -217,7 +222,7 @@ class Planner:
         stream = self._source.refs(last)
         try:
             refs = plan.select(stream, self._chosen.sample, limit)
-            if last is None and self._looking.some:
+            if last is None and self._options.some:
                 where = self._chosen.url if isinstance(self._chosen.url, str) else "the input"
                 refs = some_are_there(refs, Storage(self._chosen.storage), redact(where))
             return self._plan(listing, refs)
@@ -230,9 +235,9 @@ class Planner:
         with on_disk("the table of the planned images"):
             planned = self._planned()
             refs = _Counted(plan.select(self._source.refs(), self._chosen.sample, self._chosen.limit))
-            if not self._plan(listing, planned.compare(refs, self._looking.new)):
+            if not self._plan(listing, planned.compare(refs, self._options.new)):
                 return False
-            if self._looking.prune and (self._chosen.limit is None or refs.count < self._chosen.limit):
+            if self._options.prune and (self._chosen.limit is None or refs.count < self._chosen.limit):
                 planned.note_vanished()
             self._write_changes(listing, planned)
         return True

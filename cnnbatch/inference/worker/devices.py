@@ -1,10 +1,8 @@
-"""Which device a process has, what it can do, and how its allocator is set for it."""
+"""Which device a process has, and what it can do."""
 
 from __future__ import annotations
 
-import ctypes
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +16,6 @@ Device = Literal["cuda", "mps", "cpu"]
 
 
 _LACKING = re.compile(r"operator '([^']+)' is not currently supported on the MPS backend")
-
-
-# malloc.h: M_ARENA_MAX (one arena only can grow by brk), M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
-MALLOC_OPTIONS = {-8: 1, -4: 0, -1: 2**30, -2: 2**26}
 
 
 def find_device(wanted: str) -> Device:
@@ -74,18 +68,3 @@ def operators_on_cpu() -> Iterator[list[str]]:
             found.append(named[1])
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-
-
-def keep_freed_memory() -> None:
-    """Have this process keep the memory that it frees, where its C library is glibc.
-
-    A forward pass frees and asks for the same tens of megabytes again and again; by default each
-    time they go back to the kernel, and every page of them is faulted in anew (measured for
-    MobileNetV2: 1,300 page faults and a quarter of the time an image).
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    allocator = getattr(ctypes.CDLL(None), "mallopt", None)
-    if allocator is not None:
-        for option, value in MALLOC_OPTIONS.items():
-            allocator(option, value)

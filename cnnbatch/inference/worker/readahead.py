@@ -1,6 +1,6 @@
 """Reads, decodes and prepares a shard's images, in order, a bounded number ahead.
 
-Reading waits for the network: many threads do it while the network predicts. Decoding takes the
+ReadRequest waits for the network: many threads do it while the network predicts. Decoding takes the
 processor. Where predicting takes another device, decoding goes on beside it; where it takes the
 same processor, the two take turns, a window each: fewer hand-overs between threads, and neither
 drives the other's data out of the caches (together 3 to 4 % of the processor time, measured for a
@@ -58,7 +58,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ReadRequest:
     """Which images of a shard to bring: ``positions``, but for those that are ``condemned`` already."""
 
     shard: Shard
@@ -67,38 +67,46 @@ class Reading:
     truth: Sequence[Mapping[str, Any]] | None
 
 
-class ReadAhead:
-    """The reading and decoding threads of one worker.
+@dataclass(frozen=True, slots=True)
+class DecodeOptions:
+    """How images are decoded: by how many ``threads``, ``window`` images at a time.
 
-    ``window`` images are handed over at a time. ``beside``: decode while the model predicts, rather
-    than in turns with it. ``on_device`` decodes and prepares there what it can, the host the rest.
+    ``overlaps``: decode while the model predicts, rather than in turns with it. ``on_device`` decodes and
+    prepares there what it can, the host the rest.
     """
+
+    threads: int
+    window: int
+    overlaps: bool = False
+    on_device: OnDevice | None = None
+
+
+class ReadAhead:
+    """The reading and decoding threads of one worker."""
 
     def __init__(
         self,
         source: Source,
         model: Preparing,
         journal: Journal,
-        threads: int,
-        window: int,
-        beside: bool,
-        on_device: OnDevice | None = None,
+        options: DecodeOptions,
     ) -> None:
         self._source = source
         self._model = model
         self._journal = journal
-        self._window = window
-        self._on_device = on_device
-        self.beside = beside
+        self._window = options.window
+        self._on_device = options.on_device
+        self.overlaps = options.overlaps
         self._reads = ThreadPoolExecutor(READ_THREADS, "read")
-        self._decodes = ThreadPoolExecutor(threads, "decode")
+        self._decodes = ThreadPoolExecutor(options.threads, "decode")
         # Where decoding has begun, or has one thread, handing it to that thread would gain nothing.
-        self._apply: Callable[..., Iterator[Item]] = map if beside or threads == 1 else self._decodes.map
+        in_turns = not options.overlaps and options.threads > 1
+        self._apply: Callable[..., Iterator[Item]] = self._decodes.map if in_turns else map
         self._turn = threading.Lock()
         self._unread = threading.Semaphore(UNREAD_LIMIT)
 
     @contextmanager
-    def windows(self, reading: Reading) -> Iterator[Iterator[list[Item]]]:
+    def windows(self, reading: ReadRequest) -> Iterator[Iterator[list[Item]]]:
         """Read while the block lasts; give the images in the order of their positions, a window at a time.
 
         What was given takes room no more: so much may be read while it is predicted. Taking a
@@ -127,7 +135,7 @@ class ReadAhead:
         self._reads.shutdown(cancel_futures=True)
         self._decodes.shutdown(cancel_futures=True)
 
-    def _feed(self, reading: Reading, feed: _Feed) -> None:
+    def _feed(self, reading: ReadRequest, feed: _Feed) -> None:
         try:
             with self._turn:
                 feed.begun.set()
@@ -136,7 +144,7 @@ class ReadAhead:
             feed.fault = fault
         feed.put(None)
 
-    def _submit_all(self, reading: Reading, feed: _Feed) -> None:
+    def _submit_all(self, reading: ReadRequest, feed: _Feed) -> None:
         readers = self._source.read(
             Shard(reading.shard.index, tuple(reading.shard.refs[p] for p in reading.positions))
         )
@@ -148,13 +156,13 @@ class ReadAhead:
             item = Item(position, Outcome(reading.shard.refs[position], vanished))
             if failure := reading.condemned.get(position):
                 item.outcome.failure = failure
-                feed.put(partial(_settled, item))
+                feed.put(partial(_done, item))
                 continue
             feed.encoded.wait()
             self._unread.acquire()
             read = self._reads.submit(self._read, reader, item, feed.encoded)
             finish = partial(self._decode, read, item, reading, feed.encoded)
-            feed.put(self._decodes.submit(finish).result if self.beside else finish)
+            feed.put(self._decodes.submit(finish).result if self.overlaps else finish)
 
     def _read(
         self, reader: Callable[[], Content | Failure], item: Item, encoded: _Budget
@@ -170,7 +178,7 @@ class ReadAhead:
         return data
 
     def _decode(
-        self, read: Future[Content | Failure], item: Item, reading: Reading, encoded: _Budget
+        self, read: Future[Content | Failure], item: Item, reading: ReadRequest, encoded: _Budget
     ) -> Item:
         data = read.result()
         if isinstance(data, Failure):
@@ -184,7 +192,7 @@ class ReadAhead:
             encoded.add(-item.outcome.bytes)
         return item
 
-    def prepare(self, data: Content, item: Item, reading: Reading) -> None:
+    def prepare(self, data: Content, item: Item, reading: ReadRequest) -> None:
         """Decode and prepare one image that was read, in this thread."""
         truth = None if reading.truth is None else reading.truth[item.position]
         fill = partial(self._fill, item, truth, time.thread_time())
@@ -223,7 +231,7 @@ def _size_bytes(data: Content) -> int:
     return len(data) if isinstance(data, bytes) else data.size_bytes
 
 
-def _settled(item: Item) -> Item:
+def _done(item: Item) -> Item:
     return item
 
 

@@ -1,7 +1,7 @@
 """Chooses how a network runs on the device that is there: precision, backend, batch and threads.
 
 What the job names is done; what it leaves open is measured by the first worker of each kind of device
-(`measuring`) among the `candidates`, and kept for all others. Where measuring does not pay, a network
+(`autotune.measure`) among the candidates, and kept for all others. Where measuring does not pay, a network
 runs in eager fp32.
 """
 
@@ -33,7 +33,7 @@ as many decoders."""
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a network runs: settled once for an output, kind of device and precision.
+    """How a network runs: decided once for an output, kind of device and precision.
 
     ``device`` is the kind of device; ``batch`` the largest number of inputs in one forward pass;
     ``window`` the number of images whose inputs are grouped into batches; ``tf32`` lets CUDA multiply
@@ -98,7 +98,7 @@ def settings_key(device: str, precision: str) -> str:
 def choose(job: MapJob, inline: bool, kept: Mapping[str, Any] | None) -> tuple[Settings, bool]:
     """Return how this process runs the job's model, and whether measuring may find a faster way.
 
-    ``kept`` is what the output has settled: ``precision``, and under `settings_key` the settings of each
+    ``kept`` is what the output keeps: ``precision``, and under `settings_key` the settings of each
     kind of device. Without it, what the job names wins; else eager fp32.
 
     Raises:

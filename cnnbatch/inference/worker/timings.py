@@ -10,13 +10,12 @@ from time import perf_counter
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cnnbatch.inference.messages import STAGES
 from cnnbatch.inference.worker.readahead import Item
 from cnnbatch.types import Receipt, Shard
 
-STAGES = ("read", "decode", "prepare", "forward", "rows", "write")
 
-
-class Tally:
+class ShardTally:
     """Counts rows, failures and seconds of one shard; ``clock`` tells those of `wall`."""
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:

@@ -64,7 +64,7 @@ class Watchdog:
                     self._end(self._words if self._journal.busy() else _TRIAL_WORDS.format(seconds=limit_s))
                 stopped = True
 
-    def _stopped(self, trials: Sequence[passes.Trial]) -> bool:
+    def _stopped(self, trials: Sequence[passes.TrialPass]) -> bool:
         """Ask what the model is tried on to stop; say whether that can be, and no image is under way."""
         stops = [trial.stop for trial in trials if trial.stop]
         if not stops or self._journal.busy():

@@ -24,21 +24,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnbatch.errors import UserError
-from cnnbatch.evaluation.known_classes import aliases_of, judged_column, require_occurring
+from cnnbatch.evaluation.known_classes import aliases_of, judged_by
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.messages import Work
 from cnnbatch.inference.worker.journal import Journal
 from cnnbatch.inference.worker.predictor import PredictFault, Predictor
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, Reading
+from cnnbatch.inference.worker.readahead import DecodeOptions, Item, ReadAhead, ReadRequest
 from cnnbatch.inference.worker.settings import Settings
-from cnnbatch.inference.worker.timings import Tally
+from cnnbatch.inference.worker.timings import ShardTally
 from cnnbatch.inference.worker.transfer import Direct, transfer_for
 from cnnbatch.job import MapJob
 from cnnbatch.output import plan
 from cnnbatch.output.folder import Output
 from cnnbatch.output.part import PartSpool, part_rows, part_schema, sweep
 from cnnbatch.storage import AlreadyExists, Changed, redact
-from cnnbatch.truth import ModelClasses, check_sizes, classes_of, object_labels
+from cnnbatch.truth import ModelClasses, check_sizes
 from cnnbatch.types import Failure, Model, Receipt, Shard, Source
 
 if TYPE_CHECKING:
@@ -69,10 +69,10 @@ class Worker:
         self.journal = journal
         self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
         self._aliases = aliases_of(job)
-        self._matches = judged_column(source.truth_schema, job.task.columns()) == "objects"
-        beside = settings.type != "cpu"
-        threads, on_device = settings.decode_threads, _on_device(settings)
-        self._ahead = ReadAhead(source, self.model, journal, threads, settings.window, beside, on_device)
+        self._judged_by = judged_by(source.truth_schema, job.task.columns())
+        overlaps, on_device = settings.type != "cpu", _on_device(settings)
+        decoding = DecodeOptions(settings.decode_threads, settings.window, overlaps, on_device)
+        self._ahead = ReadAhead(source, self.model, journal, decoding)
         self.predictor = Predictor(self.model, transfer_for(settings.device), journal, settings.batch)
         self._rows_thread = ThreadPoolExecutor(1, "rows")
         self._device = threading.Lock()
@@ -86,7 +86,7 @@ class Worker:
         old, etag = (None, None) if work.again is None else self._part(shard)
         positions = range(len(shard.refs)) if old is None else _positions_again(old, work)
         truth = self._truth(shard)
-        tally, sizes = Tally(), list[tuple[int, int] | None]()
+        tally, sizes = ShardTally(), list[tuple[int, int] | None]()
         with PartSpool(self._schema) as spool:
             for rows in self._rows(work, positions, truth, tally):
                 sizes += _sizes(rows) if truth is not None else []
@@ -109,7 +109,7 @@ class Worker:
 
         Raises PredictFault where the model raised.
         """
-        truth, tally = self._truth(shard), Tally()
+        truth, tally = self._truth(shard), ShardTally()
         rows = pa.Table.from_batches(self._rows(Work(shard), [position], truth, tally), schema=self._schema)
         error = rows.column("error")[0].as_py()
         return Failure(**error) if error else None
@@ -134,26 +134,28 @@ class Worker:
         self._rows_thread.shutdown()
 
     def _rows(
-        self, work: Work, positions: Sequence[int], truth: pa.Table | None, tally: Tally
+        self, work: Work, positions: Sequence[int], truth: pa.Table | None, tally: ShardTally
     ) -> Iterator[pa.RecordBatch]:
         """Yield a window's rows each, one window behind the one that is predicted."""
-        reading = Reading(work.shard, positions, work.condemned, None if truth is None else truth.to_pylist())
+        reading = ReadRequest(
+            work.shard, positions, work.condemned, None if truth is None else truth.to_pylist()
+        )
         pending: Future[pa.RecordBatch] | None = None
         for items, outputs in self._predicted(self.predictor, reading, tally):
             if pending is not None:
                 yield pending.result()
-            pending = self._rows_thread.submit(self._window_rows, work.shard, items, outputs, tally)
+            pending = self._rows_thread.submit(self.window_rows, work.shard, items, outputs, tally)
         if pending is not None:
             yield pending.result()
 
-    def outputs(self, shard: Shard, clock: Callable[[], float]) -> Iterator[Predicted]:
+    def outputs(self, shard: Shard, clock: Callable[[], float]) -> Iterator[ImageOutputs]:
         """Yield what the network says of the images that can be predicted, in order; nothing is kept.
 
         ``clock`` tells the seconds of the forward pass, which are shared out evenly in a window. Raises
         as `run`.
         """
-        reading = Reading(shard, range(len(shard.refs)), {}, None)
-        tally = Tally(clock)
+        reading = ReadRequest(shard, range(len(shard.refs)), {}, None)
+        tally = ShardTally(clock)
         # Nothing overlaps, so that the seconds of the forward pass are all its own.
         predictor = Predictor(self.model, Direct(), self.journal, self.settings.batch)
         for items, outputs in self._predicted(predictor, reading, tally):
@@ -161,23 +163,23 @@ class Worker:
             good = [item for item in items if item.outcome.failure is None]
             for item, inner in zip(good, outputs, strict=True):
                 other_s = item.seconds["decode"] + item.seconds["prepare"]
-                yield Predicted(item.position, inner, forward_s / len(good), other_s)
+                yield ImageOutputs(item.position, inner, forward_s / len(good), other_s)
 
     def ahead_s(self, shard: Shard) -> float:
         """Return the seconds an image that reading, decoding and preparing take, with all threads at it."""
         started = perf_counter()
-        with self._ahead.windows(Reading(shard, range(len(shard.refs)), {}, None)) as windows:
+        with self._ahead.windows(ReadRequest(shard, range(len(shard.refs)), {}, None)) as windows:
             for _ in windows:
                 pass
         return (perf_counter() - started) / len(shard.refs)
 
     def _predicted(
-        self, predictor: Predictor, reading: Reading, tally: Tally
+        self, predictor: Predictor, reading: ReadRequest, tally: ShardTally
     ) -> Iterator[tuple[Sequence[Item], list[list[Any]]]]:
         """Yield each window with the outputs of its images that have not failed."""
         timed = partial(tally.wall, "forward")
         with self._ahead.windows(reading) as windows, _Turn(self._device) as device:
-            if not self._ahead.beside:  # Decoding takes the device's own time.
+            if not self._ahead.overlaps:  # Decoding takes the device's own time.
                 device.take()
             for window in predictor.predict(reading.shard.index, device.taken_by(windows), timed):
                 yield window.items, window.outputs()
@@ -185,13 +187,14 @@ class Worker:
     def _truth(self, shard: Shard) -> pa.Table | None:
         """Return the shard's truth; an object of a class that the model does not know raises UserError."""
         truth, model = self._source.truth(shard), getattr(self.model, "classes", None)
-        if truth is not None and self._matches and isinstance(model, ModelClasses):
-            require_occurring(model, classes_of(truth.schema), object_labels(truth), self._aliases)
+        if truth is not None and self._judged_by and isinstance(model, ModelClasses):
+            self._judged_by.require_known(truth, model, self._aliases)
         return truth
 
-    def _window_rows(
-        self, shard: Shard, window: Sequence[Item], outputs: list[list[Any]], tally: Tally
+    def window_rows(
+        self, shard: Shard, window: Sequence[Item], outputs: list[list[Any]], tally: ShardTally
     ) -> pa.RecordBatch:
+        """Make the rows of a window, whose images that have not failed have these outputs."""
         started = thread_time()
         good = [item for item in window if item.outcome.failure is None]
         images = [item.image for item in good if item.image is not None]
@@ -264,7 +267,7 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
-class Predicted:
+class ImageOutputs:
     """One image's outputs, one an input, with its share of the forward pass and what decoding took."""
 
     position: int

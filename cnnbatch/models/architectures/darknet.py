@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.architectures.darknet_cfg import Section, parse_cfg
+from cnnbatch.models.architectures.darknet_cfg import CfgSection, parse_cfg
 from cnnbatch.models.architectures.suppression import detections
 from cnnbatch.models.detector import Detections
 
@@ -90,7 +90,7 @@ class Shortcut(nn.Module):
 
 
 @dataclass(frozen=True)
-class Head:
+class DarknetHead:
     """What a [yolo] section makes of a feature map; ``anchors`` are (width, height) in input pixels."""
 
     anchors: tuple[tuple[float, float], ...]
@@ -150,7 +150,7 @@ class _Layer:
     module: nn.Module
     sources: tuple[int, ...]
     shape: _Shape | None
-    head: Head | None = None
+    head: DarknetHead | None = None
 
 
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -163,7 +163,7 @@ _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
 }
 
 
-def _convolutional(section: Section, shapes: _Shapes) -> _Layer:
+def _convolutional(section: CfgSection, shapes: _Shapes) -> _Layer:
     source, shape = _previous(section, shapes)
     filters, size = section.integer("filters"), section.integer("size")
     stride, groups = section.integer("stride", 1), section.integer("groups", 1)
@@ -179,7 +179,7 @@ def _convolutional(section: Section, shapes: _Shapes) -> _Layer:
     return _Layer(Convolution(convolution, normalize, activation), (source,), after)
 
 
-def _maxpool(section: Section, shapes: _Shapes) -> _Layer:
+def _maxpool(section: CfgSection, shapes: _Shapes) -> _Layer:
     source, shape = _previous(section, shapes)
     size, stride = section.integer("size"), section.integer("stride")
     padding = section.integer("padding", size - 1, least=0, most=size - 1)
@@ -197,19 +197,19 @@ def _pool(size: int, stride: int, padding: int) -> nn.Module:
     return nn.Sequential(pad, nn.MaxPool2d(size, stride))
 
 
-def _upsample(section: Section, shapes: _Shapes) -> _Layer:
+def _upsample(section: CfgSection, shapes: _Shapes) -> _Layer:
     source, shape = _previous(section, shapes)
     stride = section.integer("stride")
     after = _Shape(shape.channels, shape.height * stride, shape.width * stride)
     return _Layer(nn.Upsample(scale_factor=float(stride)), (source,), after)
 
 
-def _dropout(section: Section, shapes: _Shapes) -> _Layer:
+def _dropout(section: CfgSection, shapes: _Shapes) -> _Layer:
     source, shape = _previous(section, shapes)
     return _Layer(nn.Identity(), (source,), shape)
 
 
-def _route(section: Section, shapes: _Shapes) -> _Layer:
+def _route(section: CfgSection, shapes: _Shapes) -> _Layer:
     found = [_earlier(section, "layers", number, shapes) for number in section.integers("layers")]
     groups = section.integer("groups", 1)
     group = section.integer("group_id", 0, least=0, most=groups - 1)
@@ -223,7 +223,7 @@ def _route(section: Section, shapes: _Shapes) -> _Layer:
     return _Layer(Route(groups, group), tuple(source for source, _ in found), after)
 
 
-def _shortcut(section: Section, shapes: _Shapes) -> _Layer:
+def _shortcut(section: CfgSection, shapes: _Shapes) -> _Layer:
     source, shape = _previous(section, shapes)
     earlier, other = _earlier(
         section, "from", section.integer("from", least=-_MOST_LAYERS, most=_MOST_LAYERS), shapes
@@ -235,7 +235,7 @@ def _shortcut(section: Section, shapes: _Shapes) -> _Layer:
     return _Layer(Shortcut(shape.channels - other.channels, activation), (source, earlier), shape)
 
 
-def _yolo(section: Section, shapes: _Shapes) -> _Layer:
+def _yolo(section: CfgSection, shapes: _Shapes) -> _Layer:
     source, shape = _previous(section, shapes)
     classes, sides = section.integer("classes"), section.numbers("anchors")
     count = section.integer("num")
@@ -249,11 +249,11 @@ def _yolo(section: Section, shapes: _Shapes) -> _Layer:
             "classes", f"{shape.channels} channels before this to be {len(mask)} anchors * (5 + classes)"
         )
     anchors = tuple((sides[2 * number], sides[2 * number + 1]) for number in mask)
-    head = Head(anchors, classes, section.number("scale_x_y", 1.0))
+    head = DarknetHead(anchors, classes, section.number("scale_x_y", 1.0))
     return _Layer(nn.Identity(), (source,), None, head)
 
 
-_BUILDERS: Mapping[str, Callable[[Section, _Shapes], _Layer]] = {
+_BUILDERS: Mapping[str, Callable[[CfgSection, _Shapes], _Layer]] = {
     "convolutional": _convolutional,
     "dropout": _dropout,
     "maxpool": _maxpool,
@@ -290,7 +290,7 @@ _UNKNOWN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """Options that change numbers in a way that nothing here has, with the values at which they don't."""
 
 
-def _previous(section: Section, shapes: _Shapes) -> tuple[int, _Shape]:
+def _previous(section: CfgSection, shapes: _Shapes) -> tuple[int, _Shape]:
     """Return the place and the shape of what the layer before gives."""
     shape = shapes[-1]
     if shape is None:
@@ -301,7 +301,7 @@ def _previous(section: Section, shapes: _Shapes) -> tuple[int, _Shape]:
     return len(shapes) - 1, shape
 
 
-def _earlier(section: Section, option: str, number: int, shapes: _Shapes) -> tuple[int, _Shape]:
+def _earlier(section: CfgSection, option: str, number: int, shapes: _Shapes) -> tuple[int, _Shape]:
     """Return the place and the shape of layer ``number``, which below zero is counted back from here."""
     here = len(shapes) - 1
     place = 1 + (number + here if number < 0 else number)
@@ -313,7 +313,7 @@ def _earlier(section: Section, option: str, number: int, shapes: _Shapes) -> tup
     return place, shape
 
 
-def _slid(section: Section, shape: _Shape, size: int, stride: int, padding: int) -> _Shape:
+def _slid(section: CfgSection, shape: _Shape, size: int, stride: int, padding: int) -> _Shape:
     """Return the shape after a window of ``size`` went over maps that have ``padding`` more in all."""
     height, width = ((side + padding - size) // stride + 1 for side in shape[1:])
     if min(height, width) < 1:
@@ -363,7 +363,7 @@ class Darknet(nn.Module):
     ``max_objects`` best stay. ``body`` may be exchanged for a module that gives the same maps.
     """
 
-    def __init__(self, body: nn.Module, heads: Sequence[Head], input_size: tuple[int, int]) -> None:
+    def __init__(self, body: nn.Module, heads: Sequence[DarknetHead], input_size: tuple[int, int]) -> None:
         super().__init__()
         self.body = body
         self.heads = tuple(heads)
@@ -433,7 +433,7 @@ def build(cfg_text: str, where: str) -> Darknet:
     return Darknet(_allocated(body), heads, (picture.height, picture.width)).eval()
 
 
-def _layers(sections: Sequence[Section], picture: _Shape) -> list[_Layer]:
+def _layers(sections: Sequence[CfgSection], picture: _Shape) -> list[_Layer]:
     layers: list[_Layer] = []
     shapes: list[_Shape | None] = [picture]
     for section in sections:
@@ -450,14 +450,14 @@ def _layers(sections: Sequence[Section], picture: _Shape) -> list[_Layer]:
     return layers
 
 
-def _refuse_unknown(section: Section) -> None:
+def _refuse_unknown(section: CfgSection) -> None:
     for option, harmless in _UNKNOWN.get(section.kind, {}).items():
         if option in section.options and section.options[option] not in harmless:
             wanted = f"no such option, or {harmless[0]}" if harmless else "no such option"
             raise section.error(option, f"{wanted}: what it does is not built in")
 
 
-def _check_whole(body: Body, heads: Sequence[Head], where: str) -> None:
+def _check_whole(body: Body, heads: Sequence[DarknetHead], where: str) -> None:
     classes = sorted({head.classes for head in heads})
     if len(classes) != 1:
         came = f"{len(heads)} of them, for {' and '.join(map(str, classes)) or 'no'} classes"

@@ -20,7 +20,7 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
 
 
 @dataclass(frozen=True)
-class Section:
+class CfgSection:
     """A section of a .cfg: its kind, its options as text, and its line in the file ``where``.
 
     ``lines`` has each option's line. The methods read a value and raise `UserError`, with file and line,
@@ -86,7 +86,7 @@ class Section:
         return tuple(float(item) for item in items)
 
 
-def parse_cfg(text: str, where: str) -> list[Section]:
+def parse_cfg(text: str, where: str) -> list[CfgSection]:
     """Return the sections of a .cfg in their order; ``where`` names the file in errors.
 
     As in Darknet, blanks count nowhere; ``#`` and ``;`` begin a comment.
@@ -115,7 +115,7 @@ def _bare(line: str) -> str:
     return "".join(_COMMENT.split(line, maxsplit=1)[0].split())
 
 
-def _section(lines: list[tuple[int, str]], where: str) -> Section:
+def _section(lines: list[tuple[int, str]], where: str) -> CfgSection:
     """Read one section from its numbered lines; the first has its kind."""
     (line, header), *entries = lines
     kind = header[1:-1]
@@ -136,7 +136,7 @@ def _section(lines: list[tuple[int, str]], where: str) -> Section:
                 f"{numbers[name]} and {value!r} here\n  what to do: remove one of the two"
             )
         numbers.setdefault(name, number)
-    return Section(kind, options, line, where, numbers)
+    return CfgSection(kind, options, line, where, numbers)
 
 
 def _option(entry: str, place: str) -> tuple[str, str]:

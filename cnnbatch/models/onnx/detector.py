@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cnnbatch.types import Runtime
 
 
-class Head(Protocol):
+class DetectionHead(Protocol):
     """Turns a network's outputs into detections."""
 
     def __call__(self, outputs: Outputs, sizes: Tensor, least: float, most: int | None) -> list[Detections]:
@@ -42,7 +42,7 @@ class OnnxDetector(nn.Module):
     def __init__(
         self,
         network: OnnxModule,
-        head: Head,
+        head: DetectionHead,
         classes: int,
         one_by_one: bool = False,
         score_threshold: float = 0.0,

@@ -83,7 +83,7 @@ class DetrHead:
     boxes: str
 
     def __call__(self, outputs: Outputs, sizes: Tensor, least: float, most: int | None) -> list[Detections]:
-        """Return the detections of each picture; see `Head`."""
+        """Return the detections of each picture; see `DetectionHead`."""
         scores, labels = outputs[self.logits].softmax(-1)[..., :-1].max(-1)  # [N, Q]
         boxes = box_convert(outputs[self.boxes], "cxcywh", "xyxy")
         edges = sizes.to(boxes)[:, None, [1, 0, 1, 0]]

@@ -67,5 +67,5 @@ class TorchvisionHead:
     labels: str
 
     def __call__(self, outputs: Outputs, sizes: Tensor, least: float, most: int | None) -> list[Detections]:
-        """Return the detections of the one picture; see `Head`."""
+        """Return the detections of the one picture; see `DetectionHead`."""
         return [best(outputs[self.boxes], outputs[self.scores], outputs[self.labels], least, most)]

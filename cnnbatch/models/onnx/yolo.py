@@ -124,7 +124,7 @@ class YoloHead:
     columns_first: bool = False
 
     def __call__(self, outputs: Outputs, sizes: Tensor, least: float, most: int | None) -> list[Detections]:
-        """Return the detections of each picture; see `Head`."""
+        """Return the detections of each picture; see `DetectionHead`."""
         rows = outputs[self.output]
         if self.columns_first:
             rows = rows.transpose(1, 2)

@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from cnnbatch import truth
 from cnnbatch.errors import UserError
-from cnnbatch.sources.behind import Behind
 from cnnbatch.sources.containers import opened
 from cnnbatch.sources.files import globs
+from cnnbatch.sources.files.cursor import ListingCursor
 from cnnbatch.sources.files.left_out import LeftOut
 from cnnbatch.sources.files.source import Files
 from cnnbatch.sources.lists.backslashes import Backslashes
@@ -167,20 +167,20 @@ class Coco:
         return Files(self.storage, (folder,), suffixes=self.suffixes, left_out=self.left_out)
 
     def _of_folder(self, folder: str, after: ImageRef | None) -> Iterator[ImageRef]:
-        seen, behind = bytearray(self._index.images), Behind(after)
+        seen, cursor = bytearray(self._index.images), ListingCursor(after)
         for number, ref in enumerate(self._files(folder).refs(), 1):
             place = self._place(ref)
             if place is not None:
                 seen[place] = 1
             elif number == _UNKNOWN and not any(seen) and not self._has_any(normalize(folder)):
                 raise self._strangers(number, ref.key)
-            if behind.takes(ref):
+            if cursor.takes(ref):
                 entry = None if place is None else self._index.entry(place)
                 yield ImageRef(ref.key, ref.uri, etag=ref.etag, columns={TRUTH: entry})
         if not any(seen):
             raise self._strangers(number, ref.key)
         if ref.uri == join(normalize(folder), ref.key):  # a pattern or a single file means no others
-            absent = behind.absent()
+            absent = cursor.absent()
             yield from self._absent(seen, 0 if absent is None else self._place_behind(absent))
 
     def _place(self, ref: ImageRef) -> int | None:

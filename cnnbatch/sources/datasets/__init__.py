@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import nearest
-from cnnbatch.sources.datasets.layouts import DataSet, Layout, Reading
+from cnnbatch.sources.datasets.layouts import DataSet, DataSetLayout, SplitReading
 from cnnbatch.sources.datasets.table import DATASETS
 from cnnbatch.sources.files import globs
 from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, join, normalize, redact
@@ -39,9 +39,9 @@ class Copy:
 
     entry: DataSet
     folder: str
-    layout: Layout
+    layout: DataSetLayout
 
-    def reading(self, split: str | Sequence[str] | None) -> Reading:
+    def reading(self, split: str | Sequence[str] | None) -> SplitReading:
         """Return how a part is read, or several of a format that reads several; None is the set's own choice.
 
         Raises `UserError` for no such part, and for several that don't lie together.
@@ -132,7 +132,7 @@ def cached(entry: DataSet) -> Path:
     return cache_folder().absolute().parent / "data" / entry.name
 
 
-def is_laid_out(layout: Layout, folder: str, storage: Storage) -> bool:
+def is_laid_out(layout: DataSetLayout, folder: str, storage: Storage) -> bool:
     """Say whether a folder has all marks of a layout."""
     return all(_has(folder, mark, storage) for mark in layout.marks)
 

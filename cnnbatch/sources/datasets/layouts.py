@@ -12,7 +12,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Reading:
+class SplitReading:
     """Fields of a job's input that read a part of a set; paths are relative to the set's folder.
 
     ``masks`` is what ``truth`` is where patches are asked for.
@@ -28,7 +28,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Layout:
+class DataSetLayout:
     """One way a copy of a set may lie in its folder: that of a folder which has all ``marks``.
 
     A mark is a path; its last part may have a ``*``. ``readings`` has the parts by name, and by None what
@@ -36,7 +36,7 @@ class Layout:
     """
 
     marks: tuple[str, ...]
-    readings: Mapping[str | None, Reading]
+    readings: Mapping[str | None, SplitReading]
     words: str
 
     @property
@@ -102,7 +102,7 @@ class DataSet:
     images: int
     licence: str
     homepage: str
-    layouts: tuple[Layout, ...]
+    layouts: tuple[DataSetLayout, ...]
     folders: tuple[str, ...] = ()
     download: Download | None = None
     default: str = ALL
@@ -113,17 +113,20 @@ class DataSet:
         return list(dict.fromkeys(split for layout in self.layouts for split in layout.splits))
 
 
-def whole(reading: Reading) -> dict[str | None, Reading]:
+def whole(reading: SplitReading) -> dict[str | None, SplitReading]:
     """Return the readings of a set that has no parts."""
     return {None: reading}
 
 
-def tree(url: str, *splits: str, format: str = "voc") -> dict[str | None, Reading]:
+def tree(url: str, *splits: str, format: str = "voc") -> dict[str | None, SplitReading]:
     """Return the readings of a folder whose format itself knows the parts."""
-    return {None: Reading(url, format), **{split: Reading(url, format, split=split) for split in splits}}
+    return {
+        None: SplitReading(url, format),
+        **{split: SplitReading(url, format, split=split) for split in splits},
+    }
 
 
-def listed(*splits: str) -> dict[str | None, Reading]:
+def listed(*splits: str) -> dict[str | None, SplitReading]:
     """Return the readings of the lists that fetching writes; keys are paths below the set's folder."""
     names: dict[str | None, str] = {None: ALL, **{split: split for split in splits}}
-    return {split: Reading(f"{name}.csv", "list", "file", "label") for split, name in names.items()}
+    return {split: SplitReading(f"{name}.csv", "list", "file", "label") for split, name in names.items()}

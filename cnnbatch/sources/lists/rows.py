@@ -44,7 +44,7 @@ class Form(Protocol):
 def form_of(url: str) -> Form:
     """Return the form that an address's suffix tells; plain text when it tells none."""
     suffix = posixpath.splitext(without_query(redact(url)))[1].lower()
-    forms: dict[str, Form] = {".parquet": Parquet(), ".csv": Csv(), ".tsv": Csv("\t")}
+    forms: dict[str, Form] = {".parquet": ParquetForm(), ".csv": Csv(), ".tsv": Csv("\t")}
     return forms.get(suffix, Text())
 
 
@@ -112,7 +112,7 @@ class Csv:
 
 
 @dataclass(frozen=True)
-class Parquet:
+class ParquetForm:
     """A Parquet file, read batch by batch; columns keep their types."""
 
     place: str = "row"

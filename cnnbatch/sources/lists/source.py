@@ -49,7 +49,7 @@ _ADDRESS_NAMES = [*_NAMES.split(), "image", "img", "img_path", "img_url", "src",
 
 
 @dataclass(frozen=True)
-class Columns:
+class ListColumns:
     """Which columns of a list are read: its own names."""
 
     address: str
@@ -63,7 +63,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListSource:
     """Images that a list names, in its order.
 
     An image's key is the list's key column, else its address without any signature. Relative addresses
@@ -73,7 +73,7 @@ class Listed:
     storage: Storage
     url: str
     form: Form
-    names: Columns
+    names: ListColumns
     columns: pa.Schema
     truth_schema: pa.Schema | None
     allow: tuple[Allowed, ...] = ()
@@ -195,7 +195,7 @@ class Listed:
         return UserError(f"{where} {self.names.key} {key!r}\n  what to do: give each image a key of its own")
 
 
-def open_list(input: Input, storage: Storage) -> Listed:
+def open_list(input: Input, storage: Storage) -> ListSource:
     """Return the source of a list; reads its header only. Raises `UserError`."""
     if not isinstance(input.url, str):
         raise UserError(
@@ -208,7 +208,7 @@ def open_list(input: Input, storage: Storage) -> Listed:
     names = _columns(input, schema, redact(url))
     kept = [pa.field(name, _plain(schema.field(name).type)) for name in names.keep]
     truth = pa.schema([(LABEL, pa.string())]) if names.label else None
-    found = Listed(storage, url, form, names, pa.schema([*kept, *(truth or ())]), truth, input.allow)
+    found = ListSource(storage, url, form, names, pa.schema([*kept, *(truth or ())]), truth, input.allow)
     found._images  # noqa: B018 - made here, where the list was just read from its host
     return found
 
@@ -225,7 +225,7 @@ def opened(storage: Storage, url: str) -> Iterator[BinaryIO]:
         ) from None
 
 
-def _columns(input: Input, schema: pa.Schema, where: str) -> Columns:
+def _columns(input: Input, schema: pa.Schema, where: str) -> ListColumns:
     """Match the job's names with the list's; every mistake says which names there are."""
     for field, names in (("key", [input.key]), ("label", [input.label]), ("keep", list(input.keep))):
         for name in filter(None, names):
@@ -238,7 +238,7 @@ def _columns(input: Input, schema: pa.Schema, where: str) -> Columns:
                 f"  what to do: leave it out, or rename it in {where}"
             )
     used = {input.key, input.label, *keep}
-    return Columns(_address_column(schema, used, where), input.key, input.label, keep)
+    return ListColumns(_address_column(schema, used, where), input.key, input.label, keep)
 
 
 def _known(field: str, name: str, schema: pa.Schema, where: str) -> None:

@@ -31,7 +31,7 @@ _SIZE = ("width", "height")
 
 
 @dataclass(frozen=True)
-class Columns:
+class ParquetColumns:
     """The columns that a job reads, by the file's own names.
 
     ``image`` holds bytes, or where ``nested`` is set a struct with ``bytes``; ``names`` are the
@@ -64,7 +64,7 @@ class Columns:
         return self.objects or self.label
 
 
-def choose(input: Input, schema: pa.Schema, where: str) -> Columns:
+def choose(input: Input, schema: pa.Schema, where: str) -> ParquetColumns:
     """Match the job with a file's columns; every mistake says which columns there are."""
     for field, names in (("key", [input.key]), ("label", [input.label]), ("keep", list(input.keep))):
         for name in filter(None, names):
@@ -79,7 +79,7 @@ def choose(input: Input, schema: pa.Schema, where: str) -> Columns:
     size = _SIZE if objects and all(_is_number(schema, name) for name in _SIZE) else ()
     nested = kinds.is_struct(schema.field(image).type)
     kept = tuple(name for name in keep if not name == label == LABEL)
-    return Columns(
+    return ParquetColumns(
         image, nested, input.key, label, objects, size, kept, class_names(schema, objects or label)
     )
 
@@ -158,7 +158,7 @@ def kept_type(schema: pa.Schema, name: str) -> pa.DataType:
     return _plain(schema.field(name).type)
 
 
-def check_same(columns: Columns, first: pa.Schema, schema: pa.Schema, where: str) -> None:
+def check_same(columns: ParquetColumns, first: pa.Schema, schema: pa.Schema, where: str) -> None:
     """Insist that a file has the columns of the first one, of the same types and classes."""
     for name in (columns.image, *columns.listed):
         expected = _comparable(first.field(name).type)

@@ -22,7 +22,7 @@ from cnnbatch.sources.objects import TRUTH, as_json, class_name, truth_table
 from cnnbatch.sources.parquet.in_turn import read_in_turn
 from cnnbatch.sources.parquet.schema import (
     EMBED,
-    Columns,
+    ParquetColumns,
     check_same,
     choose,
     has_numbers,
@@ -55,7 +55,7 @@ _DAMAGE = (pa.ArrowException, OSError, LookupError, ValueError)
 
 
 @dataclass(frozen=True)
-class Parquet:
+class ParquetSource:
     """The rows of Parquet files, in the order of the files' names.
 
     An image's key is the key column, else ``FILE#ROW``. Whatever the rows say beside the image travels
@@ -63,7 +63,7 @@ class Parquet:
     """
 
     files: Containers
-    names: Columns
+    names: ParquetColumns
     first: pa.Schema
     columns: pa.Schema
     truth_schema: pa.Schema | None
@@ -182,7 +182,7 @@ class Parquet:
         )
 
 
-def open_parquet(input: Input, storage: Storage) -> Parquet:
+def open_parquet(input: Input, storage: Storage) -> ParquetSource:
     """Return the source of Parquet files with images; reads the first file's schema. Raises `UserError`."""
     files = find(input.url, storage, SUFFIXES, KIND)
     entry = next(files.entries())
@@ -202,7 +202,7 @@ def open_parquet(input: Input, storage: Storage) -> Parquet:
     plain = truth.OBJECTS_SCHEMA if names.objects else truth.LABEL_SCHEMA
     used = pa.schema([schema.field(name) for name in (names.image, *names.listed)])
     truth_schema = truth.with_classes(plain, classes) if truths else None
-    return Parquet(files, names, used, pa.schema([*kept, *truths]), truth_schema)
+    return ParquetSource(files, names, used, pa.schema([*kept, *truths]), truth_schema)
 
 
 def is_parquet(url: str, storage: Storage) -> bool:
@@ -247,7 +247,7 @@ def _row(ref: ImageRef) -> int:
 class _Cells:
     """The images of one `read`, in one thread: one file is open, one row group under way."""
 
-    def __init__(self, storage: Storage, names: Columns, visit: Visit) -> None:
+    def __init__(self, storage: Storage, names: ParquetColumns, visit: Visit) -> None:
         self._storage, self._names, self._visit = storage, names, visit
         self._uri: str | None = None
         self._handle: BinaryIO | None = None

@@ -34,10 +34,10 @@ from cnnbatch.sources.containers import (
     unreadable,
 )
 from cnnbatch.sources.files.left_out import COMPANIONS, HIDDEN, LeftOut, count, kind_of
-from cnnbatch.sources.formats import TARS
 from cnnbatch.sources.lists.source import LABEL
 from cnnbatch.sources.objects import TRUTH, as_json, class_name, holds_objects, truth_table
 from cnnbatch.sources.reading import MAX_BYTES
+from cnnbatch.sources.recognition import TARS
 from cnnbatch.sources.tar.members import DAMAGE, Member, Stream, is_gzip, members, stream
 from cnnbatch.storage import Entry, Forbidden, NotFound, Storage, Unreadable, redact
 from cnnbatch.storage.text import decoded
@@ -63,7 +63,7 @@ _TYPES: dict[str, tuple[tuple[type, ...], pa.DataType]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class TarSample:
     """The members that share a path up to the first dot of the name, one behind the other in the archive.
 
     Where several images do, as ``photo_v1.0.jpg`` and ``photo_v1.1.jpg``, each is a sample: its class and
@@ -166,7 +166,7 @@ class Tar:
         rows = [{"image_id": ref.key, LABEL: ref.columns[LABEL]} for ref in shard.refs]
         return truth.table(rows, self.truth_schema)
 
-    def _ref(self, entry: Entry, image: Member, sample: Sample) -> ImageRef:
+    def _ref(self, entry: Entry, image: Member, sample: TarSample) -> ImageRef:
         at = Span(image.offset, image.size)
         columns = self._columns(sample, redact(entry.uri))
         return ImageRef(self._key(entry.uri, image.name), entry.uri, at, entry.etag, columns)
@@ -174,7 +174,7 @@ class Tar:
     def _key(self, uri: str, name: str) -> str:
         return name if self.files.single else f"{self.files.name(uri)}/{name}"
 
-    def _columns(self, sample: Sample, where: str) -> dict[str, Any]:
+    def _columns(self, sample: TarSample, where: str) -> dict[str, Any]:
         found = sample.dictionary(where) if self.kinds or self.truth_in in (TRUTH, LABEL) else {}
         columns = {name: _fitting(found.get(name), kind, name, sample, where) for name, kind in self.kinds}
         try:
@@ -202,7 +202,7 @@ def open_tar(input: Input, storage: Storage) -> Tar:
     return Tar(files, truth_in, tuple((name, _kind_of(name, found)) for name in keep if name != truth_in))
 
 
-def _truth_in(samples: Sequence[Sample], found: Sequence[dict[str, Any]]) -> str | None:
+def _truth_in(samples: Sequence[TarSample], found: Sequence[dict[str, Any]]) -> str | None:
     """Return what of these samples is their truth: objects before a class, ``.cls`` before JSON."""
     if any(_are_objects(one.get("objects")) for one in found):
         return TRUTH
@@ -244,7 +244,7 @@ def _kind_of(name: str, found: Iterable[dict[str, Any]]) -> str:
     return next(kind for kind, (fitting, _) in _TYPES.items() if isinstance(value, fitting))
 
 
-def _fitting(value: Any, kind: str, name: str, sample: Sample, where: str) -> Any:
+def _fitting(value: Any, kind: str, name: str, sample: TarSample, where: str) -> Any:
     """Return a cell of a kept column in the column's type."""
     if kind == "JSON":
         return None if value is None else json.dumps(value, separators=(",", ":"))
@@ -265,7 +265,9 @@ def _size(found: dict[str, Any]) -> tuple[int | None, int | None]:
     return (width, height) if isinstance(width, int) and isinstance(height, int) else (None, None)
 
 
-def _unique_images(storage: Storage, entry: Entry, counts: Counter[str]) -> Iterator[tuple[Member, Sample]]:
+def _unique_images(
+    storage: Storage, entry: Entry, counts: Counter[str]
+) -> Iterator[tuple[Member, TarSample]]:
     where = redact(entry.uri)
     with unique_keys() as keys:
         for sample in _samples(members(storage, entry, _wanted), where, counts):
@@ -277,7 +279,7 @@ def _unique_images(storage: Storage, entry: Entry, counts: Counter[str]) -> Iter
             raise _twice(storage, entry, *pair)
 
 
-def _samples(found: Iterable[Member], where: str, counts: Counter[str]) -> Iterator[Sample]:
+def _samples(found: Iterable[Member], where: str, counts: Counter[str]) -> Iterator[TarSample]:
     """Group the members; ``counts`` gets those that are no part of a sample, by suffix."""
     named = ((match[1], match[2].lower(), one) for one in found if (match := _split(one, where, counts)))
     for base, group in groupby(named, key=lambda part: part[0]):
@@ -291,7 +293,7 @@ def _samples(found: Iterable[Member], where: str, counts: Counter[str]) -> Itera
         for stem, of_stem in groupby(images, key=_stem):
             stem = stem.removeprefix(base).lower()
             label, columns = (others.get(stem + kind, others.get(kind)) for kind in (_CLASS, _COLUMNS))
-            samples.append(Sample(tuple(of_stem), label, columns))
+            samples.append(TarSample(tuple(of_stem), label, columns))
             used |= {one.header for one in (label, columns) if one}
         for _, member in parts:
             if member.header not in used:

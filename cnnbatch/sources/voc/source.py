@@ -23,7 +23,7 @@ from cnnbatch import truth
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import nearest
 from cnnbatch.images.formats import SUFFIXES, suffix_of
-from cnnbatch.sources.behind import Behind
+from cnnbatch.sources.files.cursor import ListingCursor
 from cnnbatch.sources.files.left_out import HIDDEN, LeftOut, count, kind_of
 from cnnbatch.sources.lists.rows import lines_of
 from cnnbatch.sources.lists.source import opened
@@ -77,7 +77,7 @@ _MARKED = re.compile(r"(.*\S)\s+(-?\d+)")  # a line of a class's list: -1 where 
 
 
 @dataclass(frozen=True)
-class Layout:
+class TreeLayout:
     """Where a tree keeps what, as folders below its root; ``sets`` holds lists of image names."""
 
     images: str
@@ -87,8 +87,8 @@ class Layout:
     suffix: str
 
 
-VOC = Layout("JPEGImages", "Annotations", "ImageSets/Main", "voc", ".jpg")
-IMAGENET_DET = Layout("Data/DET", "Annotations/DET", "ImageSets/DET", "imagenet_det", ".JPEG")
+VOC = TreeLayout("JPEGImages", "Annotations", "ImageSets/Main", "voc", ".jpg")
+IMAGENET_DET = TreeLayout("Data/DET", "Annotations/DET", "ImageSets/DET", "imagenet_det", ".JPEG")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class XmlTree:
 
     storage: Storage
     root: str
-    layout: Layout
+    layout: TreeLayout
     splits: tuple[str, ...] = ()
     classes: tuple[truth.Class, ...] = ()
     columns: pa.Schema = field(default_factory=lambda: pa.schema([]))
@@ -130,12 +130,12 @@ class XmlTree:
         """Yield the images, then those that only an XML file names: each folder in its own order."""
         annotations = self._files(self.layout.annotations, {".xml"})
         first = next(annotations, None)  # that there are none is said before any image is given
-        behind = Behind(after)
+        cursor = ListingCursor(after)
         with closing(_Pictures()) as pictures:
             for ref in self._images(pictures):
-                if behind.takes(ref):
+                if cursor.takes(ref):
                     yield ref
-            gone = behind.absent()
+            gone = cursor.absent()
             last = "" if gone is None else join(self.root, self._annotation(gone))
             for entry in chain(() if first is None else (first,), annotations):
                 name = self._name(entry, self.layout.annotations)

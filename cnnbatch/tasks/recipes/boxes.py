@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import coco
-from cnnbatch.metrics.kinds import KINDS
+from cnnbatch.metrics.iou_types import IOU_TYPES
 from cnnbatch.truth import BOX
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ def average_precision(values: Sequence[tuple[Boxes, Boxes]], names: Sequence[str
 
     A label is a place in ``names``. Crowds are neither to be found nor wrong to find.
     """
-    kind, keys = KINDS["boxes"], pa.array([str(number) for number in range(len(values))], pa.string())
+    boxes, keys = IOU_TYPES["boxes"], pa.array([str(number) for number in range(len(values))], pa.string())
     found = pa.table({"key": keys, "objects": _objects([one for one, _ in values], names)})
     truth = pa.table({"image_id": keys, "objects": _objects([one for _, one in values], names)})
-    metrics = coco.result(coco.merge(kind, [coco.partial(kind, found, truth)]), intervals=False).metrics
+    metrics = coco.result(coco.merge(boxes, [coco.partial(boxes, found, truth)]), intervals=False).metrics
     return {name: metrics[name].value or 0.0 for name in ("AP50", "AP")}
 
 

@@ -16,8 +16,8 @@ from cnnbatch.output.folder import Output
 from cnnbatch.sources import open_source
 from cnnbatch.storage import NotFound, Storage, redact
 from cnnbatch.tasks.recipes.recipe import TrainingData
-from cnnbatch.tasks.weighted import WeightedTask, read_names
-from cnnbatch.training.data.sample_table import Listed, Refs, listed
+from cnnbatch.training.data.ground_truth import truth_kind
+from cnnbatch.training.data.sample_table import ListedPart, Refs, listed
 from cnnbatch.training.data.splits import Parts
 from cnnbatch.truth import classes_of
 from cnnbatch.types import Source
@@ -116,24 +116,21 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
     if job.lesson and job.input.limit is None and len(train.refs) > LESSON_IMAGES:
         how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
         train, validation = (replace(one, refs=one.refs.some(LESSON_IMAGES)) for one in (train, validation))
-    counts, validated = _counted(train), _counted(validation)
-    classes = _classes(job, source, counts, validated if train.objects else None)
+    _, kind = truth_kind(source.truth_schema)
+    counts, validated = train.counts(), validation.counts()
+    classes = _classes(job, source, counts, None if kind.one_class else validated)
     tested = _tested(parts, storage)
     left_out = _left_out(job, classes, validated, tested)
-    if left_out and not train.objects:
+    if left_out and kind.one_class:
         validation = replace(validation, refs=validation.refs.without(left_out))
         _require_some(validation, parts.validation)
-    _require_learnable(classes, counts, _counted(validation), tested)
-    if not train.objects:
+    if kind.has_classes:
+        _require_learnable(classes, counts, validation.counts(), tested)
+    if kind.one_class:
         _require_several(classes, left_out)
     data = TrainingData(classes, {name: counts[name] for name in classes}, len(train.refs))
     digest = _digest(train.refs, validation.refs)
     return Collected(data, train.refs, validation.refs, digest, how, count, left_out)
-
-
-def _counted(found: Listed) -> Counter[str]:
-    """Count a part's labels, or those of its objects."""
-    return found.refs.counts() or found.objects
 
 
 def _tested(parts: Parts, storage: Storage) -> Counter[str]:
@@ -141,14 +138,14 @@ def _tested(parts: Parts, storage: Storage) -> Counter[str]:
     if parts.test is None:
         return Counter()
     source = open_source(parts.test, storage)
-    return _counted(listed(source, plan.select(source.refs(), parts.test.sample, parts.test.limit)))
+    return listed(source, plan.select(source.refs(), parts.test.sample, parts.test.limit)).counts()
 
 
 def _left_out(
     job: TrainJob, classes: Sequence[str], validated: Counter[str], tested: Counter[str]
 ) -> dict[str, dict[str, int]]:
     """Return the classes that occur, or that the job chose, and that the model will not have."""
-    if isinstance(job.task, WeightedTask) and job.task.classes is not None:
+    if job.task.chosen_classes() is not None:
         return {}  # Others than those are a mistake, or the test's own affair.
     names = {*validated, *tested, *(job.input.classes or ())} - set(classes)
     return {name: {"validation": validated[name], "test": tested[name]} for name in sorted(names)}
@@ -159,13 +156,13 @@ def _where(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {word}" for word, count in said.items() if count) or "no image at all"
 
 
-def _list(job: TrainJob, chosen: Input, source: Source) -> Listed:
+def _list(job: TrainJob, chosen: Input, source: Source) -> ListedPart:
     found = listed(source, plan.select(source.refs(), chosen.sample, chosen.limit))
     _require_some(found, chosen)
     return found
 
 
-def _require_some(found: Listed, chosen: Input) -> None:
+def _require_some(found: ListedPart, chosen: Input) -> None:
     if not len(found.refs):
         part = chosen.subset.part if chosen.subset else chosen.split
         raise UserError(
@@ -182,9 +179,8 @@ def _classes(
     Where images have ``objects``, those of the validation, a source's own classes are those with some: a
     file of COCO's lists categories that no object has.
     """
-    given = job.task.classes if isinstance(job.task, WeightedTask) else None
-    if given is not None:
-        return read_names(given) if isinstance(given, str) else tuple(given)
+    if (given := job.task.chosen_classes()) is not None:
+        return tuple(given)
     own = [one.name for one in classes_of(source.truth_schema)] if source.truth_schema else []
     known = tuple(name for name in own if name and (objects is None or counts[name] + objects[name]))
     return known if set(counts) <= set(known) else tuple(sorted(counts))

@@ -14,7 +14,7 @@ from random import Random
 import torch
 
 from cnnbatch.inference.worker.journal import Journal
-from cnnbatch.inference.worker.readahead import Item, ReadAhead, Reading
+from cnnbatch.inference.worker.readahead import DecodeOptions, Item, ReadAhead, ReadRequest
 from cnnbatch.tasks.recipes.recipe import Example, Recipe
 from cnnbatch.training.data import shuffle
 from cnnbatch.training.data.decoded_cache import Pictures
@@ -29,7 +29,7 @@ CONTAINED = 1024
 
 
 @dataclass(slots=True)
-class Failed:
+class FailedImages:
     """Images that could not be learned from, each once, by its key."""
 
     by_key: dict[str, Failure] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Failed:
 class Loader:
     """The images of one part, for one of ``world`` workers.
 
-    ``kept_bytes`` may hold decoded pictures; ``beside`` decodes while the network is at work.
+    ``kept_bytes`` may hold decoded pictures; ``overlap``: decodes while the network computes.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Loader:
         seed: int,
         threads: int,
         kept_bytes: int,
-        beside: bool,
+        overlap: bool,
         window: int,
     ) -> None:
         self.refs = refs
-        self.failed = Failed()
+        self.failed = FailedImages()
         self._seed = seed
         self._pictures = Pictures(source, kept_bytes)
         self._inputs = _Inputs(recipe, self._pictures, seed)
@@ -69,7 +69,9 @@ class Loader:
         os.close(handle)
         self._journal = Path(name)
         journal = Journal(self._journal)
-        self._ahead = ReadAhead(self._pictures, self._inputs, journal, threads, window, beside)
+        self._ahead = ReadAhead(
+            self._pictures, self._inputs, journal, DecodeOptions(threads, window, overlap)
+        )
 
     def close(self) -> None:
         """End its threads."""
@@ -105,7 +107,7 @@ class Loader:
         shard = self.refs.shard(places)
         table = self._pictures.truth(shard)
         truth = None if table is None else table.to_pylist()
-        with self._ahead.windows(Reading(shard, range(len(places)), {}, truth)) as windows:
+        with self._ahead.windows(ReadRequest(shard, range(len(places)), {}, truth)) as windows:
             items = _flat(windows)
             for one in steps:
                 yield list(self._good([next(items) for _ in range(len(one))]))

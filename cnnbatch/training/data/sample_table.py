@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from cnnbatch.output import integrity, plan
 from cnnbatch.training.data import shuffle
+from cnnbatch.training.data.ground_truth import truth_kind
 from cnnbatch.types import ImageRef, Shard, Source
 
 _CHUNK = 4096
@@ -89,15 +90,19 @@ class Refs:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedPart:
     """What listing a part found; ``objects`` counts the labels of objects, where images have those."""
 
     refs: Refs
     objects: Counter[str]
     unlabelled: int
 
+    def counts(self) -> Counter[str]:
+        """Count the images' labels, or those of their objects."""
+        return self.refs.counts() or self.objects
 
-def listed(source: Source, refs: Iterable[ImageRef]) -> Listed:
+
+def listed(source: Source, refs: Iterable[ImageRef]) -> ListedPart:
     """List the images of a part with their truth; those without any are left out and counted."""
     tables, objects, unlabelled = [], Counter[str](), 0
     for chunk in _chunks(refs):
@@ -105,22 +110,14 @@ def listed(source: Source, refs: Iterable[ImageRef]) -> Listed:
         truth: Any = source.truth(Shard(0, chunk))
         labels: list[str | None] = [None] * len(chunk)
         known = [False] * len(chunk)
-        if truth is not None and "label" in truth.schema.names:
-            labels = truth["label"].to_pylist()
-            known = [label is not None for label in labels]
-        elif truth is not None and "objects" in truth.schema.names:
-            known = truth["objects"].is_valid().to_pylist()
-            for row in truth["objects"].to_pylist():
-                objects.update(one["label"] for one in row or () if _is_learned(one))
+        if truth is not None:
+            answer, kind = truth_kind(truth.schema)
+            labels, known = kind.labels(truth[answer]), kind.known(truth[answer])
+            objects.update(kind.objects(truth[answer]))
         unlabelled += known.count(False)
         tables.append(table.append_column(LABEL, pa.array(labels, pa.string())).filter(pa.array(known)))
     empty = plan.page_table([], source.columns).append_column(LABEL, pa.array([], pa.string()))
-    return Listed(Refs(pa.concat_tables(tables or [empty])), objects, unlabelled)
-
-
-def _is_learned(one: Mapping[str, Any]) -> bool:
-    """Say whether an object teaches its class: crowds and what is to be ignored do not."""
-    return one["label"] is not None and not one.get("crowd") and not one.get("ignore")
+    return ListedPart(Refs(pa.concat_tables(tables or [empty])), objects, unlabelled)
 
 
 def _chunks(refs: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, ...]]:

@@ -11,7 +11,8 @@ from cnnbatch.job import TrainJob
 from cnnbatch.sources import open_source
 from cnnbatch.sources.datasets import PREFIX
 from cnnbatch.sources.files.splits import PARTS, Splits, splits_below
-from cnnbatch.sources.formats import FORMATS, recognise
+from cnnbatch.sources.formats import FORMATS
+from cnnbatch.sources.recognition import recognise
 from cnnbatch.storage import Storage, normalize
 
 
@@ -36,8 +37,8 @@ def parts_of(job: TrainJob, storage: Storage) -> Parts:
         there = set(splits.parts)
         rule = _rule(chosen, job).model_copy(update={"by": "folder", **_apart(there, job)})
         how = f"by the folders {', '.join(sorted(there))}{_cut(there, job)}"
-        beside = f"; {', '.join(splits.others)} beside them are left out" if splits.others else ""
-        return _by(chosen, rule, job, how + beside)
+        others = f"; {', '.join(splits.others)} beside them are left out" if splits.others else ""
+        return _by(chosen, rule, job, how + others)
     rule = _rule(chosen, job)
     validate = f"{rule.validation:.0%} validate" if rule.folds is None else _fold(rule)
     return _by(chosen, rule, job, f"by hash: {validate}, {rule.test:.0%} test")

@@ -1,1 +1,1 @@
-"""Studies: many trainings of one template, told apart by what varies, each an output of its own."""
+"""Studies: many trainings of one template, which differ by what varies, each an output of its own."""

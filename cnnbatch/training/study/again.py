@@ -9,14 +9,16 @@ from cnnbatch.storage import NotFound, redact
 from cnnbatch.storage.text import decoded
 from cnnbatch.training.study.findings import find
 from cnnbatch.training.study.page import write_study_report
+from cnnbatch.training.study.record import read_record
 
 
 def report_again(output: Output) -> str:
     """Write the page of a study's output; return its address."""
     given = _given(output)
     job = in_force(given, given.lesson)
-    rows = (output.decided(f"trials/{trial.name}") for trial in trials_of(job))
-    write_study_report(output, find(given, job, [row for row in rows if row is not None], output))
+    found = (read_record(output, trial.name) for trial in trials_of(job))
+    records = [record for record in found if record is not None]
+    write_study_report(output, find(given, job, records, output))
     return output.path("report.html")
 
 

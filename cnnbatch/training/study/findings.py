@@ -11,22 +11,23 @@ from cnnbatch.config.yaml import dotted
 from cnnbatch.job import StudyJob
 from cnnbatch.output.folder import Output
 from cnnbatch.training.study.curves import Figures, Point, figures, last, mean_course
-from cnnbatch.training.study.pairing import POINT, Difference, difference, read_outcomes
-from cnnbatch.training.study.record import Row, curve
-from cnnbatch.training.study.summary import Group, groups, ranked
+from cnnbatch.training.study.pairing import POINT, PairedDifference, difference, read_outcomes
+from cnnbatch.training.study.record import TrialRecord, curve
+from cnnbatch.training.study.summary import Combination, combinations, ranked
 
 AUTO, SCRATCH = "auto", "scratch"
-_STRATEGY = "train.strategy"
+STRATEGY = "train.strategy"
+"""The field by which courses and verdicts tell combinations apart."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AutoVerdict:
     """In a case: what ``auto`` took, and what was best on validation; the difference of their tests."""
 
     case: str
-    auto: Group
-    best: Group
-    difference: Difference | None
+    auto: Combination
+    best: Combination
+    difference: PairedDifference | None
 
     @property
     def holds(self) -> bool | None:
@@ -38,7 +39,7 @@ class Verdict:
 class Course:
     """The mean course of a combination's runs, and its figures."""
 
-    group: Group
+    combination: Combination
     points: Sequence[Point]
     figures: Figures
 
@@ -49,9 +50,9 @@ class Findings:
 
     title: tuple[str, str]
     metric: str
-    rows: Sequence[Row]
-    groups: Sequence[Group]
-    verdicts: Sequence[Verdict]
+    records: Sequence[TrialRecord]
+    combinations: Sequence[Combination]
+    verdicts: Sequence[AutoVerdict]
     courses: Sequence[Course]
     lesson: bool
     cut: Mapping[str, Any]
@@ -60,12 +61,12 @@ class Findings:
     @property
     def cases(self) -> list[str]:
         """The cases in their order."""
-        return list(dict.fromkeys(group.case for group in self.groups))
+        return list(dict.fromkeys(one.case for one in self.combinations))
 
     @property
-    def best(self) -> Group | None:
+    def best(self) -> Combination | None:
         """The combination with the best validation."""
-        return next((group for group in ranked(self.groups) if group.validation is not None), None)
+        return next((one for one in ranked(self.combinations) if one.validation is not None), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return ``study.json``."""
@@ -82,9 +83,9 @@ class Findings:
                     "test_spread": group.spread,
                     "strategies": group.strategies,
                     "seconds": group.seconds,
-                    "trials": [row["name"] for row in group.rows],
+                    "trials": [record.name for record in group.records],
                 }
-                for group in self.groups
+                for group in self.combinations
             ],
             "verdicts": [
                 {
@@ -98,22 +99,22 @@ class Findings:
                 for verdict in self.verdicts
             ],
             "courses": [
-                {"case": course.group.case, "settings": dict(course.group.settings)}
+                {"case": course.combination.case, "settings": dict(course.combination.settings)}
                 | course.figures._asdict()
                 for course in self.courses
             ],
         }
 
 
-def find(given: StudyJob, job: StudyJob, rows: Sequence[Row], output: Output) -> Findings:
+def find(given: StudyJob, job: StudyJob, records: Sequence[TrialRecord], output: Output) -> Findings:
     """Return what the records of a study say; ``job`` is ``given`` as it is in force."""
-    found = groups(rows, job.study)
+    found = combinations(records, job.study)
     show, metric = job.study.show, job.study.metric
     return Findings(
         title=(job.task.name, str(getattr(job.task, "model", ""))),
         metric=metric,
-        rows=rows,
-        groups=found,
+        records=records,
+        combinations=found,
         verdicts=list(_verdicts(found, metric, job.study.seeds, output)) if show == "quadrants" else [],
         courses=list(_courses(found, metric, output)) if show == "curves" else [],
         lesson=given.lesson,
@@ -131,45 +132,51 @@ def leaves(section: Mapping[str, Any], around: tuple[str, ...] = ()) -> list[tup
     return found
 
 
-def _verdicts(found: Sequence[Group], metric: str, seeds: int, output: Output) -> Sequence[Verdict]:
+def _verdicts(found: Sequence[Combination], metric: str, seeds: int, output: Output) -> Sequence[AutoVerdict]:
     verdicts = []
     for case in dict.fromkeys(group.case for group in found):
         of_case = [group for group in found if group.case == case]
-        auto = next((group for group in of_case if group.settings.get(_STRATEGY) == AUTO), None)
+        auto = next((group for group in of_case if group.settings.get(STRATEGY) == AUTO), None)
         others = [group for group in of_case if group is not auto and group.validation is not None]
         if auto is not None and others:
             best = ranked(others)[0]
-            verdicts.append(Verdict(case, auto, best, _difference(auto, best, metric, seeds, output)))
+            verdicts.append(AutoVerdict(case, auto, best, _difference(auto, best, metric, seeds, output)))
     return verdicts
 
 
-def _difference(auto: Group, best: Group, metric: str, seeds: int, output: Output) -> Difference | None:
-    tested = [read_outcomes([_trial(row, output) for row in group.rows[:seeds]]) for group in (auto, best)]
+def _difference(
+    auto: Combination, best: Combination, metric: str, seeds: int, output: Output
+) -> PairedDifference | None:
+    tested = [
+        read_outcomes([_output(record, output) for record in group.records[:seeds]]) for group in (auto, best)
+    ]
     one, other = tested
     return None if one is None or other is None else difference(one, other, metric.startswith("macro"))
 
 
-def _courses(found: Sequence[Group], metric: str, output: Output) -> Sequence[Course]:
-    """Return the course of each combination, beside that from scratch of the same other settings."""
+def _courses(found: Sequence[Combination], metric: str, output: Output) -> Sequence[Course]:
+    """Return the course of each combination, compared with that from scratch of the same other settings."""
     means = [
-        mean_course([curve(_trial(row, output), metric) for row in group.rows if row["error"] is None])
+        mean_course(
+            [curve(_output(record, output), metric) for record in group.records if record.error is None]
+        )
         for group in found
     ]
     ends = {
-        _beside(group): last(course)
+        _but_strategy(group): last(course)
         for group, course in zip(found, means, strict=True)
-        if group.settings.get(_STRATEGY) == SCRATCH
+        if group.settings.get(STRATEGY) == SCRATCH
     }
     return [
-        Course(group, course, figures(course, ends.get(_beside(group))))
+        Course(group, course, figures(course, ends.get(_but_strategy(group))))
         for group, course in zip(found, means, strict=True)
     ]
 
 
-def _beside(group: Group) -> str:
+def _but_strategy(group: Combination) -> str:
     """Return what combinations have in common that differ by their strategy only."""
-    return repr((group.case, {name: value for name, value in group.settings.items() if name != _STRATEGY}))
+    return repr((group.case, {name: value for name, value in group.settings.items() if name != STRATEGY}))
 
 
-def _trial(row: Row, output: Output) -> Output:
-    return Output(output.path(FOLDER, row["name"]), output.storage)
+def _output(record: TrialRecord, output: Output) -> Output:
+    return Output(output.path(FOLDER, record.name), output.storage)

@@ -11,14 +11,15 @@ from cnnbatch.output.folder import Output
 from cnnbatch.report import plots
 from cnnbatch.report.curves import Titled
 from cnnbatch.report.facts import Fact
+from cnnbatch.report.numbers import share
 from cnnbatch.report.template import Chart, template
 from cnnbatch.storage import redact
 from cnnbatch.training.data.dataset import LESSON_IMAGES
 from cnnbatch.training.strategy import LESSON_EPOCHS
 from cnnbatch.training.study import words
-from cnnbatch.training.study.findings import Course, Findings
-from cnnbatch.training.study.record import Row, test_of, validation_of
-from cnnbatch.training.study.summary import Group, ranked
+from cnnbatch.training.study.findings import STRATEGY, Course, Findings
+from cnnbatch.training.study.record import TrialRecord
+from cnnbatch.training.study.summary import Combination, ranked
 
 TRIAL_HEAD = ["trial", "fold", "took", "validation", "test", "steps", "time"]
 """The heads of the columns of the trials."""
@@ -32,7 +33,7 @@ class Cells(NamedTuple):
     link: str = ""
 
 
-class Section(NamedTuple):
+class CaseSection(NamedTuple):
     """A case: its combinations, what was measured of its images, and what was found."""
 
     id: str
@@ -45,7 +46,7 @@ class Section(NamedTuple):
 
 def write_study_report(output: Output, found: Findings) -> None:
     """Write ``report.html`` of a study, also of one that is still going on."""
-    trials = [_trial(row, found.metric) for row in found.rows]
+    trials = [_trial(record, found.metric) for record in found.records]
     head, cells = words.filled(TRIAL_HEAD, [trial.cells for trial in trials])
     page = template("study.html.j2").render(
         title=Fact(*found.title),
@@ -67,25 +68,25 @@ def write_study_report(output: Output, found: Findings) -> None:
 
 def _headline(found: Findings) -> list[Fact]:
     facts = [
-        Fact("Trainings", number(len(found.rows))),
-        Fact("Time at work", duration(sum(row.get("wall_seconds", 0.0) for row in found.rows))),
+        Fact("Trainings", number(len(found.records))),
+        Fact("Time at work", duration(sum(record.wall_seconds for record in found.records))),
     ]
     if judged := [verdict.holds for verdict in found.verdicts if verdict.holds is not None]:
         facts.append(Fact("auto as good as the best", f"{sum(judged)} of {len(judged)}"))
     if found.show == "table" and found.best is not None and found.best.validation is not None:
         facts.append(Fact(f"Best {found.metric.replace('_', ' ')}", percent(found.best.validation)))
-    if failed := sum(row["error"] is not None for row in found.rows):
+    if failed := sum(record.error is not None for record in found.records):
         facts.append(Fact("Failed", number(failed)))
     return facts
 
 
-def _section(place: int, case: str, found: Findings) -> Section:
-    of_case = [group for group in found.groups if group.case == case]
+def _section(place: int, case: str, found: Findings) -> CaseSection:
+    of_case = [group for group in found.combinations if group.case == case]
     verdict = next((one for one in found.verdicts if one.case == case), None)
     best = verdict.best if verdict else next(iter(ranked(of_case)), None)
     shown = of_case if found.show != "table" else ranked(of_case)
     head, rows = words.filled(words.group_head(found), [words.group_cells(group) for group in shown])
-    return Section(
+    return CaseSection(
         id=f"case-{place}",
         title=case or "All combinations",
         facts=_measured(of_case),
@@ -95,12 +96,12 @@ def _section(place: int, case: str, found: Findings) -> Section:
     )
 
 
-def _measured(of_case: Sequence[Group]) -> list[Fact]:
+def _measured(of_case: Sequence[Combination]) -> list[Fact]:
     """Return by what ``auto`` chose, of the first of its runs; nothing where none did."""
-    row = next((row for group in of_case for row in group.rows if row.get("figures")), None)
-    if row is None:
+    measured = (record.figures for group in of_case for record in group.records if record.figures)
+    figures = next(measured, None)
+    if figures is None:
         return []
-    figures = row["figures"]
     return [
         Fact("Images a class", decimal(figures["images_per_class"])),
         Fact("Linear probe", percent(figures["linear_probe"]), f"chance {percent(figures['chance'])}"),
@@ -108,20 +109,20 @@ def _measured(of_case: Sequence[Group]) -> list[Fact]:
     ]
 
 
-def _trial(row: Row, metric: str) -> Cells:
-    if row["error"] is not None:
-        return Cells([row["name"], "", row["error"], "", "", "", ""])
+def _trial(record: TrialRecord, metric: str) -> Cells:
+    if record.error is not None:
+        return Cells([record.name, "", record.error, "", "", "", ""])
     return Cells(
         [
-            row["name"],
-            "" if row["fold"] is None else str(row["fold"] + 1),
-            row["strategy"],
-            words.share(validation_of(row, metric)),
-            words.share(test_of(row, metric)),
-            number(int(row["steps"])),
-            duration(row["seconds"]),
+            record.name,
+            "" if record.fold is None else str(record.fold + 1),
+            record.strategy or "",
+            share(record.validation_of(metric)),
+            share(record.test_of(metric)),
+            number(int(record.steps)),
+            duration(record.seconds),
         ],
-        link=f"{FOLDER}/{row['name']}/report.html",
+        link=f"{FOLDER}/{record.name}/report.html",
     )
 
 
@@ -129,16 +130,15 @@ def _charts(courses: Sequence[Course], metric: str) -> Iterator[Titled]:
     """Yield two charts for what differs by its strategy only: over the steps, and over the seconds."""
     together: dict[str, list[Course]] = {}
     for course in courses:
-        others = [words.plain(value) for name, value in course.group.settings.items() if name != _LINES]
-        title = ", ".join(filter(None, [course.group.case, *others]))
+        others = [
+            words.plain(value) for name, value in course.combination.settings.items() if name != STRATEGY
+        ]
+        title = ", ".join(filter(None, [course.combination.case, *others]))
         together.setdefault(title, []).append(course)
     for title, some in together.items():
         for unit, place in (("steps", 0), ("seconds", 1)):
             if chart := _chart(some, place, unit):
                 yield Titled(f"{title or metric.replace('_', ' ')}, over {unit}", "", chart)
-
-
-_LINES = "train.strategy"
 
 
 def _chart(courses: Sequence[Course], place: int, unit: str) -> Chart | None:
@@ -152,11 +152,11 @@ def _chart(courses: Sequence[Course], place: int, unit: str) -> Chart | None:
         [(point[place] / most, (point.value - low) / ((high - low) or 1)) for point in course.points]
         for course in drawn
     ]
-    names = [str(course.group.settings.get(_LINES, course.group.label)) for course in drawn]
-    ends = [f"{name} {words.share(course.figures.end)}" for name, course in zip(names, drawn, strict=True)]
+    names = [str(course.combination.settings.get(STRATEGY, course.combination.label)) for course in drawn]
+    ends = [f"{name} {share(course.figures.end)}" for name, course in zip(names, drawn, strict=True)]
     return Chart(
         plot=plots.curves(lines),
-        up=[words.share(low), words.share(high)],
+        up=[share(low), share(high)],
         across=["0", f"{decimal(most)} {unit}"],
         summary=f"At the end: {', '.join(ends)}",
         legend=[(f"line-{number}", name) for number, name in enumerate(names)],

@@ -24,7 +24,7 @@ POINT = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Outcomes:
+class RunOutcomes:
     """The test images of some runs, by key: their classes, and the share of the runs that were right."""
 
     keys: Sequence[str]
@@ -33,7 +33,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class PairedDifference:
     """How much better the first is than the second on the test, with its paired 95 % interval."""
 
     value: float
@@ -46,7 +46,7 @@ class Difference:
         return self.value >= -POINT or (self.high is not None and self.high >= 0)
 
 
-def read_outcomes(outputs: Sequence[Output]) -> Outcomes | None:
+def read_outcomes(outputs: Sequence[Output]) -> RunOutcomes | None:
     """Return the judged test images of several runs that have the same; None where they have not."""
     tables = [table for output in outputs if (table := _judged(output)) is not None]
     if not tables or len(tables) < len(outputs):
@@ -56,12 +56,12 @@ def read_outcomes(outputs: Sequence[Output]) -> Outcomes | None:
         return None
     labels = np.asarray(tables[0]["label"].combine_chunks().dictionary_encode().indices, np.int64)
     right = np.mean([np.nan_to_num(table["right"].cast(pa.float64()).to_numpy()) for table in tables], axis=0)
-    return Outcomes([str(key) for key in keys], labels, right)
+    return RunOutcomes([str(key) for key in keys], labels, right)
 
 
 def difference(
-    one: Outcomes, other: Outcomes, macro: bool, replicates: int = REPLICATES
-) -> Difference | None:
+    one: RunOutcomes, other: RunOutcomes, macro: bool, replicates: int = REPLICATES
+) -> PairedDifference | None:
     """Return how much better ``one`` is: in accuracy, or ``macro`` in its mean over the classes.
 
     None where they were not tested by the same images.
@@ -72,7 +72,7 @@ def difference(
     groups = one.classes if macro else np.zeros(len(gains), np.int64)
     each = hash_weights(key_hashes(one.keys), range(replicates))
     value = float(_means(gains, groups, np.ones((len(gains), 1), np.uint8))[0])
-    return Difference(value, *percentiles(_means(gains, groups, each)))
+    return PairedDifference(value, *percentiles(_means(gains, groups, each)))
 
 
 def _means(

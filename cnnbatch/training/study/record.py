@@ -1,16 +1,18 @@
-"""What a trial came to, read from its output's own files: a plain value that is kept as JSON and as a row."""
+"""What a trial came to, read from its output's own files; kept as JSON, and as a row of a table."""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cnnbatch.job import Trial
+from cnnbatch.job import StudyTrial
+from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import wilson
 from cnnbatch.models.trained_files import read_model
 from cnnbatch.output.evaluation import read_evaluation
@@ -18,57 +20,121 @@ from cnnbatch.output.folder import Output
 from cnnbatch.storage import NotFound
 from cnnbatch.training.study.curves import Point, points
 
-Row = Mapping[str, Any]
-"""A trial's record: see `record` for its fields."""
-
 TEST_NAMES = {"accuracy": "top1", "macro_accuracy": "recall_macro"}
 """What the test calls a number of the validation, where it calls it otherwise."""
 
+_NUMBERS = ("validation", "test")
+_OF_FAILED = ("name", "case", "settings", "run", "seed", *_NUMBERS, "error")
+"""What is known of a trial that could not be trained."""
 
-def record(trial: Trial, output: Output) -> Row:
-    """Return what a finished trial came to: what it is, what it chose, and its numbers with intervals."""
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What a trial is and what it came to; of one that could not be trained only its ``error``.
+
+    ``settings`` are by path what tells it from the others, ``run`` counts its folds or seeds. ``figures`` are
+    what ``auto`` chose its strategy by; ``validation`` and ``test`` are numbers by name.
+    """
+
+    name: str
+    case: str
+    settings: Mapping[str, Any]
+    run: int
+    seed: int = 0
+    fold: int | None = None
+    strategy: str | None = None
+    why: str | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    learning_rate: float | None = None
+    epochs: int = 0
+    steps: float = 0
+    seconds: float = 0.0
+    train_images: int = 0
+    validation_images: int = 1
+    test_images: int = 0
+    validation: Mapping[str, Value] = field(default_factory=dict)
+    test: Mapping[str, Value] = field(default_factory=dict)
+    error: str | None = None
+    wall_seconds: float = 0.0
+
+    def validation_of(self, metric: str) -> float | None:
+        """Return the validation's number; None where there is none."""
+        return self.validation[metric].value if metric in self.validation else None
+
+    def test_of(self, metric: str) -> float | None:
+        """Return the test's number of the same meaning; None where there is none."""
+        name = TEST_NAMES.get(metric, metric)
+        return self.test[name].value if name in self.test else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it is kept."""
+        names = _OF_FAILED if self.error is not None else [one.name for one in fields(self)]
+        return {name: _plain(getattr(self, name)) for name in names}
+
+
+def read_record(output: Output, name: str) -> TrialRecord | None:
+    """Return the record of a finished trial of a study's ``output``; None where there is none.
+
+    Raises UserError where it is damaged.
+    """
+    found = output.decided(f"trials/{name}")
+    return None if found is None else _from_json(found)
+
+
+def keep_record(output: Output, record: TrialRecord) -> TrialRecord:
+    """Keep the record of a finished trial, unless there is one; return the one that is there."""
+    return _from_json(output.decide(f"trials/{record.name}", record.to_json()))
+
+
+def measured(trial: StudyTrial, output: Output) -> TrialRecord:
+    """Return what a finished trial came to: what it chose, and its numbers with intervals."""
     about = read_model(output.uri, output.storage) or {}
     evaluation = read_evaluation(output.uri, output.storage)
-    tested = {} if evaluation is None else evaluation.metrics
     subset = trial.job.input.subset
     known = dict(about.get("validation") or {})
     course = curve(output, str(known.get("of", "")))
-    return {
-        **identity(trial),
-        "fold": None if subset is None or subset.folds is None else subset.fold,
-        "strategy": about.get("strategy"),
-        "why": about.get("why"),
-        "figures": about.get("figures", {}),
-        "learning_rate": about.get("learning_rate"),
-        "epochs": len(about.get("epochs", ())),
-        "steps": course[-1].step if course else 0,
-        "seconds": course[-1].seconds if course else 0.0,
-        "train_images": about["data"]["train"],
-        "validation_images": about["data"]["validation"],
-        "test_images": 0 if evaluation is None else evaluation.images,
-        "validation": _validated(known, about["data"]["validation"]),
-        "test": {
-            name: {"value": value.value, "low": value.low, "high": value.high}
-            for name, value in tested.items()
-        },
-        "error": None,
-    }
+    return replace(
+        _begun(trial),
+        fold=None if subset is None or subset.folds is None else subset.fold,
+        strategy=about.get("strategy"),
+        why=about.get("why"),
+        figures=about.get("figures", {}),
+        learning_rate=about.get("learning_rate"),
+        epochs=len(about.get("epochs", ())),
+        steps=course[-1].step if course else 0,
+        seconds=course[-1].seconds if course else 0.0,
+        train_images=about["data"]["train"],
+        validation_images=about["data"]["validation"],
+        test_images=0 if evaluation is None else evaluation.images,
+        validation=_validated(known, about["data"]["validation"]),
+        test={} if evaluation is None else evaluation.metrics,
+    )
 
 
-def failure(trial: Trial, words: str) -> Row:
+def failure(trial: StudyTrial, words: str) -> TrialRecord:
     """Return the record of a trial that can't be trained."""
-    return {**identity(trial), "validation": {}, "test": {}, "error": words}
+    return replace(_begun(trial), error=words)
 
 
-def identity(trial: Trial) -> dict[str, Any]:
+def _begun(trial: StudyTrial) -> TrialRecord:
     """Return which trial it is."""
-    return {
-        "name": trial.name,
-        "case": trial.case,
-        "settings": dict(trial.settings),
-        "run": trial.run,
-        "seed": trial.job.train.seed,
-    }
+    return TrialRecord(trial.name, trial.case, dict(trial.settings), trial.run, trial.job.train.seed)
+
+
+def _from_json(found: Mapping[str, Any]) -> TrialRecord:
+    known = {one.name: found[one.name] for one in fields(TrialRecord) if one.name in found}
+    numbers = {name: {metric: _value(one) for metric, one in found[name].items()} for name in _NUMBERS}
+    return TrialRecord(**{**known, **numbers})
+
+
+def _value(found: Mapping[str, Any]) -> Value:
+    return Value(found["value"], found.get("low"), found.get("high"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Value):
+        return {"value": value.value, "low": value.low, "high": value.high}
+    return {name: _plain(one) for name, one in value.items()} if isinstance(value, Mapping) else value
 
 
 def curve(output: Output, metric: str) -> list[Point]:
@@ -80,31 +146,19 @@ def curve(output: Output, metric: str) -> list[Point]:
         return []
 
 
-def _validated(best: Mapping[str, Any], images: int) -> dict[str, dict[str, float | None]]:
-    found: dict[str, dict[str, float | None]] = {}
+def _validated(best: Mapping[str, Any], images: int) -> dict[str, Value]:
+    found: dict[str, Value] = {}
     for name, value in best.items():
         if name not in ("epoch", "validation_seconds") and isinstance(value, int | float):
             low, high = wilson(round(value * images), images) if name == "accuracy" else (None, None)
-            found[name] = {"value": value, "low": low, "high": high}
+            found[name] = Value(value, low, high)
     return found
 
 
-def validation_of(row: Row, metric: str) -> float | None:
-    """Return the validation's number; None where there is none."""
-    value: float | None = row["validation"].get(metric, {}).get("value")
-    return value
-
-
-def test_of(row: Row, metric: str) -> float | None:
-    """Return the test's number of the same meaning; None where there is none."""
-    value: float | None = row["test"].get(TEST_NAMES.get(metric, metric), {}).get("value")
-    return value
-
-
-def put_table(output: Output, rows: Sequence[Row]) -> None:
+def put_table(output: Output, records: Sequence[TrialRecord]) -> None:
     """Write ``study.parquet``, a row a trial."""
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(_full([_flat(row) for row in rows])), sink)
+    pq.write_table(pa.Table.from_pylist(_full([_flat(record) for record in records])), sink)
     output.storage.put(output.path("study.parquet"), sink.getvalue())
 
 
@@ -123,14 +177,15 @@ def _kinds(rows: Sequence[Mapping[str, Any]], name: str) -> set[type]:
     return {float} if kinds == {int, float} else kinds
 
 
-def _flat(row: Row) -> dict[str, Any]:
+def _flat(record: TrialRecord) -> dict[str, Any]:
+    """Return a record as a row: a column a setting, and one a number or an end of its interval."""
     flat: dict[str, Any] = {}
-    for name, value in row.items():
+    for name, value in record.to_json().items():
         if name == "settings":
             flat |= {
                 path: json.dumps(one) if isinstance(one, dict | list) else one for path, one in value.items()
             }
-        elif name in ("validation", "test"):
+        elif name in _NUMBERS:
             for metric, numbers in value.items():
                 flat[f"{name}_{metric}"] = numbers["value"]
                 if numbers["low"] is not None:

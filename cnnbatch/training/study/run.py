@@ -1,7 +1,7 @@
 """The main path of a study: trials one by one, or side by side, then what they say together.
 
-Every trial is an ordinary training with an output of its own; what is kept of it beside, once it is over, is
-its record, so that an interrupted study goes on with the trials that have none.
+Every trial is an ordinary training with an output of its own. Once it is over its record is kept, so that an
+interrupted study goes on with the trials that have none.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import duration
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.run import RunOptions, Summary, places
-from cnnbatch.job import StudyJob, Trial, in_force, to_yaml, trials_of
+from cnnbatch.job import StudyJob, StudyTrial, in_force, to_yaml, trials_of
 from cnnbatch.output import lock, ownership
 from cnnbatch.output.folder import Output, differences
+from cnnbatch.report.numbers import share
 from cnnbatch.sources import datasets, open_source
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.terminal.screen import Screen
@@ -27,8 +28,8 @@ from cnnbatch.training.run import require_same_training
 from cnnbatch.training.study import words
 from cnnbatch.training.study.findings import Findings, find
 from cnnbatch.training.study.page import write_study_report
-from cnnbatch.training.study.record import Row, put_table, test_of, validation_of
-from cnnbatch.training.study.trial import _output, finish
+from cnnbatch.training.study.record import TrialRecord, put_table, read_record
+from cnnbatch.training.study.trial import finish, output_of
 
 
 def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
@@ -49,12 +50,12 @@ def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
         output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
         screen.note(_begins(trials, known))
         trained = 0
-        for row in _trained(running, left, screen.note):
-            known[row["name"]] = row
+        for record in _trained(running, left, screen.note):
+            known[record.name] = record
             trained += 1
-            screen.note(_line(row, len(known), len(trials), running.job.study.metric))
+            screen.note(_line(record, len(known), len(trials), running.job.study.metric))
             running.write([known[trial.name] for trial in trials if trial.name in known])
-        failed = [row["error"] for row in known.values() if row["error"] is not None]
+        failed = [record.error for record in known.values() if record.error is not None]
         if len(failed) == len(trials):
             raise UserError(f"no trial could be trained: {failed[0]}")
         found = running.write([known[trial.name] for trial in trials])
@@ -81,10 +82,10 @@ class _Running:
     job: StudyJob
     output: Output
 
-    def write(self, rows: Sequence[Row]) -> Findings:
+    def write(self, records: Sequence[TrialRecord]) -> Findings:
         """Write what is known so far, as a table, as numbers and as a page."""
-        found = find(self.given, self.job, rows, self.output)
-        put_table(self.output, rows)
+        found = find(self.given, self.job, records, self.output)
+        put_table(self.output, records)
         self.output.storage.put(
             self.output.path("study.json"), json.dumps(found.to_json(), indent=1).encode()
         )
@@ -92,7 +93,7 @@ class _Running:
         return found
 
 
-def require_data(trials: Sequence[Trial]) -> None:
+def require_data(trials: Sequence[StudyTrial]) -> None:
     """Insist on the images of all trials before the first is trained; a UserError has all that lack."""
     lacking: dict[str, str] = {}
     for trial in trials:
@@ -106,7 +107,7 @@ def require_data(trials: Sequence[Trial]) -> None:
         raise UserError("\n".join(["nothing was trained: the study lacks images", *lacking.values()]))
 
 
-def begin(job: StudyJob, trials: Sequence[Trial], output: Output, note: Callable[[str], None]) -> None:
+def begin(job: StudyJob, trials: Sequence[StudyTrial], output: Output, note: Callable[[str], None]) -> None:
     """Record that ``output`` is begun for ``job``; what another one left there without a result is discarded.
 
     Where a training has a result, the study may only have other trials than it had: raises UserError where
@@ -117,8 +118,8 @@ def begin(job: StudyJob, trials: Sequence[Trial], output: Output, note: Callable
     known = (output.decided("study") or {}).get("fields")  # Earlier records have none.
     if ownership.holds_results(output):
         for trial in trials:
-            if ownership.holds_results(_output(trial)):
-                require_same_training(trial.job, _output(trial))
+            if ownership.holds_results(output_of(trial)):
+                require_same_training(trial.job, output_of(trial))
         if known is not None and (found := differences(known, fingerprint.of_training(job))):
             raise UserError(
                 f"{redact(output.uri)} holds another study:\n" + "\n".join(found) + "\n"
@@ -137,7 +138,7 @@ def _require_images(chosen: Input) -> None:
         raise UserError(f"input: there is no image in {chosen.url}\n  what to do: look at the address")
 
 
-def require_weights(trials: Sequence[Trial]) -> None:
+def require_weights(trials: Sequence[StudyTrial]) -> None:
     """Insist on the networks that trials begin with before the first is trained; from scratch needs none.
 
     Raises UserError and EnvironmentFault.
@@ -152,13 +153,15 @@ def require_weights(trials: Sequence[Trial]) -> None:
             raise UserError(f"nothing was trained: {error}") from error
 
 
-def _known(trials: Sequence[Trial], output: Output) -> dict[str, Row]:
+def _known(trials: Sequence[StudyTrial], output: Output) -> dict[str, TrialRecord]:
     """Return the records of the trials that are finished, by their names."""
-    records = {trial.name: output.decided(f"trials/{trial.name}") for trial in trials}
+    records = {trial.name: read_record(output, trial.name) for trial in trials}
     return {name: record for name, record in records.items() if record is not None}
 
 
-def _trained(running: _Running, trials: Sequence[Trial], note: Callable[[str], object]) -> Iterator[Row]:
+def _trained(
+    running: _Running, trials: Sequence[StudyTrial], note: Callable[[str], object]
+) -> Iterator[TrialRecord]:
     """Train trials and yield their records, one after the other or side by side on Ray."""
     study = running.job.study
     if trials and (study.search or study.side_by_side) and running.job.compute.pool != "inline":
@@ -170,17 +173,18 @@ def _trained(running: _Running, trials: Sequence[Trial], note: Callable[[str], o
         yield finish(trial, running.output, forgive=bool(study.search))
 
 
-def _begins(trials: Sequence[Trial], known: dict[str, Row]) -> str:
+def _begins(trials: Sequence[StudyTrial], known: dict[str, TrialRecord]) -> str:
     done = f", {len(known):,} of them finished before" if known else ""
     return f"{len(trials):,} trainings{done}"
 
 
-def _line(row: Row, done: int, total: int, metric: str) -> str:
-    head = f"{done}/{total} {row['name']}"
-    if row["error"] is not None:
-        return f"{head}: failed: {row['error']}"
+def _line(record: TrialRecord, done: int, total: int, metric: str) -> str:
+    head = f"{done}/{total} {record.name}"
+    if record.error is not None:
+        return f"{head}: failed: {record.error}"
     named = metric.replace("_", " ")
-    parts = [f"{named} {words.share(validation_of(row, metric))}, test {words.share(test_of(row, metric))}"]
-    if row["strategy"] not in row["settings"].values():
-        parts.append(f"took {row['strategy']}")
-    return f"{head}: {', '.join(parts)}, {duration(row['wall_seconds'])}"
+    numbers = (record.validation_of(metric), record.test_of(metric))
+    parts = [f"{named} {share(numbers[0])}, test {share(numbers[1])}"]
+    if record.strategy not in record.settings.values():
+        parts.append(f"took {record.strategy}")
+    return f"{head}: {', '.join(parts)}, {duration(record.wall_seconds)}"

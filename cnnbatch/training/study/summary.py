@@ -1,4 +1,4 @@
-"""What the trials of a study say together: a group for each combination, its runs as means."""
+"""What the trials of a study say together: each combination with its runs as means."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnbatch.config.study import Study
-from cnnbatch.training.study.record import Row, test_of, validation_of
+from cnnbatch.training.study.record import TrialRecord
 
 
 @dataclass(frozen=True)
-class Group:
+class Combination:
     """The runs of one combination: ``validation`` over folds, or seeds; ``test`` over the seeds.
 
     Each fold counts by its images; ``spread`` is from the least to the greatest test.
@@ -19,7 +19,7 @@ class Group:
 
     case: str
     settings: Mapping[str, Any]
-    rows: Sequence[Row]
+    records: Sequence[TrialRecord]
     validation: float | None
     test: float | None
     spread: tuple[float, float] | None
@@ -32,37 +32,37 @@ class Group:
     @property
     def strategies(self) -> list[str]:
         """The strategies that its runs took, the most frequent first."""
-        taken = [str(row["strategy"]) for row in self.rows if row.get("strategy")]
+        taken = [record.strategy for record in self.records if record.strategy]
         return sorted(set(taken), key=lambda one: (-taken.count(one), one))
 
     @property
     def seconds(self) -> float:
         """How long a run trained, on average."""
-        total: float = sum(row.get("seconds", 0.0) for row in self.rows)
-        return total / max(len(self.rows), 1)
+        return sum(record.seconds for record in self.records) / max(len(self.records), 1)
 
 
-def groups(rows: Iterable[Row], study: Study) -> list[Group]:
+def combinations(records: Iterable[TrialRecord], study: Study) -> list[Combination]:
     """Return the combinations in the order of their first trials."""
-    together: dict[str, list[Row]] = {}
-    for row in rows:
-        together.setdefault(repr((row["case"], row["settings"])), []).append(row)
-    return [_group(some, study) for some in together.values()]
+    together: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        together.setdefault(repr((record.case, record.settings)), []).append(record)
+    return [_combination(some, study) for some in together.values()]
 
 
-def ranked(found: Iterable[Group]) -> list[Group]:
-    """Return groups with the best validation first; those without any last."""
+def ranked(found: Iterable[Combination]) -> list[Combination]:
+    """Return combinations with the best validation first; those without any last."""
     return sorted(found, key=lambda one: -1.0 if one.validation is None else one.validation, reverse=True)
 
 
-def _group(rows: Sequence[Row], study: Study) -> Group:
-    judged = [row for row in rows if row["run"] < (study.folds or study.seeds)]
-    validated = [(validation_of(row, study.metric), row.get("validation_images", 1)) for row in judged]
-    tests = [value for row in rows[: study.seeds] if (value := test_of(row, study.metric)) is not None]
-    return Group(
-        case=rows[0]["case"],
-        settings=rows[0]["settings"],
-        rows=rows,
+def _combination(records: Sequence[TrialRecord], study: Study) -> Combination:
+    judged = [record for record in records if record.run < (study.folds or study.seeds)]
+    validated = [(record.validation_of(study.metric), record.validation_images) for record in judged]
+    tested = (record.test_of(study.metric) for record in records[: study.seeds])
+    tests = [value for value in tested if value is not None]
+    return Combination(
+        case=records[0].case,
+        settings=records[0].settings,
+        records=records,
         validation=_mean([(value, images) for value, images in validated if value is not None]),
         test=_mean([(value, 1) for value in tests]),
         spread=(min(tests), max(tests)) if tests else None,

@@ -20,18 +20,20 @@ from ray import tune
 from cnnbatch.cluster import session
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.job import Trial
+from cnnbatch.job import StudyTrial
 from cnnbatch.output.folder import Output
-from cnnbatch.training.study.record import Row
+from cnnbatch.training.study.record import TrialRecord
 
 POLL_S = 0.5
 ANSWER_S = 60.0
 
 
-def side_by_side(trials: Sequence[Trial], output: Output, note: Callable[[str], object]) -> Iterator[Row]:
+def side_by_side(
+    trials: Sequence[StudyTrial], output: Output, note: Callable[[str], object]
+) -> Iterator[TrialRecord]:
     """Train trials and yield each record when it is over; one that can't be trained has its error.
 
-    ``note`` is told which Ray does it.
+    ``note`` is called with which Ray does it.
     """
     compute = trials[0].job.compute
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Its new output says some of it at verbose=0, too.
@@ -40,22 +42,24 @@ def side_by_side(trials: Sequence[Trial], output: Output, note: Callable[[str], 
         yield from _side_by_side(trials, output)
 
 
-def _side_by_side(trials: Sequence[Trial], output: Output) -> Iterator[Row]:
+def _side_by_side(trials: Sequence[StudyTrial], output: Output) -> Iterator[TrialRecord]:
     slot, inside = slot_for(trials[0].job.compute)
-    placed = {trial.name: _inside(trial, inside) for trial in trials}
-    news: Any = ray.remote(_News).options(num_cpus=0).remote()
+    trials_inside = {trial.name: _inside(trial, inside) for trial in trials}
+    records: Any = ray.remote(_Records).options(num_cpus=0).remote()
     with tempfile.TemporaryDirectory(prefix="cnnbatch-ray-tune-", ignore_cleanup_errors=True) as folder:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_train, trials=placed, output=output, news=news), slot),
-            param_space={"trial": tune.grid_search(list(placed))},
+            tune.with_resources(
+                tune.with_parameters(_train, trials=trials_inside, output=output, records=records), slot
+            ),
+            param_space={"trial": tune.grid_search(list(trials_inside))},
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         )
         fitting = _Fitting(tuner)
         while fitting.is_alive():
             session.require_alive()
-            yield from ray.get(news.take.remote(), timeout=ANSWER_S)
+            yield from ray.get(records.take.remote(), timeout=ANSWER_S)
             time.sleep(POLL_S)
-        yield from ray.get(news.take.remote(), timeout=ANSWER_S)
+        yield from ray.get(records.take.remote(), timeout=ANSWER_S)
         fitting.result()
 
 
@@ -68,33 +72,35 @@ def slot_for(compute: Compute) -> tuple[dict[str, float], dict[str, Any]]:
     return slot, {"pool": "inline", "cpus_per_worker": cpus}
 
 
-def _inside(trial: Trial, changes: dict[str, Any]) -> Trial:
+def _inside(trial: StudyTrial, changes: dict[str, Any]) -> StudyTrial:
     """Return a trial that is trained within one process."""
     compute = trial.job.compute.model_copy(update=changes)
     job = trial.job.model_copy(update={"compute": compute})
-    return Trial(trial.name, trial.case, trial.settings, trial.run, job)
+    return StudyTrial(trial.name, trial.case, trial.settings, trial.run, job)
 
 
-def _train(config: dict[str, Any], trials: dict[str, Trial], output: Output, news: Any) -> dict[str, Any]:
-    """Train one trial as Tune's function, and tell of its record."""
+def _train(
+    config: dict[str, Any], trials: dict[str, StudyTrial], output: Output, records: Any
+) -> dict[str, Any]:
+    """Train one trial as Tune's function, and hand its record over."""
     from cnnbatch.training.study.trial import finish
 
-    row = finish(trials[config["trial"]], output, forgive=True)
-    ray.get(news.put.remote(row))
-    return {"done": row["name"]}
+    record = finish(trials[config["trial"]], output, forgive=True)
+    ray.get(records.put.remote(record))
+    return {"done": record.name}
 
 
-class _News:
+class _Records:
     """An actor that holds records until the driver takes them."""
 
     def __init__(self) -> None:
-        self._rows: list[Row] = []
+        self._records: list[TrialRecord] = []
 
-    def put(self, row: Row) -> None:
-        self._rows.append(row)
+    def put(self, record: TrialRecord) -> None:
+        self._records.append(record)
 
-    def take(self) -> list[Row]:
-        taken, self._rows = self._rows, []
+    def take(self) -> list[TrialRecord]:
+        taken, self._records = self._records, []
         return taken
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from cnnbatch.errors import UserError
 from cnnbatch.inference.run import RunOptions
-from cnnbatch.job import Trial
+from cnnbatch.job import StudyTrial
 from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage, normalize
 from cnnbatch.training.run import train
-from cnnbatch.training.study.record import Row, failure, record
+from cnnbatch.training.study.record import TrialRecord, failure, keep_record, measured
 
 
-def _output(trial: Trial) -> Output:
+def output_of(trial: StudyTrial) -> Output:
+    """Return the output of a trial, which is that of a training."""
     return Output(normalize(trial.job.output.url), Storage(trial.job.output.storage))
 
 
-def finish(trial: Trial, output: Output, forgive: bool) -> Row:
+def finish(trial: StudyTrial, output: Output, forgive: bool) -> TrialRecord:
     """Train a trial to its end and keep its record; to ``forgive`` is to go on without one that can't be."""
     started = time.monotonic()
     try:
@@ -26,5 +28,5 @@ def finish(trial: Trial, output: Output, forgive: bool) -> Row:
         if not forgive:
             raise UserError(f"the trial {trial.name}: {error}") from None
         return failure(trial, str(error).partition("\n")[0])
-    row = {**record(trial, _output(trial)), "wall_seconds": round(time.monotonic() - started, 3)}
-    return output.decide(f"trials/{trial.name}", row)
+    seconds = round(time.monotonic() - started, 3)
+    return keep_record(output, replace(measured(trial, output_of(trial)), wall_seconds=seconds))

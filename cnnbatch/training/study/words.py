@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from cnnbatch.humanize import decimal, duration
-from cnnbatch.training.study.findings import Course, Findings, Verdict
-from cnnbatch.training.study.summary import Group, ranked
+from cnnbatch.report.numbers import share
+from cnnbatch.training.study.findings import AutoVerdict, Course, Findings
+from cnnbatch.training.study.summary import Combination, ranked
 
 MOST = 10
 
@@ -17,7 +18,7 @@ def lines(found: Findings) -> Iterator[str]:
         yield from _table(COURSE_HEAD, [course_cells(course) for course in found.courses])
         return
     for case in found.cases:
-        of_case = [group for group in found.groups if group.case == case]
+        of_case = [group for group in found.combinations if group.case == case]
         if case:
             yield case
         shown = of_case if found.show == "quadrants" else ranked(of_case)[:MOST]
@@ -25,11 +26,6 @@ def lines(found: Findings) -> Iterator[str]:
         yield from (f"  {verdict_words(one, found.metric)}" for one in found.verdicts if one.case == case)
     if (best := found.best) is not None and found.show == "table":
         yield f"best: {', '.join(f'{path}={plain(value)}' for path, value in best.settings.items())}"
-
-
-def share(value: float | None) -> str:
-    """Return a number between 0 and 1 to a tenth of a point; a dash for none."""
-    return "–" if value is None else f"{value:.3f}"
 
 
 def plain(value: object) -> str:
@@ -41,16 +37,16 @@ def plain(value: object) -> str:
 
 def group_head(found: Findings) -> list[str]:
     """Return the heads of the columns of `group_cells`."""
-    paths = list(dict.fromkeys(path for group in found.groups for path in group.settings))
+    paths = list(dict.fromkeys(path for group in found.combinations for path in group.settings))
     named = [path.rpartition(".")[2].replace("_", " ") for path in paths] or ["job"]
     return [*named, "validation", "test", "least", "most", "took", "time"]
 
 
-def group_cells(group: Group) -> list[str]:
+def group_cells(group: Combination) -> list[str]:
     """Return a combination as the cells of a row."""
     low, high = group.spread or (None, None)
     settings = [plain(value) for value in group.settings.values()] or [group.label]
-    took = ", ".join(group.strategies) or next((str(row["error"]) for row in group.rows if row["error"]), "")
+    took = ", ".join(group.strategies) or next((record.error for record in group.records if record.error), "")
     return [
         *settings,
         share(group.validation),
@@ -61,7 +57,7 @@ def group_cells(group: Group) -> list[str]:
     ]
 
 
-def verdict_words(verdict: Verdict, metric: str) -> str:
+def verdict_words(verdict: AutoVerdict, metric: str) -> str:
     """Return in a sentence whether ``auto`` was as good as the best."""
     took, best, found = ", ".join(verdict.auto.strategies), verdict.best.label, verdict.difference
     head = f"auto took {took}; {best} was best on validation"
@@ -82,7 +78,7 @@ def course_cells(course: Course) -> list[str]:
     """Return a course's figures as the cells of a row."""
     found = course.figures
     return [
-        course_label(course.group),
+        course_label(course.combination),
         share(found.before),
         share(found.start),
         "–" if found.slope is None else f"{found.slope:+.2g}",
@@ -92,7 +88,7 @@ def course_cells(course: Course) -> list[str]:
     ]
 
 
-def course_label(group: Group) -> str:
+def course_label(group: Combination) -> str:
     """Return what a course is of."""
     return ", ".join(filter(None, [group.case, group.label]))
 

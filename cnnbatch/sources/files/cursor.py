@@ -5,7 +5,7 @@ from __future__ import annotations
 from cnnbatch.types import ImageRef
 
 
-class Behind:
+class ListingCursor:
     """Says of a folder's images, in their order, which lie behind ``after``.
 
     ``after`` may be one of them, also one that is gone by now, or one of the images that are not there: those

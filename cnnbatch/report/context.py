@@ -1,4 +1,4 @@
-"""What lies beside the predictions: the evaluation with its tables, and the truth, row beside row.
+"""What a report shows with the predictions: the evaluation with its tables, and the ground truth, row by row.
 
 A report is made of whatever there is: a file that is missing, damaged or of another version counts as
 none, and only for ``evaluation.json`` the page says so.
@@ -6,7 +6,8 @@ none, and only for ``evaluation.json`` the page says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,8 +18,10 @@ from cnnbatch.errors import UserError
 from cnnbatch.output.evaluation import Evaluation, read_evaluation
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader, rows_at
-from cnnbatch.report.pictures import Truth
-from cnnbatch.report.tally import Place
+from cnnbatch.report.answers import answer_report, answers_among
+from cnnbatch.report.answers.entry import AnswerReport
+from cnnbatch.report.prediction import Truth
+from cnnbatch.report.tally import RankedRow
 from cnnbatch.storage import NotFound, Storage, Unreadable, join
 from cnnbatch.truth import ModelClasses, classes_of, match_classes
 
@@ -27,15 +30,15 @@ T = TypeVar("T")
 _NOT_THERE = (NotFound, Unreadable, pa.ArrowException, OSError)
 
 
-class Beside:
-    """The files beside the predictions of ``result``."""
+class ReportContext:
+    """What a report on ``result`` is made of, but the predictions themselves."""
 
     def __init__(self, result: Reader, storage: Storage) -> None:
         self.shards = [footer.receipt.shard for footer in result.receipts()]
         self.problem = ""
         self._output = Output(result.uri, storage)
         self._settings = result.settings
-        self._hidden = {"mask", "keypoints"} - (_object_fields(result.schema) if self.shards else set())
+        self._schema = result.schema if self.shards else pa.schema([])
 
     @cached_property
     def evaluation(self) -> Evaluation | None:
@@ -47,12 +50,15 @@ class Beside:
             return None
 
     @cached_property
-    def has_true_objects(self) -> bool:
-        """Whether the truth is of objects, as its first part shows."""
-        return any(
-            self._read(self._truth(shard), lambda file: "objects" in file.schema_arrow.names)
-            for shard in self.shards[:1]
-        )
+    def truth_kind(self) -> str | None:
+        """The kind of answer of the ground truth, as its first part shows; None where there is none."""
+        kinds = [self._read(self._truth(shard), _kind_of) for shard in self.shards[:1]]
+        return next(iter(kinds), None)
+
+    @cached_property
+    def answers(self) -> dict[str, AnswerReport]:
+        """The entries of the kinds of answer that predictions or ground truth have."""
+        return answers_among([*self._schema.names, *filter(None, [self.truth_kind])])
 
     def table(self, name: str, columns: Sequence[str]) -> pa.Table | None:
         """Return these columns of a table of the evaluation; None where it does not have them."""
@@ -75,12 +81,12 @@ class Beside:
         except _NOT_THERE:
             return
 
-    def truths(self, places: Sequence[Place]) -> list[Truth | None]:
+    def truths(self, places: Sequence[RankedRow]) -> list[Truth | None]:
         """Return the truth of the images at ``places``, in order, with the model's names of the classes.
 
-        Its objects have masks and keypoints only where predictions have them: like is put beside like.
+        It has only such fields as predictions have, too: like is compared with like.
         """
-        found: dict[Place, Truth | None] = {}
+        found: dict[RankedRow, Truth | None] = {}
         for part in sorted({place.part for place in places}):
             here = [place for place in places if place.part == part]
             found |= zip(here, self._part(self.shards[part], [place.row for place in here]), strict=True)
@@ -88,9 +94,10 @@ class Beside:
 
     def _part(self, shard: int, rows: Sequence[int]) -> list[Truth | None]:
         def read(file: pq.ParquetFile) -> list[Truth | None]:
-            names = self._names(file.schema_arrow)
+            names, kind = self._names(file.schema_arrow), _kind_of(file)
+            hidden = self._hidden(kind)
             found = rows_at(file, rows)
-            return [_truth(found.get(row, {}), names, self._hidden) for row in rows]
+            return [_truth(found.get(row, {}), kind, names, hidden) for row in rows]
 
         return self._read(self._truth(shard), read) or [None] * len(rows)
 
@@ -111,10 +118,15 @@ class Beside:
         return ModelClasses(**kept) if kept else None
 
     def _names(self, schema: pa.Schema) -> Mapping[str, str | None]:
-        """Return the model's names of the truth's classes, where the job alone tells them."""
+        """Return the model's names of the truth's classes, where only the job has them."""
         known, task = classes_of(schema), self._settings.get("task")
         aliases = task.get("aliases") if isinstance(task, dict) else None
         return match_classes(self._classes, known, aliases or {}, ()) if self._classes else {}
+
+    def _hidden(self, kind: str | None) -> AbstractSet[str]:
+        entry, schema = answer_report(kind), self._schema
+        known = schema.field(kind).type if kind in schema.names else None
+        return frozenset() if entry is None else entry.hidden_fields(known)
 
     def _evaluated(self, name: str) -> str:
         return self._output.path("evaluation", f"{name}.parquet")
@@ -124,20 +136,16 @@ def _has(file: pq.ParquetFile, columns: Sequence[str]) -> bool:
     return set(columns) <= set(file.schema_arrow.names)
 
 
-def _object_fields(schema: pa.Schema) -> set[str]:
-    """Return the fields that predicted objects have."""
-    if "objects" not in schema.names:
-        return set()
-    of_one: Any = schema.field("objects").type.value_type
-    return {field.name for field in of_one}
+def _kind_of(file: pq.ParquetFile) -> str | None:
+    """Return the kind of answer of a ground truth; None where it has none that a report can show."""
+    return next(iter(answers_among(file.schema_arrow.names)), None)
 
 
-def _truth(row: Mapping[str, Any], names: Mapping[str, str | None], hidden: Set[str]) -> Truth | None:
-    """Return what a row of the truth says, without the ``hidden`` fields; None where the image has none."""
-    objects = row.get("objects")
-    if objects is not None:
-        named = [{**one, "label": names.get(one["label"]) or one["label"]} for one in objects]
-        shown = [{name: value for name, value in one.items() if name not in hidden} for one in named]
-        return Truth(objects=tuple(shown))
-    label = row.get("label")
-    return None if label is None else Truth(label=str(label))
+def _truth(
+    row: Mapping[str, Any], kind: str | None, names: Mapping[str, str | None], hidden: AbstractSet[str]
+) -> Truth | None:
+    """Return what a row of the ground truth says; None where the image has none."""
+    entry = answer_report(kind)
+    if kind is None or entry is None or row.get(kind) is None:
+        return None
+    return Truth(kind, entry.truth(row[kind], names, hidden))

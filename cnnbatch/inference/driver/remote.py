@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import ray
-
 from cnnbatch.config.compute import Compute
+from cnnbatch.inference.driver.pool import Call, Handle, WorkerPool
 from cnnbatch.inference.messages import Ready
 
 SHARDS_IN_FLIGHT = 2
@@ -23,24 +22,29 @@ SHARE_OF_BATCH = 0.8
 """Of the time that a batch may take: what is left of it is for giving the shard to another worker."""
 LONGEST_TURN_S = 2.0
 
-Call = Literal["load", "measure", "run", "question"]
+Asked = Literal["load", "measure", "run", "question"]
 
 
 @dataclass(slots=True, eq=False)
-class Actor:
+class RemoteWorker:
     """One worker process as the driver sees it: where it is and what it was asked."""
 
-    handle: Any
+    pool: WorkerPool
+    handle: Handle
     node: str
-    calls: dict[Any, tuple[Call, Any]] = field(default_factory=dict)
+    calls: dict[Call, tuple[Asked, Any]] = field(default_factory=dict)
     ready: Ready | None = None
-    beat: Any = None
+    beat: Call | None = None
     has_started: bool = False
     silent_s: float = 0.0
 
     def is_measuring(self) -> bool:
         """Say whether it looks for the fastest way through the network."""
         return any(kind == "measure" for kind, _ in self.calls.values())
+
+    def is_running(self) -> bool:
+        """Say whether it has a shard in hand."""
+        return any(kind == "run" for kind, _ in self.calls.values())
 
     def is_free(self) -> bool:
         """Say whether another shard may be sent."""
@@ -51,9 +55,9 @@ class Actor:
             and all(kind == "run" for kind, _ in asked)
         )
 
-    def ask(self, kind: Call, about: Any, method: str, *values: Any) -> None:
-        """Call a method; the answer is `Pool`'s to take."""
-        self.calls[getattr(self.handle, method).remote(*values)] = (kind, about)
+    def ask(self, kind: Asked, about: Any, method: str, *values: Any) -> None:
+        """Call a method; the answer is the scheduler's to take."""
+        self.calls[self.pool.ask(self.handle, method, *values)] = (kind, about)
 
     def patience_s(self, compute: Compute) -> float:
         """Return how long it may be silent: while it loads, libraries may hold Python's lock for long."""
@@ -63,28 +67,35 @@ class Actor:
 
 
 class Heartbeats:
-    """Asks workers for their heartbeats, and tells which have been silent for too long."""
+    """Asks workers for their heartbeats, and says which have been silent for too long."""
 
-    def __init__(self, compute: Compute) -> None:
-        self._compute = compute
+    def __init__(self, pool: WorkerPool, compute: Compute) -> None:
+        self._pool, self._compute = pool, compute
         self._looked = self._asked = time.monotonic()
 
-    def silent(self, actors: Sequence[Actor]) -> list[Actor]:
-        """Return the actors that have been silent for too long; to be called again and again.
+    def silent(self, workers: Sequence[RemoteWorker]) -> list[RemoteWorker]:
+        """Return the workers that have been silent for too long; to be called again and again.
 
-        What counts is the time in which this process looks: it may be stopped, too. An actor that has not
+        What counts is the time in which this process looks: it may be stopped, too. A worker that has not
         started yet is not silent.
         """
         now = time.monotonic()
         passed, self._looked = min(now - self._looked, LONGEST_TURN_S), now
-        if asked := {actor.beat: actor for actor in actors if actor.beat is not None}:
-            answered, _ = ray.wait([*asked], num_returns=len(asked), timeout=0, fetch_local=False)
-            for beat in answered:
+        if asked := {worker.beat: worker for worker in workers if worker.beat is not None}:
+            for beat in self._pool.wait(asked, 0, len(asked)):
                 asked[beat].beat, asked[beat].silent_s, asked[beat].has_started = None, 0.0, True
         if now - self._asked >= BEAT_S:
             self._asked = now
-            for actor in actors:
-                actor.beat = actor.handle.beat.remote() if actor.beat is None else actor.beat
-        for actor in actors:
-            actor.silent_s += passed if actor.beat is not None and actor.has_started else 0.0
-        return [actor for actor in actors if actor.silent_s > actor.patience_s(self._compute)]
+            for worker in workers:
+                worker.beat = self._pool.ask(worker.handle, "beat") if worker.beat is None else worker.beat
+        for worker in workers:
+            worker.silent_s += passed if worker.beat is not None and worker.has_started else 0.0
+        return [worker for worker in workers if worker.silent_s > worker.patience_s(self._compute)]
+
+
+def end(pool: WorkerPool, workers: Sequence[RemoteWorker], timeout_s: float) -> None:
+    """Have workers remove their journals, and end them."""
+    if closing := [pool.ask(worker.handle, "close") for worker in workers if worker.ready]:
+        pool.wait(closing, timeout_s, len(closing))
+    for worker in workers:
+        pool.kill(worker.handle)

@@ -1,4 +1,4 @@
-"""What pycocotools compares: boxes and masks by their IoU, keypoints by their similarity (OKS)."""
+"""What pycocotools calls IoU types: boxes and masks are compared by their IoU, keypoints by their OKS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from cnnbatch.metrics.objects import Objects, Pairs, crowd_iou_xywh
+from cnnbatch.metrics.objects import ObjectPairs, Objects, crowd_iou_xywh
 
 ALL, SMALL, MEDIUM, LARGE = (0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10)
 """Ranges of area in square pixels, both ends inside (pycocotools, ``Params.areaRng``)."""
@@ -20,8 +20,8 @@ ALL, SMALL, MEDIUM, LARGE = (0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96
 SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 """COCO's spread of each of a person's 17 keypoints (pycocotools, ``Params.kpt_oks_sigmas``)."""
 
-Overlap = Callable[[Objects, Objects, Pairs], NDArray[np.float64]]
-Judge = Callable[[Objects], Any]
+Overlap = Callable[[Objects, Objects, ObjectPairs], NDArray[np.float64]]
+_OfEach = Callable[[Objects], Any]
 
 
 class Stat(NamedTuple):
@@ -35,35 +35,36 @@ class Stat(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """One of the three comparisons; ``most`` are the numbers of detections an image and class."""
+class IouType:
+    """One of the three comparisons, by a ``field`` of objects; ``most`` are detections an image and class."""
 
     name: str
+    field: str
     prefix: str
     ranges: tuple[tuple[float, float], ...]
     most: tuple[int, ...]
     stats: tuple[Stat, ...]
     overlap: Overlap
-    ignored: Judge
-    detection_area: Judge
+    ignored: _OfEach
+    detection_area: _OfEach
     usable: Callable[[Objects], Mapping[str, NDArray[np.bool_]]]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel by name."""
-        return kind, (self.name,)
+        return iou_type, (self.name,)
 
 
-def kind(name: str) -> Kind:
-    """Return the kind of this name."""
-    return KINDS[name]
+def iou_type(name: str) -> IouType:
+    """Return the type of this name."""
+    return IOU_TYPES[name]
 
 
-def _box_overlap(found: Objects, truths: Objects, pairs: Pairs) -> NDArray[np.float64]:
+def _box_overlap(found: Objects, truths: Objects, pairs: ObjectPairs) -> NDArray[np.float64]:
     first, second = pairs.first, pairs.second
     return crowd_iou_xywh(found.boxes_xywh[first], truths.boxes_xywh[second], truths.crowd[second])
 
 
-def _mask_overlap(found: Objects, truths: Objects, pairs: Pairs) -> NDArray[np.float64]:
+def _mask_overlap(found: Objects, truths: Objects, pairs: ObjectPairs) -> NDArray[np.float64]:
     """Ask pycocotools for all of an image and class at once; its pairs are a whole matrix, row by row."""
     if not len(pairs.first):
         return np.zeros(0)
@@ -75,7 +76,7 @@ def _mask_overlap(found: Objects, truths: Objects, pairs: Pairs) -> NDArray[np.f
     return np.concatenate(overlaps)
 
 
-def _matrices(pairs: Pairs) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _matrices(pairs: ObjectPairs) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Return the detections and the truths of each image and class that has both."""
     low = np.flatnonzero(np.diff(pairs.first, prepend=-1))
     start = pairs.second[low]
@@ -112,7 +113,7 @@ def _keypoints(objects: Objects) -> NDArray[np.float64]:
     return np.stack(columns, axis=1).reshape(len(objects), number, 3)
 
 
-def _similarity(found: Objects, truths: Objects, pairs: Pairs) -> NDArray[np.float64]:
+def _similarity(found: Objects, truths: Objects, pairs: ObjectPairs) -> NDArray[np.float64]:
     """Return the object keypoint similarity; a truth without labelled points is compared by its box.
 
     pycocotools, ``COCOeval.computeOks``: the mean of exp(-d² / (2 · area · (2σ)²)) over labelled points.
@@ -200,11 +201,12 @@ def _ten(prefix: str) -> tuple[Stat, ...]:
     )
 
 
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        Kind(
+IOU_TYPES: dict[str, IouType] = {
+    iou_type.name: iou_type
+    for iou_type in (
+        IouType(
             name="boxes",
+            field="box",
             prefix="",
             ranges=(ALL, SMALL, MEDIUM, LARGE),
             most=(1, 10, 100),
@@ -214,8 +216,9 @@ KINDS: dict[str, Kind] = {
             detection_area=_box_area,
             usable=_known,
         ),
-        Kind(
+        IouType(
             name="masks",
+            field="mask",
             prefix="mask_",
             ranges=(ALL, SMALL, MEDIUM, LARGE),
             most=(1, 10, 100),
@@ -225,8 +228,9 @@ KINDS: dict[str, Kind] = {
             detection_area=_mask_area,
             usable=_known_masks,
         ),
-        Kind(
+        IouType(
             name="keypoints",
+            field="keypoints",
             prefix="keypoint_",
             ranges=(ALL, MEDIUM, LARGE),
             most=(20,),
@@ -238,4 +242,4 @@ KINDS: dict[str, Kind] = {
         ),
     )
 }
-"""The kinds by name."""
+"""The types by name."""

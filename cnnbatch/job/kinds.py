@@ -1,0 +1,26 @@
+"""The kinds of job; of a study each training is checked with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+from pydantic import model_validator
+
+from cnnbatch.job.models import MapJob, StudyTemplate, TrainJob
+from cnnbatch.job.trials import check, in_force
+
+
+class StudyJob(StudyTemplate):
+    """Train one template many times, told apart by what varies, and compare."""
+
+    @model_validator(mode="after")
+    def _trials_train(self) -> Self:
+        for lesson in (False, True) if self.study.lesson else (False,):
+            check(in_force(self, lesson))
+        return self
+
+
+Job = MapJob | TrainJob | StudyJob
+
+KINDS: Mapping[str, type[Job]] = {"map": MapJob, "train": TrainJob, "study": StudyJob}

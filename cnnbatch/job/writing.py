@@ -1,0 +1,47 @@
+"""A job as plain values: as YAML that is read back, and as what can change a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cnnbatch.config import yaml
+from cnnbatch.job.kinds import Job
+from cnnbatch.job.models import SHORT
+from cnnbatch.storage import normalize, redact
+from cnnbatch.truth import SURE
+
+
+def to_yaml(job: Job) -> str:
+    """Return ``job`` as YAML that `parse_job` reads back; local paths absolute, URLs without signatures."""
+    return yaml.dump(_dump(job))
+
+
+def fingerprint_fields(job: Job) -> dict[str, Any]:
+    """Return the job's own part of what can change a row; versions, weights and precision come on top."""
+    data = _dump(job)
+    task = {name: value for name, value in data["task"].items() if name not in job.task.outside_fingerprint}
+    of_input = ("url", "format", "key", "label", "truth", "split", "keep")
+    chosen = {name: data["input"][name] for name in of_input}
+    rare = ("subset", "classes", "suffixes")
+    chosen |= {name: data["input"][name] for name in rare if data["input"][name]}
+    chosen |= {} if job.input.min_score == SURE else {"min_score": job.input.min_score}
+    return {"task": task, "input": chosen}
+
+
+def _dump(job: Job) -> dict[str, Any]:
+    """Return ``job`` as plain values; local paths absolute, no address with a secret."""
+    data: dict[str, Any] = _redacted(job.model_dump(mode="json"))
+    for section in SHORT:
+        url = data[section]["url"]
+        data[section]["url"] = normalize(url) if isinstance(url, str) else [normalize(one) for one in url]
+    if data["input"]["inventory"]:
+        data["input"]["inventory"] = normalize(data["input"]["inventory"])
+    return data
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _redacted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_redacted(item) for item in value]
+    return redact(value) if isinstance(value, str) and "://" in value else value

@@ -1,0 +1,119 @@
+"""Objects in reports: drawn on the picture, counted in words, and the false alarms among them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from cnnbatch.metrics import Value
+from cnnbatch.report.answers.entry import WHERE, Alarm, AnswerReport, ClassLayout, EvaluationTables
+from cnnbatch.report.marked import marked
+from cnnbatch.report.numbers import kinds
+from cnnbatch.truth import SURE
+
+_POINT = ("threshold", "precision", "recall")
+
+
+class ObjectsReport(AnswerReport):
+    """The column ``objects``: boxes, masks and keypoints."""
+
+    is_drawn = True
+    mistakes_lead = "Images with a false alarm at or above the score of its class's best F1"
+
+    def words(self, answer: Iterable[Mapping[str, Any]]) -> str:
+        """Return objects as people count them: ``2 person, dog``; the most frequent first."""
+        counts = Counter(str(one["label"]) for one in answer)
+        words = [label if count == 1 else f"{count} {label}" for label, count in counts.most_common()]
+        return ", ".join(words) or "nothing"
+
+    def line(self, answer: Iterable[Mapping[str, Any]], row: Mapping[str, Any]) -> str:
+        """Return those that are sure in words."""
+        return self.words(filter(is_sure, answer))
+
+    def shown(
+        self, answer: Iterable[Mapping[str, Any]], least: float, alarm: Alarm | None
+    ) -> tuple[Mapping[str, Any], ...]:
+        """Return the objects from the score ``least`` on, and the false alarm, marked as such."""
+        return tuple(_shown(answer, float(np.float32(least)), alarm))  # As scores are, of 32 bits.
+
+    def draw(
+        self, image: Image.Image, size: tuple[int, int], answer: Iterable[Mapping[str, Any]]
+    ) -> Image.Image:
+        """Draw boxes, masks and keypoints."""
+        return marked(image, size, answer)
+
+    def labels(self, answers: pa.Array[Any]) -> Counter[str]:
+        """Count the images by the classes that were detected in them for sure."""
+        sure = [{one["label"] for one in row or () if is_sure(one)} for row in answers.to_pylist()]
+        return Counter(str(label) for labels in sure for label in labels)
+
+    def label_names(self, truth: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+        """Return the classes of the objects, each once."""
+        return dict.fromkeys(str(one["label"]) for one in truth)
+
+    def truth(
+        self,
+        answer: Iterable[Mapping[str, Any]],
+        names: Mapping[str, str | None],
+        hidden: AbstractSet[str],
+    ) -> tuple[Mapping[str, Any], ...]:
+        """Return the true objects with the model's names of their classes."""
+        named = [{**one, "label": names.get(one["label"]) or one["label"]} for one in answer]
+        return tuple({name: value for name, value in one.items() if name not in hidden} for one in named)
+
+    def hidden_fields(self, column: pa.DataType | None) -> AbstractSet[str]:
+        """Return masks and keypoints where no prediction has them: like is compared with like."""
+        of_one: Any = getattr(column, "value_type", ())
+        return {"mask", "keypoints"} - {field.name for field in of_one}
+
+    def mistakes(self, tables: EvaluationTables) -> Iterator[pa.Table]:
+        """Yield the images with a false alarm that counts, by what objects were judged foremost.
+
+        One counts from the score of its class's best F1 on, and from `SURE` on where that is not known.
+        """
+        prefix = next(iter(kinds(tables.evaluation.metrics) if tables.evaluation else ()), "")
+        own = [prefix + name for name in ("mistake", "mistake_score", "truths", "found")]
+        thresholds = _thresholds(tables, prefix)
+        for batch in tables.images([*WHERE, *own]):
+            names = [*WHERE, "label", "score", "truths", "found"]
+            rows = pa.Table.from_batches([batch]).rename_columns(names)
+            labels: list[Any] = rows["label"].to_pylist()
+            least = [thresholds.get(label, SURE) for label in labels]
+            counts: Any = pc.greater_equal(rows["score"], pa.array(least, pa.float64()))
+            yield rows.filter(counts)  # Null, so left out, where an image has none.
+
+    def class_layouts(self, metrics: Mapping[str, Value]) -> Sequence[ClassLayout]:
+        """Return a table for each way of judging: by boxes, masks or keypoints."""
+        return [
+            ClassLayout(f"{prefix}classes", how, "Objects", f"{prefix}AP", (f"{prefix}AP50", *_POINT))
+            for prefix, how in kinds(metrics).items()
+        ]
+
+
+def is_sure(one: Mapping[str, Any], least: float = SURE) -> bool:
+    """Say whether a detected object is shown and counted: what has no score is truth."""
+    return one["score"] is None or one["score"] >= least
+
+
+def _shown(
+    objects: Iterable[Mapping[str, Any]], least: float, alarm: Alarm | None
+) -> Iterator[Mapping[str, Any]]:
+    for one in objects:
+        if alarm and (one["label"], one["score"]) == (alarm.label, alarm.score):
+            yield {**one, "alarm": True}
+        elif is_sure(one, least):
+            yield one
+
+
+def _thresholds(tables: EvaluationTables, prefix: str) -> dict[str, float]:
+    """Return the score of the best F1 of each class that has one."""
+    known = tables.table(f"{prefix}classes", ["label", "threshold"])
+    rows = [] if known is None else known.to_pylist()
+    return {row["label"]: row["threshold"] for row in rows if row["threshold"] is not None}

@@ -1,0 +1,89 @@
+"""What loads torch or Ray when it is imported, and that nothing else does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH = """
+    cli.models images.decode images.inspect images.nvjpeg inference.autotune.agreement
+    inference.autotune.measure inference.bench.alone inference.bench.command inference.worker.devices
+    inference.worker.predictor inference.worker.readahead inference.worker.settings inference.worker.timings
+    inference.worker.transfer inference.worker.worker models.architectures.darknet
+    models.architectures.darknet_models models.architectures.suppression models.building models.catalogue
+    models.choice models.depth models.detector models.detector_heads models.detectors models.heads
+    models.libraries.keras_layers models.libraries.keras_models models.libraries.timm_models
+    models.libraries.torchvision_detectors models.libraries.torchvision_models models.network models.onnx
+    models.onnx.choice models.onnx.classifier models.onnx.detector models.onnx.detr models.onnx.engines
+    models.onnx.module models.onnx.torchvision_export models.onnx.yolo models.preprocessing models.published
+    models.resizing models.runtime.backends models.runtime.fusion models.runtime.parts
+    models.runtime.structure models.trained report.collection tasks.recipes.augment tasks.recipes.blocks
+    tasks.recipes.classification tasks.recipes.detection training.checkpoints training.data.decoded_cache
+    training.data.loader training.distributed training.lesson training.loop training.optimizers
+    training.worker
+"""
+RAY = """
+    cluster.session inference.driver.ray_workers training.driver training.study.sweep
+"""
+READERS = """
+    launch results inference.run evaluation evaluation.comparison.page report.page sources.describe
+    sources.formats output.export training.run training.study.run tasks.registry job cli.app
+"""
+"""What `run`, `evaluate`, `report`, `compare`, `open` and `describe` load before they need a network."""
+
+REFUSING = """
+import importlib, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "ray"):
+            raise ModuleNotFoundError(f"{name} is refused")
+
+sys.meta_path.insert(0, Refuse())
+found = []
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if "is refused" not in str(error):
+            raise
+        found.append(name)
+print(*found)
+"""
+
+
+def named(text: str) -> set[str]:
+    return {f"cnnbatch.{name}" for name in text.split()}
+
+
+def modules() -> set[str]:
+    paths = (ROOT / "cnnbatch").rglob("*.py")
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths
+    }
+
+
+def refused(names: set[str]) -> set[str]:
+    """Return which modules can't be imported where there is neither torch nor Ray."""
+    command = [sys.executable, "-c", REFUSING, *sorted(names)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert not found.returncode, found.stderr
+    return set(found.stdout.split())
+
+
+def test_all_other_modules_load_neither_torch_nor_ray() -> None:
+    heavy = named(TORCH) | named(RAY)
+    assert heavy <= modules(), "a module that is gone, or has another name"
+    light = modules() - heavy
+    assert named(READERS) <= light
+    assert refused(light) == set()
+
+
+@pytest.mark.slow
+def test_the_lists_name_only_what_loads_one_of_them() -> None:
+    assert refused(named(TORCH)) == named(TORCH)
+    assert refused(named(RAY)) == named(RAY)
