@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = """
-    cli.models images.decode images.inspect images.nvjpeg inference.autotune.agreement
+    images.decode images.inspect images.nvjpeg inference.autotune.agreement
     inference.autotune.measure inference.bench.alone inference.bench.command inference.worker.devices
     inference.worker.predictor inference.worker.readahead inference.worker.settings inference.worker.timings
     inference.worker.transfer inference.worker.worker models.architectures.darknet

@@ -25,7 +25,7 @@ from cnnbatch.evaluation.comparison.differences import (
     read_images,
 )
 from cnnbatch.evaluation.comparison.gates import require_truth
-from cnnbatch.evaluation.comparison.measure import Measure
+from cnnbatch.evaluation.comparison.measure import ImageScore, Measure
 from cnnbatch.evaluation.comparison.measures import MEASURES
 from cnnbatch.evaluation.comparison.options import CompareOptions
 from cnnbatch.evaluation.comparison.pairing import Joined, Side, open_side
@@ -34,7 +34,7 @@ from cnnbatch.evaluation.truths import Aligned
 from cnnbatch.storage import Storage, redact
 from cnnbatch.terminal.screen import Screen
 
-__all__ = ["CompareOptions", "Comparison", "compare"]
+__all__ = ["CompareOptions", "Comparison", "ImageScore", "Measure", "compare"]
 
 
 def compare(
