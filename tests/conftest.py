@@ -10,11 +10,11 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from tests.places import SHARED
+
 os.environ.setdefault("RAY_ADDRESS", "local")  # never join a cluster that runs on this machine
 settings.register_profile("cnnbatch", deadline=None)
 settings.load_profile("cnnbatch")
-
-SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")

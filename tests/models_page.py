@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from cnnbatch.cli.models import listing
 from cnnbatch.models.published import PublishedModel
+from tests.places import CHECKOUT
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = CHECKOUT / "docs" / "models.md"
 
 _NASNET_MOBILE = (
     "| NASNetMobile | `timm/nasnetalarge` instead: Keras refuses NASNetMobile on its torch backend, "

@@ -95,7 +95,7 @@ def exif_of(orientation: int) -> Image.Exif:
 
 
 DEEP = {"tiff int32", "tiff float", "tiff 16-bit lzw"}
-"""Of `FILES` those whose samples Pillow clips at 255; `tests/test_tiff.py` has what is right."""
+"""Of `FILES` those whose samples Pillow clips at 255; `tests/images/test_tiff.py` has what is right."""
 
 FILES: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: saved(photo(), "JPEG"),

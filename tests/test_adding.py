@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+from tests.places import CHECKOUT
+
+CHECKOUT = CHECKOUT
 PAGE = CHECKOUT / "docs" / "adding.md"
 _FILE = re.compile(r"^`(?P<name>[\w./]+)`\n```\w*\n(?P<text>.*?)^```$", re.M | re.S)
 _COMMANDS = re.compile(r"## Running it\n\n```\n(.*?)```", re.S)

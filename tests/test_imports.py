@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.places import CHECKOUT
+
+ROOT = CHECKOUT
 TORCH = """
     images.decode images.inspect images.nvjpeg inference.autotune.agreement
     inference.autotune.measure inference.bench.alone inference.bench.command inference.worker.devices

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.lock_wheels import loose
+from tests.places import CHECKOUT
 
-CHECKOUT = Path(__file__).parents[1]
 TOOLS = ("awk", "cat", "cp", "mkdir", "rm", "sh", "touch", "tr", "uname")
 MAKE = shutil.which("make")
 

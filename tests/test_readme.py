@@ -19,8 +19,8 @@ from cnnbatch.job import load_job
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
 from tests.pictures import photo
+from tests.places import CHECKOUT
 
-CHECKOUT = Path(__file__).parents[1]
 STARTS = ("cnnbatch ", "make ", "source ", "python ")
 
 RUN = [
@@ -46,11 +46,11 @@ NOT_RUN = {
     "cnnbatch data fetch imagenette": "a download",
     "cnnbatch run finetune input=dataset:imagenette": "a download",
     "cnnbatch run classify task.model=model": "goes on with the download",
-    "cnnbatch evaluate boxes": "a truth and a column of one's own: tests/test_evaluation.py",
-    "cnnbatch compare boxes": "a second output: tests/test_compare.py",
-    "cnnbatch check demo": "takes as long as the demo: tests/test_checking.py",
-    "cnnbatch bench demo": "takes half a minute: tests/test_bench_command.py",
-    "cnnbatch models": "imports every library: tests/test_models_listing.py",
+    "cnnbatch evaluate boxes": "a truth and a column of one's own: tests/evaluation/test_evaluation.py",
+    "cnnbatch compare boxes": "a second output: tests/evaluation/comparison/test_compare.py",
+    "cnnbatch check demo": "takes as long as the demo: tests/inference/bench/test_checking.py",
+    "cnnbatch bench demo": "takes half a minute: tests/inference/bench/test_bench_command.py",
+    "cnnbatch models": "imports every library: tests/models/test_models_listing.py",
 }
 """How the other commands begin, and what they need."""
 
