@@ -15,6 +15,7 @@ TORCH = """
     inference.autotune.measure inference.bench.alone inference.bench.command inference.worker.devices
     inference.worker.predictor inference.worker.readahead inference.worker.settings inference.worker.timings
     inference.worker.transfer inference.worker.worker models.architectures.darknet
+    models.architectures.darknet_layers
     models.architectures.darknet_models models.architectures.suppression models.building models.catalogue
     models.choice models.depth models.detector models.detector_heads models.detectors models.heads
     models.libraries.keras_layers models.libraries.keras_models models.libraries.timm_models

@@ -58,7 +58,7 @@ class Naming:
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedImages:
     """The images of ``source`` that are to be predicted: all of them where they are ``whole``.
 
     ``shards`` streams them, None where the listing has to be waited for.
@@ -73,7 +73,7 @@ class Planned:
 class GroundTruth:
     """The ground truth of a kind of answer that has no classes and nothing odd; others override."""
 
-    def require_early(self, model: ModelClasses, planned: Planned) -> None:
+    def require_early(self, model: ModelClasses, planned: PlannedImages) -> None:
         """Insist, before the first shard is predicted, that the model can be judged; raises UserError."""
 
     def require_known(self, truth: pa.Table, model: ModelClasses, aliases: Aliases) -> None:
@@ -102,7 +102,7 @@ class GroundTruth:
 class LabelTruth(GroundTruth):
     """Labels: an unknown one is a mistake, and one that is known is enough to judge by."""
 
-    def require_early(self, model: ModelClasses, planned: Planned) -> None:
+    def require_early(self, model: ModelClasses, planned: PlannedImages) -> None:
         """Insist on one known label; the plan is read up to it."""
         known, unknown = model.by_name(), dict[str, None]()
         for shard in filter(None, planned.shards()):
@@ -141,7 +141,7 @@ class LabelTruth(GroundTruth):
 class ObjectsTruth(GroundTruth):
     """Objects: the model has to know the class of each, unless the job leaves it out."""
 
-    def require_early(self, model: ModelClasses, planned: Planned) -> None:
+    def require_early(self, model: ModelClasses, planned: PlannedImages) -> None:
         """Insist on the classes of the first images' objects; of all, where the source lists them."""
         _require_occurring(model, planned.source.truth_schema, _early_labels(planned), planned.aliases)
 
@@ -197,7 +197,7 @@ def _require_occurring(
     match_classes(model, [*listed.values(), *others], aliases, occurring)
 
 
-def _early_labels(planned: Planned) -> set[str]:
+def _early_labels(planned: PlannedImages) -> set[str]:
     """Return the classes of as many objects as the first shard does not have to wait for long."""
     if planned.whole and (listed := getattr(planned.source, "occurring", None)):
         return set(listed)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cnnbatch.evaluation.answers import Aliases, GroundTruth, Planned, ground_truth
+from cnnbatch.evaluation.answers import Aliases, GroundTruth, PlannedImages, ground_truth
 from cnnbatch.evaluation.judges import judges
 from cnnbatch.job import MapJob
 from cnnbatch.metrics import Schemas
@@ -31,7 +31,7 @@ class KnownClasses:
 
     def __init__(self, job: MapJob, source: Source, shards: Shards) -> None:
         whole = job.input.limit is None and job.input.sample == 1
-        self._planned = Planned(source, shards, whole, aliases_of(job))
+        self._planned = PlannedImages(source, shards, whole, aliases_of(job))
         self._task = job.task
         self._asked = False
 

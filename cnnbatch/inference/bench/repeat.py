@@ -8,25 +8,15 @@ from itertools import count
 
 import pyarrow as pa
 
-from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
+from cnnbatch.sources.wrapper import SourceWrapper
+from cnnbatch.types import Content, Failure, ImageRef, Shard
 
 
-@dataclass(frozen=True, slots=True)
-class RepeatedSource:
+@dataclass(frozen=True)
+class RepeatedSource(SourceWrapper):
     """A source whose images are some of another's, in rounds without end; keys are ``ROUND/KEY``."""
 
-    source: Source
     images: Sequence[ImageRef]
-
-    @property
-    def columns(self) -> pa.Schema:
-        """The other's."""
-        return self.source.columns
-
-    @property
-    def truth_schema(self) -> pa.Schema | None:
-        """The other's."""
-        return self.source.truth_schema
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the images, round after round."""

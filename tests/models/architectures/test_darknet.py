@@ -19,8 +19,9 @@ from torch import Tensor, fx, nn
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models.architectures import darknet_models, suppression
-from cnnbatch.models.architectures.darknet import Darknet, DarknetHead, build, load_weights
+from cnnbatch.models.architectures.darknet import Darknet, build, load_weights
 from cnnbatch.models.architectures.darknet_cfg import parse_cfg
+from cnnbatch.models.architectures.darknet_layers import DarknetHead
 from cnnbatch.models.weights import files as weights
 from tests.places import SHARED
 
