@@ -9,7 +9,20 @@ import typer
 from typer.core import TyperGroup
 
 from cnnbatch import __version__
-from cnnbatch.cli import data, describe, jobs, models, outputs
+from cnnbatch.cli import (
+    bench,
+    check,
+    compare,
+    data,
+    describe,
+    evaluate,
+    export,
+    failed,
+    jobs,
+    models,
+    report,
+    run,
+)
 from cnnbatch.terminal import interrupts, never_fail, say, steering, unlike
 
 
@@ -68,16 +81,16 @@ def _options(
     """Take what stands before a command."""
 
 
-app.command("run", no_args_is_help=True)(jobs.run)
-app.command("check", no_args_is_help=True)(jobs.check)
-app.command("bench", no_args_is_help=True)(jobs.bench)
+app.command("run", no_args_is_help=True)(run.run)
+app.command("check", no_args_is_help=True)(check.check)
+app.command("bench", no_args_is_help=True)(bench.bench)
 app.command("jobs")(jobs.jobs)
 app.command("schema")(jobs.schema)
-app.command("evaluate", no_args_is_help=True)(outputs.evaluate)
-app.command("report", no_args_is_help=True)(outputs.report)
+app.command("evaluate", no_args_is_help=True)(evaluate.evaluate)
+app.command("report", no_args_is_help=True)(report.report)
 app.command("describe", no_args_is_help=True)(describe.describe)
 app.command("models")(models.models)
-app.command("export", no_args_is_help=True)(outputs.export)
-app.command("compare", no_args_is_help=True)(outputs.compare)
+app.command("export", no_args_is_help=True)(export.export)
+app.command("compare", no_args_is_help=True)(compare.compare)
 app.add_typer(data.app, name="data")
-app.command("failed", no_args_is_help=True)(outputs.failed)
+app.command("failed", no_args_is_help=True)(failed.failed)

@@ -20,6 +20,7 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="Changes to the job, as in input=photos compute.workers=4."
     ),
 ]
+OutputName = Annotated[str, typer.Argument(metavar="OUT", help="The output of a job.")]
 Plugins = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,92 +1,38 @@
-"""``cnnbatch evaluate``: judges an output again, perhaps by another truth, without predicting."""
+"""``cnnbatch evaluate``: an output is judged again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import AfterValidator, Field
+import typer
 
-from cnnbatch.cluster.parallel import chosen_map
-from cnnbatch.config.compute import MOST_WORKERS
-from cnnbatch.config.input import Input
-from cnnbatch.config.mistakes import read_fields
-from cnnbatch.config.section import Section, Text, Texts
-from cnnbatch.errors import UserError
-from cnnbatch.evaluation import Terms, evaluate
-from cnnbatch.evaluation.truths import align
-from cnnbatch.output.evaluation import Evaluation
-from cnnbatch.output.folder import Output
-from cnnbatch.output.reader import Reader, open_output
-from cnnbatch.report import write_report
-from cnnbatch.sources import open_source
-from cnnbatch.sources.formats import known_format
-from cnnbatch.sources.outputs import is_output
-from cnnbatch.storage import Storage, redact
-from cnnbatch.terminal.screen import Screen
-from cnnbatch.truth import NO_TRUTH
+from cnnbatch.cli.command import OutputName, Plugins, give, leave_with
 
 
-class Again(Section):
-    """What may be said when an output is judged again; what is not said is as in its job."""
+def evaluate(
+    output: OutputName,
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="truth, format, label, split: another truth than the job's; slices, aliases, workers.",
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no numbers.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Judge an output again, perhaps by another truth, without predicting; also writes its report again."""
 
-    truth: Text | None = None
-    format: Annotated[Text, AfterValidator(known_format)] | None = None
-    label: Text | None = None
-    split: Text | None = None
-    slices: Texts | None = None
-    aliases: dict[str, str | None] | None = None
-    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
-        "auto", description="auto: one for few images, else all CPUs."
-    )
+    def action() -> int:
+        from cnnbatch.cli.evaluate_again import evaluate_again
+        from cnnbatch.output.evaluation import lines
+        from cnnbatch.terminal.screen import Screen
 
-    def input_changes(self) -> dict[str, Any]:
-        """Return the fields of the job's input that are other ones now."""
-        fields = self.model_dump(include={"truth", "format", "label", "split"}, exclude_none=True)
-        return {"format": "auto", **fields} if fields else {}
+        give(plugin)
+        with Screen(quiet) as screen:
+            evaluation = evaluate_again(output, fields or [], screen)
+        for line in lines(evaluation):
+            screen.say(line)
+        return 0
 
-
-def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluation:
-    """Judge the output at ``out`` as ``fields`` say, and write what comes of it and its report there.
-
-    Raises UserError for a mistake in the fields, and where there is no truth to judge by.
-    """
-    wanted = read_fields(Again, {}, fields, "the fields of evaluate; nothing was read")
-    result = open_output(out)
-    output = Output(result.uri, Storage())
-    changes = wanted.input_changes()
-    _require_truth(wanted.truth, result)
-    aligned = align(_source(result, changes), output, result) if changes else None
-    evaluation = evaluate(
-        output.uri,
-        output.storage,
-        Terms(wanted.slices, wanted.aliases, aligned),
-        apply=chosen_map(len(result), wanted.workers),
-        advance=screen.stage("evaluate", len(result)),
-    )
-    if evaluation is None:
-        raise UserError(
-            f"{redact(output.uri)} has no truth that its predictions can be judged by\n"
-            "  what to do: say where it lies, as in truth=instances.json"
-        )
-    write_report(output.uri, output.storage, partial(screen.stage, "report", unit="pictures"))
-    return evaluation
-
-
-def _require_truth(place: str | None, result: Reader) -> None:
-    """Refuse the output of a job as ground truth."""
-    named = place and place.removesuffix("#objects")
-    if named and is_output(named, result.input_storage()):
-        raise UserError(
-            f"truth: {redact(named)} is the output of a job, and predictions are no ground truth\n"
-            f"  what to do: compare the two with `cnnbatch compare {redact(result.uri)} {redact(named)}`"
-        )
-
-
-def _source(result: Reader, changes: Mapping[str, Any]) -> Any:
-    settings = result.settings.get("input") or {}
-    left_out = {"truth": None} if settings.get("truth") == NO_TRUTH else {}
-    # What was kept of each image is in its row.
-    asked = {**settings, **left_out, "keep": [], **changes}
-    return open_source(Input.model_validate(asked), result.input_storage())
+    leave_with(action)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
-from cnnbatch.evaluation.answers import REMEMBERED, UNKNOWN, Naming, ground_truth
+from cnnbatch.evaluation.ground_truths import REMEMBERED, UNKNOWN, Naming, ground_truth
 from cnnbatch.evaluation.judges import judges, metric
 from cnnbatch.evaluation.parts import WHOLE, EvaluationOrder, JudgedPart, Slice, judge_part
 from cnnbatch.evaluation.truths import Aligned

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cnnbatch.evaluation.answers import Aliases, GroundTruth, PlannedImages, ground_truth
+from cnnbatch.evaluation.ground_truths import Aliases, GroundTruth, PlannedImages, ground_truth
 from cnnbatch.evaluation.judges import judges
 from cnnbatch.job import MapJob
 from cnnbatch.metrics import Schemas

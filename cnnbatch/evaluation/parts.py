@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cnnbatch.evaluation.answers import Naming, ground_truth
+from cnnbatch.evaluation.ground_truths import Naming, ground_truth
 from cnnbatch.evaluation.judges import metric
 from cnnbatch.metrics import Metric, Piece
 from cnnbatch.output import integrity

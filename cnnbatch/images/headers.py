@@ -26,6 +26,9 @@ _ALL_COEFFICIENTS = (1 << 64) - 1
 _BETWEEN_SCANS = frozenset({0xC4, _SOS, 0xDD, _EOI})  # tables, the next scan, its restart interval, the end
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
+TURNED = frozenset({5, 6, 7, 8})
+"""EXIF's orientations that swap width and height."""
+
 
 @dataclass(frozen=True, slots=True)
 class JpegFacts:

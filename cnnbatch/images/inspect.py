@@ -16,7 +16,7 @@ from PIL import Image
 
 from cnnbatch.images.decode import LIMITS, DecodeError, decode
 from cnnbatch.images.formats import BY_PILLOW, recognise
-from cnnbatch.images.headers import jpeg_facts, orientation
+from cnnbatch.images.headers import TURNED, jpeg_facts, orientation
 from cnnbatch.images.pillow_decode import opened
 from cnnbatch.images.quiet import without_warnings
 from cnnbatch.types import Content, Decodable, Failure
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 RAW = "raw pixels"
 UNKNOWN = "unknown"
-_TURNED = range(5, 9)  # EXIF's orientations that swap width and height
 
 _decoding = threading.BoundedSemaphore(os.cpu_count() or 1)  # many threads read, a few have pixels in memory
 
@@ -104,7 +103,7 @@ def _header_size(data: bytes) -> tuple[int, int]:
     size, turn = _header(data)
     if size[0] * size[1] > LIMITS.max_pixels:
         raise DecodeError("too_large", f"{size[0]} x {size[1]} pixels; the limit is {LIMITS.max_pixels}")
-    return size[::-1] if turn in _TURNED else size
+    return size[::-1] if turn in TURNED else size
 
 
 def _header(data: bytes) -> tuple[tuple[int, int], int]:

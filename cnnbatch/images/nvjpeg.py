@@ -22,8 +22,10 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.images.decode import Header, Size, read_header, upright, without_warnings
+from cnnbatch.images.decode import upright
 from cnnbatch.images.headers import ends_with_its_picture
+from cnnbatch.images.jpeg import JpegHeader, Size, read_header
+from cnnbatch.images.quiet import without_warnings
 
 MOST_PIXELS = 1 << 25
 """Of a picture that is decoded here: resizing takes about 20 bytes a pixel on the device, in each thread.
@@ -52,7 +54,7 @@ def by_nvjpeg(files: list[Tensor]) -> list[Tensor]:
     return pictures
 
 
-def suits(data: bytes, header: Header) -> bool:
+def suits(data: bytes, header: JpegHeader) -> bool:
     """Say whether a JPEG is of a kind that the device decodes as libjpeg does, and shows no oddity."""
     facts, (height, width) = header.facts, header.size
     return (
@@ -94,7 +96,9 @@ class OnDevice:
         except Exception:  # The host has the last word on the picture; on the device, its next batch.
             return False
 
-    def _is_handled(self, data: bytes, header: Header, take: Callable[[tuple[Tensor, Size]], None]) -> bool:
+    def _is_handled(
+        self, data: bytes, header: JpegHeader, take: Callable[[tuple[Tensor, Size]], None]
+    ) -> bool:
         with self._own_stream():
             pixels = self._gathered.decode(data)  # Until the block ends nobody else may have its memory.
             if pixels is None or tuple(pixels.shape) != (3, *header.size):

@@ -18,7 +18,7 @@ from cnnbatch.job import MapJob
 from cnnbatch.output.evaluation import Evaluation, headline
 from cnnbatch.output.failures import failed_images
 from cnnbatch.output.folder import Output
-from cnnbatch.output.pages import left_out_of
+from cnnbatch.output.plan_pages import left_out_of
 from cnnbatch.output.reader import Reader
 from cnnbatch.report.lines import result_lines
 from cnnbatch.report.ways import ran_by

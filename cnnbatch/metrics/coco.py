@@ -1,7 +1,7 @@
 """COCO's numbers for boxes, masks and keypoints, equal to pycocotools' (Lin et al. 2014; COCOeval).
 
 A partial has a row for each detection, since average precision needs every score in one order; a class
-is ranked at a time (`cnnbatch.metrics.ranking`), and rows wait on disk. Memory: the largest class.
+is ranked at a time (`cnnbatch.metrics.average_precision`), and rows wait on disk. Memory: the largest class.
 """
 
 from __future__ import annotations
@@ -17,6 +17,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import Evaluated, Metric, Piece, Schemas, Value, per_image
+from cnnbatch.metrics.average_precision import (
+    CURVES,
+    DETECTIONS,
+    TRUTHS,
+    Ranked,
+    count_replicates,
+    mean_over_classes,
+    rank,
+    rankings,
+)
 from cnnbatch.metrics.by_class import ROWS_IN_MEMORY, DetectionPartial, MergedRows
 from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.metrics.iou_types import IouType
@@ -31,16 +41,6 @@ from cnnbatch.metrics.objects import (
     image_order,
     object_fields,
     pairs,
-)
-from cnnbatch.metrics.ranking import (
-    CURVES,
-    DETECTIONS,
-    TRUTHS,
-    Ranked,
-    count_replicates,
-    mean_over_classes,
-    rank,
-    rankings,
 )
 from cnnbatch.types import Map, here
 

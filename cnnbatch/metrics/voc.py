@@ -16,6 +16,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import Evaluated, Metric, Piece, Schemas, Value
+from cnnbatch.metrics.average_precision import (
+    Ranking,
+    count_replicates,
+    envelope,
+    interpolated,
+    mean_over_classes,
+    rankings,
+    weighted,
+)
 from cnnbatch.metrics.by_class import ROWS_IN_MEMORY, DetectionPartial, MergedRows
 from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.metrics.iou_types import IOU_TYPES
@@ -33,15 +42,6 @@ from cnnbatch.metrics.objects import (
     iou_xywh,
     object_fields,
     pairs,
-)
-from cnnbatch.metrics.ranking import (
-    Ranking,
-    count_replicates,
-    envelope,
-    interpolated,
-    mean_over_classes,
-    rankings,
-    weighted,
 )
 from cnnbatch.types import Map, here
 

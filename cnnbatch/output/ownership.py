@@ -14,7 +14,7 @@ from typing import Any, Literal
 from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
 from cnnbatch.output.folder import Output, differences
-from cnnbatch.output.pages import listings_of
+from cnnbatch.output.plan_pages import listings_of
 from cnnbatch.storage import redact
 
 Kind = Literal["map", "train", "study"]

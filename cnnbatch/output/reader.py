@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from cnnbatch.errors import UserError
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import READERS, Output, read_footer
-from cnnbatch.output.pages import Changes, Listing, listings_of
+from cnnbatch.output.plan_pages import Changes, Listing, listings_of
 from cnnbatch.storage import NotFound, Storage, StorageOptions, normalize, redact
 from cnnbatch.types import ImageRef, Receipt
 

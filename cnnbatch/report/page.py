@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cnnbatch.humanize import decimal, duration, meaning, number, percent
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import Output
-from cnnbatch.output.pages import left_out_of
+from cnnbatch.output.plan_pages import left_out_of
 from cnnbatch.report import plots, ways
 from cnnbatch.report.answers import answer_report, answers_among
 from cnnbatch.report.answers.entry import Alarm

@@ -37,7 +37,7 @@ from cnnbatch.truth import NO_TRUTH, OBJECT_LABEL, answer_of
 
 if TYPE_CHECKING:
     from cnnbatch.config.input import Input
-    from cnnbatch.sources.masks import MaskPatches
+    from cnnbatch.sources.mask_patches import MaskPatches
     from cnnbatch.sources.outputs import FoundBoxes
     from cnnbatch.storage import Allowed
     from cnnbatch.types import Source
@@ -181,7 +181,7 @@ def _require_kept(input: Input, known: Sequence[str]) -> None:
 
 
 def _open_patches(input: Input, side: int, storage: Storage) -> MaskPatches:
-    from cnnbatch.sources.masks import MaskPatches
+    from cnnbatch.sources.mask_patches import MaskPatches
 
     if input.truth is None:
         raise UserError(

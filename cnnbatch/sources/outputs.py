@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from cnnbatch.errors import UserError
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import Output
-from cnnbatch.output.pages import Changes, Listing, listings_of
+from cnnbatch.output.plan_pages import Changes, Listing, listings_of
 from cnnbatch.sources.regions import ANSWER, Region, regions_of
 from cnnbatch.storage import NotFound, Storage, normalize, redact
 from cnnbatch.types import ImageRef, Shard, Source

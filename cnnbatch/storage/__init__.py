@@ -196,7 +196,7 @@ def _build(kind: str, options: StorageOptions, reach: Reach | None) -> Backend:
             "  what to do: give a path or an object's address here"
         )
     if kind in ("s3", "gs", "az"):
-        from cnnbatch.storage.objects import ObjectStorage
+        from cnnbatch.storage.buckets import ObjectStorage
 
         return ObjectStorage(options)
     if kind in ("http", "https"):

@@ -74,7 +74,7 @@ def finish(out: Path) -> None:
 
     from cnnbatch.output import plan
     from cnnbatch.output.folder import Output
-    from cnnbatch.output.pages import listings_of
+    from cnnbatch.output.plan_pages import listings_of
     from cnnbatch.storage import Storage
 
     (listing,) = listings_of(Output(str(out), Storage()))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import cnnbatch
 from cnnbatch.cli.app import app
-from cnnbatch.cli.evaluate import evaluate_again
+from cnnbatch.cli.evaluate_again import evaluate_again
 from cnnbatch.config import plugins
 from cnnbatch.config.entries import GROUP
 from cnnbatch.config.yaml import dump

@@ -16,7 +16,7 @@ import ray
 
 import cnnbatch
 from cnnbatch import truth
-from cnnbatch.cli.evaluate import evaluate_again
+from cnnbatch.cli.evaluate_again import evaluate_again
 from cnnbatch.cluster.parallel import on_ray
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import UserError

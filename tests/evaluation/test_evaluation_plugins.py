@@ -16,7 +16,7 @@ import pytest
 import cnnbatch
 from cnnbatch.config import entries
 from cnnbatch.evaluation import Terms, evaluate
-from cnnbatch.evaluation.answers import GROUND_TRUTHS, GroundTruth
+from cnnbatch.evaluation.ground_truths import GROUND_TRUTHS, GroundTruth
 from cnnbatch.evaluation.judges import METRICS, less_is_better
 from cnnbatch.evaluation.known_classes import judged_by
 from cnnbatch.metrics import Evaluated, Metric, Piece, Value

@@ -16,7 +16,7 @@ from PIL import Image
 
 import cnnbatch
 from cnnbatch import truth
-from cnnbatch.cli.evaluate import evaluate_again
+from cnnbatch.cli.evaluate_again import evaluate_again
 from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
@@ -143,7 +143,7 @@ def test_an_alias_leaves_a_class_out(tmp_path: Path) -> None:
 def test_a_class_behind_the_first_images_stops_at_its_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.evaluation.answers.READ", 2)
+    monkeypatch.setattr("cnnbatch.evaluation.ground_truths.READ", 2)
     url = str(voc(tmp_path / "tree", 6))
     last = tmp_path / "tree" / "Annotations" / "005.xml"
     last.write_text(last.read_text().replace(">red<", ">blue<"))
@@ -153,7 +153,7 @@ def test_a_class_behind_the_first_images_stops_at_its_shard(
 
 
 def test_of_a_coco_file_every_object_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.evaluation.answers.LISTED", 2)
+    monkeypatch.setattr("cnnbatch.evaluation.ground_truths.LISTED", 2)
     url = coco(tmp_path, ["red", "green", "red", "blue"])
     with pytest.raises(UserError, match="'blue'"):
         run(detecting(url, tmp_path / "out"), QUIET)

@@ -18,8 +18,10 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 import cnnbatch
 from cnnbatch.errors import EnvironmentFault
-from cnnbatch.images.decode import DecodeError, Size, decode, read_header, without_warnings
+from cnnbatch.images.decode import DecodeError, Size, decode
+from cnnbatch.images.jpeg import read_header
 from cnnbatch.images.nvjpeg import DecodeAll, OnDevice, suits
+from cnnbatch.images.quiet import without_warnings
 from cnnbatch.inference import fingerprint as identity
 from cnnbatch.inference.autotune import measure as measuring
 from cnnbatch.inference.autotune.candidates import Pace, TuningTrial

@@ -20,7 +20,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from cnnbatch.metrics import Evaluated, coco, ranking
+from cnnbatch.metrics import Evaluated, average_precision, coco
 from cnnbatch.metrics.intervals import poisson_weights
 from cnnbatch.metrics.iou_types import IOU_TYPES, IouType
 from cnnbatch.metrics.objects import image_order
@@ -433,9 +433,9 @@ def test_a_replicate_is_the_images_as_often_as_their_weights(kind: IouType) -> N
 def test_replicates_are_fewer_where_there_is_much_and_come_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     made = few(BOXES)
     found = evaluated(BOXES, made, intervals=True).metrics
-    monkeypatch.setattr(ranking, "_CELLS", 1000)
+    monkeypatch.setattr(average_precision, "_CELLS", 1000)
     for most, count in ((1_000_000, 200), (5, 50)):
-        monkeypatch.setattr(ranking, "MANY", most)
+        monkeypatch.setattr(average_precision, "MANY", most)
         for name, one in evaluated(BOXES, made, intervals=True).metrics.items():
             expected = np.asarray(found[name].replicates)[:count]
             np.testing.assert_allclose(np.asarray(one.replicates), expected, rtol=0, atol=1e-12)
@@ -451,9 +451,9 @@ def distinct(made: Sequence[Picture]) -> Iterator[Picture]:
 @pytest.mark.parametrize("truths", [1, 7, 20, 29, 50, 100, 700, 99_991, 700_000])
 def test_recalls_are_reached_as_by_a_search(truths: int) -> None:
     right, totals = np.arange(truths + 1)[:, None], np.array([truths])
-    for recalls in (ranking.RECALLS, np.linspace(0, 1, 11)):
+    for recalls in (average_precision.RECALLS, np.linspace(0, 1, 11)):
         expected = np.searchsorted(recalls, right / totals, side="right")
-        np.testing.assert_array_equal(ranking.reached(right, totals, recalls), expected)
+        np.testing.assert_array_equal(average_precision.reached(right, totals, recalls), expected)
 
 
 @settings(max_examples=10)
@@ -469,11 +469,11 @@ def test_a_value_lies_in_its_interval(seed: int, images: int) -> None:
 
 def test_an_interval_is_the_percentiles_less_their_bias() -> None:
     replicates = np.linspace(0.42, 0.62, 201)  # Mean 0.52, all but a tenth above the value.
-    value = ranking.mean_over_classes(
+    value = average_precision.mean_over_classes(
         [0.3, 0.58, np.nan], [replicates, replicates, replicates * np.nan], 9, ""
     )
     assert [value.value, value.low, value.high, value.count] == pytest.approx([0.44, 0.345, 0.535, 9])
-    high = ranking.mean_over_classes([0.99], [np.linspace(0.8, 1, 201)], 9, "")
+    high = average_precision.mean_over_classes([0.99], [np.linspace(0.8, 1, 201)], 9, "")
     assert [high.low, high.high] == pytest.approx([0.895, 1])
 
 

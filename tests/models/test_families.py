@@ -15,7 +15,7 @@ from cnnbatch.cli.models import listing
 from cnnbatch.models.building import find
 from cnnbatch.models.libraries.keras_table import MODELS
 from cnnbatch.models.network import last_layer
-from cnnbatch.tasks.recipes import blocks
+from cnnbatch.tasks.recipes import tuned_blocks
 from tests.families import KERAS, TIMM, TORCHVISION
 
 CLASSES = 3
@@ -71,7 +71,7 @@ def learns(model: str, side: int) -> None:
     first = loss(module, pixels)
     first.backward()  # type: ignore[no-untyped-call]
     parameters = dict(module.named_parameters())
-    groups = blocks.parameters(blocks.split(module, "all"), 1.0)
+    groups = tuned_blocks.parameters(tuned_blocks.split(module, "all"), 1.0)
     assert Counter(id(one) for group in groups for one in group.tensors) == Counter(
         map(id, parameters.values())
     )

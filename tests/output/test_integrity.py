@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import cnnbatch
 from cnnbatch.cli.app import app
-from cnnbatch.cli.evaluate import evaluate_again
+from cnnbatch.cli.evaluate_again import evaluate_again
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.evaluation.comparison import compare
 from cnnbatch.inference.run import RunOptions, run

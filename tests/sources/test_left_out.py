@@ -22,7 +22,7 @@ from cnnbatch.inference.driver.planner import Planner
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import fingerprint_fields, parse_job
 from cnnbatch.output.folder import Output
-from cnnbatch.output.pages import left_out_of, listings_of
+from cnnbatch.output.plan_pages import left_out_of, listings_of
 from cnnbatch.report.collection import facts
 from cnnbatch.sources import describe, open_source
 from cnnbatch.sources.files import companions

@@ -21,7 +21,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.images import decode as decoding
 from cnnbatch.images.decode import DecodeError, full
 from cnnbatch.inference.run import run
-from cnnbatch.sources.masks import SHARE, VOID, majority
+from cnnbatch.sources.mask_patches import SHARE, VOID, majority
 from cnnbatch.storage import Storage
 from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 from tests.inference.test_run import QUIET, job, table

@@ -91,7 +91,7 @@ ALONE = [pytest.param((fault,), id=fault, marks=pytest.mark.long) for fault in F
 def test_every_request_is_tried_again(
     faults: tuple[Fault, ...], bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnbatch.storage.objects._IN_PIECES", 1 << 20)
+    monkeypatch.setattr("cnnbatch.storage.buckets._IN_PIECES", 1 << 20)
     names = [f"many/{number:02}" for number in range(30)]
     for name in names:
         bucket.put(name)
@@ -122,7 +122,7 @@ def test_every_request_is_tried_again(
 
 
 def test_a_listing_goes_on_where_it_broke(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cnnbatch.storage.objects._PAGE", 7)
+    monkeypatch.setattr("cnnbatch.storage.buckets._PAGE", 7)
     names = [f"{bucket.url}/many/{number:02}" for number in range(40)]
     for name in names:
         bucket.put(name.removeprefix(f"{bucket.url}/"))

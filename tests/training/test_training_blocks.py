@@ -13,7 +13,7 @@ from torch import nn
 from cnnbatch.config.train import Strategy
 from cnnbatch.models import depth
 from cnnbatch.models.network import last_layer
-from cnnbatch.tasks.recipes import blocks
+from cnnbatch.tasks.recipes import tuned_blocks
 
 FAMILIES = (
     "resnet18",
@@ -40,13 +40,13 @@ def test_the_blocks_of_a_network_are_all_of_it(name: str) -> None:
 def test_a_strategy_tunes_more_than_the_one_before(strategy: Strategy) -> None:
     with torch.device("meta"):
         module: nn.Module = torchvision.models.resnet18(num_classes=5)
-    parts = blocks.split(module, strategy)
-    blocks.freeze(module, parts)
+    parts = tuned_blocks.split(module, strategy)
+    tuned_blocks.freeze(module, parts)
     learned = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     expected = {"as_is": 1, "head": 1, "last_blocks": 4, "all": 11, "scratch": 11}[strategy]
     assert len(parts.tuned) + 1 == expected
     assert {"fc.weight", "fc.bias"} <= learned
-    groups = blocks.parameters(parts, 0.5)
+    groups = tuned_blocks.parameters(parts, 0.5)
     assert {id(one) for group in groups for one in group.tensors} == {
         id(one) for one in module.parameters() if one.requires_grad
     }
@@ -60,20 +60,20 @@ def test_all_is_all_of_a_transformer_and_of_a_head_with_more_inside(name: str) -
     with torch.device("meta"):
         module = timm.create_model(name, num_classes=5)
     for strategy in get_args(Strategy):
-        parts = blocks.split(module, strategy)
-        blocks.freeze(module, parts)
+        parts = tuned_blocks.split(module, strategy)
+        tuned_blocks.freeze(module, parts)
         learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        grouped = [id(one) for group in blocks.parameters(parts, 0.5) for one in group.tensors]
+        grouped = [id(one) for group in tuned_blocks.parameters(parts, 0.5) for one in group.tensors]
         assert sorted(grouped) == sorted(map(id, learned))
         assert (len(learned) == len(list(module.parameters()))) == (strategy in ("all", "scratch"))
-    assert len(blocks.split(module, "last_blocks").tuned) > 1
+    assert len(tuned_blocks.split(module, "last_blocks").tuned) > 1
 
 
 def test_frozen_normalisations_keep_their_statistics() -> None:
     module = torchvision.models.resnet18(num_classes=3)
-    parts = blocks.split(module, "last_blocks")
-    blocks.freeze(module, parts)
-    tuned = blocks.Tuned(module, parts).train()
+    parts = tuned_blocks.split(module, "last_blocks")
+    tuned_blocks.freeze(module, parts)
+    tuned = tuned_blocks.Tuned(module, parts).train()
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     loss = tuned(torch.randn(4, 3, 32, 32))
     loss.sum().backward()

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from cnnbatch.config.input import Input
 from cnnbatch.output import integrity, plan
 from cnnbatch.output.folder import Output
-from cnnbatch.output.pages import LEFT_OUT, Changes, Listing, listings_of
+from cnnbatch.output.plan_pages import LEFT_OUT, Changes, Listing, listings_of
 from cnnbatch.output.relisting import Planned
 from cnnbatch.sources.files.left_out import left_out_by
 from cnnbatch.sources.reachable import some_are_there

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cnnbatch.output import reader
 from cnnbatch.output.folder import Output
-from cnnbatch.output.pages import listings_of
+from cnnbatch.output.plan_pages import listings_of
 from cnnbatch.storage import Storage, normalize
 from cnnbatch.truth import NO_CLASS, ModelClasses
 

@@ -21,7 +21,7 @@ from cnnbatch.models.depth import shortened
 from cnnbatch.models.heads import with_new_head, with_rows
 from cnnbatch.models.preprocessing import Normalize, prepare
 from cnnbatch.models.trained_files import Learned
-from cnnbatch.tasks.recipes import augment, blocks
+from cnnbatch.tasks.recipes import augment, tuned_blocks
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
 from cnnbatch.truth import named_alike
 
@@ -49,9 +49,9 @@ class ClassifierRecipe:
         self._choice, self._spec, self._network = choice, spec, network
         self._how, self.notes = network.preprocessing, network.notes
         self._numbers = {name: number for number, name in enumerate(data.classes)}
-        self._parts = blocks.split(network.module, strategy)
-        blocks.freeze(network.module, self._parts)
-        self.module: nn.Module = blocks.Tuned(network.module, self._parts)
+        self._parts = tuned_blocks.split(network.module, strategy)
+        tuned_blocks.freeze(network.module, self._parts)
+        self.module: nn.Module = tuned_blocks.Tuned(network.module, self._parts)
         self._weights = _class_weights(data) if spec.class_weights == "balanced" else None
         self._normalize: Normalize | None = None
         self._fill = [float(round(255 * mean)) for mean in self._how.mean]
@@ -129,7 +129,7 @@ class ClassifierRecipe:
 
     def parameters(self) -> Sequence[Parameters]:
         """Return the tuned blocks in groups, and the head."""
-        return blocks.parameters(
+        return tuned_blocks.parameters(
             self._parts, 1.0 if self._choice.seed is not None else self._spec.layer_decay
         )
 

@@ -29,7 +29,7 @@ from cnnbatch.models.libraries import torchvision_detectors
 from cnnbatch.models.resizing import Resizing, Size, prepare
 from cnnbatch.models.runtime.structure import flatten
 from cnnbatch.models.trained_files import Learned
-from cnnbatch.tasks.recipes import augment, blocks
+from cnnbatch.tasks.recipes import augment, tuned_blocks
 from cnnbatch.tasks.recipes.boxes import Boxes, average_precision
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
 from cnnbatch.truth import named_alike
@@ -67,11 +67,11 @@ class DetectorRecipe:
         self._labels = {name: number for number, name in enumerate(data.classes, 1)}
         self._has_learned = choice.seed is None and strategy != "scratch"
         self._parts = _split(detector.module, strategy)
-        blocks.freeze(detector.module, self._parts)
+        tuned_blocks.freeze(detector.module, self._parts)
         norms = _freeze_norms(detector.module) if self._has_learned else []
         _widen(detector)
         still = replace(self._parts, frozen=[*self._parts.frozen, *norms])
-        self.module: nn.Module = blocks.Tuned(detector.module, still)
+        self.module: nn.Module = tuned_blocks.Tuned(detector.module, still)
 
     def decode_size(self, size: tuple[int, int]) -> None:
         """Ask for the whole picture, as prediction does."""
@@ -148,7 +148,7 @@ class DetectorRecipe:
 
     def parameters(self) -> Sequence[Parameters]:
         """Return the tuned blocks of the backbone in groups, and the heads."""
-        return blocks.parameters(self._parts, self._spec.layer_decay if self._has_learned else 1.0)
+        return tuned_blocks.parameters(self._parts, self._spec.layer_decay if self._has_learned else 1.0)
 
     def judge(self, outputs: Any, batch: Batch) -> list[Any]:
         """Return of each image what was found and what is there, both as `Boxes` in pixels of the input."""
@@ -234,13 +234,13 @@ def _at_default_epsilon(detector: Detector) -> Detector:
     return detector
 
 
-def _split(module: nn.Module, strategy: Strategy) -> blocks.Blocks:
+def _split(module: nn.Module, strategy: Strategy) -> tuned_blocks.Blocks:
     """Return which blocks of the backbone a strategy tunes, the last ones; all behind it is the head."""
     body = list(_blocks(module.get_submodule("module.backbone"), "module.backbone"))
-    kept = len(body) - round(blocks.TUNED[strategy] * len(body))
+    kept = len(body) - round(tuned_blocks.TUNED[strategy] * len(body))
     of_body = {id(tensor) for _, block in body for tensor in block.parameters()}
     rest = nn.ParameterList(tensor for tensor in module.parameters() if id(tensor) not in of_body)
-    return blocks.Blocks(body[:kept], body[kept:], ("heads", rest))
+    return tuned_blocks.Blocks(body[:kept], body[kept:], ("heads", rest))
 
 
 def _blocks(backbone: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cnnbatch.cli.app import app
-from cnnbatch.cli.evaluate import evaluate_again
+from cnnbatch.cli.evaluate_again import evaluate_again
 from cnnbatch.config.input import Input
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inference import fingerprint as identity
