@@ -110,16 +110,10 @@ class Output:
         ``identity`` may be a part of the whole: only what it names is compared. Raises UserError
         with every difference.
         """
-        known = self.decided("identity")
-        if known is None:
-            return
-        if found := differences(known, identity):
-            raise UserError(
-                f"{redact(self.uri)} was made by another job, and one output never mixes two:\n"
-                + "\n".join(found)
-                + "\n  what to do: choose another output, or give the job that made this one"
-                f" ({redact(self.path('_job', 'job.yaml'))})"
-            )
+        head = f"{redact(self.uri)} was made by another job, and one output never mixes two:"
+        job = redact(self.path("_job", "job.yaml"))
+        way_out = f"choose another output, or give the job that made this one ({job})"
+        require_same(head, self.decided("identity"), identity, way_out)
 
     def footers(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
         """Yield the footers of many parts, in order, read side by side."""
@@ -177,6 +171,12 @@ def _json(data: bytes) -> Any:
 
 
 _OF_A_JOB = ("task.", "input.", "train.")
+
+
+def require_same(head: str, known: Mapping[str, Any] | None, fields: Mapping[str, Any], way_out: str) -> None:
+    """Refuse what another job has made: raises UserError with ``head``, every difference and the way out."""
+    if known is not None and (found := differences(known, fields)):
+        raise UserError("\n".join([head, *found, f"  what to do: {way_out}"]))
 
 
 def differences(known: Mapping[str, Any], fields: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
-from cnnbatch.output.folder import Output, differences
+from cnnbatch.output.folder import Output, differences, require_same
 from cnnbatch.output.plan_pages import listings_of
 from cnnbatch.storage import redact
 
@@ -126,14 +126,9 @@ def _require_same_choice(
     if known is None or anew or output.decided("identity") is None:  # Then a worker compares the parts.
         return
     before, now = ({name: one[name] for name in one if name not in _MAY_DIFFER} for one in (known, fields))
-    if found := differences(before, now):
-        raise UserError(
-            f"{redact(output.uri)} was begun for another job, and one output never mixes two:\n"
-            + "\n".join(found)
-            + "\n"
-            "  what to do: give the job that made this one, look at the input anew (--new), or choose another"
-            " output"
-        )
+    head = f"{redact(output.uri)} was begun for another job, and one output never mixes two:"
+    way_out = "give the job that made this one, look at the input anew (--new), or choose another output"
+    require_same(head, before, now, way_out)
 
 
 def _end_first_listing(output: Output, known: Mapping[str, Any] | None, chosen: Input) -> None:

@@ -13,12 +13,11 @@ from uuid import uuid4
 
 from cnnbatch.config import plugins
 from cnnbatch.config.input import Input
-from cnnbatch.errors import UserError
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.run import RunOptions, Summary, places, run
 from cnnbatch.job import MapJob, TrainJob, to_yaml
 from cnnbatch.output import lock, ownership
-from cnnbatch.output.folder import Output, differences
+from cnnbatch.output.folder import Output, require_same
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.terminal.screen import Screen
@@ -28,6 +27,9 @@ from cnnbatch.training.messages import TrainingMessage, TrainingOrder
 from cnnbatch.training.progress import Progress
 from cnnbatch.training.strategy import decide, epochs_for
 from cnnbatch.truth import classes_of
+
+ANOTHER = "choose another output, or give the job that made this one"
+"""What to do where an output holds another training, or another study."""
 
 
 def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
@@ -64,7 +66,7 @@ def begin(job: TrainJob, output: Output, note: Callable[[str], None]) -> None:
     Raises UserError where another one has a checkpoint or more.
     """
     ownership.make_room(output, "train", note)
-    fields, known = _fields(job), _known(job, output)
+    fields, known = fingerprint.of_training(job), _known(job, output)
     if not ownership.holds_results(output):
         if known != fields and ownership.discard_all(output):
             note(ownership.discarded(output, known, fields))
@@ -76,19 +78,10 @@ def begin(job: TrainJob, output: Output, note: Callable[[str], None]) -> None:
 
 def require_same_training(job: TrainJob, output: Output) -> None:
     """Refuse a job other than the one that this output's training began with."""
-    known, fields = _known(job, output), _fields(job)
+    known, fields = _known(job, output), fingerprint.of_training(job)
     if output.decided("training/finished") is not None:
         fields.pop("decoder_revision")  # What is trained stays trained, whatever decoded its images.
-    if known is not None and (found := differences(known, fields)):
-        raise UserError(
-            f"{redact(output.uri)} holds another training:\n" + "\n".join(found) + "\n"
-            "  what to do: choose another output, or give the job that made this one"
-        )
-
-
-def _fields(job: TrainJob) -> dict[str, Any]:
-    fields: dict[str, Any] = fingerprint.of_training(job)
-    return fields
+    require_same(f"{redact(output.uri)} holds another training:", known, fields, ANOTHER)
 
 
 def _known(job: TrainJob, output: Output) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 from uuid import uuid4
 
 from cnnbatch.config.input import Input
@@ -19,12 +18,12 @@ from cnnbatch.inference import fingerprint
 from cnnbatch.inference.run import RunOptions, Summary, places
 from cnnbatch.job import StudyJob, StudyTrial, in_force, to_yaml, trials_of
 from cnnbatch.output import lock, ownership
-from cnnbatch.output.folder import Output, differences
+from cnnbatch.output.folder import Output, require_same
 from cnnbatch.report.numbers import share
 from cnnbatch.sources import datasets, open_source
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.terminal.screen import Screen
-from cnnbatch.training.run import require_same_training
+from cnnbatch.training.run import ANOTHER, require_same_training
 from cnnbatch.training.study import words
 from cnnbatch.training.study.findings import Findings, find
 from cnnbatch.training.study.page import write_study_report
@@ -114,17 +113,14 @@ def begin(job: StudyJob, trials: Sequence[StudyTrial], output: Output, note: Cal
     one of its trainings, or what they have in common, was another.
     """
     ownership.make_room(output, "study", note)
-    fields: dict[str, Any] = fingerprint.of_study(job)
+    fields = fingerprint.of_study(job)
     known = (output.decided("study") or {}).get("fields")  # Earlier records have none.
     if ownership.holds_results(output):
         for trial in trials:
             if ownership.holds_results(output_of(trial)):
                 require_same_training(trial.job, output_of(trial))
-        if known is not None and (found := differences(known, fingerprint.of_training(job))):
-            raise UserError(
-                f"{redact(output.uri)} holds another study:\n" + "\n".join(found) + "\n"
-                "  what to do: choose another output, or give the job that made this one"
-            )
+        head = f"{redact(output.uri)} holds another study:"
+        require_same(head, known, fingerprint.of_training(job), ANOTHER)
     elif known is not None and known != fields and ownership.discard_all(output):
         note(ownership.discarded(output, known, fields))
     record = {"metric": job.study.metric, "fields": fields}
