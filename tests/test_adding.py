@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -94,6 +95,15 @@ def test_the_page_names_every_layer_that_has_entries() -> None:
     text = PAGE.read_text()
     assert layers
     assert {layer for layer in layers if f"`{layer}." not in text} == set()
+
+
+def test_what_the_page_says_may_be_imported_is_there() -> None:
+    table = PAGE.read_text().partition("### What you may import")[2].partition("## The package")[0]
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*) \|$", table, re.M)
+    assert len(rows) > 10
+    for module, names in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
 def test_the_model_of_the_page_is_built(site: Path) -> None:
