@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cnnbatch.config.entries import Entries
+from cnnbatch.config.entries import Entries, as_instance
 from cnnbatch.metrics.objects import Labels, flatten
 from cnnbatch.sources.objects import TRUTH
 from cnnbatch.truth import (
@@ -183,8 +183,7 @@ GROUND_TRUTHS: Entries[GroundTruth | type[GroundTruth]] = Entries(
 
 def ground_truth(answer: str) -> GroundTruth:
     """Return what is done with the ground truth of a kind of answer."""
-    found = GROUND_TRUTHS.get(answer, GroundTruth)
-    return found() if isinstance(found, type) else found
+    return as_instance(GROUND_TRUTHS.get(answer, GroundTruth))
 
 
 def _require_occurring(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnnbatch.config.entries import Entries
+from cnnbatch.config.entries import Entries, as_instance
 from cnnbatch.metrics import Metric, Schemas
 from cnnbatch.metrics.classification import ClassificationMetric
 from cnnbatch.metrics.coco import CocoMetric
@@ -27,8 +27,7 @@ METRICS: Entries[Metric | type[Metric]] = Entries(
 
 def metric(name: str) -> Metric:
     """Return the metric of this name; raises KeyError where there is none."""
-    found = METRICS[name]
-    return found() if isinstance(found, type) else found
+    return as_instance(METRICS[name])
 
 
 def judges(schemas: Schemas) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cnnbatch.config.entries import Entries
+from cnnbatch.config.entries import Entries, as_instance
 from cnnbatch.report.answers.entry import AnswerReport
 from cnnbatch.report.answers.label import LabelReport
 from cnnbatch.report.answers.objects import ObjectsReport
@@ -19,8 +19,7 @@ ANSWERS: Entries[AnswerReport | type[AnswerReport]] = Entries(
 
 def answers_among(columns: Iterable[str]) -> dict[str, AnswerReport]:
     """Return the entries of the kinds of answer that are among ``columns``."""
-    found = {name: ANSWERS[name] for name in ANSWERS.among(columns)}
-    return {name: entry() if isinstance(entry, type) else entry for name, entry in found.items()}
+    return {name: as_instance(ANSWERS[name]) for name in ANSWERS.among(columns)}
 
 
 def answer_report(kind: str | None) -> AnswerReport | None:
