@@ -94,7 +94,7 @@ class Entries(Mapping[str, Entry]):
         point = self._points()[name]
         try:
             found = point.load()
-        except Exception as error:  # Whatever another package's module does when it is imported.
+        except (Exception, SystemExit) as error:  # Whatever a package's module does when it is imported.
             self._fail(name, f"{point.value} cannot be imported: {type(error).__name__}: {error}")
         else:
             if isinstance(found, self._kind) or (isinstance(found, type) and issubclass(found, self._kind)):

@@ -123,10 +123,8 @@ def facts(found: Description) -> list[Fact]:
 def truth_facts(truths: TruthCounts) -> list[Fact]:
     """Return what is known of the truth; without objects, of its labels."""
     known = f"{number(len(truths.known))} named in the truth" if truths.known else ""
-    rows = [
-        Fact("Classes", number(len(truths.classes)), known),
-        Fact("Without truth", _images(truths.absent)),
-    ]
+    classes = [Fact("Classes", number(len(truths.classes)), known)] if truths.has_classes else []
+    rows = [*classes, Fact("Without truth", _images(truths.absent))]
     if not truths.an_image.count and not truths.misfits.count:
         return rows
     marks = [f"{mark} {number(count)}" for mark, count in sorted(truths.marks.items())]
@@ -291,7 +289,7 @@ def _headline(found: Description) -> list[Fact]:
         Fact("Bytes", byte_size(found.file_bytes.total)),
     ]
     truths = found.truths
-    if truths:
+    if truths and truths.has_classes:
         rows.append(Fact("Classes", number(len(truths.classes))))
     if truths and truths.an_image.count:
         rows += [

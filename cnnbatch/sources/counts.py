@@ -127,6 +127,11 @@ class TruthCounts:
         return int(self.an_image.total)
 
     @property
+    def has_classes(self) -> bool:
+        """Whether its kind of answer has classes."""
+        return self.kind in COUNTED
+
+    @property
     def counted(self) -> CountedAnswer:
         """What is counted of its kind of answer."""
         return COUNTED.get(self.kind, _NOTHING)
