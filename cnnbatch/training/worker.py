@@ -16,6 +16,7 @@ from cnnbatch.config.train import STRONG, Augment, Train
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.worker import devices
 from cnnbatch.inference.worker.host_memory import memory_left_bytes
+from cnnbatch.inference.worker.readahead import DecodeOptions
 from cnnbatch.models.trained_files import put_model
 from cnnbatch.output.folder import Output
 from cnnbatch.sources import open_source
@@ -129,16 +130,9 @@ def _loader(order: TrainingOrder, part: str, recipe: Any, team: Team, device: st
     source = open_source(getattr(order.parts, part), Storage(order.job.input.storage))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", team.world))
     share = KEPT_SHARE * (0.8 if part == "train" else 0.2) / max(1, here)
-    return Loader(
-        recipe,
-        source,
-        read_refs(order.output, part),
-        seed=order.job.train.seed,
-        threads=threads,
-        kept_bytes=int(share * memory_left_bytes()),
-        overlap=device != "cpu",
-        window=max(8, order.job.train.batch // team.world),
-    )
+    decoding = DecodeOptions(threads, max(8, order.job.train.batch // team.world), device != "cpu")
+    kept_bytes = int(share * memory_left_bytes())
+    return Loader(recipe, source, read_refs(order.output, part), order.job.train.seed, kept_bytes, decoding)
 
 
 def _best(order: TrainingOrder) -> dict[str, Any]:

@@ -102,6 +102,7 @@ def plain(photos: str, out: str) -> dict[str, float]:
 
 def stages(photos: str, out: str) -> dict[str, float]:
     """Return the processor's milliseconds an image of each stage alone, and the ceiling of all."""
+    from cnnbatch.inference.worker.readahead import DecodeOptions
     from cnnbatch.output.folder import Output
     from cnnbatch.sources import open_source
     from cnnbatch.storage import Storage
@@ -119,7 +120,7 @@ def stages(photos: str, out: str) -> dict[str, float]:
     collected = collect(spec, parts, Output(out, Storage()))
     recipe = spec.task.recipe(spec.train, collected.data)
     source = open_source(parts.train, Storage())
-    loader = Loader(recipe, source, collected.train, 0, 1, 0, overlap=False, window=BATCH)
+    loader = Loader(recipe, source, collected.train, 0, 0, DecodeOptions(1, BATCH))
     plan = Plan(spec.train, 1, 1e-3, "cpu", precision_for("auto", "cpu", recipe.module))
     loop = Loop(recipe, plan, loader, loader, Team(), Silent())
     seconds = {"read, decode and augment": 0.0, "step": 0.0}

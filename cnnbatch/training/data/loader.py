@@ -46,7 +46,7 @@ class FailedImages:
 class Loader:
     """The images of one part, for one of ``world`` workers.
 
-    ``kept_bytes`` may hold decoded pictures; ``overlap``: decodes while the network computes.
+    ``kept_bytes`` may hold decoded pictures.
     """
 
     def __init__(
@@ -55,10 +55,8 @@ class Loader:
         source: Source,
         refs: Refs,
         seed: int,
-        threads: int,
         kept_bytes: int,
-        overlap: bool,
-        window: int,
+        decoding: DecodeOptions,
     ) -> None:
         self.refs = refs
         self.failed = FailedImages()
@@ -69,9 +67,7 @@ class Loader:
         os.close(handle)
         self._journal = Path(name)
         journal = Journal(self._journal)
-        self._ahead = ReadAhead(
-            self._pictures, self._inputs, journal, DecodeOptions(threads, window, overlap)
-        )
+        self._ahead = ReadAhead(self._pictures, self._inputs, journal, decoding)
 
     def close(self) -> None:
         """End its threads."""
