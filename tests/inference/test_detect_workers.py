@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
 
 from cnnbatch.inference.run import run
 from cnnbatch.job import MapJob
+from tests.clusters import cluster_of
 from tests.inference.test_run import QUIET, parts, table
 
 TASK = {
@@ -32,12 +31,8 @@ SIZES = ((60, 80), (80, 60), (50, 90), (64, 64))
 def cluster() -> Iterator[Cluster]:
     """Return a Ray of two nodes, each with two pretended GPUs."""
     node: dict[str, Any] = {"num_cpus": 3, "num_gpus": 2, "object_store_memory": 10**8}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    cluster.add_node(**node)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()  # type: ignore[no-untyped-call]
+    with cluster_of(node, node) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 import time
@@ -14,7 +13,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
@@ -26,6 +24,7 @@ from cnnbatch.job import to_yaml
 from cnnbatch.launch import launch
 from cnnbatch.training.driver import group_for
 from tests import tiny
+from tests.clusters import cluster_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 QUIET = RunOptions(quiet=True)
@@ -36,15 +35,8 @@ FROZEN = {"strategy": "head", "epochs": 4, "augment": {"colour": 0.2}}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Return a Ray of one node with four CPUs and four pretended GPUs, whatever Ray was up before."""
-    ray.shutdown()
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 4, "include_dashboard": False}
-    )
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()  # type: ignore[no-untyped-call]
+    with cluster_of({"num_cpus": 4, "num_gpus": 4}) as cluster:
+        yield cluster
 
 
 def on_ray(photos: Path, out: Path, flags: Path, fault: str, train: dict[str, Any], **compute: Any) -> Any:

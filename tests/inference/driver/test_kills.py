@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from cnnbatch.errors import OutputHeld, UserError
@@ -26,6 +24,7 @@ from cnnbatch.job import to_yaml
 from cnnbatch.output import lock
 from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage
+from tests.clusters import cluster_of
 from tests.inference.test_run import QUIET, job, parts, table
 from tests.places import CHECKOUT
 
@@ -151,12 +150,8 @@ def test_a_hang_in_one_process_ends_it(photos: Callable[[int], Path], tmp_path: 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Return a Ray of one node; `second_node` gives it another."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()  # type: ignore[no-untyped-call]
+    with cluster_of({"num_cpus": 2}) as cluster:
+        yield cluster
 
 
 @contextmanager

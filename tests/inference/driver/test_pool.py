@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import signal
 import threading
@@ -14,7 +13,6 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
@@ -29,17 +27,14 @@ from cnnbatch.inference.run import run
 from cnnbatch.output.folder import Output
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Entry, Storage
+from tests.clusters import cluster_of
 from tests.inference.test_run import QUIET, break_some, job, parts, table
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    head = {"num_cpus": 6, "num_gpus": 4, "include_dashboard": False, "object_store_memory": 10**8}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()  # type: ignore[no-untyped-call]
+    with cluster_of({"num_cpus": 6, "num_gpus": 4, "object_store_memory": 10**8}) as cluster:
+        yield cluster
 
 
 def on_ray(**compute: Any) -> dict[str, Any]:
