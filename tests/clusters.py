@@ -19,11 +19,11 @@ def cluster_of(head: dict[str, Any], *others: dict[str, Any]) -> Iterator[Cluste
     session.close()
     ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **head})
-    for node in others:
-        cluster.add_node(**node)
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
+        for node in others:
+            cluster.add_node(**node)
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         yield cluster
     finally:
         session.close()
