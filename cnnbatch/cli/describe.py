@@ -48,15 +48,12 @@ def read_input(url: str, fields: Sequence[str], limit: int | None = None) -> Inp
     Raises:
         UserError: every mistake in them, each with the expected, what came, and the nearest known name.
     """
-    from pydantic import AfterValidator
-
     from cnnbatch.config.input import Input
     from cnnbatch.config.mistakes import read_fields
-    from cnnbatch.config.section import Text
-    from cnnbatch.sources.formats import known_format
+    from cnnbatch.sources.formats import KnownFormat
 
     class DescribedInput(Input):
-        format: Annotated[Text, AfterValidator(known_format)] = "auto"
+        format: KnownFormat = "auto"
 
     given = {"url": url} | ({} if limit is None else {"limit": limit})
     texts = [text.removeprefix("input.") for text in fields]

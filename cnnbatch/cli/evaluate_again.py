@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from cnnbatch.cluster.parallel import chosen_map
 from cnnbatch.config.compute import MOST_WORKERS
@@ -21,7 +21,7 @@ from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader, open_output
 from cnnbatch.report import write_report
 from cnnbatch.sources import open_source
-from cnnbatch.sources.formats import known_format
+from cnnbatch.sources.formats import KnownFormat
 from cnnbatch.sources.outputs import is_output
 from cnnbatch.storage import Storage, redact
 from cnnbatch.terminal.screen import Screen
@@ -32,7 +32,7 @@ class EvaluateFields(Section):
     """What may be said when an output is judged again; what is not said is as in its job."""
 
     truth: Text | None = None
-    format: Annotated[Text, AfterValidator(known_format)] | None = None
+    format: KnownFormat | None = None
     label: Text | None = None
     split: Text | None = None
     slices: Texts | None = None

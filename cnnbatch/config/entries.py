@@ -44,7 +44,7 @@ class Entries(Mapping[str, Entry]):
     def __iter__(self) -> Iterator[str]:
         yield from self._own
         for name in self._points():
-            if self._works(name):
+            if name in self:
                 yield name
 
     def __len__(self) -> int:
@@ -56,14 +56,14 @@ class Entries(Mapping[str, Entry]):
 
     def problem(self, name: str) -> str | None:
         """Return why an installed package's entry can't be used; None where it can, or there is none."""
-        if name in self._own or name not in self._points() or self._works(name):
+        if name in self._own or name not in self._points() or name in self:
             return None
         return self._failed[name]
 
     def among(self, columns: Iterable[str]) -> list[str]:
         """Return which of the names are among ``columns``, in the order of the entries."""
         there = set(columns)
-        return [name for name in self.names() if name in there and (name in self._own or self._works(name))]
+        return [name for name in self.names() if name in there and name in self]
 
     def _points(self) -> dict[str, EntryPoint]:
         """Return what packages bring by name, without importing it; the first of two counts."""
@@ -79,13 +79,6 @@ class Entries(Mapping[str, Entry]):
                 else:
                     self._brought[name] = point
         return self._brought
-
-    def _works(self, name: str) -> bool:
-        try:
-            self[name]
-        except KeyError:
-            return False
-        return True
 
     def _load(self, name: str) -> None:
         """Import an entry; raises KeyError, once with words on the screen, where it can't be used."""
@@ -119,12 +112,13 @@ def package_of(point: EntryPoint) -> str:
 
 
 @cache
-def _all() -> tuple[EntryPoint, ...]:
+def points() -> tuple[EntryPoint, ...]:
+    """Return all that installed packages bring."""
     return tuple(entry_points(group=GROUP))
 
 
 def _brought(layer: str) -> Iterator[tuple[str, EntryPoint]]:
-    for point in _all():
+    for point in points():
         found, _, name = point.name.partition(".")
         if found == layer and name:
             yield name, point

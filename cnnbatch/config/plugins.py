@@ -10,12 +10,10 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from cnnbatch.config.entries import GROUP
+from cnnbatch.config.entries import GROUP, points
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import meant
 from cnnbatch.storage import redact
@@ -32,10 +30,9 @@ def is_code(name: str) -> bool:
     return _CODE.fullmatch(name) is not None
 
 
-@cache
 def installed() -> frozenset[str]:
     """Return the addresses of all installed packages' entry points of the group."""
-    return frozenset(f"{one.module}:{one.attr}" for one in entry_points(group=GROUP))
+    return frozenset(f"{one.module}:{one.attr}" for one in points())
 
 
 def give(addresses: Iterable[str]) -> None:

@@ -1,10 +1,5 @@
 """A job: closed, frozen models that are the same value in YAML, in Python and in ``_job/job.yaml``."""
 
-from cnnbatch.config.compute import Compute
-from cnnbatch.config.input import Input
-from cnnbatch.config.output import Evaluate, OutputSection
-from cnnbatch.config.study import Study
-from cnnbatch.config.train import Train
 from cnnbatch.job.bundled import job_names, job_purpose, jobs_folder
 from cnnbatch.job.kinds import Job, StudyJob
 from cnnbatch.job.models import MapJob, TrainJob
@@ -14,15 +9,9 @@ from cnnbatch.job.trials import StudyTrial, in_force, trials_of
 from cnnbatch.job.writing import fingerprint_fields, to_yaml
 
 __all__ = [
-    "Compute",
-    "Evaluate",
-    "Input",
     "Job",
     "MapJob",
-    "OutputSection",
-    "Study",
     "StudyJob",
-    "Train",
     "TrainJob",
     "StudyTrial",
     "fingerprint_fields",

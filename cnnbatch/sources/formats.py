@@ -8,9 +8,12 @@ import os
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator
 
 from cnnbatch.config.entries import Entries
+from cnnbatch.config.section import Text
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import meant
 from cnnbatch.sources import datasets
@@ -107,6 +110,10 @@ def known_format(name: str) -> str:
     *names, last = format_names()
     got = json.dumps(name, ensure_ascii=False)
     raise ValueError(f"expected {', '.join(names)} or {last}, got {got}{meant(name, (*names, last))}")
+
+
+KnownFormat = Annotated[Text, AfterValidator(known_format)]
+"""The type of a field that names a format."""
 
 
 def open_format(input: Input, storage: Storage) -> Source:

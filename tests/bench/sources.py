@@ -35,7 +35,7 @@ PHOTOS, SHARD, THREADS, GROUP, ROUNDS = 2000, 500, 16, 100, 3
 
 READER = """
 import json, sys, time
-from cnnbatch.job import Input
+from cnnbatch.config.input import Input
 from cnnbatch.inference.worker.host_memory import peak_rss_bytes
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage

@@ -119,7 +119,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     monkeypatch.syspath_prepend(tmp_path / "site")
 
     def install(*points: EntryPoint) -> None:
-        monkeypatch.setattr(entries, "_all", lambda: points)
+        monkeypatch.setattr(entries, "points", lambda: points)
         for one in [one for one in gc.get_objects() if type(one) is Entries]:
             for name, value in (("_brought", None), ("_loaded", {}), ("_failed", {})):
                 monkeypatch.setattr(one, name, value)

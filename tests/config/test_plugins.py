@@ -17,7 +17,7 @@ import cnnbatch
 from cnnbatch.cli.app import app
 from cnnbatch.cli.evaluate_again import evaluate_again
 from cnnbatch.config import plugins
-from cnnbatch.config.entries import GROUP
+from cnnbatch.config.entries import GROUP, points
 from cnnbatch.config.yaml import dump
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.comparison import CompareOptions, compare
@@ -71,10 +71,10 @@ def sprung(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "evil" / "evilmod.py").write_text(EVIL.format(str(flag)))
     monkeypatch.syspath_prepend(tmp_path / "evil")
     monkeypatch.setattr(plugins, "_given", set())
-    plugins.installed.cache_clear()
+    points.cache_clear()
     yield flag
     sys.modules.pop("evilmod", None)
-    plugins.installed.cache_clear()
+    points.cache_clear()
 
 
 def install(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def install(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: evil-plugin\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(f"[{GROUP}]\nevil = {address}\n")
     monkeypatch.syspath_prepend(folder)
-    plugins.installed.cache_clear()
+    points.cache_clear()
 
 
 def folder_of(place: Path, about: Any) -> Path:

@@ -72,7 +72,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint(f"{layer}.number", f"{__name__}:{one.__name__}", entries.GROUP)
         for layer, one in brought.items()
     ]
-    monkeypatch.setattr(entries, "_all", lambda: points)
+    monkeypatch.setattr(entries, "points", lambda: points)
     for layer in (METRICS, GROUND_TRUTHS):
         monkeypatch.setattr(layer, "_brought", None)
         monkeypatch.setattr(layer, "_loaded", {})

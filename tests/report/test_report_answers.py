@@ -44,7 +44,7 @@ class NumberReport(AnswerReport):
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have a package installed that brings the kind ``number``."""
     point = EntryPoint("report.number", "tests.report.test_report_answers:NumberReport", entries.GROUP)
-    monkeypatch.setattr(entries, "_all", lambda: (point,))
+    monkeypatch.setattr(entries, "points", lambda: (point,))
     monkeypatch.setattr(ANSWERS, "_brought", None)
     monkeypatch.setattr(ANSWERS, "_loaded", {})
     yield

@@ -180,7 +180,7 @@ def test_the_picture_is_as_a_decoded_file(tmp_path: Path) -> None:
 def test_the_driver_needs_no_torch(tmp_path: Path) -> None:
     fill(tmp_path, "python")
     code = (
-        "import sys; from cnnbatch.job import Input; from cnnbatch.sources import open_source;"
+        "import sys; from cnnbatch.config.input import Input; from cnnbatch.sources import open_source;"
         f"from cnnbatch.storage import Storage; s = open_source(Input(url={str(tmp_path)!r}), Storage());"
         "assert len(list(s.refs())) == 21; assert 'torch' not in sys.modules"
     )

@@ -381,7 +381,7 @@ def test_the_file_is_read_when_it_is_needed_and_only_then(tmp_path: Path) -> Non
 KILLED = """
 import os, signal, sys
 from cnnbatch.sources.coco import index as coco_index
-from cnnbatch.job import Input
+from cnnbatch.config.input import Input
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
 coco_index._CACHE_KB = 512

@@ -206,7 +206,7 @@ def test_columns_outside_of_the_file_and_shared_ones_are_told(tmp_path: Path) ->
 PEAK = """
 import json, resource, sys
 from cnnbatch.errors import UserError
-from cnnbatch.job import Input
+from cnnbatch.config.input import Input
 from cnnbatch.types import Failure, Shard
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage

@@ -494,7 +494,7 @@ class NumberMeasure(Measure):
 def with_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let an installed package bring `NumberMeasure`."""
     point = EntryPoint("comparison.number", f"{__name__}:NumberMeasure", entries.GROUP)
-    monkeypatch.setattr(entries, "_all", lambda: (point,))
+    monkeypatch.setattr(entries, "points", lambda: (point,))
     monkeypatch.setattr(MEASURES, "_brought", None)
     monkeypatch.setattr(MEASURES, "_loaded", {})
 
