@@ -1,4 +1,4 @@
-"""Which Ray a run is to join, by RAY_ADDRESS, and whether one answers there: known before Ray is asked.
+"""Which Ray a run is to join, and whether one answers there: known before Ray is asked, or imported.
 
 Ray's own client waits for minutes at an address where nothing is, and ends in its own errors.
 """
@@ -8,8 +8,13 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
 
 from cnnbatch.errors import EnvironmentFault, UserError
 
@@ -22,6 +27,23 @@ _DATA, _HEADERS, _RESET, _SETTINGS, _GOAWAY = 0, 1, 3, 4, 7
 _END_STREAM, _END_HEADERS = 1, 4
 _SERVING = bytes([0, 0, 0, 0, 2, 8, 1])  # A message of two bytes: its field 1 has the value 1.
 _MEND = f"start Ray there, correct {VARIABLE}, or unset it: then a Ray on this machine is joined or started"
+
+
+def cluster_address() -> str | None:
+    """Return HOST:PORT of the Ray cluster that a run is to join; None where it has this machine alone.
+
+    RAY_ADDRESS says which; where it doesn't, it is the Ray of which this machine is a node. A Ray that
+    another program started for itself, by `ray.init()`, is none of them: its CPUs are taken, and it ends
+    with that program. Raises UserError for a RAY_ADDRESS that is none, EnvironmentFault where no Ray
+    answers at the one that it names.
+    """
+    address = chosen()
+    if address == "auto":
+        return next((found for found in _on_this_machine() if _answers(found)), None)
+    if address == "local":
+        return None
+    require_answer(address)
+    return address
 
 
 def chosen() -> str:
@@ -70,6 +92,58 @@ def require_answer(address: str) -> None:
             f"{VARIABLE}={address}: this Ray cluster wants a token",
             "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token",
         )
+
+
+def _answers(address: str) -> bool:
+    try:
+        require_answer(address)
+    except (EnvironmentFault, ValueError):  # Left over from a Ray that has ended, or damaged.
+        return False
+    return True
+
+
+def _on_this_machine() -> list[str]:
+    """Return the addresses of the Ray clusters that this machine may be a node of, the likeliest first.
+
+    As `ray._private.services.canonicalize_bootstrap_address("auto")` finds them: by the file that `ray start`
+    writes, and by the command lines of the raylets; but for those that a program started for itself.
+    """
+    noted, found = _noted(), []
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] == "raylet":
+            with suppress(psutil.Error):  # It has ended since, or is not ours to look at.
+                address = _option(process, "--gcs-address")
+                if address == noted or not _is_private(process):
+                    found.append(address)
+    found.sort(key=lambda address: address != noted)
+    return [address for address in dict.fromkeys([*found, noted]) if address]
+
+
+def _noted() -> str:
+    """Return the address that the latest `ray start` on this machine wrote down; nothing where none did."""
+    folder = os.environ.get("RAY_TMPDIR")
+    if folder is None:
+        folder = os.environ.get("TMPDIR", "/tmp") if sys.platform.startswith("linux") else "/tmp"
+    try:
+        return (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _is_private(raylet: psutil.Process) -> bool:
+    """Say whether a program that still runs started this node for itself, by `ray.init()`.
+
+    A session's name ends in the id of the process that began it.
+    """
+    parent = raylet.parent()
+    began = parent is not None and _option(raylet, "--session-name").endswith(f"_{parent.pid}")
+    return began and "start" not in parent.cmdline()  # `ray start --block` stays, too.
+
+
+def _option(process: psutil.Process, name: str) -> str:
+    """Return the value of an option as in ``--name=value`` of a command line; nothing where it has none."""
+    values = (word.partition("=")[2] for word in process.cmdline() if word.startswith(f"{name}="))
+    return next(values, "")
 
 
 def _asked(place: tuple[str, int], path: str) -> bytes:

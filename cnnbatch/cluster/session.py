@@ -21,7 +21,7 @@ import psutil
 import ray
 from ray.exceptions import RayError
 
-from cnnbatch.cluster.address import chosen, require_answer
+from cnnbatch.cluster.address import cluster_address
 from cnnbatch.cluster.nodes import Node, alive_nodes, bounds, describe, require_cores
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import EnvironmentFault
@@ -55,11 +55,7 @@ def connect(compute: Compute, note: Callable[[str], object] = lambda _: None) ->
         return
     if _now is not None and not close():
         raise EnvironmentFault("the Ray that this process used has broken", "start Python again")
-    address = chosen()
-    if address == "auto":
-        address = _found() or "local"
-    elif address != "local":
-        require_answer(address)
+    address = cluster_address() or "local"
     if address == "local":
         require_cores(compute, os.cpu_count() or 1)
     session = Session(starts=address == "local")
@@ -298,21 +294,6 @@ def _begin(session: Session) -> None:
     atexit.register(close)  # So that it comes before Ray's own, which waits without end.
     if not session.starts and ray.is_initialized():
         session.watch()
-
-
-def _found() -> str | None:
-    """Return the address of a Ray on this machine that answers, if there is one."""
-    try:
-        address = ray._private.services.canonicalize_bootstrap_address("auto")
-    except (ConnectionError, OSError, ValueError):
-        return None
-    if address is None:
-        return None
-    try:
-        require_answer(address)
-    except EnvironmentFault:
-        return None  # Left over from a Ray that has ended.
-    return str(address)
 
 
 @contextmanager

@@ -81,6 +81,99 @@ def test_what_answers_but_is_no_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> 
         web.shutdown()
 
 
+class Process:
+    """What psutil says of a process."""
+
+    def __init__(self, pid: int, *command: str, parent: Process | None = None) -> None:
+        self.pid, self._command, self._parent = pid, command, parent
+        self.info = {"name": Path(command[0]).name}
+
+    def parent(self) -> Process | None:
+        return self._parent
+
+    def cmdline(self) -> list[str]:
+        if not self._command[1:]:
+            raise psutil.AccessDenied(self.pid)
+        return [*self._command]
+
+
+INIT = Process(1, "/sbin/init", "splash")
+NOTEBOOK = Process(40, "/usr/bin/python", "-m", "ipykernel_launcher")
+BLOCKING = Process(50, "/usr/bin/python", "/usr/bin/ray", "start", "--head", "--block")
+
+
+def raylet(port: int, session: int, parent: Process) -> Process:
+    options = (f"--gcs-address=10.0.0.5:{port}", f"--session-name=session_2026-01-01_0_0_{session}")
+    return Process(port, "/ray/raylet/raylet", *options, "--head", parent=parent)
+
+
+@pytest.fixture
+def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
+    """Return a function that says which Ray is joined, by what runs, is noted, and doesn't answer."""
+
+    def joined(*running: Process, noted: str | None = None, silent: tuple[str, ...] = ()) -> str | None:
+        def ask(address: str) -> None:
+            if address in silent:
+                raise EnvironmentFault("no answer", "")
+
+        if noted is not None:
+            (tmp_path / "ray").mkdir()
+            (tmp_path / "ray" / "ray_current_cluster").write_text(noted)
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+        monkeypatch.setattr(psutil, "process_iter", lambda attributes: iter(running))
+        monkeypatch.setattr(ray_address, "require_answer", ask)
+        return ray_address.cluster_address()
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return joined
+
+
+def test_a_ray_that_runs_on_this_machine_is_joined(answering: Callable[..., str | None]) -> None:
+    assert answering(INIT, Process(7, "raylet"), NOTEBOOK) is None
+    assert answering(INIT, raylet(6379, 33, INIT)) == "10.0.0.5:6379"
+    assert answering(raylet(6379, 50, BLOCKING)) == "10.0.0.5:6379"
+    assert answering(raylet(6379, 33, INIT), silent=("10.0.0.5:6379",)) is None
+
+
+def test_of_several_rays_the_one_noted_last_that_answers_is_joined(
+    answering: Callable[..., str | None],
+) -> None:
+    both = raylet(6379, 33, INIT), raylet(6380, 34, INIT)
+    assert answering(*both, noted="10.0.0.5:6380\n") == "10.0.0.5:6380"
+    assert answering(*both, silent=("10.0.0.5:6380",)) == "10.0.0.5:6379"
+    assert answering() == "10.0.0.5:6380"
+
+
+def test_a_ray_that_a_program_started_for_itself_is_not_joined(
+    answering: Callable[..., str | None],
+) -> None:
+    own = raylet(6379, NOTEBOOK.pid, NOTEBOOK)
+    assert answering(own) is None
+    assert answering(own, raylet(6380, 33, INIT)) == "10.0.0.5:6380"
+    assert answering(own, noted="10.0.0.5:6379") == "10.0.0.5:6379"  # As a test's cluster notes itself.
+
+
+@pytest.mark.parametrize("damaged", ["", "None", "x" * 999 + ":1", ":", "1.2.3.4:99999999"])
+def test_a_damaged_note_names_no_ray(
+    damaged: str, answering: Callable[..., str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ray_address.require_answer
+    answering(noted=damaged)
+    monkeypatch.setattr(ray_address, "require_answer", ask)
+    assert ray_address.cluster_address() is None
+
+
+def test_the_address_that_is_named_goes_before(
+    answering: Callable[..., str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert answering(raylet(6379, 33, INIT)) is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.6:1")
+    assert answering(raylet(6379, 33, INIT)) == "10.0.0.6:1"
+    with pytest.raises(EnvironmentFault):
+        answering(silent=("10.0.0.6:1",))
+
+
 def test_a_ray_of_another_version_is_named() -> None:
     with pytest.raises(RuntimeError) as raised:
         check_version_info({"ray_version": "1.0.0", "python_version": "3.6.1"}, "here")
