@@ -87,7 +87,7 @@ def require_answer(address: str) -> None:
     if _SERVING not in _asked(place, "/grpc.health.v1.Health/Check"):
         raise EnvironmentFault(f"{VARIABLE}={address}: what answers there is not a Ray head node", _MEND)
     wants_token = b"InvalidAuthToken" in _asked(place, "/ray.rpc.NodeInfoGcsService/CheckAlive")
-    if wants_token and os.environ.get("RAY_AUTH_MODE") != "token":
+    if wants_token and not _has_token():
         raise EnvironmentFault(
             f"{VARIABLE}={address}: this Ray cluster wants a token",
             "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token",
@@ -144,6 +144,15 @@ def _option(process: psutil.Process, name: str) -> str:
     """Return the value of an option as in ``--name=value`` of a command line; nothing where it has none."""
     values = (word.partition("=")[2] for word in process.cmdline() if word.startswith(f"{name}="))
     return next(values, "")
+
+
+def _has_token() -> bool:
+    """Say whether Ray's client will send a token (`ray._private.authentication.authentication_token_setup`)."""
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode is not None:
+        return mode.lower() == "token"
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(given) or os.path.isfile(os.path.expanduser("~/.ray/auth_token"))
 
 
 def _asked(place: tuple[str, int], path: str) -> bytes:

@@ -81,6 +81,26 @@ def test_what_answers_but_is_no_ray_is_said(monkeypatch: pytest.MonkeyPatch) -> 
         web.shutdown()
 
 
+def test_a_ray_that_wants_a_token_is_joined_where_rays_client_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"Check": b"\x00\x00\x00\x00\x02\x08\x01", "CheckAlive": b"InvalidAuthToken: missing"}
+    monkeypatch.setattr(ray_address, "_asked", lambda place, path: answers[path.rpartition("/")[2]])
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_USE_TLS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with listening() as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(EnvironmentFault, match="wants a token"):
+            ray_address.require_answer(address)
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("a" * 64)  # As Ray leaves it.
+        ray_address.require_answer(address)
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        with pytest.raises(EnvironmentFault, match="wants a token"):
+            ray_address.require_answer(address)
+
+
 class Process:
     """What psutil says of a process."""
 
