@@ -147,7 +147,7 @@ def _option(process: psutil.Process, name: str) -> str:
 
 
 def _has_token() -> bool:
-    """Say whether Ray's client will send a token (`ray._private.authentication.authentication_token_setup`)."""
+    """Say whether Ray's client sends a token (`ray._private.authentication.authentication_token_setup`)."""
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode is not None:
         return mode.lower() == "token"

@@ -81,6 +81,11 @@ def is_alive() -> bool:
     return _now is None or _now.fault is None
 
 
+def is_connected() -> bool:
+    """Say whether this process uses a Ray already."""
+    return bool(ray.is_initialized())
+
+
 def is_own() -> bool:
     """Say whether this process started the Ray that it uses, so that no node will come."""
     return _now is not None and _now.starts

@@ -46,7 +46,10 @@ class Compute(Section):
     backend: Literal["auto", "eager", "compile", "openvino"] = Field(
         "auto", description="auto: the fastest that is there, by measuring."
     )
-    pool: Literal["auto", "ray", "inline"] = Field("auto", description="inline: in this process.")
+    pool: Literal["auto", "ray", "local", "inline"] = Field(
+        "auto",
+        description="auto: the Ray cluster that is there, else local: processes here; inline: this one.",
+    )
     start_timeout_s: Seconds = Field(300.0, description="How long to wait for the least number of workers.")
     batch_timeout_s: Seconds = Field(300.0, description="How long one batch may take.")
 

@@ -62,6 +62,11 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """That a shard was given back before any of its images was predicted."""
+
+
+@dataclass(frozen=True, slots=True)
 class TuningSample:
     """A few images of a job, on which the first worker of a kind of device measures how to run it.
 

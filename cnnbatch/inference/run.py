@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from cnnbatch.cluster.parallel import chosen_map
@@ -15,8 +17,9 @@ from cnnbatch.evaluation import evaluate
 from cnnbatch.evaluation.known_classes import KnownClasses
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.autotune.store import FEW, SAMPLE, FirstImages, SettingsStore, model_of
-from cnnbatch.inference.driver.inline import predict_inline, require_survivable, runs_inline
+from cnnbatch.inference.driver.inline import predict_inline, require_survivable
 from cnnbatch.inference.driver.planner import ListingOptions, Planner
+from cnnbatch.inference.driver.pools import HANDFUL, open_pool, runs_inline
 from cnnbatch.inference.messages import LoadOrder, Work
 from cnnbatch.inference.summary import Summary, places, record, say_summary, summarize
 from cnnbatch.job import MapJob
@@ -30,9 +33,15 @@ from cnnbatch.sources.regions import begun_earlier
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.terminal.screen import Screen
 from cnnbatch.truth import OBJECT_LABEL
-from cnnbatch.types import CODES, PASSING, Receipt, Source
+from cnnbatch.types import CODES, PASSING, ImageRef, Receipt, Source
+
+if TYPE_CHECKING:
+    from cnnbatch.inference.driver.scheduler import Scheduler
 
 __all__ = ["RunOptions", "Summary", "places", "run"]
+
+LISTING_S = 0.3
+"""How long to wait for a listing before other processes are started: a handful of images needs none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +126,16 @@ def _begin(
 
 def _predict_all(running: _Running, finished: set[int]) -> None:
     """List the input, and predict what of it has no part or is to be predicted again."""
-    planner, screen = running.planner, running.screen
+    planner, screen, is_new = running.planner, running.screen, running.planner.is_new
     if not planner.complete:
         screen.doing(f"listing {_input(running.job)}")
     planner.start()
     try:
-        for receipt in _predict(running, _work(running, finished)):
-            screen.count(receipt, planner.images if planner.complete else None)
+        with _Workers(running) as workers:
+            if is_new and _takes_processes(running):
+                workers.scheduler()  # They start while the listing is read.
+            for receipt in _predict(running, workers, _work(running, finished)):
+                screen.count(receipt, planner.images if planner.complete else None)
         planner.note_applied()
     finally:
         planner.stop()
@@ -172,7 +184,56 @@ def _work_again(
             yield Work(shard, again=codes)
 
 
-def _predict(running: _Running, work: Iterator[Work | None]) -> Iterator[Receipt]:
+class _Workers:
+    """The workers of one call of `run`, started once there is work or it is known that there will be.
+
+    ``first`` are the first images to predict, to be filled in before a worker is asked what it has loaded.
+    """
+
+    def __init__(self, running: _Running) -> None:
+        self._running = running
+        self._open = ExitStack()
+        self._scheduler: Scheduler | None = None
+        self.first: list[ImageRef] = []
+        self.tuned = _settings_store(running, self.first)
+
+    @property
+    def are_started(self) -> bool:
+        """Whether there are any."""
+        return self._scheduler is not None
+
+    def scheduler(self) -> Scheduler:
+        """Return what gives them their shards; they are started where they are not yet."""
+        if self._scheduler is None:
+            from cnnbatch.inference.driver.scheduler import Scheduler
+
+            running = self._running
+            compute, note = running.job.compute, running.screen.note
+            count = f"{compute.workers} " if isinstance(compute.workers, int) else ""
+            running.screen.doing(f"starting {count}workers, which load {model_of(running.job)}")
+            pool = self._open.enter_context(open_pool(compute, note))
+            order = LoadOrder(running.job, running.source, running.output, False, self.tuned.kept())
+            made = Scheduler(pool, order, self.tuned, note, running.planner.count_shards)
+            self._scheduler = self._open.enter_context(closing(made))
+            made.start()
+        return self._scheduler
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+
+def _takes_processes(running: _Running) -> bool:
+    """Say whether a run that begins takes other processes, as far as the listing shows at once."""
+    compute, planner = running.job.compute, running.planner
+    if compute.pool == "auto" and compute.workers == "auto":
+        planner.wait_for(HANDFUL + 1, LISTING_S)
+    return not runs_inline(compute, planner.images if planner.complete else None)
+
+
+def _predict(running: _Running, workers: _Workers, work: Iterator[Work | None]) -> Iterator[Receipt]:
     """Yield the receipts of ``work`` from the workers that suit it; where there is none, start nothing."""
     first = next((one for one in work if one is not None), None)
     if first is None:
@@ -183,36 +244,18 @@ def _predict(running: _Running, work: Iterator[Work | None]) -> Iterator[Receipt
     output.decide("unreported", {})
     planner.wait_for(FEW)
     head = _head(first, work)
-    tuned = _settings_store(running, head)
+    workers.first += [ref for one in head for ref in one.shard.refs]
     suspects = output.suspects()
     require_survivable(job.compute, suspects)
     inline = runs_inline(job.compute, planner.images if planner.complete else None) and not suspects
-    order = LoadOrder(job, running.source, output, inline, tuned.kept())
-    if inline:
+    if inline and not workers.are_started:
         running.screen.doing(f"loading {model_of(job)}")
-        yield from predict_inline(order, chain(head, work), tuned)
-    else:
-        yield from _predict_on_ray(running, order, chain(head, work), tuned, suspects)
-
-
-def _predict_on_ray(
-    running: _Running,
-    order: LoadOrder,
-    work: Iterator[Work | None],
-    tuned: SettingsStore,
-    suspects: Collection[int],
-) -> Iterator[Receipt]:
-    from cnnbatch.inference.driver.ray_workers import ray_workers
-    from cnnbatch.inference.driver.scheduler import Scheduler
-
-    compute, screen = running.job.compute, running.screen
-    count = f"{compute.workers} " if isinstance(compute.workers, int) else ""
-    screen.doing(f"starting {count}workers, which load {model_of(running.job)}")
-    with ray_workers(compute, screen.note) as pool:
-        scheduler = Scheduler(pool, order, tuned, screen.note, running.planner.count_shards())
-        yield from scheduler.predict(work, suspects)
+        order = LoadOrder(job, running.source, output, True, workers.tuned.kept())
+        yield from predict_inline(order, chain(head, work), workers.tuned)
+        return
+    yield from workers.scheduler().predict(chain(head, work), suspects)
     for index in suspects:
-        running.output.storage.delete(running.output.suspect(index))
+        output.storage.delete(output.suspect(index))
 
 
 def _require_object_labels(running: _Running) -> None:
@@ -230,10 +273,10 @@ def _head(first: Work, work: Iterator[Work | None]) -> list[Work]:
     return head
 
 
-def _settings_store(running: _Running, head: Collection[Work]) -> SettingsStore:
+def _settings_store(running: _Running, refs: Sequence[ImageRef]) -> SettingsStore:
     """Return what keeps how the workers run; where rows are judged, it also compares the classes."""
     job, output, planner = running.job, running.output, running.planner
-    first = FirstImages([ref for work in head for ref in work.shard.refs], lambda: planner.images)
+    first = FirstImages(refs, lambda: planner.images)
     known = None if running.options.only_rows else KnownClasses(job, running.source, planner.shards)
     if known is not None:
         known.require_early(output.decided("classes"))

@@ -12,8 +12,8 @@ from typing import Any
 
 from cnnbatch import terminal
 from cnnbatch.inference import fingerprint
-from cnnbatch.inference.driver.inline import HANDFUL
 from cnnbatch.inference.driver.planner import Planner
+from cnnbatch.inference.driver.pools import HANDFUL
 from cnnbatch.job import MapJob
 from cnnbatch.output.evaluation import Evaluation, headline
 from cnnbatch.output.failures import failed_images

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.messages import Fault, Ready, TuningSample, Work
+from cnnbatch.inference.messages import Fault, Ready, TuningSample, Withdrawn, Work
 from cnnbatch.inference.worker.host_memory import memory_left_bytes, peak_rss_bytes, rss_bytes
 from cnnbatch.inference.worker.journal import Journal, suspects
 from cnnbatch.inference.worker.watchdog import Watchdog, has_fired
@@ -33,7 +33,7 @@ Answer = TypeVar("Answer")
 ON_CPU_WHAT_MPS_LACKS = ("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 HANG_WORDS = (
     "no progress on an image within compute.batch_timeout_s, so this process ends\n"
-    "  what to do: give it again with compute.pool=auto or ray: that finds the image and gives it its row"
+    "  what to do: give it again with compute.pool=local (or ray): that finds the image and gives it its row"
 )
 
 
@@ -58,9 +58,14 @@ class WorkerProcess:
         """Find the fastest way through the network that gives the same results, and go on with it."""
         return self._answer(lambda: self._measure(sample))
 
-    def run(self, work: Work) -> Receipt | Fault:
-        """Predict one shard and write its part."""
+    def run(self, work: Work) -> Receipt | Withdrawn | Fault:
+        """Predict one shard and write its part, unless it is withdrawn before."""
         return self._answer(lambda: self._loaded().run(work))
+
+    def withdraw(self, index: int) -> None:
+        """Have `run` give back a shard that waits for another one, if it does so still."""
+        if self._worker:
+            self._worker.withdraw(index)
 
     def try_alone(self, shard: Shard, position: int) -> Failure | Fault | None:
         """Predict one suspect by itself; return why it fails, or None.
@@ -203,3 +208,9 @@ def take_journal(path: str) -> tuple[dict[int, list[int]], bool]:
 
 def _hang_file(journal: Path) -> Path:
     return journal.with_name(f"{journal.name}.stacks")
+
+
+def preload() -> None:
+    """Import what every worker needs, in a process that they are forked from: no thread, no device."""
+    import cnnbatch.inference.autotune.measure
+    import cnnbatch.inference.worker.worker  # noqa: F401

@@ -148,7 +148,7 @@ def _start(found: Bench) -> Iterator[str]:
         f"{found.images:,} images; one run of more images shares it"
     )
     if whole.ray_s > work_s:
-        yield f"starting Ray alone took {duration(whole.ray_s)}: compute.pool=inline goes without"
+        yield f"starting Ray alone took {duration(whole.ray_s)}: compute.pool=local goes without"
 
 
 def _below(found: Bench) -> Iterator[str]:

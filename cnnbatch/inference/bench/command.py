@@ -18,7 +18,7 @@ from cnnbatch.inference.bench.listing import refs_of
 from cnnbatch.inference.bench.machine import Machine
 from cnnbatch.inference.bench.stages import Stages, StageSample
 from cnnbatch.inference.bench.throughput import SampleRun, Whole
-from cnnbatch.inference.driver.inline import runs_inline
+from cnnbatch.inference.driver.pools import runs_inline
 from cnnbatch.inference.messages import STAGES
 from cnnbatch.job import MapJob
 from cnnbatch.output.plan import spread

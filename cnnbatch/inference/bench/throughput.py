@@ -28,6 +28,7 @@ from cnnbatch.inference.bench.machine import Machine, machine_for
 from cnnbatch.inference.bench.processes import in_new_processes
 from cnnbatch.inference.bench.repeat import RepeatedSource, own_key
 from cnnbatch.inference.driver.inline import predict_inline
+from cnnbatch.inference.driver.pools import chosen_pool, open_pool
 from cnnbatch.inference.messages import LoadOrder, Ready, TuningSample, Work
 from cnnbatch.job import MapJob
 from cnnbatch.output import reader
@@ -69,7 +70,8 @@ class Here:
 class Whole:
     """What the run showed: its ``images``, of which some ``failed`` (by code; their keys ``failed_keys``).
 
-    It took ``seconds``, all in all; after ``ray_s`` Ray was there, after ``start_s`` the first model, too.
+    It took ``seconds``, all in all; after ``ray_s`` Ray was there (0 where the run takes
+    none), after ``start_s`` the first model, too.
     ``steady`` is the rate while all workers were at work, None where none finished two parts; a worker is
     busy for ``busy_s`` with an image. ``settings`` are the first worker's.
     """
@@ -197,11 +199,11 @@ class _Run:
         if self._asked.inline:
             yield from predict_inline(self._order, self.feed.work(), self)
             return
-        from cnnbatch.inference.driver.ray_workers import ray_workers
         from cnnbatch.inference.driver.scheduler import Scheduler
 
-        with ray_workers(self._asked.job.compute) as pool:
-            self._ray_s = self._passed_s()
+        compute = self._asked.job.compute
+        with open_pool(compute) as pool:
+            self._ray_s = self._passed_s() if chosen_pool(compute) == "ray" else 0.0
             yield from Scheduler(pool, self._order, self, note).predict(self.feed.work(), ())
 
     def found(self, seconds: float) -> Whole:

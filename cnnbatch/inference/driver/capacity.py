@@ -16,16 +16,20 @@ LOOK_AGAIN_S = 5.0
 class Capacity:
     """The nodes of a run, and how many workers each of them holds.
 
-    ``shards`` is how many there are at most, where that is known: more workers would find no work.
+    ``shards`` says how many there are at most, where that is known: more workers would find no work.
     ``note`` is told what is waited for.
     """
 
     def __init__(
-        self, pool: WorkerPool, compute: Compute, shards: int | None, note: Callable[[str], None]
+        self,
+        pool: WorkerPool,
+        compute: Compute,
+        shards: Callable[[], int | None],
+        note: Callable[[str], None],
     ) -> None:
         self._pool, self._compute = pool, compute
         self._least, self._most = bounds(compute)
-        self._useful = shards if compute.workers == "auto" else None
+        self._shards = shards
         self.nodes = pool.nodes()
         self.share = share(compute, self.nodes)
         self._room: dict[str, int] = {}
@@ -63,11 +67,13 @@ class Capacity:
         """
         wanted = [node for node in first if node not in held]
         wanted += placements(self.nodes, Counter(held), self._room)
-        if self._useful is not None:
-            wanted = wanted[: max(0, self._useful - len(held))]
+        useful = self._shards() if self._compute.workers == "auto" else None
+        if useful is not None:
+            wanted = wanted[: max(0, useful - len(held))]
         if self._most is not None:
             wanted = wanted[: self._most - len(held)]
-            if not self._started_enough and len(held) + len(wanted) < self._most:
+            may_come = self._pool.may_grow() and not self._started_enough
+            if may_come and len(held) + len(wanted) < self._most:
                 wanted += [""] * (self._most - len(held) - len(wanted))  # An autoscaler sees these.
         return wanted
 

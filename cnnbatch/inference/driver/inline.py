@@ -1,7 +1,7 @@
-"""Predicts in this process: for a handful of images, where starting Ray would take longer than the work.
+"""Predicts in this process: for a handful of images, where starting others would take longer than the work.
 
 A crash or a hang ends the process, so what is under way is noted in the output first; the same
-command then takes Ray, which survives it.
+command then takes processes of their own, whose end it survives.
 """
 
 from __future__ import annotations
@@ -18,23 +18,13 @@ from cnnbatch.output.folder import Output
 from cnnbatch.terminal import interrupts
 from cnnbatch.types import Receipt
 
-HANDFUL = 20
-"""Images, at most, for which ``compute.pool: auto`` starts no Ray."""
-
-
-def runs_inline(compute: Compute, images: int | None) -> bool:
-    """Say whether a run of so many images takes this process; None: nobody knows how many there are."""
-    if compute.pool == "auto":
-        return images is not None and images <= HANDFUL and compute.workers == "auto"
-    return compute.pool == "inline"
-
 
 def require_survivable(compute: Compute, suspects: Collection[int]) -> None:
     """Refuse to predict here shards at which an earlier process ended: it may end this one, too."""
     if compute.pool == "inline" and suspects:
         raise UserError(
             f"an earlier run in one process ended while it was at part {min(suspects)}\n"
-            "  what to do: give compute.pool=ray (or auto) once: that survives it and gives the image its row"
+            "  what to do: give compute.pool=local once: that survives it and gives the image its row"
         )
 
 
@@ -63,6 +53,8 @@ def _until_done(process: WorkerProcess, work: Work, attempts: Attempts) -> Recei
         answer = process.run(next_work)
         if isinstance(answer, Receipt):
             return answer
+        if not isinstance(answer, Fault):
+            raise RuntimeError(f"shard {work.shard.index} was withdrawn by nobody")
         if answer.kind != "predict":
             raise as_error(answer)
         attempts.failed(next_work, answer.positions, answer.what)

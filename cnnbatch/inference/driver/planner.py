@@ -102,6 +102,11 @@ class Planner:
             return Listing(output, f"{len(listings):05}")
         return None
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing is planned yet."""
+        return not self._pages and not self.complete
+
     def start(self) -> None:
         """Go on listing behind the last planned image, unless the plan is complete."""
         if not self.complete:
@@ -113,10 +118,12 @@ class Planner:
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 
-    def wait_for(self, images: int) -> bool:
-        """Wait until ``images`` are planned or the plan is complete; say whether there are that many."""
+    def wait_for(self, images: int, timeout_s: float | None = None) -> bool:
+        """Wait for ``images`` in the plan, for its end or the time; say whether there are that many."""
         with self._changed:
-            self._changed.wait_for(lambda: self.images >= images or self.complete or self._fault is not None)
+            self._changed.wait_for(
+                lambda: self.images >= images or self.complete or self._fault is not None, timeout_s
+            )
             self._raise_fault()
             return self.images >= images
 

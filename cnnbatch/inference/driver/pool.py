@@ -1,4 +1,4 @@
-"""What the scheduler needs of the processes that workers live in: Ray's actors today, local ones later."""
+"""What the scheduler needs of the processes that workers live in: Ray's actors or local processes."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class WorkerPool(Protocol):
     def ask(self, handle: Handle, method: str, *values: Any) -> Call:
         """Call a method of a worker, whose answer is `answer`'s to give."""
 
-    def wait(self, calls: Iterable[Call], timeout_s: float, count: int = 1) -> Sequence[Call]:
-        """Return at most ``count`` calls that are answered; wait for them no longer than ``timeout_s``."""
+    def wait(self, calls: Iterable[Call], timeout_s: float) -> Sequence[Call]:
+        """Return all calls that are answered; wait for the first of them no longer than ``timeout_s``."""
 
     def answer(self, call: Call) -> Any:
         """Return what a call that is answered gave; raises WorkerEnded."""

@@ -83,10 +83,12 @@ class RayWorkers:
         call: Call = getattr(handle, method).remote(*values)
         return call
 
-    def wait(self, calls: Iterable[Call], timeout_s: float, count: int = 1) -> Sequence[Call]:
-        """Return at most ``count`` calls that are answered."""
-        answered: list[Call]
-        answered, _ = ray.wait([*calls], num_returns=count, timeout=timeout_s, fetch_local=False)
+    def wait(self, calls: Iterable[Call], timeout_s: float) -> Sequence[Call]:
+        """Return the calls that are answered."""
+        asked, answered = [*calls], list[Call]()
+        if timeout_s:
+            ray.wait(asked, num_returns=1, timeout=timeout_s, fetch_local=False)
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=0, fetch_local=False)
         return answered
 
     def answer(self, call: Any) -> Any:

@@ -37,6 +37,8 @@ class RemoteWorker:
     beat: Call | None = None
     has_started: bool = False
     silent_s: float = 0.0
+    gives_back: int | None = None
+    """The shard that it was asked to give back."""
 
     def is_measuring(self) -> bool:
         """Say whether it looks for the fastest way through the network."""
@@ -45,6 +47,15 @@ class RemoteWorker:
     def is_running(self) -> bool:
         """Say whether it has a shard in hand."""
         return any(kind == "run" for kind, _ in self.calls.values())
+
+    def is_busy(self) -> bool:
+        """Say whether it has anything but its model in hand."""
+        return any(kind != "load" for kind, _ in self.calls.values())
+
+    def waiting_shard(self) -> int | None:
+        """Return the shard that waits for another one to be finished, if there is one."""
+        running = [about.shard.index for kind, about in self.calls.values() if kind == "run"]
+        return running[-1] if len(running) == SHARDS_IN_FLIGHT else None
 
     def is_free(self) -> bool:
         """Say whether another shard may be sent."""
@@ -82,7 +93,7 @@ class Heartbeats:
         now = time.monotonic()
         passed, self._looked = min(now - self._looked, LONGEST_TURN_S), now
         if asked := {worker.beat: worker for worker in workers if worker.beat is not None}:
-            for beat in self._pool.wait(asked, 0, len(asked)):
+            for beat in self._pool.wait(asked, 0):
                 asked[beat].beat, asked[beat].silent_s, asked[beat].has_started = None, 0.0, True
         if now - self._asked >= BEAT_S:
             self._asked = now
@@ -91,11 +102,3 @@ class Heartbeats:
         for worker in workers:
             worker.silent_s += passed if worker.beat is not None and worker.has_started else 0.0
         return [worker for worker in workers if worker.silent_s > worker.patience_s(self._compute)]
-
-
-def end(pool: WorkerPool, workers: Sequence[RemoteWorker], timeout_s: float) -> None:
-    """Have workers remove their journals, and end them."""
-    if closing := [pool.ask(worker.handle, "close") for worker in workers if worker.ready]:
-        pool.wait(closing, timeout_s, len(closing))
-    for worker in workers:
-        pool.kill(worker.handle)

@@ -103,6 +103,7 @@ class ReadAhead:
         in_turns = not options.overlaps and options.threads > 1
         self._apply: Callable[..., Iterator[Item]] = self._decodes.map if in_turns else map
         self._turn = threading.Lock()
+        self._feeds: dict[int, _Feed] = {}
         self._unread = threading.Semaphore(UNREAD_LIMIT)
 
     @contextmanager
@@ -112,7 +113,7 @@ class ReadAhead:
         What was given takes room no more: so much may be read while it is predicted. Taking a
         window raises EnvironmentFault only.
         """
-        feed = _Feed(self._window)
+        feed = self._feeds[reading.shard.index] = _Feed(self._window)
         feeder = threading.Thread(target=self._feed, args=(reading, feed), name="feed", daemon=True)
         feeder.start()
         # Who then waits for a device waits with its images under way: none holds it and waits for a turn.
@@ -120,8 +121,16 @@ class ReadAhead:
         try:
             yield self._take(feed)
         finally:
+            self._feeds.pop(reading.shard.index, None)
             feed.stop(self._window)
-            feeder.join()
+            if not feed.withdrawn:  # Then it waits for the shard before, and ends when its turn comes.
+                feeder.join()
+
+    def withdraw(self, shard: int) -> None:
+        """Have `windows` of a shard that waits for another one to be read wait no longer."""
+        if feed := self._feeds.get(shard):
+            feed.withdrawn = True
+            feed.begun.set()
 
     def _take(self, feed: _Feed) -> Iterator[list[Item]]:
         while window := list(self._apply(call, islice(feed.finishers, self._window))):
@@ -139,7 +148,8 @@ class ReadAhead:
         try:
             with self._turn:
                 feed.begun.set()
-                self._submit_all(reading, feed)
+                if not feed.stopped:
+                    self._submit_all(reading, feed)
         except Exception as fault:  # Handed to the thread that takes the items, which raises it.
             feed.fault = fault
         feed.put(None)
@@ -242,7 +252,7 @@ class _Feed:
         self.room = threading.Semaphore(window)
         self.encoded = _Budget(ENCODED_LIMIT_BYTES)
         self.begun = threading.Event()
-        self.stopped = False
+        self.stopped = self.withdrawn = False
         self.fault: Exception | None = None
         ordered: queue.SimpleQueue[Callable[[], Item] | None] = queue.SimpleQueue()
         self.put = ordered.put

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,13 +25,14 @@ import pyarrow.parquet as pq
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.known_classes import aliases_of, judged_by
 from cnnbatch.inference import fingerprint
-from cnnbatch.inference.messages import Work
+from cnnbatch.inference.messages import Withdrawn, Work
 from cnnbatch.inference.worker.journal import Journal
 from cnnbatch.inference.worker.predictor import PredictFault, Predictor
 from cnnbatch.inference.worker.readahead import DecodeOptions, Item, ReadAhead, ReadRequest
 from cnnbatch.inference.worker.settings import Settings
 from cnnbatch.inference.worker.timings import ShardTally
 from cnnbatch.inference.worker.transfer import Direct, transfer_for
+from cnnbatch.inference.worker.turns import ShardWithdrawn, Turn, Turns
 from cnnbatch.job import MapJob
 from cnnbatch.output import plan
 from cnnbatch.output.folder import Output
@@ -75,13 +75,25 @@ class Worker:
         self._ahead = ReadAhead(source, self.model, journal, decoding)
         self.predictor = Predictor(self.model, transfer_for(settings.device), journal, settings.batch)
         self._rows_thread = ThreadPoolExecutor(1, "rows")
-        self._device = threading.Lock()
+        self._turns = Turns()
 
-    def run(self, work: Work) -> Receipt:
+    def run(self, work: Work) -> Receipt | Withdrawn:
         """Predict one shard and put its part; a part that is there already is left as it is.
 
         Raises PredictFault where the model raised, EnvironmentFault where nothing may be written.
         """
+        try:
+            with self._turns.waiting(work.shard.index):
+                return self._run(work)
+        except ShardWithdrawn:
+            return Withdrawn()
+
+    def withdraw(self, index: int) -> None:
+        """Give back a shard that waits for its turn on the device; where it has had that, do nothing."""
+        if self._turns.withdraw(index):
+            self._ahead.withdraw(index)
+
+    def _run(self, work: Work) -> Receipt:
         shard, started = work.shard, _now()
         old, etag = (None, None) if work.again is None else self._part(shard)
         positions = range(len(shard.refs)) if old is None else _positions_again(old, work)
@@ -178,7 +190,7 @@ class Worker:
     ) -> Iterator[tuple[Sequence[Item], list[list[Any]]]]:
         """Yield each window with the outputs of its images that have not failed."""
         timed = partial(tally.wall, "forward")
-        with self._ahead.windows(reading) as windows, _Turn(self._device) as device:
+        with self._ahead.windows(reading) as windows, Turn(self._turns, reading.shard.index) as device:
             if not self._ahead.overlaps:  # Decoding takes the device's own time.
                 device.take()
             for window in predictor.predict(reading.shard.index, device.taken_by(windows), timed):
@@ -282,30 +294,6 @@ def _on_device(settings: Settings) -> OnDevice | None:
     from cnnbatch.images.nvjpeg import OnDevice
 
     return OnDevice()
-
-
-class _Turn:
-    """Holds the device from a shard's first batch to its last, so that shards don't interleave."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
-        self._held = False
-
-    def take(self) -> None:
-        if not self._held:
-            self._held = self._lock.acquire()
-
-    def taken_by(self, windows: Iterable[list[Item]]) -> Iterator[list[Item]]:
-        for window in windows:
-            self.take()
-            yield window
-
-    def __enter__(self) -> _Turn:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._held:
-            self._lock.release()
 
 
 def _sizes(rows: pa.RecordBatch | pa.Table) -> list[tuple[int, int] | None]:

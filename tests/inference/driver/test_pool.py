@@ -1,4 +1,4 @@
-"""The same rows on real Ray actors, whatever is killed: one cluster of this machine serves all tests."""
+"""The same rows on local processes and on Ray actors, whatever is killed; one cluster serves all tests."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from ray.cluster_utils import Cluster
 
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.inference.autotune.store import SettingsStore
+from cnnbatch.inference.driver.local_workers import LocalWorkers
 from cnnbatch.inference.driver.planner import Planner
-from cnnbatch.inference.driver.ray_workers import RayWorkers
+from cnnbatch.inference.driver.pools import open_pool
 from cnnbatch.inference.driver.remote import RemoteWorker
 from cnnbatch.inference.driver.scheduler import Scheduler
 from cnnbatch.inference.messages import LoadOrder, Work
@@ -30,6 +31,9 @@ from cnnbatch.storage import Entry, Storage
 from tests.clusters import cluster_of
 from tests.inference.test_run import QUIET, break_some, job, parts, table
 
+On = Callable[..., dict[str, Any]]
+"""Makes the ``compute`` section of a pool, with two workers and no GPU unless it is told otherwise."""
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
@@ -37,28 +41,35 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-def on_ray(**compute: Any) -> dict[str, Any]:
-    return {"pool": "ray", "gpus_per_worker": 0.0, "workers": 2, **compute}
+@pytest.fixture(params=["local", "ray"])
+def on_pool(request: pytest.FixtureRequest) -> On:
+    """Return what makes the ``compute`` section of either pool, whose workers are there or can be started."""
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
+    return lambda **compute: {"pool": request.param, "gpus_per_worker": 0.0, "workers": 2, **compute}
 
 
-def actors() -> list[psutil.Process]:
-    """Return the processes of workers that have loaded their model."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if any("WorkerProcess" in word for word in process.cmdline())
-    ]
+def workers() -> list[psutil.Process]:
+    """Return the processes of workers, of either pool."""
+    below = psutil.Process().children(recursive=True)
+    servers = {process.pid for process in below if _is_of(process, "cnnbatch.cluster.local")}
+    forked = [process for process in below if process.ppid() in servers]
+    return forked + [process for process in below if _is_of(process, "WorkerProcess")]
+
+
+def _is_of(process: psutil.Process, word: str) -> bool:
+    return any(word in one for one in process.cmdline())
 
 
 def test_one_worker_four_workers_and_inline_write_equal_tables(
-    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path
+    on_pool: On, photos: Callable[[int], Path], tmp_path: Path
 ) -> None:
     folder = photos(60)
     broken = break_some(folder)
     outs = [tmp_path / name for name in ("inline", "one", "four")]
     run(job(folder, outs[0]), QUIET)
-    run(job(folder, outs[1], compute=on_ray(workers=1)), QUIET)
-    run(job(folder, outs[2], compute=on_ray(workers=4)), QUIET)
+    run(job(folder, outs[1], compute=on_pool(workers=1)), QUIET)
+    run(job(folder, outs[2], compute=on_pool(workers=4)), QUIET)
     tables = [table(out) for out in outs]
     assert tables[0] == tables[1] == tables[2]
     assert tables[0].num_rows == 60
@@ -71,10 +82,10 @@ def test_one_worker_four_workers_and_inline_write_equal_tables(
     [("raise", "predict"), ("kill", "crash"), ("hang", "timeout"), ("memory", "out_of_memory")],
 )
 def test_an_image_that_breaks_its_worker_gets_its_row(
-    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path, fault: str, code: str
+    on_pool: On, photos: Callable[[int], Path], tmp_path: Path, fault: str, code: str
 ) -> None:
     folder, out = photos(24), tmp_path / "out"
-    spec = job(folder, out, {"fault": fault, "at": "00007"}, compute=on_ray(batch_timeout_s=2.0))
+    spec = job(folder, out, {"fault": fault, "at": "00007"}, compute=on_pool(batch_timeout_s=2.0))
     summary = run(spec, QUIET)
     rows = {row["key"]: row for row in table(out).to_pylist()}
     assert len(rows) == 24
@@ -84,7 +95,7 @@ def test_an_image_that_breaks_its_worker_gets_its_row(
 
 
 def test_a_worker_killed_in_mid_shard_costs_nothing(
-    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path
+    on_pool: On, photos: Callable[[int], Path], tmp_path: Path
 ) -> None:
     folder, out = photos(60), tmp_path / "out"
     killed: list[int] = []
@@ -92,12 +103,12 @@ def test_a_worker_killed_in_mid_shard_costs_nothing(
     def kill_one() -> None:
         while not (out / "predictions").exists():
             time.sleep(0.05)
-        victim = actors()[0]
+        victim = workers()[0]
         killed.append(victim.pid)
         os.kill(victim.pid, signal.SIGKILL)
 
     threading.Thread(target=kill_one, daemon=True).start()
-    summary = run(job(folder, out, {"fault": "slow"}, compute=on_ray()), QUIET)
+    summary = run(job(folder, out, {"fault": "slow"}, compute=on_pool()), QUIET)
     assert killed
     rows = table(out).to_pylist()
     assert len({row["key"] for row in rows}) == len(rows) == 60
@@ -106,14 +117,14 @@ def test_a_worker_killed_in_mid_shard_costs_nothing(
 
 
 def test_the_same_output_goes_on_with_other_workers(
-    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path
+    on_pool: On, photos: Callable[[int], Path], tmp_path: Path
 ) -> None:
     folder, out, whole = photos(60), tmp_path / "out", tmp_path / "whole"
     run(job(folder, whole), QUIET)
-    run(job(folder, out, input={"limit": 60}, compute=on_ray(workers=1)), QUIET)
+    run(job(folder, out, input={"limit": 60}, compute=on_pool(workers=1)), QUIET)
     for gone, compute in (
-        ((1, 4), on_ray(workers=4)),
-        ((0, 2, 5), on_ray(workers=2, batch=3)),
+        ((1, 4), on_pool(workers=4)),
+        ((0, 2, 5), on_pool(workers=2, batch=3)),
         ((3,), {"pool": "inline", "batch": 5}),
     ):
         for index in gone:
@@ -126,12 +137,12 @@ def test_the_same_output_goes_on_with_other_workers(
 
 
 def test_a_broken_device_everywhere_stops_the_run_and_writes_nothing(
-    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_pool: On, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cnnbatch.inference.driver.retries.BACKOFFS_S", (0.1,))
     folder, out, flag = photos(12), tmp_path / "out", tmp_path / "broken"
     flag.touch()
-    spec = job(folder, out, {"fault": "device", "flag": str(flag)}, compute=on_ray(workers=1))
+    spec = job(folder, out, {"fault": "device", "flag": str(flag)}, compute=on_pool(workers=1))
     with pytest.raises(EnvironmentFault, match="random pixels"):
         run(spec, QUIET)
     assert not (out / "predictions").exists()
@@ -139,25 +150,28 @@ def test_a_broken_device_everywhere_stops_the_run_and_writes_nothing(
     assert run(spec, QUIET).images == 12
 
 
-def test_four_gpus_have_an_actor_each(
-    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path
+def test_four_gpus_have_a_worker_each(
+    on_pool: On, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, out = photos(240), tmp_path / "out"  # Enough that the last of the actors gets some, too.
-    spec = job(folder, out, {"fault": "tell-device"}, compute={"pool": "ray", "workers": 4})
+    monkeypatch.setattr(LocalWorkers, "_visible_gpus", lambda _: ["0", "1", "2", "3"])
+    folder, out = photos(240), tmp_path / "out"  # Enough that the last of the workers gets some, too.
+    spec = job(folder, out, {"fault": "tell-device"}, compute=on_pool(workers=4, gpus_per_worker="auto"))
     run(spec, QUIET)
     assert {row["label"] for row in table(out).to_pylist()} == {"0", "1", "2", "3"}
 
 
 def test_more_workers_than_there_is_room_for_is_an_error_that_says_what_is_there(
-    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path
+    on_pool: On, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = job(photos(4), tmp_path / "out", compute=on_ray(workers=40, start_timeout_s=0.5))
-    with pytest.raises(EnvironmentFault, match=r"expected at least 40 workers .*6 CPUs, 4 GPUs"):
+    monkeypatch.setattr(LocalWorkers, "_visible_gpus", lambda _: ["0", "1", "2", "3"])
+    compute = on_pool(workers=5, gpus_per_worker=1.0, start_timeout_s=0.5)
+    spec = job(photos(4), tmp_path / "out", compute=compute)
+    with pytest.raises(EnvironmentFault, match=r"expected at least 5 workers .* 1 GPUs each.* CPUs, 4 GPUs"):
         run(spec, QUIET)
 
 
-def test_nothing_but_paths_and_receipts_is_in_the_object_store(
-    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nothing_but_paths_and_receipts_goes_to_workers_and_back(
+    on_pool: On, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     largest = 0
     ask = RemoteWorker.ask
@@ -174,12 +188,12 @@ def test_nothing_but_paths_and_receipts_is_in_the_object_store(
         ask(self, kind, about, method, *values)
 
     monkeypatch.setattr(RemoteWorker, "ask", measured)
-    run(job(photos(60), tmp_path / "out", input={"shard_size": 60}, compute=on_ray(workers=1)), QUIET)
+    run(job(photos(60), tmp_path / "out", input={"shard_size": 60}, compute=on_pool(workers=1)), QUIET)
     assert 0 < largest < 60 * 300
 
 
 def test_the_first_part_does_not_wait_for_a_listing_that_never_ends(
-    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_pool: On, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, out = photos(20), tmp_path / "out"
     real = sorted(folder.rglob("*.jpg"))
@@ -193,16 +207,17 @@ def test_the_first_part_does_not_wait_for_a_listing_that_never_ends(
         for number in itertools.count():
             yield Entry(str(real[number]) if number < 20 else f"{uri}/gone-{number:012}.jpg", 1, None)
 
-    spec = job(folder, out, compute=on_ray(workers=1))
+    spec = job(folder, out, compute=on_pool(workers=1))
     output, source = Output(str(out), Storage()), open_source(spec.input, Storage())
     monkeypatch.setattr(Storage, "list", endless)
     planner = Planner(output, source, spec.input, 10)
     planner.start()
     order = LoadOrder(spec, source, output, False, None)
     works = (None if shard is None else Work(shard) for shard in planner.shards())
-    receipts: Any = Scheduler(RayWorkers(), order, SettingsStore(spec, output), print).predict(works, ())
-    assert next(receipts).rows == 10  # It would never come after the listing.
-    assert not planner.complete
-    assert (out / "predictions").exists()
-    receipts.close()
+    with open_pool(spec.compute) as pool:
+        receipts: Any = Scheduler(pool, order, SettingsStore(spec, output), print).predict(works, ())
+        assert next(receipts).rows == 10  # It would never come after the listing.
+        assert not planner.complete
+        assert (out / "predictions").exists()
+        receipts.close()
     planner.stop()

@@ -59,8 +59,8 @@ class FakePool:
         self._answers[call := next(self._numbers)] = answer
         return call
 
-    def wait(self, calls: Iterable[Any], timeout_s: float, count: int = 1) -> Sequence[Any]:
-        return sorted(calls)[:count]  # The oldest first.
+    def wait(self, calls: Iterable[Any], timeout_s: float) -> Sequence[Any]:
+        return sorted(calls)[:1]  # The oldest first, one at a time.
 
     def answer(self, call: Any) -> Any:
         if isinstance(answer := self._answers.pop(call), WorkerEnded):
