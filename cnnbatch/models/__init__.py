@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cnnbatch.models.libraries.without_compiler import defer_compiler
+
 if TYPE_CHECKING:
     from cnnbatch.models.building import build_classifier
     from cnnbatch.models.choice import Choice
@@ -27,6 +29,8 @@ _MODULES = {
     "Resizing": "resizing",
     "build_classifier": "building",
 }
+
+defer_compiler()  # Here, since each process that builds a network comes by before it imports one of them.
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from cnnbatch.models import catalogue
 from cnnbatch.models.choice import ONNX, check_classes, require_equal, says_all
 from cnnbatch.models.depth import shortened
 from cnnbatch.models.heads import with_new_head
-from cnnbatch.models.libraries import keras_models, timm_models, torchvision_models
+from cnnbatch.models.libraries import keras_models, torchvision_models
 from cnnbatch.models.network import Architecture, Network, PublishedFile, last_layer, library, seeded
 from cnnbatch.models.preprocessing import Preprocessing
 from cnnbatch.models.weights import files
@@ -80,18 +80,26 @@ def find(model: str) -> Architecture:
     if model in catalogue.OWN:
         return catalogue.OWN[model]()
     if model.startswith("timm/"):
+        from cnnbatch.models.libraries import timm_models
+
         return timm_models.architecture(model.removeprefix("timm/"))
     if keras_models.is_meant(model):
         return keras_models.architecture(model)
     if model in torchvision_models.names():
         return torchvision_models.architecture(model)
+    raise _no_such(model)
+
+
+def _no_such(model: str) -> UserError:
+    from cnnbatch.models.libraries import timm_models
+
     known = [
         *(ONNX, *catalogue.OWN),
         *torchvision_models.names(),
         *timm_models.names(),
         *keras_models.names(),
     ]
-    raise UserError(
+    return UserError(
         f"task.model: no classifier is called {model!r}{meant(model, known)}\n"
         "  expected a classifier of torchvision (resnet50), of timm (timm/NAME), of Keras (keras/NAME), one "
         f"of {', '.join(catalogue.OWN)}, onnx, or a function of yours (mypackage.module:build)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cnnbatch.models.libraries import timm_models
 from cnnbatch.models.network import Architecture, PublishedFile
 from cnnbatch.models.preprocessing import Preprocessing
 from cnnbatch.models.weights import files
@@ -18,6 +17,8 @@ EFFICIENTNET_LITE0 = (
 
 def efficientnet_lite0() -> Architecture:
     """EfficientNet-Lite0 (Tan and Le 2019, without squeeze-and-excitation), ImageNet top-1 0.751."""
+    from cnnbatch.models.libraries import timm_models
+
     how = Preprocessing(256, (224, 224), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     whole = timm_models.architecture("tf_efficientnet_lite0")
     address, sha256 = EFFICIENTNET_LITE0
