@@ -68,10 +68,10 @@ def chosen() -> str:
     )
 
 
-def require_answer(address: str) -> None:
+def require_answer(address: str, found: bool = False) -> None:
     """Raise EnvironmentFault where nothing answers at HOST:PORT within seconds, or what does is no Ray.
 
-    Also where it wants a token and none was given.
+    Also where it wants a token and none will be sent; ``found`` says that no person named the address.
     """
     host, _, port = address.rpartition(":")
     try:
@@ -87,7 +87,7 @@ def require_answer(address: str) -> None:
     if _SERVING not in _asked(place, "/grpc.health.v1.Health/Check"):
         raise EnvironmentFault(f"{VARIABLE}={address}: what answers there is not a Ray head node", _MEND)
     wants_token = b"InvalidAuthToken" in _asked(place, "/ray.rpc.NodeInfoGcsService/CheckAlive")
-    if wants_token and not _has_token():
+    if wants_token and not _sends_token(found):
         raise EnvironmentFault(
             f"{VARIABLE}={address}: this Ray cluster wants a token",
             "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token",
@@ -96,7 +96,7 @@ def require_answer(address: str) -> None:
 
 def _answers(address: str) -> bool:
     try:
-        require_answer(address)
+        require_answer(address, found=True)
     except (EnvironmentFault, ValueError):  # Left over from a Ray that has ended, or damaged.
         return False
     return True
@@ -146,11 +146,14 @@ def _option(process: psutil.Process, name: str) -> str:
     return next(values, "")
 
 
-def _has_token() -> bool:
-    """Say whether Ray's client sends a token (`ray._private.authentication.authentication_token_setup`)."""
+def _sends_token(found: bool) -> bool:
+    """Say whether Ray's client sends its token: to a Ray that was found also where no variable says so.
+
+    After `ray._private.authentication.authentication_token_setup`.
+    """
     mode = os.environ.get("RAY_AUTH_MODE")
-    if mode is not None:
-        return mode.lower() == "token"
+    if mode is not None or not found:
+        return (mode or "").lower() == "token"
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     return bool(given) or os.path.isfile(os.path.expanduser("~/.ray/auth_token"))
 

@@ -19,9 +19,10 @@ from typing import Any
 
 import psutil
 import ray
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import RayError
 
-from cnnbatch.cluster.address import cluster_address
+from cnnbatch.cluster.address import chosen, cluster_address
 from cnnbatch.cluster.nodes import Node, alive_nodes, bounds, describe, require_cores
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import EnvironmentFault
@@ -212,6 +213,9 @@ class Session:
         # What Ray tells its drivers (advice on memory, the autoscaler's plans) would look like our own.
         ray._private.worker.print_to_stdstream = _say_nothing
         if not self.starts:
+            if chosen() == "auto":  # Ray itself sends its token to an address that it found, to no other.
+                logging.getLogger("ray").setLevel(logging.CRITICAL)
+                maybe_enable_token_auth_if_token_available()
             ray.init(address=address, **quiet)
             return
         least, _ = bounds(compute)

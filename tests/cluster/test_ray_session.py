@@ -92,13 +92,15 @@ def test_a_ray_that_wants_a_token_is_joined_where_rays_client_has_one(
     with listening() as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(EnvironmentFault, match="wants a token"):
-            ray_address.require_answer(address)
+            ray_address.require_answer(address, found=True)
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("a" * 64)  # As Ray leaves it.
-        ray_address.require_answer(address)
-        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        ray_address.require_answer(address, found=True)
         with pytest.raises(EnvironmentFault, match="wants a token"):
             ray_address.require_answer(address)
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        with pytest.raises(EnvironmentFault, match="wants a token"):
+            ray_address.require_answer(address, found=True)
 
 
 class Process:
@@ -132,7 +134,7 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     """Return a function that says which Ray is joined, by what runs, is noted, and doesn't answer."""
 
     def joined(*running: Process, noted: str | None = None, silent: tuple[str, ...] = ()) -> str | None:
-        def ask(address: str) -> None:
+        def ask(address: str, found: bool = False) -> None:
             if address in silent:
                 raise EnvironmentFault("no answer", "")
 
