@@ -2,8 +2,9 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -15,6 +16,24 @@ from tests.places import SHARED
 os.environ.setdefault("RAY_ADDRESS", "local")  # never join a cluster that runs on this machine
 settings.register_profile("cnnbatch", deadline=None)
 settings.load_profile("cnnbatch")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have what a module's fixtures run remember nothing, and never read the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CNNBATCH_CACHE", _new_cache(tmp_path_factory))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a cache of its own, in which nothing is remembered of another test."""
+    monkeypatch.setenv("CNNBATCH_CACHE", _new_cache(tmp_path_factory))
+
+
+def _new_cache(folders: pytest.TempPathFactory) -> str:
+    return str(folders.getbasetemp() / f"cache-{uuid4().hex}")
 
 
 @pytest.fixture(scope="session")

@@ -187,7 +187,7 @@ def _predict(running: _Running, work: Iterator[Work | None]) -> Iterator[Receipt
     suspects = output.suspects()
     require_survivable(job.compute, suspects)
     inline = runs_inline(job.compute, planner.images if planner.complete else None) and not suspects
-    order = LoadOrder(job, running.source, output, inline, tuned.kept())
+    order = LoadOrder(job, running.source, output, inline, tuned.kept(), tuned.remembered())
     if inline:
         running.screen.doing(f"loading {model_of(job)}")
         yield from predict_inline(order, chain(head, work), tuned)
