@@ -267,6 +267,7 @@ class Scheduler:
             )
         for kind, about in worker.calls.values():
             if kind == "load" and not lost:
+                self._order = replace(self._order, remembered=())  # It may be a remembered way that ends it.
                 what = f"a worker ended while it loaded the model: {words}"
                 mend = "look at that machine's memory and Ray's logs"
                 self._count_strike(worker.node, EnvironmentFault(what, mend))
