@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -24,14 +25,31 @@ pytest_collection_modifyitems = dealing.longest_first
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Give each process of tests a cache and a folder for temporary files of its own; Ray keeps its own."""
+def _own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give each process of tests a folder for temporary files of its own; Ray keeps its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CNNBATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("RAY_TMPDIR", os.environ.get("RAY_TMPDIR", "/tmp"))  # Its sockets need short paths.
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
         patch.setattr(tempfile, "tempdir", None)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have what a module's fixtures run remember nothing, and never read the user's own cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CNNBATCH_CACHE", _new_cache(tmp_path_factory))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a cache of its own, in which nothing is remembered of another test."""
+    monkeypatch.setenv("CNNBATCH_CACHE", _new_cache(tmp_path_factory))
+
+
+def _new_cache(folders: pytest.TempPathFactory) -> str:
+    return str(folders.getbasetemp() / f"cache-{uuid4().hex}")
 
 
 @pytest.fixture(scope="session")

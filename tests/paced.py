@@ -21,8 +21,16 @@ if TYPE_CHECKING:
     from cnnbatch.types import Image, Prepared
 
 
+LIBRARY = "paced 1"
+"""What its model says that made it: another network, for a task that is the same."""
+LACKING: set[str] = set()
+"""Backends that this machine has no more."""
+
+
 class Paced(Task):
     """Probabilities of eight classes. ``milliseconds`` an image by backend; ``shift`` of the best class.
+
+    Both may also have a backend with its precision, as in ``eager bf16``.
 
     ``share`` stands for the part of the job's time that may be spent on measuring. ``refused`` is a
     backend in which the network refuses its input, ``dies`` one that kills its process; ``weights`` are
@@ -48,7 +56,7 @@ class Paced(Task):
         """Make the network."""
         candidates.SHARE = self.share
         candidates.LOADING_S = dict.fromkeys(candidates.LOADING_S, 0.1)
-        if runtime.backend in self.unavailable:
+        if runtime.backend in {*self.unavailable, *LACKING}:
             raise Unavailable(f"planted: no {runtime.backend}")
         if runtime.backend == self.refused:  # As `network.check` says of outputs that overflow.
             raise UserError("task.model: planted: infinite outputs")
@@ -63,7 +71,7 @@ class PacedModel:
         self.identity: Mapping[str, str] = {
             "weights": task.weights,
             "preprocessing": "8",
-            "library": "paced 1",
+            "library": LIBRARY,
         }
 
     def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -83,10 +91,12 @@ class PacedModel:
         backend = self._runtime.backend
         if backend == self._task.dies:
             os._exit(1)
-        ends = time.thread_time() + len(batch) * self._task.milliseconds[backend] / 1000
+        way = f"{backend} {self._runtime.precision}"
+        milliseconds, shift = self._task.milliseconds, self._task.shift
+        ends = time.thread_time() + len(batch) * milliseconds.get(way, milliseconds[backend]) / 1000
         while time.thread_time() < ends:
             pass
-        classes = (batch[:, 0, 0, 0].long() + self._task.shift.get(backend, 0)) % 8
+        classes = (batch[:, 0, 0, 0].long() + shift.get(way, shift.get(backend, 0))) % 8
         return {"probabilities": 0.2 + 0.6 * torch.nn.functional.one_hot(classes, 8).float()}
 
     def rows(

@@ -12,7 +12,8 @@ from tests.places import CHECKOUT
 ROOT = CHECKOUT
 TORCH = """
     images.decode images.inspect images.nvjpeg inference.autotune.agreement
-    inference.autotune.measure inference.bench.alone inference.bench.command inference.worker.devices
+    inference.autotune.measure inference.autotune.recall inference.autotune.trials
+    inference.bench.alone inference.bench.command inference.worker.devices
     inference.worker.predictor inference.worker.readahead inference.worker.settings inference.worker.timings
     inference.worker.transfer inference.worker.worker models.architectures.darknet
     models.architectures.darknet_layers

@@ -212,7 +212,10 @@ class _Workers:
             count = f"{compute.workers} " if isinstance(compute.workers, int) else ""
             running.screen.doing(f"starting {count}workers, which load {model_of(running.job)}")
             pool = self._open.enter_context(open_pool(compute, note))
-            order = LoadOrder(running.job, running.source, running.output, False, self.tuned.kept())
+            tuned = self.tuned
+            order = LoadOrder(
+                running.job, running.source, running.output, False, tuned.kept(), tuned.remembered()
+            )
             made = Scheduler(pool, order, self.tuned, note, running.planner.count_shards)
             self._scheduler = self._open.enter_context(closing(made))
             made.start()
@@ -250,7 +253,7 @@ def _predict(running: _Running, workers: _Workers, work: Iterator[Work | None]) 
     inline = runs_inline(job.compute, planner.images if planner.complete else None) and not suspects
     if inline and not workers.are_started:
         running.screen.doing(f"loading {model_of(job)}")
-        order = LoadOrder(job, running.source, output, True, workers.tuned.kept())
+        order = LoadOrder(job, running.source, output, True, workers.tuned.kept(), workers.tuned.remembered())
         yield from predict_inline(order, chain(head, work), workers.tuned)
         return
     yield from workers.scheduler().predict(chain(head, work), suspects)

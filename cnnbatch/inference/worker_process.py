@@ -9,14 +9,14 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.messages import Fault, Ready, TuningSample, Withdrawn, Work
+from cnnbatch.inference.messages import Fault, Ready, RememberedSettings, TuningSample, Withdrawn, Work
 from cnnbatch.inference.worker.host_memory import memory_left_bytes, peak_rss_bytes, rss_bytes
 from cnnbatch.inference.worker.journal import Journal, suspects
 from cnnbatch.inference.worker.watchdog import Watchdog, has_fired
@@ -24,6 +24,7 @@ from cnnbatch.job import MapJob
 from cnnbatch.types import Failure, Receipt, Shard
 
 if TYPE_CHECKING:
+    from cnnbatch.inference.autotune.candidates import TuningTrial
     from cnnbatch.inference.messages import LoadOrder
     from cnnbatch.inference.worker.settings import Settings
     from cnnbatch.inference.worker.worker import Worker
@@ -49,6 +50,9 @@ class WorkerProcess:
         self._order: LoadOrder | None = None
         self._watchdog: Watchdog | None = None
         self._on_cpu: Sequence[str] = ()
+        self._plain: Settings | None = None
+        self._remembered: RememberedSettings | None = None
+        self._note = ""
 
     def load(self, order: LoadOrder) -> Ready | Fault:
         """Settle how to run, and load the model."""
@@ -102,6 +106,7 @@ class WorkerProcess:
 
     def _load(self, order: LoadOrder) -> Ready:
         os.environ.setdefault(*ON_CPU_WHAT_MPS_LACKS)  # Read when torch is imported, which is now.
+        from cnnbatch.inference.autotune import recall
         from cnnbatch.inference.worker import devices, malloc
         from cnnbatch.inference.worker.settings import choose
         from cnnbatch.models.runtime.backends import Unavailable
@@ -111,19 +116,23 @@ class WorkerProcess:
             malloc.keep_freed_memory()
         self._order = order
         settings, is_open = choose(order.job, order.inline, order.kept)
+        known = recall.recalled(order, settings) if is_open else None
         journal = Journal(Path(tempfile.gettempdir()) / f"cnnbatch-journal-{os.getpid()}-{uuid4().hex}")
         words = HANG_WORDS if order.inline else ""
         self._watchdog = Watchdog(journal, order.job.compute.batch_timeout_s, _hang_file(journal.path), words)
         try:
             with devices.operators_on_cpu() as self._on_cpu:
-                self._worker = self._make(journal, settings)
+                loaded = recall.load(known, settings, partial(self._make, journal))
+            self._worker, self._plain = loaded.worker, settings
+            self._remembered, self._note = loaded.remembered, loaded.note
         except Unavailable as error:
             raise _unavailable(settings.backend, str(error), order.job) from error
         finally:
             if self._worker is None:  # Nothing is left to watch.
                 self._watchdog.close()
                 take_journal(str(journal.path))
-        return self._ready(is_open, peak_rss_bytes())
+        trials = recall.trials_of(known, self._worker.settings) if known and self._remembered else ()
+        return self._ready(is_open, peak_rss_bytes(), trials)
 
     def _make(self, journal: Journal, settings: Settings, model: Model | None = None) -> Worker:
         from cnnbatch.inference.worker.worker import Worker
@@ -134,16 +143,30 @@ class WorkerProcess:
 
     def _measure(self, sample: TuningSample) -> Ready:
         from cnnbatch.inference.autotune.measure import measure
+        from cnnbatch.inference.autotune.recall import to_remember
 
-        first, order = self._loaded(), self._order
+        first, order, plain = self._loaded(), self._order, self._plain
         assert order is not None
+        assert plain is not None
         taken = peak_rss_bytes()
-        self._worker, trials = measure(order.job, first, sample, partial(self._make, first.journal))
+        if self._remembered is not None:  # For more images than measuring then was worth: as if nothing were.
+            first.close()
+            self._worker, self._remembered = self._make(first.journal, plain), None
+            first = self._worker
+        measured = measure(order.job, first, sample, partial(self._make, first.journal))
+        self._worker = measured.worker
         # The peak is now that of several networks at once, which no other worker will hold.
         taken = max(taken, rss_bytes())
-        return self._ready(False, taken, [trial.to_json() for trial in trials])
+        found = to_remember(order.job, plain, sample, measured)
+        return self._ready(False, taken, measured.trials, found)
 
-    def _ready(self, is_open: bool, taken_bytes: int, trials: Sequence[Mapping[str, Any]] = ()) -> Ready:
+    def _ready(
+        self,
+        is_open: bool,
+        taken_bytes: int,
+        trials: Sequence[TuningTrial] = (),
+        found: RememberedSettings | None = None,
+    ) -> Ready:
         worker = self._loaded()
         return Ready(
             settings=worker.settings.to_json(),
@@ -156,8 +179,10 @@ class WorkerProcess:
             classes=worker.classes(),
             key=worker.settings.key,
             open=is_open,
-            trials=trials,
-            notes=worker.notes(),
+            trials=[trial.to_json() for trial in trials],
+            notes=(*worker.notes(), *filter(None, [self._note])),
+            remembered=self._remembered,
+            found=found,
         )
 
     def _answer(self, ask: Callable[[], Answer]) -> Answer | Fault:

@@ -172,8 +172,9 @@ def row(model: str) -> list[str]:
         loop = alone(THIS, EAGER, model, str(plain.batch))["rate"]
         first = workers.make(plain)
         sample = TuningSample(Shard(0, workers.refs), MANY, 1, precision_open=True)
-        chosen, trials = measure(workers.spec, first, sample, workers.make)
-        for trial in trials:
+        measured = measure(workers.spec, first, sample, workers.make)
+        chosen = measured.worker
+        for trial in measured.trials:
             rate = "" if trial.rate is None else f"{trial.rate:.1f}"
             way = f"{model} {trial.precision} {trial.backend} {trial.batch}"
             print(f"  {way}: {trial.verdict} {rate} {trial.reason}")

@@ -356,9 +356,9 @@ def measured(
     sample = TuningSample(Shard(0, refs), 10**6, 1, precision_open=False, decoder_open=is_open)
     spec = job(tmp_path, tmp_path / "out", precision="fp32", backend="eager", batch=4)
     first = make(PRETENDED, None)
-    worker, trials = measuring.measure(spec, first, sample, make)
-    assert [one.settings for one in made if not one.closed] == [worker.settings]
-    return worker.settings, [trial for trial in trials if trial.decoder == "cuda"], made
+    found = measuring.measure(spec, first, sample, make)
+    assert [one.settings for one in made if not one.closed] == [found.worker.settings]
+    return found.worker.settings, [trial for trial in found.trials if trial.decoder == "cuda"], made
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ only while the budget, a part of the time that the job would take without, has r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,9 @@ LOADING_S: Mapping[Backend, float] = {"eager": 2.0, "openvino": 5.0, "compile": 
 """What it takes to load a network and make it ready, as measured for networks of usual size."""
 PROMISE: Mapping[Precision, float] = {"fp32": 1.0, "bf16": 2.0, "fp16": 2.0}
 """How much faster a precision is about, for estimating what a pass will take."""
+PRIOR_FEW = 30
+"""The least number of images on which the guard judges the prior's way: of so few none may differ."""
+PRIOR_SAMPLE = 32
 WORTH = 1.03
 """How much faster a way has to be than a plainer one, to be chosen."""
 
@@ -97,24 +101,49 @@ class Budget:
     workers: int
     seconds_each: float
     spent_s: float = 0.0
+    refused: list[float] = field(default_factory=list)
+    """For how many images a worker what was refused would have been done, of each."""
 
     @property
     def whole_s(self) -> float:
         """The whole budget."""
         return min(SHARE * self.images * self.seconds_each / max(1, self.workers), MOST_S)
 
+    @property
+    def enough(self) -> int | None:
+        """For how many images a worker more would have been done; None: for none."""
+        return math.ceil(min(self.refused)) if self.refused else None
+
     def reason_against(self, cost_s: float) -> str:
         """Say why something that takes about ``cost_s`` is not done; nothing where there is room."""
         left = max(0.0, self.whole_s - self.spent_s)
         if cost_s <= left:
             return ""
+        if self.spent_s + cost_s <= MOST_S:
+            self.refused.append((self.spent_s + cost_s) / (SHARE * self.seconds_each))
         why = "the most for any job" if self.whole_s == MOST_S else f"{SHARE:.0%} of what this job takes"
         return f"would take about {cost_s:.0f} s; {left:.0f} s are left of {self.whole_s:.0f} s, {why}"
+
+    def pays(self, cost_s: float, saved_each_s: float) -> bool:
+        """Say whether something that takes about ``cost_s`` saves more, at so many seconds an image."""
+        if cost_s * max(1, self.workers) <= self.images * saved_each_s:
+            return True
+        self.refused.append(cost_s / saved_each_s)
+        return False
 
 
 def cost_s(candidate: TuningCandidate, seconds_each: float, images: int) -> float:
     """Return about how long a trial takes, where the reference takes ``seconds_each`` an image."""
     return LOADING_S[candidate.backend] + images * seconds_each / PROMISE[candidate.precision]
+
+
+def prior(ways: Sequence[TuningCandidate], backend: Backend) -> TuningCandidate | None:
+    """Return the one of ``ways`` that is taken where measuring them all would not pay.
+
+    That is the narrowest precision in which the device computes, by the ``backend`` that runs already: of all
+    that could be tried it is the likeliest to be faster, and soonest ready. None: eager fp32 it is.
+    """
+    return next((one for one in ways if one.backend == backend and PROMISE[one.precision] > 1), None)
 
 
 def decided_already(candidate: TuningCandidate, passed: Sequence[TuningTrial], reference_rate: float) -> str:

@@ -12,22 +12,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, Literal
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.autotune.agreement import agreement, beyond, limits
+from cnnbatch.inference.autotune.agreement import agreement, beyond
 from cnnbatch.inference.autotune.candidates import (
+    PRIOR_FEW,
+    PRIOR_SAMPLE,
+    PROMISE,
     Budget,
     Pace,
     TuningCandidate,
     TuningTrial,
+    Verdict,
     batches,
     best,
     candidates,
     cost_s,
     decided_already,
+    prior,
 )
 from cnnbatch.inference.autotune.store import FEW
+from cnnbatch.inference.autotune.trials import by, is_of, trial_of
 from cnnbatch.inference.messages import TuningSample
 from cnnbatch.inference.worker.devices import find_device, has_bf16
 from cnnbatch.inference.worker.settings import Settings
@@ -56,13 +62,36 @@ class Pass:
     decode_s: float
 
 
-def measure(job: MapJob, first: Worker, sample: TuningSample, make: Make) -> tuple[Worker, list[TuningTrial]]:
-    """Return the worker to go on with, and what came of every candidate.
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The worker to go on with, and what came of every candidate.
+
+    ``found`` is None where nothing could be timed; for ``enough`` images a worker more would have been tried.
+    """
+
+    worker: Worker
+    trials: Sequence[TuningTrial]
+    found: Literal["measured", "prior"] | None
+    enough: int | None = None
+
+
+def measure(job: MapJob, first: Worker, sample: TuningSample, make: Make) -> Measured:
+    """Measure, or take the prior where that would not pay.
 
     ``first`` runs as the job says, where it says it, else in eager fp32. Workers that are not returned
     are closed. Raises as `Worker.run`, for the sample's own images.
     """
     return _Measuring(job, first, sample, make).result()
+
+
+def open_ways(job: MapJob, plain: Settings, precision_open: bool) -> list[TuningCandidate]:
+    """Return the ways that the job and the output leave open, where ``plain`` is how a worker runs first."""
+    return candidates(
+        plain.type,
+        has_bf16(find_device(plain.type)),
+        job.task.precisions if precision_open else {plain.precision},
+        job.task.backends if job.compute.backend == "auto" else {plain.backend},
+    )
 
 
 class _Measuring:
@@ -73,8 +102,9 @@ class _Measuring:
         self._first = self._chosen = first
         self._trials: list[TuningTrial] = []
         self._passed: list[TuningTrial] = []
+        self._found: Literal["measured", "prior"] | None = None
 
-    def result(self) -> tuple[Worker, list[TuningTrial]]:
+    def result(self) -> Measured:
         reason = self._measure_reference()
         if not reason:
             for candidate in self._candidates():
@@ -84,7 +114,8 @@ class _Measuring:
         if self._chosen is not self._first:
             self._first.close()
         self._chosen.settings.apply()
-        return self._chosen, [*self._explained(reason)]
+        enough = self._budget.enough if self._found else None
+        return Measured(self._chosen, self._explained(reason), self._found, enough)
 
     def _measure_reference(self) -> str:
         """Take the pass of eager fp32; say why nothing is measured, where that is so."""
@@ -99,7 +130,10 @@ class _Measuring:
         self._budget = Budget(self._sample.images, self._sample.workers, each)
         trials_s = [cost_s(candidate, each, len(refs)) for candidate in self._candidates()]
         reason = self._budget.reason_against(len(refs) * each + min(trials_s, default=math.inf))
-        if not reason:
+        if reason:
+            self._found = "prior"
+            self._take_prior(worker, head, reason)
+        else:
             reason = self._take_reference(worker)
         if worker is not self._first:
             worker.close()
@@ -111,55 +145,79 @@ class _Measuring:
         self._budget.spent_s += time.monotonic() - started
         if len(self._reference.outputs) < FEW:
             return f"only {len(self._reference.outputs)} images of the sample could be predicted"
-        verdict = "slower" if worker is self._first else "reference"  # Which the job does not allow itself.
-        trial = _trial(worker.settings, verdict, rate=1 / self._reference.forward_s)
+        self._found = "measured"
+        self._note_reference(worker)
+        return ""
+
+    def _note_reference(self, worker: Worker) -> None:
+        verdict: Verdict = (
+            "slower" if worker is self._first else "reference"
+        )  # Which the job does not allow itself.
+        trial = trial_of(worker.settings, verdict, rate=1 / self._reference.forward_s)
         self._trials.append(trial)
         if worker is self._first:
             self._passed.append(trial)
-        return ""
+
+    def _take_prior(self, worker: Worker, head: Pass, reason: str) -> None:
+        """Try the prior's way on a few images, if that takes less than it saves; the others are not tried."""
+        ways = self._candidates()
+        way = prior(ways, self._first.settings.backend)
+        if way is None or not self._prior_pays(way, head):
+            return
+        self._reference = (
+            head if self._is_prior_sample(worker) else self._pass(worker, self._shard(PRIOR_SAMPLE))
+        )
+        if len(self._reference.outputs) < PRIOR_FEW:
+            return
+        self._note_reference(worker)
+        self._note(self._loaded(by(way, self._first.settings), self._glanced_at))
+        others = [one for one in ways if one != way]
+        self._trials += [trial_of(by(one, self._first.settings), "not tried", reason) for one in others]
+
+    def _prior_pays(self, way: TuningCandidate, head: Pass) -> bool:
+        each = head.forward_s + head.decode_s
+        again_s = 0.0 if self._is_prior_sample(self._first) else PRIOR_SAMPLE * each
+        saved_each_s = head.forward_s * (1 - 1 / PROMISE[way.precision])
+        return self._budget.pays(again_s + cost_s(way, each, PRIOR_SAMPLE), saved_each_s)
+
+    def _is_prior_sample(self, worker: Worker) -> bool:
+        """Say whether the batches by which a worker is timed are enough images for the prior."""
+        return HEAD_BATCHES * worker.settings.batch >= PRIOR_SAMPLE
 
     def _candidates(self) -> list[TuningCandidate]:
-        """Return what the job and the output leave open, but for the reference itself."""
-        compute, task, plain = self._job.compute, self._job.task, self._first.settings
-        found = candidates(
-            plain.type,
-            has_bf16(find_device(plain.type)),
-            task.precisions if self._sample.precision_open else {plain.precision},
-            task.backends if compute.backend == "auto" else {plain.backend},
-        )
+        """Return the ways that are open, but for the reference itself."""
+        found = open_ways(self._job, self._first.settings, self._sample.precision_open)
         return [one for one in found if one != TuningCandidate("fp32", "eager")]
 
     def _try(self, candidate: TuningCandidate) -> None:
         started = time.monotonic()
-        settings = replace(
-            self._first.settings,
-            precision=candidate.precision,
-            backend=candidate.backend,
-            tf32=candidate.tf32,
-        )
-        trial = self._tried(candidate, settings)
+        self._note(self._tried(candidate, by(candidate, self._first.settings)))
+        self._budget.spent_s += time.monotonic() - started
+
+    def _note(self, trial: TuningTrial) -> None:
         self._trials.append(trial)
         if trial.verdict == "slower":
             self._passed.append(trial)
-        self._budget.spent_s += time.monotonic() - started
 
     def _tried(self, candidate: TuningCandidate, settings: Settings) -> TuningTrial:
         each = self._reference.forward_s + self._reference.decode_s
         reason = decided_already(candidate, self._passed, 1 / self._reference.forward_s)
         if not reason:
             reason = self._budget.reason_against(cost_s(candidate, each, len(self._sample.shard.refs)))
-        if reason:
-            return _trial(settings, "not tried", reason)
+        return trial_of(settings, "not tried", reason) if reason else self._loaded(settings, self._measured)
+
+    def _loaded(self, settings: Settings, judge: Callable[[Worker], TuningTrial]) -> TuningTrial:
+        """Load a way, have it judged, and go on with it if it is the best so far."""
         started = time.monotonic()
         try:
             worker = self._worker(settings)
         except (Unavailable, UserError, RuntimeError) as error:  # Eager fp32 has loaded: only this way can't.
-            return _trial(settings, "not available", str(error))
+            return trial_of(settings, "not available", str(error))
         loading_s = time.monotonic() - started
         try:
-            trial = self._measured(worker)
+            trial = judge(worker)
         except PredictFault as fault:
-            trial = _trial(settings, "not available", fault.message)
+            trial = trial_of(settings, "not available", fault.message)
         trial = replace(trial, loading_s=loading_s)
         self._keep(worker, trial)
         return trial
@@ -172,11 +230,18 @@ class _Measuring:
         rate = 1 / self._head(worker).forward_s
         fastest = max((one.rate or 0.0 for one in self._passed), default=0.0)
         if rate < CLEARLY * fastest:
-            return _trial(worker.settings, "slower", rate=rate)
+            return trial_of(worker.settings, "slower", rate=rate)
         found = self._pass(worker, self._sample.shard)
         measured, reason = self._guard(worker, found)
-        verdict = "other results" if reason else "slower"
-        return _trial(worker.settings, verdict, reason, 1 / found.forward_s, measured)
+        verdict: Verdict = "other results" if reason else "slower"
+        return trial_of(worker.settings, verdict, reason, 1 / found.forward_s, measured)
+
+    def _glanced_at(self, worker: Worker) -> TuningTrial:
+        """Time a worker on few images, and compare what it says of them with the reference."""
+        found = self._head(worker, PRIOR_SAMPLE)
+        measured, reason = self._guard(worker, found)
+        verdict: Verdict = "other results" if reason else "slower"
+        return trial_of(worker.settings, verdict, reason, 1 / found.forward_s, measured)
 
     def _guard(self, worker: Worker, found: Pass) -> tuple[dict[str, float], str]:
         """Return how a pass agrees with the reference's, and what of it is beyond the limits."""
@@ -208,12 +273,12 @@ class _Measuring:
             other = settings.with_batch(batch)
             reason = self._budget.reason_against(2 * HEAD_BATCHES * batch / fastest)
             if reason:
-                self._trials.append(_trial(other, "not tried", reason))
+                self._trials.append(trial_of(other, "not tried", reason))
                 continue
             started = time.monotonic()
             worker = self._make(other, self._chosen.model)
             rate = 1 / self._head(worker).forward_s
-            self._trials.append(_trial(other, rate=rate))
+            self._trials.append(trial_of(other, rate=rate))
             self._budget.spent_s += time.monotonic() - started
             if rate > WORTH_A_BATCH * fastest:
                 fastest, worker, self._chosen = rate, self._chosen, worker
@@ -233,17 +298,17 @@ class _Measuring:
         passes_s = 3 * len(self._sample.shard.refs) * (pace.ahead_s + forward_s)
         reason = pace.reason_against_device() or self._budget.reason_against(passes_s)
         if reason:
-            self._trials.append(_trial(other, "not tried", reason))
+            self._trials.append(trial_of(other, "not tried", reason))
             return
         try:
             worker = self._make(other, host.model)
         except EnvironmentFault as fault:
-            self._trials.append(_trial(other, "not available", str(fault)))
+            self._trials.append(trial_of(other, "not available", str(fault)))
             return
         try:
             trial = self._decoded(worker, Pace(host.ahead_s(self._sample.shard), forward_s))
         except PredictFault as fault:
-            trial = _trial(other, "not available", fault.message)
+            trial = trial_of(other, "not available", fault.message)
         self._trials.append(trial)
         if trial.verdict == "chosen":
             worker, self._chosen = host, worker
@@ -256,17 +321,17 @@ class _Measuring:
         measured, beyond = self._guard(worker, found)
         device = Pace(worker.ahead_s(self._sample.shard), found.forward_s)
         reason = beyond or host.reason_for_device(device)
-        verdict = "other results" if beyond else "chosen" if reason else "slower"
-        return _trial(worker.settings, verdict, reason, 1 / found.forward_s, measured)
+        verdict: Verdict = "other results" if beyond else "chosen" if reason else "slower"
+        return trial_of(worker.settings, verdict, reason, 1 / found.forward_s, measured)
 
     def _rate(self, worker: Worker) -> float:
-        return next(one.rate for one in self._trials if one.rate and _is_of(one, worker.settings))
+        return next(one.rate for one in self._trials if one.rate and is_of(one, worker.settings))
 
-    def _head(self, worker: Worker) -> Pass:
-        """Time a few batches, after one that warms up."""
+    def _head(self, worker: Worker, least: int = 0) -> Pass:
+        """Time a few batches, of ``least`` images together, after one that warms up."""
         batch = worker.settings.batch
         self._pass(worker, self._shard(batch))
-        return self._pass(worker, self._shard(HEAD_BATCHES * batch))
+        return self._pass(worker, self._shard(max(HEAD_BATCHES * batch, least)))
 
     def _shard(self, count: int) -> Shard:
         """Return so many images from all over the sample, again from its start where it has fewer."""
@@ -286,46 +351,25 @@ class _Measuring:
 
     def _explained(self, reason: str) -> list[TuningTrial]:
         """Return the trials with the chosen one marked, and why it was chosen."""
-        if reason:
-            return [_trial(self._first.settings, "chosen", reason)]
+        if not self._trials:
+            return [trial_of(self._first.settings, "chosen", reason)]
+        chosen = self._chosen.settings
+        if not any(is_of(trial, chosen) for trial in self._trials):
+            self._trials.append(trial_of(chosen))  # As the job names it, of which no trial was made.
         return [
-            replace(trial, verdict="chosen", reason=trial.reason or self._why())
-            if _is_of(trial, self._chosen.settings)
+            replace(trial, verdict="chosen", reason=self._why_by_prior(reason) or trial.reason or self._why())
+            if is_of(trial, chosen)
             else trial
             for trial in self._trials
         ]
+
+    def _why_by_prior(self, reason: str) -> str:
+        return f"chosen by prior, since measuring {reason}" if reason else ""
 
     def _why(self) -> str:
         if str(self._chosen.identity["weights"]).startswith("random"):
             return "the fastest; random weights say nothing that could be compared"
         return "the fastest of those that give the same results"
-
-
-def _trial(
-    settings: Settings,
-    verdict: Any = "slower",
-    reason: str = "",
-    rate: float | None = None,
-    agreement: Mapping[str, float] | None = None,
-) -> TuningTrial:
-    return TuningTrial(
-        precision=settings.precision,
-        backend=settings.backend,
-        batch=settings.batch,
-        tf32=settings.tf32,
-        verdict=verdict,
-        reason=reason,
-        rate=rate,
-        agreement=agreement or {},
-        decoder=settings.decoder,
-        limits={name: limits()[name].to_json() for name in agreement or {}},
-    )
-
-
-def _is_of(trial: TuningTrial, settings: Settings) -> bool:
-    return _trial(settings) == replace(
-        trial, verdict="slower", reason="", rate=None, loading_s=None, agreement={}, limits={}
-    )
 
 
 def _clock(settings: Settings) -> Callable[[], float]:

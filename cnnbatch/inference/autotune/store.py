@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from cnnbatch.errors import UserError
 from cnnbatch.inference import fingerprint
-from cnnbatch.inference.messages import Ready, TuningSample
+from cnnbatch.inference.autotune import remembered
+from cnnbatch.inference.messages import Ready, RememberedSettings, TuningSample
 from cnnbatch.job import MapJob, to_yaml
 from cnnbatch.output.folder import Output
 from cnnbatch.output.plan import spread
@@ -65,11 +66,20 @@ class SettingsStore:
         """Return what is kept: ``precision``, ``decoder``, and the settings by their key."""
         return {**(self._output.decided("settings") or {}), **self._output.settings()}
 
+    def remembered(self) -> tuple[RememberedSettings, ...]:
+        """Return what earlier jobs have found for the same task; see `inference.autotune.remembered`."""
+        return remembered.recall(self._job, self._note)
+
     def sample(self, ready: Ready, workers: int) -> TuningSample | None:
-        """Return what a worker is to measure on; None where nothing is open or too little is there."""
+        """Return what a worker is to measure on; None where nothing is open or too little is there.
+
+        Nor is it measured again what is remembered, unless this job has many more images.
+        """
         self._require_known(ready)
         kept, refs, images = self.kept(), self._first.refs, self._first.planned()
         if not ready.open or images < FEW or len(refs) < FEW or _is_kept(ready, kept):
+            return None
+        if ready.remembered is not None and ready.remembered.suffices(images, workers):
             return None
         first = "precision" not in kept
         precision_open = self._job.compute.precision == "auto" and first
@@ -87,9 +97,9 @@ class SettingsStore:
         """
         self._require_known(ready)
         for words in ready.notes:
-            if self._screen is not None and words not in self._noted:
-                self._noted.add(words)
-                self._screen.note(words)
+            self._note(words)
+        if ready.found is not None:
+            remembered.remember(self._job, ready.found, self._note)
         settings = ready.settings
         mine = {name: settings[name] for name in ("precision", "decoder")}
         kept = {"decoder": "cpu", **self._output.decide("settings", mine)}
@@ -97,8 +107,16 @@ class SettingsStore:
         if same_precision and settings["decoder"] == kept["decoder"]:
             self._require_identity(ready)
             record = {**settings, "trials": list(ready.trials), "operators_on_cpu": ready.operators_on_cpu}
-            self._output.decide(f"settings/{ready.key}", record)
+            decided = self._output.decide(f"settings/{ready.key}", record)
+            if ready.remembered is not None and settings.items() <= decided.items():
+                self._note(f"{settings['precision']}, {settings['backend']}: {ready.remembered.why()}")
         return self.kept()
+
+    def _note(self, words: str) -> None:
+        """Say what a person should know, once."""
+        if self._screen is not None and words not in self._noted:
+            self._noted.add(words)
+            self._screen.note(words)
 
     def _require_known(self, ready: Ready) -> None:
         if self._known is not None:

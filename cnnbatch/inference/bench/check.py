@@ -129,8 +129,9 @@ class _Sample:
         ``made`` is what a run has made before: it goes on with the same settings.
         """
         self._made = made
-        kept = SettingsStore(self._job, made).kept() if made else None
-        order = LoadOrder(self._job, self._source, output, True, kept)
+        store = SettingsStore(self._job, made or output)
+        kept = store.kept() if made else None
+        order = LoadOrder(self._job, self._source, output, True, kept, store.remembered())
         work = [Work(Shard(0, self._refs))] if self._refs else []
         for _ in predict_inline(order, work, self):
             self.seen = list(result_lines(output.uri, output.storage))

@@ -190,7 +190,8 @@ class _Run:
         first = tuple(islice(repeated.refs(), len(asked.refs)))
         known = KnownClasses(asked.job, asked.source, partial(shards_of, asked.refs))
         self._store = SettingsStore(asked.job, output, FirstImages(first, lambda: len(first)), known=known)
-        self._order = LoadOrder(asked.job, repeated, output, asked.inline, None)
+        known_ways = self._store.remembered()
+        self._order = LoadOrder(asked.job, repeated, output, asked.inline, None, known_ways)
         self._ready: Ready | None = None
         self._ray_s = self._start_s = 0.0
 

@@ -65,6 +65,7 @@ class Failures:
             )
         for kind, about in worker.calls.values():
             if kind == "load" and not lost:
+                self._loading.forget_remembered()
                 what = f"a worker ended while it loaded the model: {words}"
                 mend = "look at that machine's memory, and at what its workers wrote"
                 self._count_strike(worker.node, EnvironmentFault(what, mend))

@@ -23,6 +23,10 @@ class Loading:
         """Return how many wait for what another one measures."""
         return len(self._waiting)
 
+    def forget_remembered(self) -> None:
+        """Have no other worker load as an earlier job has found: that may be what ended one."""
+        self.order = replace(self.order, remembered=())
+
     def give_up_measuring(self, kind: str) -> None:
         """Have no other worker measure on a kind of device: the model failed at it."""
         self._unmeasurable.add(kind)

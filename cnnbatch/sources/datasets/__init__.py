@@ -129,7 +129,7 @@ def places(entry: DataSet) -> list[str]:
 
 def cached(entry: DataSet) -> Path:
     """Return the folder that fetching fills, beside that of weights; ``CNNBATCH_CACHE`` moves it."""
-    return cache_folder().absolute().parent / "data" / entry.name
+    return cache_folder("data").absolute() / entry.name
 
 
 def is_laid_out(layout: DataSetLayout, folder: str, storage: Storage) -> bool:

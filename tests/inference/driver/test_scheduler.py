@@ -129,3 +129,23 @@ def test_an_image_that_ends_two_workers_is_condemned_by_its_journal(
 
     receipts = predict(Ending([Node("a", "one", 2, 0)], run), 4, print)
     assert {receipt.shard: receipt.failed for receipt in receipts} == {0: {"crash": 1}, 1: {}, 2: {}, 3: {}}
+
+
+def test_a_remembered_way_that_ends_its_worker_is_not_taken_again(
+    photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ending(FakePool):
+        def ask(self, handle: tuple[str, int], method: str, *values: Any) -> int:
+            call = super().ask(handle, method, *values)
+            if method == "load" and values[0].remembered:
+                self._answers[call] = WorkerEnded("it crashed")
+            return call
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    spec = job(photos(1), tmp_path / "out", compute={"pool": "ray", "workers": "auto"})
+    known: Any = ("a way",)
+    source, output = open_source(spec.input, Storage()), Output(str(tmp_path / "out"), Storage())
+    order = LoadOrder(spec, source, output, False, None, known)
+    pool = Ending([Node("a", "one", 1, 0)], lambda _, work: done(work))
+    receipts = Scheduler(pool, order, Kept(), print).predict(iter([Work(Shard(0, ()))]), ())
+    assert [receipt.shard for receipt in receipts] == [0]
