@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -131,7 +132,7 @@ class WorkerProcess:
             if self._worker is None:  # Nothing is left to watch.
                 self._watchdog.close()
                 take_journal(str(journal.path))
-        trials = recall.trials_of(known, self._worker.settings) if known and self._remembered else ()
+        trials = recall.trials_of(self._remembered, settings) if self._remembered else ()
         return self._ready(is_open, peak_rss_bytes(), trials)
 
     def _make(self, journal: Journal, settings: Settings, model: Model | None = None) -> Worker:
@@ -145,14 +146,12 @@ class WorkerProcess:
         from cnnbatch.inference.autotune.measure import measure
         from cnnbatch.inference.autotune.recall import to_remember
 
+        assert self._order is not None
+        if self._remembered is not None:  # Which is not enough for so many images: as if nothing were known.
+            self._load(replace(self._order, remembered=()))
         first, order, plain = self._loaded(), self._order, self._plain
-        assert order is not None
         assert plain is not None
         taken = peak_rss_bytes()
-        if self._remembered is not None:  # For more images than measuring then was worth: as if nothing were.
-            first.close()
-            self._worker, self._remembered = self._make(first.journal, plain), None
-            first = self._worker
         measured = measure(order.job, first, sample, partial(self._make, first.journal))
         self._worker = measured.worker
         # The peak is now that of several networks at once, which no other worker will hold.

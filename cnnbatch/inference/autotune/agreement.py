@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from cnnbatch.config.entries import Entries, as_instance
 
@@ -181,6 +180,8 @@ def _boxes(reference: Outputs, found: Outputs) -> float:
 
 def _matched(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor) -> int:
     """Count the boxes that have one of the same class at `SAME_IOU` among the others, each used once."""
+    from torchvision.ops import box_iou  # Which a classifier's workers need not load.
+
     if not len(boxes) or not len(others):
         return 0
     overlaps = box_iou(boxes, others) * (labels[:, None] == other_labels[None])

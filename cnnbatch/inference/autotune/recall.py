@@ -22,7 +22,7 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inference.autotune.agreement import limits
 from cnnbatch.inference.autotune.candidates import TuningCandidate, TuningTrial
 from cnnbatch.inference.autotune.measure import Measured, open_ways
-from cnnbatch.inference.autotune.trials import by, trial_of
+from cnnbatch.inference.autotune.trials import by, is_of, trial_of
 from cnnbatch.inference.messages import LoadOrder, RememberedSettings, TuningSample
 from cnnbatch.inference.worker.settings import Settings
 from cnnbatch.inference.worker.worker import Worker
@@ -71,11 +71,11 @@ def load(known: RememberedSettings | None, plain: Settings, make: Callable[[Sett
     return Loaded(make(plain), None, note)
 
 
-def trials_of(known: RememberedSettings, settings: Settings) -> list[TuningTrial]:
-    """Return what is written of a worker that runs in remembered ``settings``: what was measured then."""
+def trials_of(known: RememberedSettings, plain: Settings) -> list[TuningTrial]:
+    """Return what is written of a worker that runs as is remembered: what was measured then."""
     compared = {name: value for name, value in known.agreement.items() if name in limits()}
+    settings, reference = _settings(known, plain), _eager_fp32(plain)
     chosen = trial_of(settings, "chosen", known.why(), known.rate, compared)
-    reference = replace(settings, precision="fp32", backend="eager", tf32=False, decoder="cpu")
     if known.rate is None or known.reference_rate is None or reference == settings:
         return [chosen]
     return [trial_of(reference, rate=known.reference_rate), chosen]
@@ -89,9 +89,9 @@ def to_remember(
         return None
     settings = measured.worker.settings
     chosen = next(one for one in measured.trials if one.verdict == "chosen")
-    timed = [one for one in measured.trials if one.rate]
-    rate = next((one.rate for one in timed if one is chosen), None)
-    eager = (one.rate for one in timed if (one.precision, one.backend, one.tf32) == ("fp32", "eager", False))
+    eager = (one.rate for one in measured.trials if one.rate and is_of(one, _eager_fp32(plain)))
+    # In another number of inputs a way is not compared again.
+    compared = (one.agreement for one in measured.trials if one.agreement and _is_same_way(one, settings))
     return RememberedSettings(
         conditions=_conditions(job, plain, sample.precision_open, sample.decoder_open),
         network=_network(measured.worker.model),
@@ -103,9 +103,9 @@ def to_remember(
         found=measured.found,
         on=datetime.now(UTC).date().isoformat(),
         enough=measured.enough,
-        rate=rate,
+        rate=chosen.rate or None,
         reference_rate=next(eager, None),
-        agreement=chosen.agreement,
+        agreement=next(compared, {}),
     )
 
 
@@ -121,6 +121,14 @@ def _conditions(job: MapJob, plain: Settings, precision_open: bool, decoder_open
         "decoder": "auto" if decoder_open else plain.decoder,
         **_versions(),
     }
+
+
+def _eager_fp32(settings: Settings) -> Settings:
+    return replace(settings, precision="fp32", backend="eager", tf32=False, decoder="cpu")
+
+
+def _is_same_way(trial: TuningTrial, settings: Settings) -> bool:
+    return is_of(replace(trial, batch=settings.batch), settings)
 
 
 def _way(one: RememberedSettings) -> TuningCandidate:

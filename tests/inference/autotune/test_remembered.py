@@ -111,6 +111,7 @@ def test_what_was_measured_is_not_measured_again(
     assert f"fp32, openvino: measured on this machine on {day}" in shown.err.splitlines()
     assert "ran by: openvino fp32" in shown.out
     assert verdicts(tmp_path / "second") == {"eager fp32": "slower", "openvino fp32": "chosen"}
+    assert kept(tmp_path / "second")["trials"][1]["agreement"]["class agreement"] == 1
     (device,) = ways.devices(Output(str(tmp_path / "second"), Storage()))
     assert device.why.endswith(f"times as fast as eager fp32: measured on this machine on {day}.")
 
