@@ -24,7 +24,7 @@ from cnnbatch.inference.driver.pool import Answer, Value, WorkerEnded
 from cnnbatch.inference.worker.malloc import ENVIRONMENT
 from cnnbatch.inference.worker_process import WorkerProcess
 
-PRELOAD = "cnnbatch.inference.worker_process:preload"
+PRELOAD = "cnnbatch.inference.preload:preload"
 MOST_SERVERS = 3
 DRIVER_OF_GPUS = "/dev/nvidiactl"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
