@@ -27,6 +27,7 @@ def preload() -> None:
         import cnnbatch.inference.worker_process
         import cnnbatch.models.building
         import cnnbatch.models.detectors
+        import cnnbatch.tasks.classify
         import cnnbatch.tasks.keypoints  # noqa: F401
 
         pa.array([0])  # This imports pandas, where it is installed.
