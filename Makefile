@@ -18,7 +18,7 @@ SUPPORTED := import sys, sysconfig; \
 	and not sysconfig.get_config_var("Py_GIL_DISABLED")))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check bench test-gpu bench-gpu lock clean
+.PHONY: help demo test test-quick test-long check bench test-gpu bench-gpu lock clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -26,8 +26,14 @@ help: ## List the targets.
 demo: $(STAMP) ## Classify eight real photographs on a local Ray, and write Parquet and a report.
 	@$(BIN)/cnnbatch run demo
 
+# One process of tests a core, four at most: each may need 2 GB.
+TESTS = $(BIN)/python -m pytest -n logical --maxprocesses 4
+
 test: $(STAMP) ## Run all tests.
-	@$(BIN)/python -m pytest
+	@$(TESTS)
+
+test-quick: $(STAMP) ## Run what one wants before each commit, in three minutes.
+	@$(TESTS) -m "not slow and not long"
 
 test-long: $(STAMP) ## Run the tests that need longer than CI has.
 	@$(BIN)/python -m pytest -m long

@@ -1,8 +1,9 @@
-"""Pictures, and settings that every test shares."""
+"""Pictures, settings that every test shares, and how the tests are dealt out to several processes."""
 
 import io
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,27 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from tests import dealing
 from tests.places import SHARED
 
 os.environ.setdefault("RAY_ADDRESS", "local")  # never join a cluster that runs on this machine
 settings.register_profile("cnnbatch", deadline=None)
 settings.load_profile("cnnbatch")
+dealing.share_the_cores()
+
+pytest_xdist_make_scheduler = dealing.scheduler
+pytest_collection_modifyitems = dealing.longest_first
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give each process of tests a cache and a folder for temporary files of its own; Ray keeps its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CNNBATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("RAY_TMPDIR", os.environ.get("RAY_TMPDIR", "/tmp"))  # Its sockets need short paths.
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("temporary")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
 
 
 @pytest.fixture(scope="session")

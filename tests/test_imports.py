@@ -29,7 +29,7 @@ TORCH = """
     training.worker
 """
 RAY = """
-    cluster.session inference.driver.ray_workers training.driver training.study.sweep
+    cluster.private_ray cluster.session inference.driver.ray_workers training.driver training.study.sweep
 """
 READERS = """
     launch results inference.run evaluation evaluation.comparison.page report.page sources.describe

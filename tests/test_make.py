@@ -154,6 +154,7 @@ def test_help_lists_every_target(machine: Machine) -> None:
         "lock",
         "bench",
         "test-long",
+        "test-quick",
         "test-gpu",
         "bench-gpu",
         "help",

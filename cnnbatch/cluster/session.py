@@ -12,9 +12,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -22,6 +23,7 @@ import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.exceptions import RayError
 
+from cnnbatch.cluster import private_ray
 from cnnbatch.cluster.address import chosen, cluster_address
 from cnnbatch.cluster.nodes import Node, alive_nodes, bounds, describe, require_cores
 from cnnbatch.config.compute import Compute
@@ -44,11 +46,15 @@ _AT_START = (
 )
 
 
-def connect(compute: Compute, note: Callable[[str], object] = lambda _: None) -> None:
+def connect(
+    compute: Compute,
+    note: Callable[[str], object] = lambda _: None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Join the Ray cluster that is there, or start one on this machine with room for the job's workers.
 
-    ``note`` is told which. Raises UserError for a RAY_ADDRESS that is none, EnvironmentFault where no Ray
-    can be had.
+    ``note`` is told which. The workers of a Ray that is started have the variables of ``environment``; see
+    `environment`. Raises UserError for a RAY_ADDRESS that is none, EnvironmentFault where no Ray can be had.
     """
     if ray.is_initialized():
         if _now is None or not _now.is_current():
@@ -59,7 +65,8 @@ def connect(compute: Compute, note: Callable[[str], object] = lambda _: None) ->
     address = cluster_address() or "local"
     if address == "local":
         require_cores(compute, os.cpu_count() or 1)
-    session = Session(starts=address == "local")
+    starts = address == "local"
+    session = Session(starts, environment if starts else {})
     _begin(session)
     session.start(address, compute)
     note(session.describe(address))
@@ -90,6 +97,11 @@ def is_connected() -> bool:
 def is_own() -> bool:
     """Say whether this process started the Ray that it uses, so that no node will come."""
     return _now is not None and _now.starts
+
+
+def environment() -> Mapping[str, str]:
+    """Return the variables that `connect` gave to every worker: none of a Ray that another one started."""
+    return {} if _now is None else _now.environment
 
 
 @contextmanager
@@ -123,13 +135,15 @@ def close() -> bool:
 class Session:
     """One connection to Ray; ``starts`` says whether the Ray is this process's own.
 
+    ``environment`` are the variables that its workers have from the start.
+
     Its thread starts Ray, and lives as long: Linux ends Ray's processes together with the thread that
     started them (PR_SET_PDEATHSIG).
     """
 
-    def __init__(self, starts: bool) -> None:
+    def __init__(self, starts: bool, environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self.fault: EnvironmentFault | None = None
-        self.starts = starts
+        self.starts, self.environment = starts, environment
         self._before = set(psutil.Process().children()) if starts else set()
         self._vital: dict[psutil.Process, str] = {}
         self._family: set[psutil.Process] = set()
@@ -220,13 +234,14 @@ class Session:
             return
         least, _ = bounds(compute)
         each = 1 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, least * each),
-            include_dashboard=False,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            **quiet,
-        )
+        with private_ray.starting(self.environment):
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, least * each),
+                include_dashboard=False,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                **quiet,
+            )
 
     def _cannot_start(self, why: str) -> EnvironmentFault:
         if self.starts:

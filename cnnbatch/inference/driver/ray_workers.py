@@ -32,7 +32,7 @@ def ray_workers(compute: Compute, note: Callable[[str], object] = lambda _: None
 
     Raises as `session.connect`, and EnvironmentFault for what Ray itself raises in the block.
     """
-    session.connect(compute, note)
+    session.connect(compute, note, ENVIRONMENT)
     with session.faults():
         yield RayWorkers()
 
@@ -42,6 +42,9 @@ class RayWorkers:
 
     def __init__(self) -> None:
         self._class = ray.remote(WorkerProcess)
+        # Ray has processes up before there are actors; for one with variables of its own it starts another.
+        has_variables = ENVIRONMENT.items() <= session.environment().items()
+        self._runtime_env = None if has_variables else {"env_vars": ENVIRONMENT}
 
     def nodes(self) -> list[Node]:
         """Return the nodes that are alive."""
@@ -67,7 +70,7 @@ class RayWorkers:
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=SHARDS_IN_FLIGHT + 2,  # To close, and for heartbeats.
-            runtime_env={"env_vars": ENVIRONMENT},
+            runtime_env=self._runtime_env,
             scheduling_strategy=_at(node) if node else "SPREAD",
         ).remote(sys.path)
 
