@@ -1,4 +1,4 @@
-"""The folder on this machine that keeps what was downloaded."""
+"""The folders on this machine that keep what was downloaded or found out, for later runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 
-def cache_folder() -> Path:
-    """Return the folder that keeps downloaded weights; ``CNNBATCH_CACHE`` moves it."""
+def cache_folder(of: str = "weights") -> Path:
+    """Return the folder that keeps downloaded weights, or something else; ``CNNBATCH_CACHE`` moves it."""
     root = os.environ.get("CNNBATCH_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cnnbatch"
     )
-    return Path(root, "weights")
+    return Path(root, of)
