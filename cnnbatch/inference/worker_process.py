@@ -232,9 +232,3 @@ def take_journal(path: str) -> tuple[dict[int, list[int]], bool]:
 
 def _hang_file(journal: Path) -> Path:
     return journal.with_name(f"{journal.name}.stacks")
-
-
-def preload() -> None:
-    """Import what every worker needs, in a process that they are forked from: no thread, no device."""
-    import cnnbatch.inference.autotune.measure
-    import cnnbatch.inference.worker.worker  # noqa: F401

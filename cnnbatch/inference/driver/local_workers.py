@@ -24,8 +24,7 @@ from cnnbatch.inference.driver.pool import Answer, Value, WorkerEnded
 from cnnbatch.inference.worker.malloc import ENVIRONMENT
 from cnnbatch.inference.worker_process import WorkerProcess
 
-PRELOAD = "cnnbatch.inference.worker_process:preload"
-_ENVIRONMENT = {**ENVIRONMENT, "OPENBLAS_NUM_THREADS": "1"}  # So that numpy starts no thread in the server.
+PRELOAD = "cnnbatch.inference.preload:preload"
 MOST_SERVERS = 3
 DRIVER_OF_GPUS = "/dev/nvidiactl"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -144,7 +143,7 @@ class LocalWorkers:
             _kept = None
         if not self._servers or (not self._servers[-1].is_running and len(self._servers) < MOST_SERVERS):
             try:
-                self._servers.append(LocalProcesses(PRELOAD, _ENVIRONMENT, _changed))
+                self._servers.append(LocalProcesses(PRELOAD, ENVIRONMENT, _changed))
             except OSError as error:
                 raise EnvironmentFault(
                     f"no process can be started on this machine: {error.strerror}",

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as fx_config
 
 from cnnbatch.models.passes import trying
+from cnnbatch.models.runtime.converted import kept_or_converted
 from cnnbatch.models.runtime.fusion import fuse
+from cnnbatch.models.runtime.network_digest import network_digest
 from cnnbatch.models.runtime.structure import flatten
 
 if TYPE_CHECKING:
@@ -111,10 +113,12 @@ def _openvino(module: nn.Module, example: Sequence[Any], runtime: Runtime, _vari
     references = _references(module, example)
     flat, rebuild_inputs = flatten(tuple(example))
     outputs, rebuild = flatten(references[0][1])
-    model = _converted(_Flat(module, rebuild_inputs), flat)
+    core = openvino.Core()
+    known = network_digest(module, tuple(example))
+    model = kept_or_converted(core, known, lambda: _converted(_Flat(module, rebuild_inputs), flat))
     for port, tensor in zip(model.inputs, flat, strict=True):
         model.reshape({port: [-1] * tensor.ndim if tensor.ndim != 4 else [-1, tensor.shape[1], -1, -1]})
-    compiled = openvino.Core().compile_model(model, "CPU", device_config)
+    compiled = core.compile_model(model, "CPU", device_config)
     if len(compiled.outputs) != len(outputs):
         raise Unavailable(f"OpenVINO gives {len(compiled.outputs)} outputs where eager gives {len(outputs)}")
     found = Executable(partial(_infer, compiled.create_infer_request(), rebuild))
