@@ -1,4 +1,4 @@
-"""Applies a function to many values: in this process, or as tasks on the Ray cluster, results in order.
+"""Applies a function to many values, results in order: here, in local processes, or as a Ray cluster's tasks.
 
 For work that starts from files and needs no device; actors with models are `cnnbatch.inference.driver`'s.
 """
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from cnnbatch.cluster.address import cluster_address
+from cnnbatch.cluster.local_processes import AHEAD, LocalProcesses
 from cnnbatch.types import here
 
 if TYPE_CHECKING:
@@ -18,27 +20,29 @@ if TYPE_CHECKING:
     from cnnbatch.types import Map, R, T
 
 MANY_IMAGES = 50_000
-"""Images from which on it is worth the start of Ray."""
+"""Images from which on it is worth the start of workers."""
 
 LOOK_S = 1.0
 """How long to wait for a result before looking whether Ray is still there."""
 
-AHEAD = 4
-"""Results that may wait for an earlier one, for each worker."""
-
 
 def chosen_map(images: int, workers: Literal["auto"] | int, compute: Compute | None = None) -> Map:
-    """Return what applies a function to many parts: this process for few images, else Ray's workers."""
+    """Return what applies a function to many parts: this process for few images, else workers.
+
+    They are tasks of the Ray cluster where there is one, else processes of this machine.
+    """
     number = workers
     if number == "auto":
         number = (os.cpu_count() or 1) if images >= MANY_IMAGES else 1
-    return here if number == 1 else on_ray(compute, number)
+    if number == 1:
+        return here
+    return LocalProcesses(number) if cluster_address() is None else on_ray(compute, number)
 
 
 def on_ray(compute: Compute | None, workers: int) -> Map:
     """Return a map over ``workers`` tasks of one CPU each, at a time.
 
-    It joins the cluster, or starts one here, once it is called. A task whose node is lost runs again. What
+    It joins the cluster once it is called. A task whose node is lost runs again. What
     a task raises, the map raises.
     """
 

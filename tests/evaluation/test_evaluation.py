@@ -1,24 +1,20 @@
-"""The evaluation of whole outputs: equal to pycocotools, part by part, here and on Ray."""
+"""The evaluation of whole outputs: equal to pycocotools, part by part, here and side by side."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 import cnnbatch
 from cnnbatch import truth
 from cnnbatch.cli.evaluate_again import evaluate_again
-from cnnbatch.cluster.parallel import on_ray
-from cnnbatch.config.compute import Compute
+from cnnbatch.cluster.local_processes import LocalProcesses
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.judges import judges, metric
@@ -26,7 +22,6 @@ from cnnbatch.metrics import Schemas
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.storage import Storage
 from cnnbatch.terminal.screen import Screen
-from cnnbatch.types import Map
 from tests import judged
 from tests.outputs import bad, good, write_output
 
@@ -63,28 +58,12 @@ def test_the_numbers_are_pycocotools(tmp_path: Path, data: Any, found: Any) -> N
     assert cnnbatch.open(folder).evaluation() == evaluation
 
 
-@pytest.fixture
-def two_workers() -> Iterator[Map]:
-    yield on_ray(Compute(), 2)
-    ray.shutdown()
-
-
-def test_parts_and_workers_change_nothing(tmp_path: Path, data: Any, found: Any, two_workers: Map) -> None:
+def test_parts_and_workers_change_nothing(tmp_path: Path, data: Any, found: Any) -> None:
     one = evaluated(judged.write_detected(tmp_path / "one", data, found, parts=1))
     five = judged.write_detected(tmp_path / "five", data, found, parts=5)
     alone = evaluated(five)
-    side_by_side = evaluated(five, apply=two_workers)
+    side_by_side = evaluated(five, apply=LocalProcesses(2))
     assert one.metrics == alone.metrics == side_by_side.metrics
-    assert list(two_workers(_after, [0.3, 0.2, 0.1, 0.0] * 3)) == [0.3, 0.2, 0.1, 0.0] * 3
-    with pytest.raises(UserError, match=r"^expected a number that is not negative$"):
-        list(two_workers(_after, [0.0, -1.0, 0.1]))
-
-
-def _after(seconds: float) -> float:
-    if seconds < 0:
-        raise UserError("expected a number that is not negative")
-    time.sleep(seconds)
-    return seconds
 
 
 def test_a_failed_image_is_a_miss(tmp_path: Path, data: Any, found: Any) -> None:

@@ -256,7 +256,7 @@ def dumps(value: object) -> bytes:
 
     Raises UserError where something of it can't be sent.
     """
-    import cloudpickle  # type: ignore[import-untyped]  # It has no stubs.
+    import cloudpickle
 
     try:
         data: bytes = cloudpickle.dumps(value)
