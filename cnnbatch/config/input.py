@@ -93,7 +93,7 @@ class Input(Place):
         1.0, gt=0, le=1, allow_inf_nan=False, description="Take this part of the images, by key."
     )
     shard_size: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] = Field(
-        "auto", description="Images in one part; auto: the task's own."
+        "auto", description="Images in one part; auto: the task's own, and fewer in the first and last parts."
     )
     storage: StorageOptions = Field(
         StorageOptions(), description="Options of the storage, none of them secret."

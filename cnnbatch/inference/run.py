@@ -16,7 +16,7 @@ from cnnbatch.cluster.parallel import chosen_map
 from cnnbatch.evaluation import evaluate
 from cnnbatch.evaluation.known_classes import KnownClasses
 from cnnbatch.inference import fingerprint
-from cnnbatch.inference.autotune.store import FEW, SAMPLE, FirstImages, SettingsStore, model_of
+from cnnbatch.inference.autotune.store import FEW, LARGE_SAMPLE, FirstImages, SettingsStore, model_of
 from cnnbatch.inference.driver.inline import predict_inline, require_survivable
 from cnnbatch.inference.driver.planner import ListingOptions, Planner
 from cnnbatch.inference.driver.pools import HANDFUL, open_pool, runs_inline
@@ -271,7 +271,7 @@ def _require_object_labels(running: _Running) -> None:
 def _head(first: Work, work: Iterator[Work | None]) -> list[Work]:
     """Return the first shards, as many as hold the images on which a worker measures how to run."""
     head = [first]
-    while sum(len(one.shard.refs) for one in head) < SAMPLE and (more := next(work, None)) is not None:
+    while sum(len(one.shard.refs) for one in head) < LARGE_SAMPLE and (more := next(work, None)) is not None:
         head.append(more)
     return head
 

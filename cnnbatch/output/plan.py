@@ -1,18 +1,30 @@
 """Cuts a listing into shards, and shards into pages: pure functions of the listing's order.
 
-Early shards are small, so that the first results come early; later ones grow, so that forty
-million images make some 5,600 parts. The price: a shard's length depends on its number, so a plan
-is read back, never made anew.
+Where the task chooses the length, shards are small at both ends of a listing: the first, so that results
+come early and every worker has work at once; the last, so that all workers end together. Between them
+they have the task's own length, which doubles every thousand shards: of a million images 1,189 parts are
+made, of forty million some 5,900.
+
+The ends: eight shards of 32 images, eight of 64, of 96 and so on; the last ones are the first in reverse.
+A shard costs its worker some 10 ms, so shards of 32 take 3 % of the pace of a fast network on a core; growing
+in steps, a listing of 1,500 has 31 shards. Two workers end within 3 % of each other on them, and 64 workers
+that share a million images, whose shards differ by half in what an image costs, idle 3.5 % of their time.
+32 is two batches on a CPU: no batch there is cut short. On a GPU only the first and last shards are shorter
+than a batch.
+
+What a shard holds depends on its number and on how many refs are left, where these are few: never on
+workers or their pace. A plan is read back, never made anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -20,6 +32,11 @@ from cnnbatch.types import ImageRef, Row, Shard, Span
 
 SHARDS_BETWEEN_DOUBLINGS = 1000
 LARGEST_DOUBLING = 4
+SMALLEST = 32
+"""Refs in the first and last shards, and by how many their lengths differ from step to step."""
+SHARDS_OF_A_LENGTH = 8
+MOST_AHEAD = 16_000
+"""Refs that are held back, at most, to see whether the listing ends there."""
 REFS_IN_A_PAGE = 16_000
 _FIELDS: list[pa.Field[Any]] = [
     pa.field("shard", pa.int32(), nullable=False),
@@ -60,6 +77,79 @@ def cut(refs: Iterable[ImageRef], length: Callable[[int], int], index: int = 0) 
     while batch := tuple(islice(stream, length(index))):
         yield Shard(index, batch)
         index += 1
+
+
+@dataclass(frozen=True, slots=True)
+class SmallEnds:
+    """Shards of ``length`` refs, smaller ones at both ends of a listing."""
+
+    length: int
+
+
+def shard_size(asked: int | Literal["auto"], own: int) -> int | SmallEnds:
+    """Return how a job's shards are cut: as ``input.shard_size`` asks, or by the task's ``own`` length."""
+    if asked != "auto":
+        return asked
+    return SmallEnds(own) if own > SMALLEST else own
+
+
+def shards(
+    refs: Iterable[ImageRef], size: int | SmallEnds, index: int = 0, first: int = 0
+) -> Iterator[Shard]:
+    """Cut ``refs`` into shards of this size, numbered from ``index``, of a listing that began at ``first``.
+
+    A listing that goes on behind any shard gives the same as one that was never interrupted.
+    """
+    if isinstance(size, SmallEnds):
+        return _cut_with_small_ends(refs, size.length, index, first)
+    return cut(refs, lambda number: shard_length(number, size), index)
+
+
+def _cut_with_small_ends(refs: Iterable[ImageRef], length: int, index: int, first: int) -> Iterator[Shard]:
+    stream, held = iter(refs), deque[ImageRef]()
+    while True:
+        longest = longest_length(index, length, first)
+        held.extend(islice(stream, max(0, refs_ahead(longest) - len(held))))
+        if not held:
+            return
+        yield Shard(index, tuple(held.popleft() for _ in range(length_before_end(longest, len(held)))))
+        index += 1
+
+
+def longest_length(index: int, length: int, first: int = 0) -> int:
+    """Return how many refs shard ``index`` holds, of a listing that began at shard ``first`` and goes on.
+
+    The first shards are small; the others hold ``length``, doubled as `shard_length` says.
+    """
+    early = SMALLEST * (1 + (index - first) // SHARDS_OF_A_LENGTH)
+    if early < length:
+        return early
+    small = length // SMALLEST * SHARDS_OF_A_LENGTH  # The small ones don't count for the doubling.
+    return shard_length(max(0, index - small), length)
+
+
+def refs_ahead(longest: int) -> int:
+    """Return with how many refs left a shard of ``longest`` is not one of the last, which are smaller."""
+    return max(longest + SMALLEST, min(longest + _in_smaller(longest // SMALLEST), MOST_AHEAD))
+
+
+def length_before_end(longest: int, left: int) -> int:
+    """Return how many refs a shard holds with ``left`` of them to come, itself included.
+
+    ``left`` may be any number from `refs_ahead` on where it is not known. The first that is shorter takes
+    what is over, so that all behind it are multiples of `SMALLEST`.
+    """
+    if left >= refs_ahead(longest):
+        return longest
+    step = 1
+    while SMALLEST * (step + 1) + _in_smaller(step + 1) <= left:
+        step += 1
+    return min(left, SMALLEST * step + left % SMALLEST)
+
+
+def _in_smaller(step: int) -> int:
+    """Return how many refs the shards of all steps below ``step`` hold at one end."""
+    return SHARDS_OF_A_LENGTH * SMALLEST * step * (step - 1) // 2
 
 
 def pages(shards: Iterable[Shard], index: int = 0) -> Iterator[list[Shard]]:

@@ -28,7 +28,7 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shard_size: ClassVar[int] = 1000
-    """Images in one of the first shards; fewer where an image costs more."""
+    """Images in one shard, but for the small ones at both ends of a plan; fewer where an image costs more."""
     outside_fingerprint: ClassVar[frozenset[str]] = frozenset()
     """Fields that can't change a row."""
     batch: ClassVar[Mapping[str, int]] = {"cuda": 64, "mps": 16, "cpu": 16}

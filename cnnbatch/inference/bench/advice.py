@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cnnbatch.humanize import decimal, duration
 from cnnbatch.inference.bench.estimate import plan_size
+from cnnbatch.output.plan import shard_size
 
 if TYPE_CHECKING:
     from cnnbatch.inference.bench.command import Bench
@@ -126,12 +127,11 @@ def _pictures(found: Bench) -> Iterator[str]:
 
 
 def _parts(found: Bench) -> Iterator[str]:
-    size, workers = found.job.input.shard_size, found.machine.workers
-    length = found.job.task.shard_size if size == "auto" else size
-    parts, _ = plan_size(found.images, length)
+    job, workers = found.job, found.machine.workers
+    parts, _ = plan_size(found.images, shard_size(job.input.shard_size, job.task.shard_size))
     if not found.more and parts < workers:
         yield (
-            f"{found.images:,} images in parts of {length:,} are work for {parts} of {workers} workers: "
+            f"{found.images:,} images in {parts} parts are work for {parts} of {workers} workers: "
             f"input.shard_size={max(1, found.images // (2 * workers))} is for all"
         )
 

@@ -31,7 +31,7 @@ from cnnbatch.inference.worker.host_memory import peak_rss_bytes
 from cnnbatch.job import MapJob
 from cnnbatch.output import reader
 from cnnbatch.output.folder import Output
-from cnnbatch.output.plan import spread
+from cnnbatch.output.plan import shard_size, spread
 from cnnbatch.report.lines import result_lines
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Forbidden, Storage, is_local, normalize, parent, redact
@@ -75,7 +75,7 @@ def check(job: MapJob, images: int = SAMPLE, listing_s: float = LISTING_S) -> Ch
         sample = _Sample(job, source, spread(counted.first, images), known)
         measured = sample.measure(Output(folder, Storage()), output if finished else None)
     machine = machine_for(job.compute, sample.device)
-    size = job.task.shard_size if job.input.shard_size == "auto" else job.input.shard_size
+    size = shard_size(job.input.shard_size, job.task.shard_size)
     whole = estimate(counted, measured, machine, size, source.truth_schema is not None)
     return Checked(job, finished, sample.seen, sample.settings, counted, measured, machine, whole)
 

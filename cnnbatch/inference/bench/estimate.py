@@ -14,6 +14,7 @@ from itertools import repeat
 from cnnbatch.inference.bench.listing import ListingCount
 from cnnbatch.inference.bench.machine import Machine
 from cnnbatch.output import plan
+from cnnbatch.output.plan import SmallEnds
 from cnnbatch.types import ImageRef
 
 LISTED_AT_ONCE = 1000  # objects in one answer of a store to a listing
@@ -69,10 +70,10 @@ class Estimate:
 
 
 def estimate(
-    counted: ListingCount, measured: Measured, machine: Machine, first_shard: int, has_truth: bool
+    counted: ListingCount, measured: Measured, machine: Machine, size: int | SmallEnds, has_truth: bool
 ) -> Estimate:
-    """Return what a run costs on ``machine``; its first shards hold ``first_shard`` images."""
-    parts, pages = plan_size(counted.images, first_shard)
+    """Return what a run costs on ``machine`` in shards of ``size``."""
+    parts, pages = plan_size(counted.images, size)
     requests = {
         "list": math.ceil(counted.objects / LISTED_AT_ONCE),
         "read": counted.images,
@@ -94,11 +95,11 @@ def estimate(
     )
 
 
-def plan_size(images: int, first_shard: int) -> tuple[int, int]:
+def plan_size(images: int, size: int | SmallEnds) -> tuple[int, int]:
     """Return how many parts and plan pages so many images make."""
     refs = repeat(ImageRef("", ""), images)
     parts = pages = 0
-    for page in plan.pages(plan.cut(refs, lambda number: plan.shard_length(number, first_shard))):
+    for page in plan.pages(plan.shards(refs, size)):
         parts += len(page)
         pages += 1
     return parts, pages

@@ -26,7 +26,7 @@ from cnnbatch.output import integrity, plan
 from cnnbatch.output.folder import Output
 from cnnbatch.output.plan_pages import LEFT_OUT, Changes, Listing, listings_of
 from cnnbatch.output.relisting import Planned
-from cnnbatch.sources.files.left_out import left_out_by
+from cnnbatch.sources.files.left_out import LeftOutBefore, left_out_by
 from cnnbatch.sources.reachable import some_are_there
 from cnnbatch.storage import Storage, redact
 from cnnbatch.storage.scratch import on_disk
@@ -61,7 +61,7 @@ class Planner:
     """Makes or continues the plan; `shards` reads it as it grows.
 
     ``images`` counts what is planned so far; ``complete`` says that this is all; ``found`` are the
-    counts of what this run's listing found.
+    counts of what this run's listing found. ``shard_size`` is the task's.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Planner:
         output: Output,
         source: Source,
         chosen: Input,
-        first_shard: int,
+        shard_size: int,
         options: ListingOptions | None = None,
     ) -> None:
         self._source = source
         self._chosen = chosen
-        self._first = first_shard if chosen.shard_size == "auto" else chosen.shard_size
+        self._size = plan.shard_size(chosen.shard_size, shard_size)
         self._options = options or ListingOptions()
         self._changed = threading.Condition()
         self._stopped = False
@@ -228,11 +228,12 @@ class Planner:
         limit = None if self._chosen.limit is None else max(0, self._chosen.limit - self.images)
         stream = self._source.refs(last)
         try:
-            refs = plan.select(stream, self._chosen.sample, limit)
-            if last is None and self._options.some:
-                where = self._chosen.url if isinstance(self._chosen.url, str) else "the input"
-                refs = some_are_there(refs, Storage(self._chosen.storage), redact(where))
-            return self._plan(listing, refs)
+            refs = LeftOutBefore(plan.select(stream, self._chosen.sample, limit), self._source)
+            if last is not None or not self._options.some:
+                return self._plan(listing, refs, refs)
+            where = self._chosen.url if isinstance(self._chosen.url, str) else "the input"
+            there = some_are_there(iter(refs), Storage(self._chosen.storage), redact(where))
+            return self._plan(listing, there, refs)
         finally:
             if isinstance(stream, Generator):  # Where it is left early, its temporary files go now.
                 stream.close()
@@ -242,7 +243,8 @@ class Planner:
         with on_disk("the table of the planned images"):
             planned = self._planned()
             refs = _Counted(plan.select(self._source.refs(), self._chosen.sample, self._chosen.limit))
-            if not self._plan(listing, planned.compare(refs, self._options.new)):
+            new = LeftOutBefore(planned.compare(refs, self._options.new), self._source)
+            if not self._plan(listing, new, new):
                 return False
             if self._options.prune and (self._chosen.limit is None or refs.count < self._chosen.limit):
                 planned.note_vanished()
@@ -258,20 +260,22 @@ class Planner:
             planned.apply(changes)
         return planned
 
-    def _plan(self, listing: Listing, refs: Iterable[ImageRef]) -> bool:
+    def _plan(self, listing: Listing, refs: Iterable[ImageRef], left_out: LeftOutBefore) -> bool:
         """Add ``refs`` as shards; say whether that was not stopped."""
-        shards = plan.cut(refs, lambda number: plan.shard_length(number, self._first), self._last_shard() + 1)
-        number = sum(page.listing.name == self._current for page in self._pages)
-        for shards_of_page in plan.pages(shards, number):
-            self._write(listing, number, shards_of_page)
-            number += 1
+        began, index = self.images, self._last_shard() + 1
+        mine = [page for page in self._pages if page.listing.name == self._current]
+        first = mine[0].first if mine else index
+        shards = plan.shards(refs, self._size, index, first)
+        for number, page in enumerate(plan.pages(shards, len(mine)), len(mine)):
+            planned = self.images - began + sum(len(shard.refs) for shard in page)
+            self._write(listing, number, page, self._left_out_before + left_out.counts(planned))
             if self._stopped:
                 return False
         return True
 
-    def _write(self, listing: Listing, number: int, page: list[Shard]) -> None:
+    def _write(self, listing: Listing, number: int, page: list[Shard], left_out: Counter[str]) -> None:
         table = plan.page_table(page, self._source.columns)
-        if left_out := self._left_out():  # Where this page ends, so that another run can go on counting.
+        if left_out:  # Where this page ends, so that another run can go on counting.
             table = table.replace_schema_metadata({LEFT_OUT: json.dumps(left_out)})
         listing.write(number, _parquet(table))
         images = sum(len(shard.refs) for shard in page)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cnnbatch.images.formats import suffix_of
 
 if TYPE_CHECKING:
-    from cnnbatch.types import Source
+    from cnnbatch.types import ImageRef, Source
 
 COMPANIONS = "raw beside a JPEG of its name"
 HIDDEN = "hidden"
@@ -40,14 +40,44 @@ def kind_of(path: str) -> str:
 
 def left_out_by(source: Source) -> Counter[str]:
     """Return what a source's last listing passed over; nothing of a source that lists no folder."""
+    return Counter(_counts_of(source))
+
+
+def _counts_of(source: Source) -> Mapping[str, int]:
     within: object = source
     while within is not None:
         found = getattr(within, "left_out", None)
         if isinstance(found, LeftOut):
-            return Counter(found.counts)
+            return found.counts
         names = ("source", "regions", "pictures")
         within = next((getattr(within, name) for name in names if hasattr(within, name)), None)
-    return Counter()
+    return {}
+
+
+class LeftOutBefore:
+    """Lets refs pass, and tells what their source had left out when any of them came."""
+
+    def __init__(self, refs: Iterable[ImageRef], source: Source) -> None:
+        self._refs, self._source = refs, source
+        self._counts = Counter[str]()
+        self._since = deque[tuple[int, str, int]]()  # by which ref's number what kind was counted how often
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        last: Mapping[str, int] = {}
+        for number, ref in enumerate(self._refs):
+            now = _counts_of(self._source)
+            if now != last:
+                grown = ((kind, count - last.get(kind, 0)) for kind, count in now.items())
+                self._since.extend((number, kind, more) for kind, more in grown if more)
+                last = dict(now)
+            yield ref
+
+    def counts(self, refs: int) -> Counter[str]:
+        """Return what was left out before the last of the first ``refs``, which never become fewer."""
+        while self._since and self._since[0][0] < refs:
+            _, kind, more = self._since.popleft()
+            self._counts[kind] += more
+        return Counter(self._counts)
 
 
 def in_words(counts: Mapping[str, int]) -> str:
