@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ os.environ.setdefault("RAY_ADDRESS", "local")  # never join a cluster that runs 
 settings.register_profile("cnnbatch", deadline=None)
 settings.load_profile("cnnbatch")
 dealing.share_the_cores()
+for number in (signal.SIGINT, signal.SIGHUP):  # Ignored where nohup or a shell's `&` started the tests; what
+    if signal.getsignal(number) is signal.SIG_IGN:  # they start would inherit that, and not a handler.
+        signal.signal(number, lambda *_: None)
 
 pytest_xdist_make_scheduler = dealing.scheduler
 pytest_collection_modifyitems = dealing.longest_first

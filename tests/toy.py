@@ -25,7 +25,8 @@ class Toy(Task):
     """Eight numbers a picture. ``fault`` happens at keys that hold ``at``; ``flag`` is a file it looks for.
 
     Faults: ``raise`` and ``kill`` and ``hang`` at the picture; ``device`` on every picture while
-    ``flag`` exists; ``slow`` sleeps in every batch; ``memory`` at the picture, and above ``fits`` inputs.
+    ``flag`` exists; ``slow`` sleeps in every batch; ``gather`` waits for other processes, which leave
+    their marks in the folder ``flag``; ``memory`` at the picture, and above ``fits`` inputs.
     """
 
     precisions: ClassVar[frozenset[Precision]] = frozenset({"fp32", "bf16", "fp16"})
@@ -106,6 +107,8 @@ class ToyModel:
             raise RuntimeError("planted: the device is broken")
         if fault == "node":
             self._misbehave_on_node(flag)
+        if fault == "gather":
+            self._wait_for_others(flag)
         if marked:
             self._misbehave_on_marked(fault, flag)
 
@@ -119,6 +122,13 @@ class ToyModel:
         time.sleep(0.5)
         patience = time.monotonic() + 120
         while self.done >= 3 and not (flag / "left-out").exists() and time.monotonic() < patience:
+            time.sleep(0.1)
+
+    def _wait_for_others(self, flag: Path) -> None:
+        """Once a shard is done, wait until four processes compute."""
+        (flag / f"process-{os.getpid()}").touch()
+        patience = time.monotonic() + 240
+        while self.done >= 3 and len([*flag.iterdir()]) < 4 and time.monotonic() < patience:
             time.sleep(0.1)
 
     def _misbehave_on_marked(self, fault: str, flag: Path) -> None:

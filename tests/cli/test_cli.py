@@ -236,7 +236,9 @@ def test_a_wheel_knows_jobs_by_name(installed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_wheel_runs_the_demo(installed: Path, tmp_path: Path) -> None:
-    done = from_wheel(installed, tmp_path, "run", "demo")
+    done = from_wheel(
+        installed, tmp_path, "run", "demo", "compute.pool=inline"
+    )  # tests/test_readme.py: on Ray.
     assert done.returncode == 0, done.stderr
     assert "espresso" in done.stdout
     seen = cnnbatch.open(tmp_path / "cnnbatch-demo").arrow(["key", "label"]).to_pydict()

@@ -176,13 +176,15 @@ def test_a_path_that_a_node_does_not_see_is_refused_before_the_first_shard(
 
 
 def test_a_node_that_joins_is_used(cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path) -> None:
-    folder, out = photos(400), tmp_path / "out"
+    folder, out, flags = photos(160), tmp_path / "out", tmp_path / "flags"
+    flags.mkdir()
+    spec = job(folder, out, {"fault": "gather", "flag": str(flags)}, compute={"pool": "ray"})
     with ThreadPoolExecutor(1) as thread:  # A node can be added by the main thread only.
-        running = thread.submit(run, job(folder, out, {"fault": "slow"}, compute={"pool": "ray"}), QUIET)
+        running = thread.submit(run, spec, QUIET)
         wait_for_part(out)
         with second_node(cluster):
-            running.result(timeout=120)
-    require_every_key_once(out, 400)
+            running.result(timeout=360)
+    require_every_key_once(out, 160)
     output = Output(str(out), Storage())
     assert len({output.footer(index)["worker"] for index in output.finished()}) == 4
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
 from cnnbatch.images.decode import decode
@@ -87,10 +89,28 @@ def test_a_network_of_darknet_finds_the_same(tiny: Files, backend: Backend) -> N
         assert_same(seen(model, photograph(name)), one)
 
 
+class FewLayers(nn.Module):
+    """A backbone that a compiler is soon done with: maps of two sizes."""
+
+    out_channels = (8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 8, 1), nn.Conv2d(8, 8, 3, 2, 1)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return two maps."""
+        large = self.first(pixels).relu()
+        return {"0": large, "1": self.second(large).relu()}
+
+
 @pytest.mark.slow
 def test_what_is_compiled_once_finds_the_same() -> None:
-    name = "ssdlite320_mobilenet_v3_large"
-    model = reference(name)
+    torch.manual_seed(0)
+    boxes = DefaultBoxGenerator([[2], [2]])
+    least: dict[str, Any] = {"score_thresh": 0.0, "detections_per_img": 10, "topk_candidates": 30}
+    model = SSD(FewLayers(), boxes, (96, 96), 91, **least).eval()
+    name = "ssd300_vgg16"
     plain, other = ours(name, model), ours(name, model, Runtime("cpu", backend="compile", batch=3))
     for image, count in zip(pictures(), (3, 1, 2), strict=True):
         (few,) = other.prepare(image)
