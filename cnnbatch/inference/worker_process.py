@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 ON_CPU_WHAT_MPS_LACKS = ("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+_IMPORTS = (
+    "  what to do: install it where the workers run; a function of the program that was started (__main__) "
+    "belongs into a module of its own"
+)
 HANG_WORDS = (
     "no progress on an image within compute.batch_timeout_s, so this process ends\n"
     "  what to do: give it again with compute.pool=local (or ray): that finds the image and gives it its row"
@@ -195,6 +199,8 @@ class WorkerProcess:
             return Fault("predict", fault.message, positions=fault.positions)
         except UserError as error:
             return Fault("user", str(error))
+        except ImportError as error:
+            return Fault("user", f"a worker can't import what the job needs: {error}\n{_IMPORTS}")
         except EnvironmentFault as fault:
             return Fault("environment", fault.what, fault.mend)
         except (MemoryError, OSError) as error:

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -160,6 +161,8 @@ def _run(descriptor: int, log: str) -> NoReturn:
         os.dup2(written, 2)
         child.serve(descriptor)
         status = 0
+    except BaseException:
+        traceback.print_exc()  # The driver reads the last line.
     finally:
         os._exit(status)  # Nothing of the server's is to be done at a forked process' end.
 

@@ -12,7 +12,7 @@ import pytest
 from cnnbatch.cluster.nodes import Node, Share
 from cnnbatch.inference.driver.pool import WorkerEnded, WorkerPool
 from cnnbatch.inference.driver.scheduler import Scheduler
-from cnnbatch.inference.messages import Fault, LoadOrder, Ready, TuningSample, Work
+from cnnbatch.inference.messages import Fault, LoadOrder, Ready, TuningSample, Withdrawn, Work
 from cnnbatch.output.folder import Output
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage
@@ -111,6 +111,53 @@ def test_a_node_that_is_left_out_gives_each_of_its_shards_back_once(
     assert sorted(receipt.shard for receipt in receipts) == list(range(30))
     assert said == ["other is left out: it fails what others do (its disk is full)"]
     assert {node for node, _ in pool.killed} == {"good", "bad"}
+
+
+class Queueing(FakePool):
+    """Workers that answer when they are told to: a shard takes ``cost`` turns, one after the other."""
+
+    def __init__(self, nodes: Sequence[Node], cost: Callable[[str, Work], int]) -> None:
+        super().__init__(nodes, lambda _, work: done(work))
+        self._cost = cost
+        self._queues: dict[Any, list[tuple[int, Work, int]]] = {}
+        self.ran: list[tuple[str, int]] = []
+
+    def ask(self, handle: tuple[str, int], method: str, *values: Any) -> int:
+        if method == "withdraw":
+            waiting = self._queues.get(handle, [])[1:]
+            for entry in waiting:
+                if entry[1].shard.index == values[0]:
+                    self._queues[handle].remove(entry)
+                    self._answers[entry[0]] = Withdrawn()
+        if method != "run":
+            return super().ask(handle, method, *values)
+        call = next(self._numbers)
+        self._queues.setdefault(handle, []).append((call, values[0], self._cost(handle[0], values[0])))
+        return call
+
+    def wait(self, calls: Iterable[Any], timeout_s: float) -> Sequence[Any]:
+        asked = [*calls]
+        while not (answered := [call for call in asked if call in self._answers]):
+            for handle, queue in self._queues.items():
+                if not queue:
+                    continue
+                call, work, left = queue[0]
+                queue[0] = (call, work, left - 1)
+                if left == 1:
+                    queue.pop(0)
+                    self._answers[call] = done(work)
+                    self.ran.append((handle[0], work.shard.index))
+        return answered
+
+
+def test_what_waits_in_a_busy_worker_goes_to_an_idle_one(predict: Callable[..., list[Receipt]]) -> None:
+    nodes = [Node("slow", "one", 1, 0), Node("fast", "other", 1, 0)]
+    pool = Queueing(nodes, lambda node, _: 1000 if node == "slow" else 10)
+    receipts = predict(pool, 20, print)
+    assert sorted(receipt.shard for receipt in receipts) == list(range(20))
+    assert len(pool.ran) == 20  # None was predicted twice.
+    assert [node for node, _ in pool.ran].count("slow") == 1
+    assert pool.ran[-1][0] == "slow"
 
 
 def test_an_image_that_ends_two_workers_is_condemned_by_its_journal(
