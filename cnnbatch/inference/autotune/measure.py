@@ -150,9 +150,8 @@ class _Measuring:
         return ""
 
     def _note_reference(self, worker: Worker) -> None:
-        verdict: Verdict = (
-            "slower" if worker is self._first else "reference"
-        )  # Which the job does not allow itself.
+        # What is not first is a way that the job does not allow itself.
+        verdict: Verdict = "slower" if worker is self._first else "reference"
         trial = trial_of(worker.settings, verdict, rate=1 / self._reference.forward_s)
         self._trials.append(trial)
         if worker is self._first:
@@ -164,10 +163,10 @@ class _Measuring:
         way = prior(ways, self._first.settings.backend)
         if way is None or not self._prior_pays(way, head):
             return
-        self._reference = (
-            head if self._is_prior_sample(worker) else self._pass(worker, self._shard(PRIOR_SAMPLE))
-        )
+        is_enough = self._is_prior_sample(worker)
+        self._reference = head if is_enough else self._pass(worker, self._shard(PRIOR_SAMPLE))
         if len(self._reference.outputs) < PRIOR_FEW:
+            self._found = None  # Which says nothing of other images.
             return
         self._note_reference(worker)
         self._note(self._loaded(by(way, self._first.settings), self._glanced_at))

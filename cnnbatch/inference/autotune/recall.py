@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inference.autotune.agreement import limits
-from cnnbatch.inference.autotune.candidates import TuningCandidate, TuningTrial
+from cnnbatch.inference.autotune.candidates import TuningCandidate, TuningTrial, batches
 from cnnbatch.inference.autotune.measure import Measured, open_ways
 from cnnbatch.inference.autotune.trials import by, is_of, trial_of
 from cnnbatch.inference.messages import LoadOrder, RememberedSettings, TuningSample
@@ -44,6 +44,8 @@ class Loaded:
 
 def recalled(order: LoadOrder, plain: Settings) -> RememberedSettings | None:
     """Return what is remembered for a worker that else would run in ``plain`` settings first."""
+    if not order.remembered:
+        return None
     first = "precision" not in (order.kept or {})
     precision_open = first and order.job.compute.precision == "auto"
     here = _conditions(order.job, plain, precision_open, first)
@@ -138,7 +140,8 @@ def _way(one: RememberedSettings) -> TuningCandidate:
 def _fits(one: RememberedSettings, job: MapJob, plain: Settings, decoder_open: bool) -> bool:
     """Say whether batch and decoder are such as measuring may find here."""
     on_device = decoder_open and plain.type == "cuda" and job.task.prepares_on_device
-    return job.compute.batch in ("auto", one.batch) and (one.decoder == plain.decoder or on_device)
+    others = batches(plain.type, plain.batch) if job.compute.batch == "auto" else ()
+    return one.batch in (plain.batch, *others) and (one.decoder == plain.decoder or on_device)
 
 
 def _settings(one: RememberedSettings, plain: Settings) -> Settings:

@@ -328,6 +328,26 @@ def test_only_a_way_that_is_open_here_is_taken(fields: dict[str, Any], taken: bo
     assert recall.recalled(settled, plain) is None
 
 
+@pytest.mark.parametrize(
+    ("batch", "taken"), [(8, True), (16, True), (32, True), (64, False), (10_000, False)]
+)
+def test_no_batch_is_taken_that_measuring_would_not_try(batch: int, taken: bool, tmp_path: Path) -> None:
+    spec = job(tmp_path, tmp_path / "out", precision="auto", batch="auto")
+    plain = Settings("cpu:AVX2", "fp32", 16, 128, 1)
+    found = one(conditions=recall._conditions(spec, plain, True, True), batch=batch)
+    order = LoadOrder(spec, None, Output(str(tmp_path), Storage()), True, None, (found,))  # type: ignore[arg-type]
+    assert (recall.recalled(order, plain) is found) == taken
+
+
+def test_broken_pictures_are_no_reason_for_the_next_job(photos: Photos, tmp_path: Path) -> None:
+    folder = photos(110)
+    for path in sorted(folder.rglob("*.jpg"))[::4]:
+        path.write_bytes(b"no picture")
+    run(small(folder, tmp_path / "out"), RunOptions(quiet=True))
+    assert kept(tmp_path / "out")["precision"] == "fp32"
+    assert files() == []
+
+
 @pytest.mark.parametrize("name", ["_machine", "_versions", "device", "threads", "batch", "backend"])
 def test_under_other_conditions_nothing_is_taken(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
