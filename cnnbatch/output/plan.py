@@ -1,19 +1,17 @@
 """Cuts a listing into shards, and shards into pages: pure functions of the listing's order.
 
-Where the task chooses the length, shards are small at both ends of a listing: the first, so that results
-come early and every worker has work at once; the last, so that all workers end together. Between them
-they have the task's own length, which doubles every thousand shards: of a million images 1,189 parts are
-made, of forty million some 5,900.
+Where the length is the task's own, the shards at both ends of a listing are small: the first, so that results
+come early and every worker has work at once; the last, so that all workers end together. Eight hold 32 refs,
+eight 64, eight 96 and so on, and the last ones are the first in reverse. Between them the length doubles
+every thousand shards: a million images make 1,189 parts, forty million some 5,900.
 
-The ends: eight shards of 32 images, eight of 64, of 96 and so on; the last ones are the first in reverse.
-A shard costs its worker some 10 ms, so shards of 32 take 3 % of the pace of a fast network on a core; growing
-in steps, a listing of 1,500 has 31 shards. Two workers end within 3 % of each other on them, and 64 workers
-that share a million images, whose shards differ by half in what an image costs, idle 3.5 % of their time.
-32 is two batches on a CPU: no batch there is cut short. On a GPU only the first and last shards are shorter
-than a batch.
+Why so: of 1,500 images, in 31 shards, two workers have the same time but for 3 %; 64 workers idle 3.5 % of their
+time on a million images, where what an image costs differs by half from shard to shard. A shard costs its
+worker some 10 ms, which is one image or two of a small network. Batches end with their shard, so 32 is two
+batches of a CPU; on a GPU only the ends have shorter batches.
 
-What a shard holds depends on its number and on how many refs are left, where these are few: never on
-workers or their pace. A plan is read back, never made anew.
+How long a shard is depends on its number and on how many refs are left, where these are few; never on workers
+or their pace. A plan is read back, never made anew.
 """
 
 from __future__ import annotations

@@ -155,10 +155,10 @@ def test_describe_says_it(tmp_path: Path) -> None:
     assert (fact.value, fact.note) == ("4", f"no images: 2 .txt, 1 hidden, 1 {COMPANIONS}")
 
 
-def planned(root: Path, out: Path) -> tuple[Output, Planner]:
+def planned(root: Path, out: Path, shard_size: int | str = 1) -> tuple[Output, Planner]:
     output = Output(str(out), Storage())
-    chosen = Input(url=str(root), shard_size=1)
-    planner = Planner(output, open_source(chosen, Storage()), chosen, 1)
+    chosen = Input.model_validate({"url": str(root), "shard_size": shard_size})
+    planner = Planner(output, open_source(chosen, Storage()), chosen, 1000)
     return output, planner
 
 
@@ -191,6 +191,19 @@ def test_a_listing_that_goes_on_counts_on(tmp_path: Path, monkeypatch: pytest.Mo
         assert left_out_of(output) == whole
         last = pq.read_schema(max(out.glob("_job/plan/*/0*.parquet"))).metadata
         assert json.loads(last[b"left_out"])[".json"] >= 8
+
+
+def test_a_page_counts_no_further_than_its_last_image(tmp_path: Path) -> None:
+    """Also where the listing is ahead of it, to see whether it ends there."""
+    names = [f"{number:03}{suffix}" for number in range(300) for suffix in (".jpg", ".txt")]
+    _, planner = planned(folder(tmp_path / "in", *names), tmp_path / "out", "auto")
+    planner.start()
+    planner._thread.join()
+    images, pages = 0, sorted((tmp_path / "out").glob("_job/plan/*/0*.parquet"))
+    for page in pages:
+        images += pq.read_metadata(page).num_rows
+        assert json.loads(pq.read_schema(page).metadata[b"left_out"]) == {".txt": images - 1}
+    assert (images, len(pages)) == (300, 4)
 
 
 def test_a_run_and_its_report_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
