@@ -1,9 +1,21 @@
 """All benchmarks, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import decode, detect, engine, evaluation, evaluators, forward, new, sources, training
+from tests.bench import (
+    decode,
+    detect,
+    engine,
+    evaluation,
+    evaluators,
+    forward,
+    new,
+    scheduling,
+    sources,
+    training,
+)
 
 decode.main()
 forward.main(list(forward.MODELS))
+scheduling.main()
 engine.main(engine.COUNTS)
 detect.main()
 sources.main()
