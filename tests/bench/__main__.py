@@ -1,9 +1,22 @@
 """All benchmarks, one after the other: ``python -m tests.bench``."""
 
-from tests.bench import decode, detect, engine, evaluation, evaluators, forward, new, sources, training, whole
+from tests.bench import (
+    decode,
+    detect,
+    engine,
+    evaluation,
+    evaluators,
+    forward,
+    new,
+    scheduling,
+    sources,
+    training,
+    whole,
+)
 
 decode.main()
 forward.main(list(forward.MODELS))
+scheduling.main()
 engine.main(engine.COUNTS)
 whole.main()
 detect.main()

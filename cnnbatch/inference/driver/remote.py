@@ -57,6 +57,10 @@ class RemoteWorker:
         running = [about.shard.index for kind, about in self.calls.values() if kind == "run"]
         return running[-1] if len(running) == SHARDS_IN_FLIGHT else None
 
+    def is_giving_back(self) -> bool:
+        """Say whether the shard that waits was asked for."""
+        return self.gives_back is not None and self.gives_back == self.waiting_shard()
+
     def is_free(self) -> bool:
         """Say whether another shard may be sent."""
         asked = list(self.calls.values())

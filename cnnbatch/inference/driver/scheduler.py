@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,14 @@ class Scheduler:
     def _take_back(self) -> None:
         """For each worker that has nothing to do, have a busy one give back a shard that it has not begun."""
         idle = sum(worker.ready is not None and not worker.calls for worker in self._workers)
-        asked = sum(worker.gives_back is not None for worker in self._workers)
-        for worker in self._workers:
-            if asked >= idle:
-                return
-            if worker.gives_back is None and (index := worker.waiting_shard()) is not None:
+        asked = sum(worker.is_giving_back() for worker in self._workers)
+        waiting = [
+            (index, worker) for worker in self._workers if (index := worker.waiting_shard()) is not None
+        ]
+        for index, worker in sorted(
+            waiting, key=itemgetter(0)
+        ):  # The first are the largest, at a plan's end.
+            if asked < idle and worker.gives_back != index:
                 worker.gives_back = index
                 self._pool.ask(worker.handle, "withdraw", index)
                 asked += 1
