@@ -26,6 +26,8 @@ for number in (signal.SIGINT, signal.SIGHUP):  # Ignored where nohup or a shell'
 
 pytest_xdist_make_scheduler = dealing.scheduler
 pytest_collection_modifyitems = dealing.longest_first
+pytest_collection_finish = dealing.keep_imports
+pytest_sessionfinish = dealing.release_imports
 
 
 @pytest.fixture(scope="session", autouse=True)

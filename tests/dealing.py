@@ -6,6 +6,7 @@ cluster beside it; while one process waits for Ray, the others compute.
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -44,6 +45,16 @@ def longest_first(items: list[pytest.Item]) -> None:
     """Begin with Ray, then with files that have slow tests, so that no process ends long after the others."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (unit(item.nodeid) != "Ray", item.path not in slow))
+
+
+def keep_imports() -> None:
+    """Have garbage collection pass over what the tests' imports made, which stays to the end."""
+    gc.freeze()
+
+
+def release_imports() -> None:
+    """Let the interpreter's end find it again: libraries count what they made."""
+    gc.unfreeze()
 
 
 def share_the_cores() -> None:

@@ -466,6 +466,7 @@ def test_any_value_survives_yaml(data: dict[str, Any]) -> None:
 texts = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).filter(str.strip)
 
 
+@settings(max_examples=30)
 @given(
     names=st.lists(texts, max_size=3),
     limit=st.none() | st.integers(1),

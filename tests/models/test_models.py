@@ -87,8 +87,8 @@ def test_every_torchvision_classifier_builds_and_gives_its_embedding(name: str) 
 def test_timm_classifiers_build_and_give_their_embedding(name: str) -> None:
     logits, embedding = shapes(f"timm/{name}")
     with on_meta():
-        features = timm.create_model(name).num_features
-        width = getattr(timm.create_model(name), "head_hidden_size", features)
+        own = timm.create_model(name)
+    width = getattr(own, "head_hidden_size", own.num_features)
     assert logits == (2, 7)
     assert embedding == (2, width)
 

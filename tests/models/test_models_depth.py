@@ -55,7 +55,7 @@ def outputs(module: nn.Module, names: list[str]) -> dict[str, Tensor]:
         ("resnet18", {}, {"maps"}),
         ("mobilenet_v2", {}, {"maps"}),
         ("squeezenet1_1", {}, {"maps"}),
-        ("vgg11", {}, {"maps", "vector"}),
+        ("alexnet", {}, {"maps", "vector"}),
         ("vit_b_16", {"image_size": SIDE}, {"maps", "tokens"}),
         ("swin_t", {}, {"maps", "maps_last"}),
     ],
@@ -89,7 +89,7 @@ def _vector(output: Tensor, found: Tap) -> Tensor:
     ("name", "names"),
     [
         ("mobilenet_v2", ["features.0.0", "features.0.1", "features.5", "features.18.0"]),
-        ("vgg11", ["features.0", "features.6", "classifier.0"]),
+        ("alexnet", ["features.0", "features.6", "classifier.1"]),
     ],
 )
 def test_features_at_depths_stay_the_same_when_layers_are_fused(name: str, names: list[str]) -> None:
@@ -113,7 +113,7 @@ def test_features_at_depths_stay_the_same_when_layers_are_fused(name: str, names
         ("mobilenet_v2", "features.0.1"),
         ("efficientnet_b0", "features.2.0"),
         ("resnet18", "layer2.0"),
-        ("vgg11", "classifier.0"),
+        ("alexnet", "classifier.1"),
         ("swin_t", "features.1.1"),
     ],
 )

@@ -74,7 +74,7 @@ def read(path: Path, model: Classifier) -> Image:
 
 
 @pytest.mark.parametrize(
-    "every", [10, pytest.param(1, marks=pytest.mark.slow)], ids=["one of ten", "the whole sample"]
+    "every", [10, pytest.param(1, marks=pytest.mark.long)], ids=["one of ten", "the whole sample"]
 )
 def test_labels_equal_those_of_a_plain_torchvision_loop(
     shared: Path, mobilenet: torch.nn.Module, every: int

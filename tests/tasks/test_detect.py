@@ -341,7 +341,7 @@ def test_poses_are_written_beside_their_truth(tmp_path: Path, photos: Callable[[
     truth["annotations"][0]["keypoints"] = flat
     (tmp_path / "instances.json").write_text(json.dumps(truth))
     overrides: dict[str, Any] = {
-        "task": {"weights": "random", "score_threshold": 0.0, "max_objects": 2, "size": [64, 96]},
+        "task": {"model": "tests.toy:poses", "weights": "random", "score_threshold": 0.0, "max_objects": 2},
         "input": {"url": str(folder), "truth": str(tmp_path / "instances.json")},
         "output": str(tmp_path / "out"),
         "compute": {"pool": "inline"},

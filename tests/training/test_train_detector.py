@@ -113,14 +113,23 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
+SAVING = {"batch": 8, "ema": 0.5, "augment": {"colour": 0.2}, "checkpoint_s": 1e-9}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output of a training that nothing interrupts; its tree lies beside it."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    launch(tiny.job(tiny.voc(folder / "voc", 24), folder / "out", SAVING), QUIET)
+    return folder / "out"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3])
 def test_what_was_interrupted_goes_on_to_the_same_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    tiny.voc(tmp_path / "voc", 24)
-    settings = {"batch": 8, "ema": 0.5, "augment": {"colour": 0.2}, "checkpoint_s": 1e-9}
-    launch(tiny.job(tmp_path / "voc", tmp_path / "whole", settings), QUIET)
+    voc = uninterrupted.parent / "voc"
     taken = Recorder.step
 
     def dies(recorder: Recorder, row: Mapping[str, float]) -> None:
@@ -131,12 +140,12 @@ def test_what_was_interrupted_goes_on_to_the_same_result(
     out = tmp_path / "broken"
     monkeypatch.setattr(Recorder, "step", dies)
     with pytest.raises(Killed):
-        launch(tiny.job(tmp_path / "voc", out, settings), QUIET)
+        launch(tiny.job(voc, out, SAVING), QUIET)
     monkeypatch.setattr(Recorder, "step", taken)
-    launch(tiny.job(tmp_path / "voc", out, settings), QUIET)
-    whole, broken = weights_of(tmp_path / "whole"), weights_of(out)
+    launch(tiny.job(voc, out, SAVING), QUIET)
+    whole, broken = weights_of(uninterrupted), weights_of(out)
     assert all(torch.equal(tensor, broken[name]) for name, tensor in whole.items())
-    losses = [[row["loss"] for row in metrics_of(one)] for one in (tmp_path / "whole", out)]
+    losses = [[row["loss"] for row in metrics_of(one)] for one in (uninterrupted, out)]
     assert losses[0] == losses[1]
 
 
