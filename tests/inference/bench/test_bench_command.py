@@ -184,7 +184,7 @@ def test_good_figures_ask_for_nothing_but_a_faster_network() -> None:
         (measured(seconds={"decode": 0.03}), "decode takes 68% of the processor: more cores"),
         (measured(images=250, more=False), "work for 3 of 4 workers: input.shard_size=31"),
         (measured(images=570, more=False), "start-up dominates: 5 s for 3 s of work on 570 images"),
-        (measured(images=190, more=False), "starting Ray alone took 2 s: compute.pool=inline"),
+        (measured(images=190, more=False), "starting Ray alone took 2 s: compute.pool=local"),
         (measured(steady=100.0), "the run came to 50% of its ceiling"),
         (measured(steady=100.0, given=0.5), "busy with something else: a process got 50% of its core"),
     ],
