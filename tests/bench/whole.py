@@ -43,14 +43,14 @@ class Watch(threading.Thread):
 
     def __init__(self, process: subprocess.Popen[bytes], out: Path) -> None:
         super().__init__(daemon=True)
-        self._process, self._out, self._started = process, out, time.monotonic()
+        self._process, self._out, self._began = process, out, time.monotonic()
         self.peak_bytes = 0
         self.first_part_s: float | None = None
 
     def run(self) -> None:
         while self._process.poll() is None:
             if self.first_part_s is None and any(self._out.glob("predictions/part-*")):
-                self.first_part_s = time.monotonic() - self._started
+                self.first_part_s = time.monotonic() - self._began
             self.peak_bytes = max(self.peak_bytes, self._held_bytes())
             time.sleep(LOOK_S)
 
@@ -149,21 +149,25 @@ def _show(found: Mapping[str, list[dict[str, Any]]], count: int, console: Consol
         title=f"{MODEL}, {count:,} photographs, from start to exit, medians of {len(found[LOOP])}",
     )
     for name, runs in found.items():
-        ours = [
-            f"{median(one['first'] or 0.0 for one in runs):.1f}",
-            f"{median(one['least'] for one in runs):.0%}",
-            f"{median(one['peak'] for one in runs) / 2**20:.0f}",
-            runs[0]["way"],
-        ]
         table.add_row(
             name,
             f"{seconds[name]:.1f} ({min(one['seconds'] for one in runs):.1f} to "
             f"{max(one['seconds'] for one in runs):.1f})",
             f"{seconds[LOOP] / seconds[name]:.2f}",
             f"{seconds[RAY_DATA] / seconds[name]:.2f}",
-            *(ours if "first" in runs[0] else []),
+            *(_ours(runs) if "first" in runs[0] else []),
         )
     console.print(table)
+
+
+def _ours(runs: list[dict[str, Any]]) -> list[str]:
+    """Return the first part's seconds, the least worker's share, the peak memory, and the way taken."""
+    return [
+        f"{median(one['first'] or 0.0 for one in runs):.1f}",
+        f"{median(one['least'] for one in runs):.0%}",
+        f"{median(one['peak'] for one in runs) / 2**20:.0f}",
+        runs[0]["way"],
+    ]
 
 
 def main() -> None:
