@@ -5,8 +5,8 @@ come early and every worker has work at once; the last, so that all workers end 
 eight 64, eight 96 and so on, and the last ones are the first in reverse. Between them the length doubles
 every thousand shards: a million images make 1,189 parts, forty million some 5,900.
 
-Why so: of 1,500 images, in 31 shards, two workers have the same time but for 3 %; 64 workers idle 3.5 % of their
-time on a million images, where what an image costs differs by half from shard to shard. A shard costs its
+Why so: of 1,500 images, in 31 shards, two workers have the same time but for 3 %; 64 workers idle 3.5 % of
+their time on a million images, where what an image costs differs by half from shard to shard. A shard costs its
 worker some 10 ms, which is one image or two of a small network. Batches end with their shard, so 32 is two
 batches of a CPU; on a GPU only the ends have shorter batches.
 
