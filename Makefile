@@ -23,7 +23,7 @@ SUPPORTED := import sys, sysconfig; \
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: $(STAMP) ## Classify eight real photographs on a local Ray, and write Parquet and a report.
+demo: $(STAMP) ## Classify eight real photographs on Ray, and write Parquet and a report.
 	@$(BIN)/cnnbatch run demo
 
 # One process of tests a core, four at most: each may need 2 GB.

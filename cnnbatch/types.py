@@ -174,7 +174,7 @@ def here(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
 
 
 class Source(Protocol):
-    """A collection of images; small and picklable, for it travels to the actors."""
+    """A collection of images; small and picklable, for it travels to the workers."""
 
     @property
     def columns(self) -> pa.Schema:

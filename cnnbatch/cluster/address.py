@@ -26,7 +26,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _GOAWAY = 0, 1, 3, 4, 7
 _END_STREAM, _END_HEADERS = 1, 4
 _SERVING = bytes([0, 0, 0, 0, 2, 8, 1])  # A message of two bytes: its field 1 has the value 1.
-_MEND = f"start Ray there, correct {VARIABLE}, or unset it: then a Ray on this machine is joined or started"
+_MEND = f"start Ray there, correct {VARIABLE}, or set it to local to run on this machine"
 
 
 def cluster_address() -> str | None:
@@ -64,7 +64,7 @@ def chosen() -> str:
         )
     raise UserError(
         f"{VARIABLE}: expected auto, local, or HOST:PORT of a Ray head, as in 10.0.0.5:6379, got {value!r}\n"
-        f"  what to do: {hint}correct it, or unset it: then a Ray on this machine is joined or started"
+        f"  what to do: {hint}correct it, or set it to local to run on this machine"
     )
 
 

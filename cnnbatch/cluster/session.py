@@ -41,8 +41,8 @@ UNWIND_S = 8.0
 CLOSE_S = 8.0
 _GOES_ON = "give the same command again: what is finished is kept"
 _AT_START = (
-    "look at this machine's limits and room (ulimit -n, memory, /dev/shm, the temporary folder); a few "
-    "images run without Ray, by compute.pool=inline"
+    "look at this machine's limits and room (ulimit -n, memory, /dev/shm, the temporary folder); "
+    "compute.pool=local predicts on this machine without Ray, a training needs compute.pool=inline"
 )
 
 
@@ -246,7 +246,7 @@ class Session:
     def _cannot_start(self, why: str) -> EnvironmentFault:
         if self.starts:
             return EnvironmentFault(f"Ray could not be started on this machine: {why}", _AT_START)
-        mend = "look at that cluster, or set RAY_ADDRESS=local: then a Ray is started on this machine"
+        mend = "look at that cluster, or set RAY_ADDRESS=local to run on this machine"
         return EnvironmentFault(f"the Ray cluster could not be joined: {why}", mend)
 
     def _find_raylet(self) -> None:

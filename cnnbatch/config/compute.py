@@ -12,7 +12,7 @@ MOST_WORKERS = 10_000
 
 
 class Workers(Section):
-    """Between how many actors a run may vary."""
+    """Between how many workers a run may vary."""
 
     min: Count = 1
     max: Count
@@ -31,7 +31,7 @@ class Compute(Section):
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_WORKERS)] | Workers = Field(
-        "auto", description="auto: as many as the machines hold."
+        "auto", description="auto: one a GPU, or one a core; a number, or {min, max}."
     )
     gpus_per_worker: Literal["auto"] | Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] = Field(
         "auto", description="A part of one GPU, or whole GPUs."
@@ -48,7 +48,7 @@ class Compute(Section):
     )
     pool: Literal["auto", "ray", "local", "inline"] = Field(
         "auto",
-        description="auto: the Ray cluster that is there, else local: processes here; inline: this one.",
+        description="ray: actors; local: processes of this machine; inline: the driver; auto: what is there.",
     )
     start_timeout_s: Seconds = Field(300.0, description="How long to wait for the least number of workers.")
     batch_timeout_s: Seconds = Field(300.0, description="How long one batch may take.")

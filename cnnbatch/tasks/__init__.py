@@ -55,7 +55,7 @@ class Task(BaseModel):
         return None
 
     def load(self, runtime: Runtime) -> Model:
-        """Build the network on ``runtime.device``; imports torch, runs once an actor."""
+        """Build the network on ``runtime.device``; imports torch, runs once a worker process."""
         raise NotImplementedError
 
     def require_weights(self) -> None:

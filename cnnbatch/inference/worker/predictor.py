@@ -218,7 +218,7 @@ class _Flights:
                 yield
             except EnvironmentFault:
                 raise
-            except Exception as error:  # Whose fault it is, the images alone in a fresh actor decide.
+            except Exception as error:  # Whose fault it is, the images alone in a fresh process decide.
                 with suppress(Exception):
                     self._land()
                 positions = self._positions(now)

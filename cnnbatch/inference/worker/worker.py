@@ -1,4 +1,4 @@
-"""One shard inside an actor: threads read and decode, this one predicts, another writes the rows.
+"""One shard inside a worker process: threads read and decode, this one predicts, another writes the rows.
 
 A shard is taken in windows of a fixed number of images. Batches are cut inside a window by plan
 order and shape, never by arrival, so that a row depends on its window alone, not on who computed
