@@ -93,6 +93,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, Any, ObjectDetector]:
     return request.param, model, ours(request.param, model)
 
 
+@pytest.mark.slow
 def test_boxes_are_torchvisions_for_each_picture_by_itself(pair: tuple[str, Any, ObjectDetector]) -> None:
     name, model, found = pair
     rows = predict(found, pictures()).to_pylist()
@@ -124,6 +125,7 @@ def _told_apart(expected: dict[str, torch.Tensor]) -> list[int]:
     return [place for place in range(len(scores)) if gaps[place].min() > 1e-3] or [0]
 
 
+@pytest.mark.slow
 def test_neighbours_do_not_change_a_pictures_boxes(pair: tuple[str, Any, ObjectDetector]) -> None:
     one, two, three = pictures([(60, 80)] * 3)
     first = predict(pair[2], [one, two]).to_pylist()
@@ -319,6 +321,7 @@ def test_a_whole_job_writes_objects_with_their_truth_and_is_judged(
     ] * 5
 
 
+@pytest.mark.slow
 def test_truth_that_the_model_cannot_know_stops_before_the_first_shard(
     tmp_path: Path, photos: Callable[[int], Path]
 ) -> None:
