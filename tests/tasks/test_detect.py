@@ -186,6 +186,7 @@ def test_an_input_equals_torchvisions_pixel_by_pixel() -> None:
         assert found.size == expected.image_sizes[0]
 
 
+@pytest.mark.slow
 @given(size)
 @settings(max_examples=60, deadline=None)
 def test_a_letterbox_keeps_proportions_and_lies_in_the_middle(size: tuple[int, int]) -> None:
@@ -232,6 +233,7 @@ def test_unknown_detectors_are_told_with_the_nearest() -> None:
     assert {*TORCHVISION, "yolov3_tiny"} == set(names())
 
 
+@pytest.mark.slow
 def test_weights_of_another_number_of_classes_are_refused(tmp_path: Path) -> None:
     small = build_detector(
         Choice(

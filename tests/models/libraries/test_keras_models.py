@@ -263,6 +263,7 @@ def test_random_weights_follow_from_their_seed() -> None:
     assert one.weights == "random:1"
 
 
+@pytest.mark.slow
 def test_published_weights_are_fetched_by_keras_address_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,6 +439,7 @@ def test_users_settings_of_keras_do_not_matter(monkeypatch: pytest.MonkeyPatch) 
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.slow
 def test_a_job_predicts_with_a_keras_model(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(3):

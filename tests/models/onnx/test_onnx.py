@@ -588,6 +588,7 @@ def test_boxes_of_an_exported_detector_are_torchvisions(reference: Any, exported
             assert list(one["box"].values()) == pytest.approx(box.tolist(), abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_jobs_size_bounds_what_an_exported_detector_gets(exported: Path) -> None:
     task = Detect(model="onnx", weights=str(exported), adapter="torchvision", classes=ABC, size=(96, 160))
     model = task.load(Runtime("cpu"))
