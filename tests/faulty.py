@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from unittest.mock import patch
 from uuid import uuid4
 
+import ray
 import ray.train.torch
 
 from cnnbatch.tasks.classify import Classify
@@ -39,6 +40,8 @@ class Faulty(Classify):
 
 def _device() -> str:
     """Return the GPU on which a worker of Ray Train computes, of those that Ray pretends; "" without any."""
+    if not ray.is_initialized():
+        return ""
     with patch("torch.cuda.is_available", return_value=True):
         number: int | None = ray.train.torch.get_device().index
     return "" if number is None else os.environ["CUDA_VISIBLE_DEVICES"].split(",")[number]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,8 +20,10 @@ from cnnbatch.output.folder import Output, require_same
 from cnnbatch.sources import open_source
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.terminal.screen import Screen
+from cnnbatch.training import local
 from cnnbatch.training.data.dataset import collect
 from cnnbatch.training.data.splits import Parts, parts_of
+from cnnbatch.training.local import threads_of, trains_here
 from cnnbatch.training.messages import TrainingMessage, TrainingOrder
 from cnnbatch.training.progress import Progress
 from cnnbatch.training.strategy import decide, epochs_for
@@ -95,6 +96,11 @@ def _fit(order: TrainingOrder, note: Callable[[str], object]) -> Iterator[Traini
     if order.job.compute.pool == "inline" or order.decision.strategy == "as_is":
         yield from _here(order)
         return
+    if trains_here(order.job.compute):
+        if order.decision.strategy != "scratch":
+            order.job.task.require_weights()  # Said before a process is started.
+        yield from local.fit(order)
+        return
     from cnnbatch.training.driver import fit
 
     yield from fit(order, note)
@@ -113,10 +119,9 @@ def _here(order: TrainingOrder) -> Iterator[TrainingMessage]:
             raise KeyboardInterrupt  # Also here: the thread that asked for the training was stopped.
         messages.put(message)
 
-    threads = compute.cpus_per_worker if compute.cpus_per_worker != "auto" else os.cpu_count() or 1
     device = devices.find_device(compute.device)
     with ThreadPoolExecutor(1, "train") as thread:
-        working = thread.submit(work, order, Team(), device, threads, send)
+        working = thread.submit(work, order, Team(), device, threads_of(compute), send)
         working.add_done_callback(lambda _: messages.put(None))
         try:
             yield from iter(messages.get, None)

@@ -33,27 +33,31 @@ COUNT_S = 60.0
 
 @contextmanager
 def local_workers(compute: Compute) -> Iterator[LocalWorkers]:
-    """Give workers on this machine, whose processes end with the block.
-
-    Raises UserError where the job asks for more workers than a machine can start, EnvironmentFault where none
-    can be started.
-    """
-    cores = os.cpu_count() or 1
-    require_cores(compute, cores)
-    least, _ = bounds(compute)
-    each = 1 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
-    pool = LocalWorkers(max(cores, least * each), uses_gpus=compute.device in ("auto", "cuda"))
+    """Give workers on this machine, whose processes end with the block; raises as `LocalWorkers`."""
+    pool = LocalWorkers(compute)
     try:
         yield pool
     finally:
         pool.close()
 
 
-class LocalWorkers:
-    """The `WorkerPool` of this machine, with room for workers of ``cpus`` CPUs together."""
+def may_have_gpus(compute: Compute) -> bool:
+    """Say whether this machine has NVIDIA's driver and the job may use it."""
+    return compute.device in ("auto", "cuda") and Path(DRIVER_OF_GPUS).exists()
 
-    def __init__(self, cpus: int, uses_gpus: bool) -> None:
-        self._cpus, self._uses_gpus = cpus, uses_gpus
+
+class LocalWorkers:
+    """The `WorkerPool` of this machine, with room for a worker a core, or as many as a job asks for.
+
+    Raises UserError where that is more than a machine can start, EnvironmentFault where no process can be.
+    """
+
+    def __init__(self, compute: Compute) -> None:
+        cores, (least, _) = os.cpu_count() or 1, bounds(compute)
+        require_cores(compute, cores)
+        each = 1 if compute.cpus_per_worker == "auto" else compute.cpus_per_worker
+        self._cpus = max(cores, least * each)
+        self._may_have_gpus = may_have_gpus(compute)
         self._servers: list[LocalProcesses] = []
         self._gpus: list[str] | None = None
         self._held: dict[LocalProcess, Mapping[str, float]] = {}
@@ -87,9 +91,16 @@ class LocalWorkers:
         """Start a worker, which sees its GPUs only."""
         held = self._free_gpus(share.gpus)
         environment = {VISIBLE: ",".join(held)} if share.gpus else {}
-        process = self._servers[-1].start(WorkerProcess, sys.path, environment=environment)
-        self._started.append(process)
+        process = self.start_process(WorkerProcess, sys.path, environment=environment)
         self._held[process] = held
+        return process
+
+    def start_process(
+        self, kind: type, *values: Any, environment: Mapping[str, str] | None = None
+    ) -> LocalProcess:
+        """Start a process that builds ``kind(*values)``, on all GPUs but where ``environment`` says which."""
+        process = self._server().start(kind, *values, environment=environment)
+        self._started.append(process)
         return process
 
     def node_of(self, handle: LocalProcess) -> str:
@@ -158,7 +169,7 @@ class LocalWorkers:
         """Return the numbers of the GPUs that CUDA sees here; asked for once, in a process of its own."""
         if self._gpus is None:
             self._gpus = []
-            if self._uses_gpus and Path(DRIVER_OF_GPUS).exists():
+            if self._may_have_gpus:
                 number = self._count_gpus()
                 named = [one for one in os.environ.get(VISIBLE, "").split(",") if one]
                 self._gpus = named[:number] or [str(one) for one in range(number)]
