@@ -59,6 +59,7 @@ def run(site: Path, folder: Path, command: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_package_gets_rows_metric_report_comparison_and_export(site: Path, tmp_path: Path) -> None:
     for name, level in LEVELS.items():
         Image.new("RGB", (64, 48), (level, level, level)).save(tmp_path / f"{name}.png")
@@ -106,6 +107,7 @@ def test_what_the_page_says_may_be_imported_is_there() -> None:
             assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
+@pytest.mark.slow
 def test_the_model_of_the_page_is_built(site: Path) -> None:
     code = (
         "import torch; from cnnbatch.models import Choice, build_classifier\n"

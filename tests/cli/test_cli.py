@@ -201,6 +201,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+@pytest.mark.slow
 def test_a_wheel_carries_the_jobs_and_the_data(installed: Path) -> None:
     checkout = CHECKOUT
     jobs = {path.name: path.read_bytes() for path in (checkout / "jobs").glob("*.yaml")}
@@ -227,6 +228,7 @@ def from_wheel(site: Path, folder: Path, *arguments: str) -> subprocess.Complete
     )
 
 
+@pytest.mark.slow
 def test_a_wheel_knows_jobs_by_name(installed: Path, tmp_path: Path) -> None:
     done = from_wheel(installed, tmp_path, "jobs")
     assert done.returncode == 0, done.stderr

@@ -42,6 +42,7 @@ print(evaluation.images, sorted({"ray", "torch"} & set(sys.modules)))
 """
 
 
+@pytest.mark.slow
 def test_evaluating_on_one_machine_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
     data = judged.dataset(12, 4)
     folder = judged.write_detected(tmp_path / "out", data, judged.detections(data))
@@ -58,6 +59,7 @@ def two_on_ray() -> Iterator[Map]:
     session.close()
 
 
+@pytest.mark.slow
 def test_results_of_tasks_on_ray_come_in_order_and_errors_as_they_are(two_on_ray: Map) -> None:
     assert list(two_on_ray(_after, [0.3, 0.2, 0.1, 0.0] * 3)) == [0.3, 0.2, 0.1, 0.0] * 3
     with pytest.raises(UserError, match=r"^expected a number that is not negative$"):

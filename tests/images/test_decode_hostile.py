@@ -79,6 +79,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     return int(done.stdout) * 1024
 
 
+@pytest.mark.slow
 def test_bombs_take_no_memory() -> None:
     """All bombs, and a JPEG header within the limit that has nothing behind it."""
     jpeg = FILES["jpeg"]()
@@ -88,6 +89,7 @@ def test_bombs_take_no_memory() -> None:
     assert memory_taken([data for _, data in bombs()] + [large]) < 20e6
 
 
+@pytest.mark.slow
 def test_a_large_picture_takes_bounded_memory() -> None:
     """Pillow's own byte a pixel for a palette, the result's three, and a band."""
     assert memory_taken([saved(Image.new("P", (8000, 6000)), "PNG")]) < 5 * 48e6

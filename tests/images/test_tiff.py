@@ -350,6 +350,7 @@ def test_cut_anywhere_is_truncated(dtype: str, compression: str | None) -> None:
         assert caught.value.code == "truncated", cut
 
 
+@pytest.mark.slow
 def test_what_would_take_long_or_much_is_refused() -> None:
     large = {"t256": (13000,), "t257": (13000,)}
     for tags in (large, {**large, "t278": (1,)}, {"t277": (60000,), "t258": (16,) * 60000}):

@@ -239,6 +239,7 @@ step = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(step, min_size=1, max_size=4))
 @settings(
     max_examples=12,
@@ -281,6 +282,7 @@ def test_any_history_gives_what_a_fresh_run_gives(
     assert {key for key, row in found.items() if row["vanished"]} == marked - there
 
 
+@pytest.mark.slow
 def test_a_bucket_is_looked_at_anew(photos: Photos, bucket: Bucket) -> None:
     pictures = files(photos(12))
     for number, path in enumerate(pictures):

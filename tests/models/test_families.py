@@ -105,17 +105,20 @@ def test_every_family_is_tried() -> None:
     assert all(MODELS[name].family == family for family, (name, _) in KERAS.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "side"), marked(TORCHVISION, LONG))
 def test_torchvisions_families_learn(model: str, side: int) -> None:
     learns(model, side)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("keras"), reason="Keras is not installed: pip install 'cnnbatch[keras]'")
 @pytest.mark.parametrize(("model", "side"), marked(KERAS, LONG, "keras/"))
 def test_keras_families_learn(model: str, side: int) -> None:
     learns(model, side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "side"), marked(TIMM, set(TIMM) - QUICK, "timm/"))
 def test_timms_families_learn(model: str, side: int) -> None:
     learns(model, side)

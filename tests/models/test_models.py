@@ -74,6 +74,7 @@ def shapes(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(logits.shape), tuple(features.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_every_torchvision_classifier_builds_and_gives_its_embedding(name: str) -> None:
     logits, embedding = shapes(name)

@@ -89,6 +89,7 @@ def test_of_any_other_file_it_is_said_what_was_taken(tmp_path: Path) -> None:
     assert build_classifier(Choice(SMALL, str(as_v1), preprocessing=fields)).notes == ()
 
 
+@pytest.mark.slow
 def test_the_run_prints_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = weights_of(tmp_path / "mine.pth", SMALL)
     job = {

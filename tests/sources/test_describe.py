@@ -549,6 +549,7 @@ def test_sizes_in_bytes() -> None:
     assert sizes == ["0 B", "999 B", "1 kB", "1.23 MB", "5 GB", "2 TB", "3,000 TB"]
 
 
+@pytest.mark.slow
 def test_the_command_does_not_import_ray(made: Path) -> None:
     code = (
         "import sys; from cnnbatch.cli.app import app; from typer.testing import CliRunner;"

@@ -73,6 +73,7 @@ def check_run(faults: tuple[Fault, ...], photos: Bucket) -> None:
     assert not any(row["error"] for row in rows)
 
 
+@pytest.mark.slow
 def test_with_a_fifth_of_all_requests_broken_every_row_is_right(photos: Bucket) -> None:
     check_run(FAULTS, photos)
 

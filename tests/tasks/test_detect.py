@@ -93,6 +93,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, Any, ObjectDetector]:
     return request.param, model, ours(request.param, model)
 
 
+@pytest.mark.slow
 def test_boxes_are_torchvisions_for_each_picture_by_itself(pair: tuple[str, Any, ObjectDetector]) -> None:
     name, model, found = pair
     rows = predict(found, pictures()).to_pylist()
@@ -124,6 +125,7 @@ def _told_apart(expected: dict[str, torch.Tensor]) -> list[int]:
     return [place for place in range(len(scores)) if gaps[place].min() > 1e-3] or [0]
 
 
+@pytest.mark.slow
 def test_neighbours_do_not_change_a_pictures_boxes(pair: tuple[str, Any, ObjectDetector]) -> None:
     one, two, three = pictures([(60, 80)] * 3)
     first = predict(pair[2], [one, two]).to_pylist()
@@ -184,6 +186,7 @@ def test_an_input_equals_torchvisions_pixel_by_pixel() -> None:
         assert found.size == expected.image_sizes[0]
 
 
+@pytest.mark.slow
 @given(size)
 @settings(max_examples=60, deadline=None)
 def test_a_letterbox_keeps_proportions_and_lies_in_the_middle(size: tuple[int, int]) -> None:
@@ -230,6 +233,7 @@ def test_unknown_detectors_are_told_with_the_nearest() -> None:
     assert {*TORCHVISION, "yolov3_tiny"} == set(names())
 
 
+@pytest.mark.slow
 def test_weights_of_another_number_of_classes_are_refused(tmp_path: Path) -> None:
     small = build_detector(
         Choice(
@@ -319,6 +323,7 @@ def test_a_whole_job_writes_objects_with_their_truth_and_is_judged(
     ] * 5
 
 
+@pytest.mark.slow
 def test_truth_that_the_model_cannot_know_stops_before_the_first_shard(
     tmp_path: Path, photos: Callable[[int], Path]
 ) -> None:

@@ -97,6 +97,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [["describe", "photos"], ["jobs"], ["data", "list"], ["run", "classify", "input=猫"]]
 )

@@ -107,6 +107,7 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "accumulate"), [(3, 1), (9, 1), (8, 2)])
 def test_what_was_interrupted_goes_on_to_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, accumulate: int

@@ -729,6 +729,7 @@ def test_from_bucket_to_bucket(bucket: Bucket, two: tuple[Path, Path], both: Com
     assert {**there, "a": "", "b": ""} == {**here, "a": "", "b": ""}
 
 
+@pytest.mark.slow
 def test_neither_torch_nor_ray_is_imported(two: tuple[Path, Path], tmp_path: Path) -> None:
     code = (
         "import sys; from cnnbatch.evaluation.comparison import compare;"

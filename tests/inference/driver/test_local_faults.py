@@ -74,6 +74,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         local_workers._kept.close()
 
 
+@pytest.mark.slow
 def test_the_fork_server_killed_costs_nothing(
     no_server: None, photos: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_the_fork_server_killed_costs_nothing(
     assert not psutil.pid_exists(killed[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preload", "words"),
     [
@@ -113,6 +115,7 @@ def test_a_fork_server_that_never_comes_up_ends_the_run(
     assert not (tmp_path / "out" / "predictions").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_killed_while_it_starts(
     photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +128,7 @@ def test_a_worker_killed_while_it_starts(
     require_every_key_once(tmp_path / "out", 24)
 
 
+@pytest.mark.slow
 def test_a_stopped_workers_shard_goes_elsewhere(
     photos: Callable[[int], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +149,7 @@ def test_a_stopped_workers_shard_goes_elsewhere(
     assert not any(process.is_running() for process in stopped)
 
 
+@pytest.mark.slow
 def test_what_needs_the_program_that_was_started_is_said(
     photos: Callable[[int], Path], tmp_path: Path
 ) -> None:

@@ -41,7 +41,7 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-@pytest.fixture(params=["local", "ray"])
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.slow)])
 def on_pool(request: pytest.FixtureRequest) -> On:
     """Return what makes the ``compute`` section of either pool, whose workers are there or can be started."""
     if request.param == "ray":

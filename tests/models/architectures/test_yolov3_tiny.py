@@ -56,6 +56,7 @@ def test_rows_are_opencvs_boxes_in_pixels_of_the_original(
         assert ours[2] == pytest.approx(theirs[2], rel=1e-3, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_job_says_what_the_readme_shows(tiny: Files, tmp_path: Path, capsys: Any) -> None:  # noqa: F811
     photograph("coffee.png")
     names = ("astronaut.png", "coffee.png", "motorcycle_left.png", "chelsea.png")
@@ -92,6 +93,7 @@ def test_the_average_precision_on_photographs_of_coco(tiny: Files, tmp_path: Pat
     assert measured.stats[1] == pytest.approx(0.320, abs=0.005)
 
 
+@pytest.mark.slow
 def test_a_batch_is_of_pictures_prepared_alone(tiny: Files) -> None:  # noqa: F811
     model = Detect(model="yolov3_tiny").load(Runtime("cpu"))
     one, other = photograph("coffee.png"), photograph("rocket.jpg")

@@ -127,6 +127,7 @@ def test_the_listing_has_keras_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert len(published.listing("keras/*")) == len(MODELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["cnnbatch.models.published", "cnnbatch.tasks.classify", "cnnbatch.cli.app"]
 )
@@ -225,6 +226,7 @@ def test_a_size_that_keras_refuses_is_told() -> None:
 # --- Weights ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_FILES)
 @pytest.mark.parametrize("legacy", [False, True])
 def test_keras_files_load_exactly(tmp_path: Path, name: str, legacy: bool) -> None:
@@ -261,6 +263,7 @@ def test_random_weights_follow_from_their_seed() -> None:
     assert one.weights == "random:1"
 
 
+@pytest.mark.slow
 def test_published_weights_are_fetched_by_keras_address_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +281,7 @@ def test_published_weights_are_fetched_by_keras_address_and_checked(
         build_classifier(Choice("keras/MobileNet"))
 
 
+@pytest.mark.slow
 def test_efficientnets_published_normalization_is_keras(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +308,7 @@ def test_efficientnets_published_normalization_is_keras(
     assert not torch.allclose(answers(own, name, pixels), expected, rtol=0.5)
 
 
+@pytest.mark.slow
 def test_weights_of_others_are_refused_with_names(tmp_path: Path) -> None:
     write(made("MobileNet"), tmp_path / "other.weights.h5")
     with pytest.raises(
@@ -365,6 +370,7 @@ def test_what_is_frozen_gets_no_gradient_and_everything_else_does() -> None:
     assert not module.features.layers["conv"].kernel.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [SMALL, LARGER])
 def test_copies_are_whole_and_their_own(name: str) -> None:
     module: Any = build(name, "random").module
@@ -410,6 +416,7 @@ print(bool(module.eval()(pictures("EfficientNetB0")).isfinite().all()))
 """
 
 
+@pytest.mark.slow
 def test_nothing_goes_to_keras_own_device() -> None:
     """Where there is CUDA, Keras takes to it what it is not told to keep elsewhere; here, to nowhere."""
     environment = {**os.environ, "KERAS_TORCH_DEVICE": "meta", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -432,6 +439,7 @@ def test_users_settings_of_keras_do_not_matter(monkeypatch: pytest.MonkeyPatch) 
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.slow
 def test_a_job_predicts_with_a_keras_model(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for number in range(3):

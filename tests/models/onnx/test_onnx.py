@@ -569,6 +569,7 @@ def exported(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(reference, path, noise(1, 96, 128), dynamic_axes=free, opset_version=17)
 
 
+@pytest.mark.slow
 def test_boxes_of_an_exported_detector_are_torchvisions(reference: Any, exported: Path) -> None:
     task = Detect(model="onnx", weights=str(exported), adapter="torchvision", classes=ABC)
     model = task.load(Runtime("cpu"))
@@ -587,6 +588,7 @@ def test_boxes_of_an_exported_detector_are_torchvisions(reference: Any, exported
             assert list(one["box"].values()) == pytest.approx(box.tolist(), abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_jobs_size_bounds_what_an_exported_detector_gets(exported: Path) -> None:
     task = Detect(model="onnx", weights=str(exported), adapter="torchvision", classes=ABC, size=(96, 160))
     model = task.load(Runtime("cpu"))

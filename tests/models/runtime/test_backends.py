@@ -85,7 +85,7 @@ def assert_same(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
         assert (one.float() - other).abs().max() <= tolerance * other.abs().max()
 
 
-@pytest.fixture(scope="module", params=["eager", "compile", "openvino"])
+@pytest.fixture(scope="module", params=["eager", pytest.param("compile", marks=pytest.mark.slow), "openvino"])
 def run(request: pytest.FixtureRequest) -> Executable:
     """Return the same network by every backend; OpenVINO's and eager's also take maps of other sizes."""
     if request.param == "openvino":

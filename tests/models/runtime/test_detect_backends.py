@@ -66,6 +66,7 @@ def assert_same(found: Outputs, expected: Outputs) -> None:
         assert bool((overlaps * same * alike).amax(1).ge(0.9).float().mean() >= 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_HEADS)]
 )
@@ -77,6 +78,7 @@ def test_openvino_finds_the_same(name: str) -> None:
         assert_same(seen(other, image, 2), seen(plain, image, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "openvino"])
 def test_a_network_of_darknet_finds_the_same(tiny: Files, backend: Backend) -> None:  # noqa: F811
     if backend == "openvino":
@@ -223,6 +225,7 @@ def test_a_detector_that_knows_how_runs_itself() -> None:
     assert found["boxes"].tolist() == [[7] * 4]
 
 
+@pytest.mark.slow
 def test_a_part_that_a_backend_refuses_makes_it_unavailable() -> None:
     pytest.importorskip("openvino")
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -234,6 +237,7 @@ def test_a_part_that_a_backend_refuses_makes_it_unavailable() -> None:
         runnable(refused, OPENVINO)
 
 
+@pytest.mark.slow
 def test_padding_to_few_shapes_leaves_the_boxes_of_real_weights(tiny: Files) -> None:  # noqa: F811
     paths = sorted(PHOTOGRAPHS.rglob("*.jpg"))
     if not paths:
