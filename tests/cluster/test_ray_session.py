@@ -227,7 +227,7 @@ class FakePool:
     def ask(self, handle: str, method: str) -> str:
         return handle
 
-    def wait(self, asked: Iterable[str], timeout_s: float, count: int) -> list[str]:
+    def wait(self, asked: Iterable[str], timeout_s: float) -> list[str]:
         return [one for one in asked if one in self.heard]
 
     def worker(self, name: str) -> RemoteWorker:
