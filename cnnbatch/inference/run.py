@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunOptions", "Summary", "places", "run"]
 
-LISTING_S = 0.3
+LISTING_S = 2.0
 """How long to wait for a listing before other processes are started: a handful of images needs none."""
 
 
