@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from cnnbatch.cluster.address import cluster_address
-from cnnbatch.cluster.local_processes import AHEAD, LocalProcesses
+from cnnbatch.cluster.process_map import AHEAD, ProcessMap
 from cnnbatch.types import here
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def chosen_map(images: int, workers: Literal["auto"] | int, compute: Compute | N
         number = (os.cpu_count() or 1) if images >= MANY_IMAGES else 1
     if number == 1:
         return here
-    return LocalProcesses(number) if cluster_address() is None else on_ray(compute, number)
+    return ProcessMap(number) if cluster_address() is None else on_ray(compute, number)
 
 
 def on_ray(compute: Compute | None, workers: int) -> Map:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cnnbatch.cluster import parallel
-from cnnbatch.cluster.local_processes import LocalProcesses
 from cnnbatch.cluster.parallel import MANY_IMAGES, chosen_map, on_ray
+from cnnbatch.cluster.process_map import ProcessMap
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import UserError
 from cnnbatch.types import Map, here
@@ -24,12 +24,12 @@ def test_the_map_suits_the_images_and_the_machines(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert chosen_map(MANY_IMAGES - 1, "auto") is here
     assert chosen_map(MANY_IMAGES, 1) is here
-    assert isinstance(chosen_map(MANY_IMAGES, "auto"), LocalProcesses)
-    assert isinstance(chosen_map(1, 2), LocalProcesses)
+    assert isinstance(chosen_map(MANY_IMAGES, "auto"), ProcessMap)
+    assert isinstance(chosen_map(1, 2), ProcessMap)
     monkeypatch.setattr(parallel, "cluster_address", lambda: "10.0.0.5:6379")
     assert chosen_map(MANY_IMAGES - 1, "auto") is here
     assert chosen_map(1, 2) is not here
-    assert not isinstance(chosen_map(1, 2), LocalProcesses)
+    assert not isinstance(chosen_map(1, 2), ProcessMap)
 
 
 EVALUATING = """

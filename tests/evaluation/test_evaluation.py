@@ -14,7 +14,7 @@ import pytest
 import cnnbatch
 from cnnbatch import truth
 from cnnbatch.cli.evaluate_again import evaluate_again
-from cnnbatch.cluster.local_processes import LocalProcesses
+from cnnbatch.cluster.process_map import ProcessMap
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.judges import judges, metric
@@ -62,7 +62,7 @@ def test_parts_and_workers_change_nothing(tmp_path: Path, data: Any, found: Any)
     one = evaluated(judged.write_detected(tmp_path / "one", data, found, parts=1))
     five = judged.write_detected(tmp_path / "five", data, found, parts=5)
     alone = evaluated(five)
-    side_by_side = evaluated(five, apply=LocalProcesses(2))
+    side_by_side = evaluated(five, apply=ProcessMap(2))
     assert one.metrics == alone.metrics == side_by_side.metrics
 
 

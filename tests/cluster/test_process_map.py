@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cnnbatch.cluster import local_processes
-from cnnbatch.cluster.local_processes import AHEAD, LocalProcesses
+from cnnbatch.cluster import process_map
+from cnnbatch.cluster.process_map import AHEAD, ProcessMap
 from cnnbatch.errors import EnvironmentFault, UserError
 from tests.places import CHECKOUT
 
@@ -32,7 +32,7 @@ def children() -> set[int]:
 
 def test_results_come_in_order_from_processes_that_stay(tmp_path: Path) -> None:
     before = children()
-    two = LocalProcesses(2)
+    two = ProcessMap(2)
     offset = 10
 
     def after(seconds: float) -> tuple[float, int, bool]:
@@ -52,7 +52,7 @@ def test_results_come_in_order_from_processes_that_stay(tmp_path: Path) -> None:
 
 def test_no_more_processes_than_cores_or_values() -> None:
     before = children()
-    many = LocalProcesses(10_000)
+    many = ProcessMap(10_000)
     assert list(many(abs, [])) == []
     assert children() == before
     assert list(many(abs, [-1])) == [1]
@@ -74,7 +74,7 @@ def test_what_is_ahead_of_a_slow_result_is_bounded() -> None:
         time.sleep(0.0 if number else 0.5)
         return number
 
-    results = LocalProcesses(2)(slowly, values())
+    results = ProcessMap(2)(slowly, values())
     assert next(results) == 0
     assert taken <= 2 * AHEAD
     assert list(results) == [*range(1, 50)]
@@ -101,12 +101,12 @@ def refuse(value: Any) -> None:
 def test_an_error_of_the_function_is_raised_as_it_is() -> None:
     before = children()
     with pytest.raises(UserError, match=r"^expected a number that is not negative$") as raised:
-        list(LocalProcesses(2)(refuse, ["", "user", ""]))
+        list(ProcessMap(2)(refuse, ["", "user", ""]))
     assert "in refuse" in str(raised.value.__cause__)
     with pytest.raises(RuntimeError, match="1 and 2"):
-        list(LocalProcesses(2)(refuse, ["odd"]))
+        list(ProcessMap(2)(refuse, ["odd"]))
     with pytest.raises(TypeError, match="pickle"):
-        list(LocalProcesses(2)(lambda _: threading.Lock(), [1]))
+        list(ProcessMap(2)(lambda _: threading.Lock(), [1]))
     assert children() == before
 
 
@@ -114,27 +114,27 @@ def test_an_error_of_the_function_is_raised_as_it_is() -> None:
 def test_a_process_that_ends_is_a_fault_of_this_machine(end: str, how: str) -> None:
     before = children()
     with pytest.raises(EnvironmentFault, match=rf"a worker process is gone \({how}\)\n.*memory to spare"):
-        list(LocalProcesses(2)(refuse, ["", "", end]))
+        list(ProcessMap(2)(refuse, ["", "", end]))
     assert children() == before
 
 
 def test_a_process_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_processes, "_START", "raise SystemExit('no room')")
+    monkeypatch.setattr(process_map, "_START", "raise SystemExit('no room')")
     with pytest.raises(EnvironmentFault, match=r"exit status 1\): no room"):
-        list(LocalProcesses(2)(abs, range(3)))
+        list(ProcessMap(2)(abs, range(3)))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(EnvironmentFault, match="could not be started: No such file"):
-        list(LocalProcesses(2)(abs, range(3)))
+        list(ProcessMap(2)(abs, range(3)))
 
 
 def test_large_values_and_results_pass() -> None:
     values = [bytes([number]) * 2**22 for number in range(6)]
-    assert list(LocalProcesses(2)(lambda value: value * 2, values)) == [value * 2 for value in values]
+    assert list(ProcessMap(2)(lambda value: value * 2, values)) == [value * 2 for value in values]
 
 
 def test_a_map_that_is_left_leaves_no_process() -> None:
     before = children()
-    results: Any = LocalProcesses(2)(abs, range(100))
+    results: Any = ProcessMap(2)(abs, range(100))
     assert next(results) == 0
     results.close()
     assert children() == before
@@ -142,11 +142,11 @@ def test_a_map_that_is_left_leaves_no_process() -> None:
 
 SCRIPT = """
 import sys, time
-from cnnbatch.cluster.local_processes import LocalProcesses
+from cnnbatch.cluster.process_map import ProcessMap
 def slowly(number):  # Of __main__, which has no guard.
     time.sleep(60 if number else 0)
     return number
-for number in LocalProcesses(2)(slowly, range(9)):
+for number in ProcessMap(2)(slowly, range(9)):
     print(number, flush=True)
 """
 

@@ -43,12 +43,12 @@ LOOK_S = 2.0
 _START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from cnnbatch.cluster.local_processes import serve
+from cnnbatch.cluster.process_map import serve
 serve(int(sys.argv[2]), int(sys.argv[3]))
 """
 
 
-class LocalProcesses:
+class ProcessMap:
     """A `Map` over at most ``workers`` processes, one a core.
 
     They start with the first values, stay for the next call, and end with this object. What the function
