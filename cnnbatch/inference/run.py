@@ -207,8 +207,9 @@ def _predict_on_ray(
 
     compute, screen = running.job.compute, running.screen
     count = f"{compute.workers} " if isinstance(compute.workers, int) else ""
-    screen.doing(f"starting {count}workers, which load {model_of(running.job)}")
+    screen.doing(f"starting {count}worker{'s' * (compute.workers != 1)}")
     with ray_workers(compute, screen.note) as pool:
+        screen.doing(f"loading {model_of(running.job)}")
         scheduler = Scheduler(pool, order, tuned, screen.note, running.planner.count_shards())
         yield from scheduler.predict(work, suspects)
     for index in suspects:
