@@ -210,8 +210,9 @@ class _Workers:
             running = self._running
             compute, note = running.job.compute, running.screen.note
             count = f"{compute.workers} " if isinstance(compute.workers, int) else ""
-            running.screen.doing(f"starting {count}workers, which load {model_of(running.job)}")
+            running.screen.doing(f"starting {count}worker{'s' * (compute.workers != 1)}")
             pool = self._open.enter_context(open_pool(compute, note))
+            running.screen.doing(f"loading {model_of(running.job)}")
             tuned = self.tuned
             order = LoadOrder(
                 running.job, running.source, running.output, False, tuned.kept(), tuned.remembered()

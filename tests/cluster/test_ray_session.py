@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 from ray._private.utils import check_version_info
 
 from cnnbatch.cluster import address as ray_address
@@ -461,3 +463,22 @@ def test_an_address_where_nothing_is_ends_a_run_with_status_3(
     with pytest.raises(EnvironmentFault, match="no Ray cluster answers there"):
         run(job(photos(2), tmp_path / "out", compute={"pool": "ray"}), QUIET)
     assert not (tmp_path / "out" / "_job" / "lock").exists()
+
+
+@pytest.mark.slow
+def test_a_ray_that_is_started_here_is_what_workers_need_and_gives_them_variables() -> None:
+    ray_session.close()
+    ray.shutdown()
+    before = set(psutil.Process().children())
+    ray_session.connect(Compute(), environment={"TOY_VARIABLE": "given"})
+    try:
+        given = ray.remote(lambda: os.environ.get("TOY_VARIABLE")).remote()
+        assert ray.get(given) == "given"
+        assert dict(ray_session.environment()) == {"TOY_VARIABLE": "given"}
+        started = [process.name() for process in psutil.Process().children() if process not in before]
+        assert sorted(started) == ["gcs_server", "raylet"]
+    finally:
+        family = [process for process in psutil.Process().children(recursive=True) if process not in before]
+        assert ray_session.close()
+    assert dict(ray_session.environment()) == {}
+    require_gone(family)

@@ -3,6 +3,11 @@
 A forward pass frees and asks for the same tens of megabytes again and again; by default each time they go
 back to the kernel, and every page of them is faulted in anew (measured for MobileNetV2: 1,300 page faults
 and a quarter of the time an image). One arena, since only the main one keeps what it has by these rules.
+
+The call comes too late for arenas that there are already: each thread of the process keeps to one of them.
+Ray's actors have a dozen before the first line of theirs runs, so they get the variables. (Measured for
+MobileNetV2 on two cores: with the call alone an image takes 10 to 25 % more of the processor's time, and a
+worker 300 MB more memory.)
 """
 
 from __future__ import annotations
