@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
@@ -110,6 +109,13 @@ def point(name: str, value: str, package: str = "counting") -> EntryPoint:
     return found
 
 
+def all_entries() -> list[Entries[Any]]:
+    """Return the dictionaries of all layers, which are values of their modules."""
+    modules = [module for name, module in [*sys.modules.items()] if name.startswith("cnnbatch")]
+    found = {id(one): one for module in modules for one in vars(module).values() if type(one) is Entries}
+    return [*found.values()]
+
+
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Install packages' entry points, as if nothing had asked for any before."""
@@ -120,7 +126,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
 
     def install(*points: EntryPoint) -> None:
         monkeypatch.setattr(entries, "points", lambda: points)
-        for one in [one for one in gc.get_objects() if type(one) is Entries]:
+        for one in all_entries():
             for name, value in (("_brought", None), ("_loaded", {}), ("_failed", {})):
                 monkeypatch.setattr(one, name, value)
         registry._tasks.cache_clear()
