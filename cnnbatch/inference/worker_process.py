@@ -1,6 +1,7 @@
 """A worker as its process offers it: answers are values, faults too, and the journal is its last word.
 
-The same class runs as a Ray actor, in a local process and in the caller's own; it imports torch when it loads.
+The same class runs as a Ray actor, in a local process and in the caller's own; it imports torch when
+it loads.
 """
 
 from __future__ import annotations

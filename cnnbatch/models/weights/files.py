@@ -320,7 +320,7 @@ def _download(uri: str, storage: Storage | None) -> Path:
 
 
 def _copy(storage: Storage, uri: str, target: Path) -> None:
-    """Copy an object to ``target`` in one step, so that workers that start together never see a part of it."""
+    """Copy an object to ``target`` in one step, so that workers starting together never see a part of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent)
     try:
