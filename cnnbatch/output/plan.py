@@ -6,9 +6,9 @@ eight 64, eight 96 and so on, and the last ones are the first in reverse. Betwee
 every thousand shards: a million images make 1,189 parts, forty million some 5,900.
 
 Why so: of 1,500 images, in 31 shards, two workers have the same time but for 3 %; 64 workers idle 3.5 % of
-their time on a million images, where what an image costs differs by half from shard to shard. A shard
-costs its worker some 10 ms, which is one image or two of a small network. Batches end with their shard, so 32 is two
-batches of a CPU; on a GPU only the ends have shorter batches.
+their time on a million images, where what an image costs differs by half from shard to shard. A shard costs
+its worker some 10 ms, which is one image or two of a small network. Batches end with their shard, so 32 is
+two batches of a CPU; on a GPU only the ends have shorter batches.
 
 How long a shard is depends on its number and on how many refs are left, where these are few; never on workers
 or their pace. A plan is read back, never made anew.
