@@ -86,7 +86,7 @@ max_failed: 1.5
         'job.yaml:6: input.limit: expected a whole number (at least 1) or null, got "ten"',
         "job.yaml:6: input.sample: expected a number (above 0 and at most 1), got 2",
         "job.yaml:7: input.shardsize: no such field; did you mean input.shard_size?",
-        'job.yaml:9: compute.pool: expected auto, ray or inline, got "rya"; did you mean ray?',
+        'job.yaml:9: compute.pool: expected auto, ray, local or inline, got "rya"; did you mean ray?',
         "job.yaml:10: compute.workers.max: missing; expected a whole number (at least 1);"
         " write it in the file or add compute.workers.max=… to the command",
         "job.yaml:11: limit: no such field; did you mean input.limit?",
