@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -195,7 +195,11 @@ class _Workers:
         self._open = ExitStack()
         self._scheduler: Scheduler | None = None
         self.first: list[ImageRef] = []
-        self.tuned = _settings_store(running, self.first)
+
+    @cached_property
+    def tuned(self) -> SettingsStore:
+        """What keeps how they run; not made where there is no work, since it may look at the ground truth."""
+        return _settings_store(self._running, self.first)
 
     @property
     def are_started(self) -> bool:

@@ -114,12 +114,13 @@ class SleepingPool:
         if method == "run":
             handle.send(call, values[0].shard.index)
             return call
-        if method == "withdraw":
-            handle.withdraw(values[0])
         self._take(
             call, Ready(SETTINGS, {}, "host", "journal", 1, 1000, key="key") if method == "load" else None
         )
         return call
+
+    def tell(self, handle: SleepingWorker, method: str, *values: Any) -> None:
+        handle.withdraw(values[0])
 
     def wait(self, calls: Iterable[Any], timeout_s: float) -> Sequence[Any]:
         asked = list(calls)

@@ -26,12 +26,18 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
-def children() -> set[int]:
-    return {one.pid for one in psutil.Process().children()}
+def below() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def of_a_map(before: set[psutil.Process]) -> set[int]:
+    """Return the processes of a map: those whose parent, which they were forked from, has come since, too."""
+    new = below() - before
+    return {one.pid for one in new if one.ppid() in {other.pid for other in new}}
 
 
 def test_results_come_in_order_from_processes_that_stay(tmp_path: Path) -> None:
-    before = children()
+    before = below()
     two = ProcessMap(2)
     offset = 10
 
@@ -45,20 +51,20 @@ def test_results_come_in_order_from_processes_that_stay(tmp_path: Path) -> None:
     pids = {pid for _, pid, _ in found}
     assert len(pids) == 2
     assert set(two(lambda _: os.getpid(), range(9))) <= pids
-    assert children() - before == pids
+    assert of_a_map(before) == pids
     del two
-    assert children() == before
+    assert below() == before
 
 
 def test_no_more_processes_than_cores_or_values() -> None:
-    before = children()
+    before = below()
     many = ProcessMap(10_000)
     assert list(many(abs, [])) == []
-    assert children() == before
+    assert below() == before
     assert list(many(abs, [-1])) == [1]
-    assert len(children() - before) == 1
+    assert len(of_a_map(before)) == 1
     assert list(many(abs, range(-20, 0))) == [*range(20, 0, -1)]
-    assert len(children() - before) == 2
+    assert len(of_a_map(before)) == 2
 
 
 def test_what_is_ahead_of_a_slow_result_is_bounded() -> None:
@@ -99,7 +105,7 @@ def refuse(value: Any) -> None:
 
 
 def test_an_error_of_the_function_is_raised_as_it_is() -> None:
-    before = children()
+    before = below()
     with pytest.raises(UserError, match=r"^expected a number that is not negative$") as raised:
         list(ProcessMap(2)(refuse, ["", "user", ""]))
     assert "in refuse" in str(raised.value.__cause__)
@@ -107,24 +113,30 @@ def test_an_error_of_the_function_is_raised_as_it_is() -> None:
         list(ProcessMap(2)(refuse, ["odd"]))
     with pytest.raises(TypeError, match="pickle"):
         list(ProcessMap(2)(lambda _: threading.Lock(), [1]))
-    assert children() == before
+    assert below() == before
 
 
-@pytest.mark.parametrize(("end", "how"), [("exit", "exit status 7"), ("kill", "ended by SIGKILL")])
+@pytest.mark.parametrize(
+    ("end", "how"), [("exit", "it ended with status 7"), ("kill", "it was ended by SIGKILL")]
+)
 def test_a_process_that_ends_is_a_fault_of_this_machine(end: str, how: str) -> None:
-    before = children()
-    with pytest.raises(EnvironmentFault, match=rf"a worker process is gone \({how}\)\n.*memory to spare"):
+    before = below()
+    with pytest.raises(EnvironmentFault, match=rf"a worker process is gone: {how}\n.*memory to spare"):
         list(ProcessMap(2)(refuse, ["", "", end]))
-    assert children() == before
+    assert below() == before
 
 
 def test_a_process_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_map, "_START", "raise SystemExit('no room')")
-    with pytest.raises(EnvironmentFault, match=r"exit status 1\): no room"):
+    monkeypatch.setattr(process_map, "NOTHING", f"{__name__}:no_room")
+    with pytest.raises(EnvironmentFault, match=r"a worker process is gone: SystemExit: no room"):
         list(ProcessMap(2)(abs, range(3)))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(EnvironmentFault, match="could not be started: No such file"):
         list(ProcessMap(2)(abs, range(3)))
+
+
+def no_room() -> None:
+    raise SystemExit("no room")
 
 
 def test_large_values_and_results_pass() -> None:
@@ -133,11 +145,11 @@ def test_large_values_and_results_pass() -> None:
 
 
 def test_a_map_that_is_left_leaves_no_process() -> None:
-    before = children()
+    before = below()
     results: Any = ProcessMap(2)(abs, range(100))
     assert next(results) == 0
     results.close()
-    assert children() == before
+    assert below() == before
 
 
 SCRIPT = """
@@ -164,8 +176,8 @@ def test_no_process_outlives_a_script_that_is_ended(number: int, tmp_path: Path)
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"0\n"
-    family = psutil.Process(process.pid).children()
-    assert len(family) == 2 or os.cpu_count() == 1
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) == 3 or os.cpu_count() == 1  # With the one that they are forked from.
     process.send_signal(number)
     process.communicate(timeout=30)
     assert not psutil.wait_procs(family, timeout=10)[1]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ import cnnbatch
 from cnnbatch.errors import EnvironmentFault, OutputHeld, UserError
 from cnnbatch.inference.run import RunOptions, Summary, run
 from cnnbatch.job import MapJob
-from cnnbatch.storage import Storage
+from cnnbatch.storage import Entry, Storage
 
 QUIET = RunOptions(quiet=True)
 
@@ -62,6 +63,40 @@ def test_a_second_run_has_nothing_to_do(photos: Callable[[int], Path], tmp_path:
     summary = run(job(folder, out), QUIET)
     assert (summary.images, summary.total, summary.exit_status) == (0, 12, 0)
     assert parts(out) == before
+
+
+class Opened(Exception):
+    """That a run has asked for workers."""
+
+
+def test_workers_start_while_a_new_input_is_listed_and_not_where_there_is_nothing_to_do(
+    photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, listed = photos(30), tmp_path / "out", Storage.list
+    opened = Event()
+
+    def open_pool(*_: object) -> Any:
+        opened.set()
+        raise Opened
+
+    def slow(self: Storage, uri: str, after: str | None = None) -> Iterator[Entry]:
+        if uri.endswith("photos"):
+            assert opened.wait(60), "no worker was started while the listing went on"
+        yield from listed(self, uri, after)
+
+    monkeypatch.setattr("cnnbatch.inference.run.open_pool", open_pool)
+    with monkeypatch.context() as listing:
+        listing.setattr(Storage, "list", slow)
+        with pytest.raises(Opened):
+            run(job(folder, out, input={"format": "files"}, compute={"pool": "local"}), QUIET)
+    run(job(folder, out), QUIET)
+    monkeypatch.setattr("cnnbatch.inference.run.KnownClasses", None)  # Nothing is looked at, either.
+    assert run(job(folder, out, compute={"pool": "local"}), QUIET).images == 0
+    next(out.glob("predictions/part-*")).unlink()
+    monkeypatch.undo()
+    monkeypatch.setattr("cnnbatch.inference.run.open_pool", open_pool)
+    with pytest.raises(Opened):
+        run(job(folder, out, compute={"pool": "local"}), QUIET)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(photos: Callable[[int], Path], tmp_path: Path) -> None:

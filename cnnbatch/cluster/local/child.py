@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 THREADS = 4
+"""Calls at a time, where the object's class has no ``THREADS`` of its own."""
 HEARTBEAT = "beat"
 """The method that is answered at once, however many calls are under way."""
 
@@ -20,7 +21,8 @@ def serve(descriptor: int) -> None:
     """Build an object and answer calls of its methods until the driver is gone.
 
     First comes (class, arguments), then requests (number, method, arguments), as pickles; answers are
-    (number, whether it is an error, value). Only the driver that started this process has the other end.
+    (number, where an error was raised, value or error), and there is none to a request without a number. Only
+    the driver that started this process has the other end.
     """
     connection = Connection(descriptor)
     kind, values = _receive(connection)
@@ -45,7 +47,7 @@ class _Served:
         self._sending = threading.Lock()
 
     def serve(self) -> NoReturn:
-        threads = ThreadPoolExecutor(THREADS, "call")
+        threads = ThreadPoolExecutor(getattr(self._object, "THREADS", THREADS), "call")
         while True:
             number, method, values = _receive(self._connection)
             if method == HEARTBEAT:
@@ -53,21 +55,21 @@ class _Served:
             else:
                 threads.submit(self._answer, number, method, values)
 
-    def _answer(self, number: int, method: str, values: Sequence[Any]) -> None:
+    def _answer(self, number: int | None, method: str, values: Sequence[Any]) -> None:
         try:
-            data = pickle.dumps((number, False, getattr(self._object, method)(*values)))
+            data = pickle.dumps((number, None, getattr(self._object, method)(*values)))
         except BaseException as error:  # It is raised in the driver.
-            data = pickle.dumps((number, True, _portable(error)))
+            data = pickle.dumps((number, "".join(traceback.format_exception(error)), _portable(error)))
+        if number is None:
+            return
         with self._sending:
             self._connection.send_bytes(data)
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Return an error that can be sent, with the place where it was raised."""
-    place = "".join(traceback.format_exception(error))
+    """Return an error that can be sent: what can't comes in its words."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(f"raised in a worker process:\n{place}")
+        return RuntimeError(f"{type(error).__name__}: {error}")
     return error

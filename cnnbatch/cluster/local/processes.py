@@ -66,16 +66,23 @@ class LocalProcesses:
         self._numbers = itertools.count()
         self._folder = tempfile.mkdtemp(prefix="cnnbatch-workers-")
         self._control, other = socket.socketpair()
-        with other:
+        program = server.command(
+            "serve", descriptor=other.fileno(), folder=self._folder, preload=preload, forks=forks
+        )
+        try:
             self._server = subprocess.Popen(
-                server.command(
-                    "serve", descriptor=other.fileno(), folder=self._folder, preload=preload, forks=forks
-                ),
+                program,
                 pass_fds=[other.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,  # Ctrl-C is the driver's to hear.
             )
+        except OSError:
+            self._control.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        finally:
+            other.close()
         interrupts.at_leave(self._kill)
         threading.Thread(target=self._listen, name="fork-server", daemon=True).start()
 
@@ -156,9 +163,7 @@ class LocalProcesses:
 
     def _take(self, message: Mapping[str, Any]) -> None:
         with self.changed:
-            if "started" in message:
-                self._running[message["started"]].pid = message["pid"]
-            elif "refused" in message:
+            if "refused" in message:
                 self._running.pop(message["refused"]).how = f"it could not be started: {message['why']}"
             elif "ended" in message:
                 process = self._running.pop(message["ended"])
@@ -171,11 +176,10 @@ class LocalProcess:
 
     def __init__(self, server: LocalProcesses, number: int, folder: str) -> None:
         self.number, self.folder, self.log = number, folder, f"{folder}/log"
-        self.pid: int | None = None
         self.how: str | None = None
         self.is_gone = False
         self.server = server
-        self._answers: dict[int, tuple[bool, Any]] = {}
+        self._answers: dict[int, tuple[str | None, Any]] = {}
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._count = 0
 
@@ -193,39 +197,43 @@ class LocalProcess:
         self._requests.put(dumps((self._count, method, values)))
         return LocalCall(self, self._count)
 
+    def tell(self, method: str, *values: Any) -> None:
+        """Call a method of whose answer nothing is heard. Raises as `dumps`."""
+        self._requests.put(dumps((None, method, values)))
+
     def is_answered(self, number: int) -> bool:
         """Say whether a call is answered, or will never be."""
         return number in self._answers or self.is_gone
 
     def answer(self, number: int) -> Any:
         """Return what a call gave, or raise what it raised; raises ProcessEnded."""
+        self.require_answer(number)
+        place, value = self._answers.pop(number)
+        if place is not None:
+            raise value from RuntimeError(f"raised in a worker process:\n{place}")
+        return value
+
+    def require_answer(self, number: int) -> None:
+        """Raise ProcessEnded where a call will never be answered."""
         if number not in self._answers:
             raise ProcessEnded(self.server.how_it_ended(self))
-        is_error, value = self._answers.pop(number)
-        if is_error:
-            raise value
-        return value
 
     def kill(self) -> None:
         """End the process at once."""
         self.server.kill(self.number)
 
-    def end(self) -> None:
-        """Have the process end, once what was asked before is sent."""
-        self._requests.put(None)
-
     def _read(self, connection: Connection, writing: threading.Thread) -> None:
         changed = self.server.changed
         with suppress(EOFError, OSError):
             while True:
-                number, is_error, value = pickle.loads(connection.recv_bytes())
+                number, place, value = pickle.loads(connection.recv_bytes())  # Our own process wrote it.
                 with changed:
-                    self._answers[number] = (is_error, value)
+                    self._answers[number] = (place, value)
                     changed.notify_all()
         with changed:
             self.is_gone = True
             changed.notify_all()
-        self.end()
+        self._requests.put(None)
         writing.join()
         connection.close()
 

@@ -55,7 +55,6 @@ def serve(descriptor: int, folder: str, preload: str, forks: bool) -> None:
     except BaseException as error:  # The driver raises it.
         messages.send(control, {"failed": f"{type(error).__name__}: {error}"})
     else:
-        messages.send(control, {"ready": os.getpid()})
         _Server(control, preload, forks).serve()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -109,7 +108,6 @@ class _Server:
             messages.send(self._control, {"refused": number, "why": error.strerror or str(error)})
         else:
             self._running[pid] = number
-            messages.send(self._control, {"started": number, "pid": pid})
         finally:
             os.close(descriptor)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 
-from cnnbatch.config.compute import Compute
 from cnnbatch.inference.driver.capacity import Capacity
 from cnnbatch.inference.driver.pool import WorkerPool
 from cnnbatch.inference.driver.remote import Heartbeats, RemoteWorker
@@ -15,21 +14,13 @@ CLOSE_S = 5.0
 
 
 class ActiveWorkers:
-    """The workers that there are; iterating gives those of this moment.
-
-    ``shards`` says how many there are at most, where that is known; ``note`` is told what to say.
-    """
+    """The workers that there are; iterating gives those of this moment. ``note`` is told what to say."""
 
     def __init__(
-        self,
-        pool: WorkerPool,
-        compute: Compute,
-        shards: Callable[[], int | None],
-        note: Callable[[str], None],
+        self, pool: WorkerPool, capacity: Capacity, heartbeats: Heartbeats, note: Callable[[str], None]
     ) -> None:
-        self.pool, self.note = pool, note
-        self.capacity = Capacity(pool, compute, shards, note)
-        self._heartbeats = Heartbeats(pool, compute)
+        self.pool, self.capacity, self.note = pool, capacity, note
+        self._heartbeats = heartbeats
         self._workers: list[RemoteWorker] = []
 
     def __iter__(self) -> Iterator[RemoteWorker]:

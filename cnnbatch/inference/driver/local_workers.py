@@ -111,6 +111,10 @@ class LocalWorkers:
         """Call a method of a worker; raises UserError where a value can't be sent."""
         return handle.ask(method, *values)
 
+    def tell(self, handle: LocalProcess, method: str, *values: Any) -> None:
+        """Call a method of a worker, and forget it."""
+        handle.tell(method, *values)
+
     def wait(self, calls: Iterable[Any], timeout_s: float) -> Sequence[LocalCall]:
         """Return the calls that are answered."""
         return wait(calls, timeout_s, _changed)

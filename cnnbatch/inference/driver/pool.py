@@ -45,6 +45,9 @@ class WorkerPool(Protocol):
     def ask(self, handle: Handle, method: str, *values: Any) -> Call:
         """Call a method of a worker, whose answer is `answer`'s to give."""
 
+    def tell(self, handle: Handle, method: str, *values: Any) -> None:
+        """Call a method of a worker, of whose answer nothing is heard."""
+
     def wait(self, calls: Iterable[Call], timeout_s: float) -> Sequence[Call]:
         """Return all calls that are answered; wait for the first of them no longer than ``timeout_s``."""
 

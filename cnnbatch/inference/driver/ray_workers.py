@@ -86,6 +86,10 @@ class RayWorkers:
         call: Call = getattr(handle, method).remote(*values)
         return call
 
+    def tell(self, handle: Any, method: str, *values: Any) -> None:
+        """Call a method of an actor, and forget it."""
+        self.ask(handle, method, *values)
+
     def wait(self, calls: Iterable[Call], timeout_s: float) -> Sequence[Call]:
         """Return the calls that are answered."""
         asked, answered = [*calls], list[Call]()

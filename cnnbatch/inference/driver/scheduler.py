@@ -15,10 +15,11 @@ from typing import Any
 
 from cnnbatch.errors import UserError
 from cnnbatch.inference.driver.active_workers import CLOSE_S, ActiveWorkers
+from cnnbatch.inference.driver.capacity import Capacity
 from cnnbatch.inference.driver.failures import Failures
 from cnnbatch.inference.driver.loading import Loading
 from cnnbatch.inference.driver.pool import Call, WorkerEnded, WorkerPool
-from cnnbatch.inference.driver.remote import Asked, RemoteWorker
+from cnnbatch.inference.driver.remote import Asked, Heartbeats, RemoteWorker
 from cnnbatch.inference.driver.retries import Probe
 from cnnbatch.inference.messages import Fault, LoadOrder, Ready, TunedSettings, Withdrawn, Work
 from cnnbatch.storage import is_local, parent
@@ -45,7 +46,8 @@ class Scheduler:
         shards: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._pool, self._order = pool, order
-        self._workers = ActiveWorkers(pool, order.job.compute, shards, note)
+        capacity = Capacity(pool, order.job.compute, shards, note)
+        self._workers = ActiveWorkers(pool, capacity, Heartbeats(pool, order.job.compute), note)
         self._loading = Loading(self._workers, order, tuned)
         self._failures = Failures(self._workers, self._loading, order.job.compute)
         self._attempts = self._failures.attempts
@@ -154,7 +156,7 @@ class Scheduler:
         ):  # The first are the largest, at a plan's end.
             if asked < idle and worker.gives_back != index:
                 worker.gives_back = index
-                self._pool.ask(worker.handle, "withdraw", index)
+                self._pool.tell(worker.handle, "withdraw", index)
                 asked += 1
 
     def _collect(self) -> Iterator[Receipt]:

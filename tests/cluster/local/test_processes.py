@@ -35,6 +35,9 @@ class Echo:
     def say(self, *values: Any) -> Any:
         return (*self.values, *values)
 
+    def keep(self, *values: Any) -> None:
+        self.values = values
+
     def pid(self) -> int:
         return os.getpid()
 
@@ -96,10 +99,24 @@ def test_what_an_object_raises_is_raised_with_the_place(start: Callable[..., Loc
     process = start()
     with pytest.raises(LookupError, match="nothing there") as raised:
         answered(process.ask("raise_it"))
-    assert "in raise_it" in raised.value.__notes__[0]
+    assert "in raise_it" in str(raised.value.__cause__)
     with pytest.raises(TypeError, match="lock"):
         answered(process.ask("unportable"))
     assert answered(process.ask("say", "on")) == ("on",)
+
+
+class InTurn(Echo):
+    """Takes one call after the other."""
+
+    THREADS = 1
+
+
+def test_what_is_told_is_done_in_its_turn_and_not_answered(server: LocalProcesses) -> None:
+    process = server.start(InTurn)
+    process.tell("keep", 3)
+    assert answered(process.ask("say")) == (3,)
+    assert not process._answers
+    server.end([process])
 
 
 def test_environments_are_of_the_start(

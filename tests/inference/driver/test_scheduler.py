@@ -59,6 +59,9 @@ class FakePool:
         self._answers[call := next(self._numbers)] = answer
         return call
 
+    def tell(self, handle: tuple[str, int], method: str, *values: Any) -> None:
+        pass
+
     def wait(self, calls: Iterable[Any], timeout_s: float) -> Sequence[Any]:
         return sorted(calls)[:1]  # The oldest first, one at a time.
 
@@ -122,13 +125,14 @@ class Queueing(FakePool):
         self._queues: dict[Any, list[tuple[int, Work, int]]] = {}
         self.ran: list[tuple[str, int]] = []
 
+    def tell(self, handle: tuple[str, int], method: str, *values: Any) -> None:
+        assert method == "withdraw"
+        for entry in self._queues.get(handle, [])[1:]:
+            if entry[1].shard.index == values[0]:
+                self._queues[handle].remove(entry)
+                self._answers[entry[0]] = Withdrawn()
+
     def ask(self, handle: tuple[str, int], method: str, *values: Any) -> int:
-        if method == "withdraw":
-            waiting = self._queues.get(handle, [])[1:]
-            for entry in waiting:
-                if entry[1].shard.index == values[0]:
-                    self._queues[handle].remove(entry)
-                    self._answers[entry[0]] = Withdrawn()
         if method != "run":
             return super().ask(handle, method, *values)
         call = next(self._numbers)
