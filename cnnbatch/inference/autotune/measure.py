@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
+from statistics import median
 from typing import Any, Literal
 
 from cnnbatch.errors import EnvironmentFault, UserError
@@ -339,14 +340,15 @@ class _Measuring:
 
     def _pass(self, worker: Worker, shard: Shard) -> Pass:
         worker.settings.apply()
-        outputs, forward_s, decode_s = {}, 0.0, 0.0
+        outputs, forward_s, decode_s = {}, list[float](), 0.0
         for one in worker.outputs(shard, _clock(worker.settings)):
             outputs[one.position] = one.outputs
-            forward_s += one.forward_s
+            forward_s.append(one.forward_s)
             decode_s += one.decode_s
         if not outputs:  # None of these images can be read: there is no rate.
             return Pass(outputs, math.inf, 0.0)
-        return Pass(outputs, max(forward_s, 1e-9) / len(outputs), decode_s / len(outputs))
+        # The median of the windows: what else the process does in one of them says nothing of the network.
+        return Pass(outputs, max(median(forward_s), 1e-9), decode_s / len(outputs))
 
     def _explained(self, reason: str) -> list[TuningTrial]:
         """Return the trials with the chosen one marked, and why it was chosen."""

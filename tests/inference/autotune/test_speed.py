@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import cnnbatch
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inference.autotune import agreement as guard
 from cnnbatch.inference.autotune import candidates as candidates_module
+from cnnbatch.inference.autotune import measure
 from cnnbatch.inference.autotune.candidates import (
     MOST_S,
     Budget,
@@ -30,10 +31,11 @@ from cnnbatch.inference.messages import Ready
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.inference.worker.devices import operators_on_cpu
 from cnnbatch.inference.worker.settings import Settings, choose
+from cnnbatch.inference.worker.worker import ImageOutputs
 from cnnbatch.job import MapJob
 from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage
-from cnnbatch.types import Backend, ImageRef, Precision
+from cnnbatch.types import Backend, ImageRef, Precision, Shard
 
 Photos = Callable[[int], Path]
 QUIET = RunOptions(quiet=True)
@@ -225,6 +227,21 @@ def test_ray_measures_once_and_all_workers_follow(photos: Photos, tmp_path: Path
     (kept,) = settled(out)
     assert kept["backend"] == "openvino"
     assert labels(out) == {"openvino"}
+
+
+def test_what_else_a_process_does_in_one_window_says_nothing_of_a_way() -> None:
+    class Timed:
+        settings = Settings("cpu:none", "fp32", 4, 8, 1)
+
+        def outputs(self, shard: Shard, clock: Any) -> Iterator[ImageOutputs]:
+            for position in range(24):  # Three windows, in one of which something else had the processor.
+                yield ImageOutputs(position, [], 0.1 if 8 <= position < 16 else 0.001, 0.002)
+
+    worker: Any = Timed()
+    found = object.__new__(measure._Measuring)._pass(worker, Shard(0, ()))
+    assert found.forward_s == 0.001
+    assert found.decode_s == pytest.approx(0.002)
+    assert len(found.outputs) == 24
 
 
 @pytest.mark.slow
