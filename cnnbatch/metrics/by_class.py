@@ -47,9 +47,13 @@ class ByClass:
         return sorted(self._held.keys() | self._written.keys())
 
     def read(self, label: str) -> pa.Table:
-        """Return all rows of one class, in the order in which they came."""
+        """Return all rows of one class, in the order in which they came, without the memory of the others.
+
+        A slice would be sent to another process with all that it is a slice of.
+        """
         written = [pq.ParquetFile(path).read_row_group(group) for path, group in self._written.get(label, [])]
-        return pa.concat_tables([self._schema.empty_table(), *written, *self._held.get(label, [])])
+        rows = pa.concat_tables([self._schema.empty_table(), *written, *self._held.get(label, [])])
+        return rows.combine_chunks()
 
     def _spill(self) -> None:
         """Write what is held as one file, a row group a class."""
