@@ -56,6 +56,25 @@ LABEL_SCHEMA = pa.schema(_LABEL)
 OBJECTS_SCHEMA = pa.schema(_SIZED)
 """Objects an image, null where the image has no truth; ``width`` and ``height`` as the truth states them."""
 
+MAP = pa.large_binary()
+"""A number for every pixel, as a PNG file of one value a pixel; see `images.class_map`."""
+
+MAP_RUNS = pa.list_(pa.struct([("class", pa.int32()), ("mask", MASK)]))
+"""The same as a mask for each class."""
+
+MAP_CLASSES = pa.list_(pa.struct([("label", pa.string()), ("pixels", pa.int64()), ("share", pa.float64())]))
+"""How much of an image each class has, the largest first; ``share`` is of all pixels."""
+
+_MAPPED: list[pa.Field[Any]] = [
+    pa.field("image_id", pa.string()),
+    pa.field("map", MAP),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+    pa.field("problem", pa.string()),
+]
+MAP_SCHEMA = pa.schema(_MAPPED)
+"""A class for every pixel: numbers of a map are ids of its `classes_of`, or among its `ignored_of`."""
+
 _ABOUT = frozenset({"image_id", "width", "height", "problem"})
 """Columns of a ground truth that are about the image, not about what is true of it."""
 
@@ -69,6 +88,7 @@ OBJECT_LABEL = "object_label"
 """The column that repeats what an earlier job called an object: a prediction, and so no ground truth."""
 
 _CLASSES = b"classes"
+_IGNORED = b"ignored"
 _SHOWN = 100  # of a model's names, in a message
 _FEW = 20  # of names that it does not know
 
@@ -82,8 +102,19 @@ class Class:
 
 
 def with_classes(schema: pa.Schema, classes: Sequence[Class]) -> pa.Schema:
-    """Return ``schema`` with its ordered classes in its metadata."""
-    return schema.with_metadata({_CLASSES: json.dumps([[one.name, one.id] for one in classes])})
+    """Return ``schema`` with its ordered classes in its metadata, beside what that has of other things."""
+    named = {_CLASSES: json.dumps([[one.name, one.id] for one in classes]).encode()}
+    return schema.with_metadata({**(schema.metadata or {}), **named})
+
+
+def with_ignored(schema: pa.Schema, numbers: Collection[int]) -> pa.Schema:
+    """Return the schema of maps with the numbers in its metadata whose pixels do not count."""
+    return schema.with_metadata({**(schema.metadata or {}), _IGNORED: json.dumps(sorted(numbers)).encode()})
+
+
+def ignored_of(schema: pa.Schema) -> frozenset[int]:
+    """Return the numbers of maps whose pixels do not count."""
+    return frozenset(json.loads((schema.metadata or {}).get(_IGNORED, b"[]")))
 
 
 def classes_of(schema: pa.Schema) -> tuple[Class, ...]:

@@ -1,0 +1,121 @@
+"""Maps of classes: a number for every pixel, as PNG or as COCO's run lengths a class, and their colours.
+
+A PNG has the numbers as its values and a palette for people to look at; run lengths can be queried class by
+class. Which of them a value is, its type tells.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pycocotools import mask as coco
+
+from cnnbatch.images import rle
+from cnnbatch.images.limits import LIMITS
+
+NONE = 255
+"""The number of pixels of no class, in maps of 8 bits."""
+
+Numbers = NDArray[np.uint8] | NDArray[np.uint16]
+
+_MODES = ("L", "P", "1", "I;16")
+
+
+class NotAMap(ValueError):
+    """Why a file has no number of a class for every pixel, in a clause."""
+
+
+def png(numbers: Numbers) -> bytes:
+    """Return a map (H, W) as a PNG file: of 8 bits with `colours` as its palette, or of 16 bits, gray."""
+    image = Image.fromarray(numbers)
+    if numbers.dtype == np.uint8:
+        image.putpalette(colours(256).tobytes())
+    sink = io.BytesIO()
+    image.save(sink, "PNG", compress_level=6)
+    return sink.getvalue()
+
+
+def from_png(data: bytes) -> Numbers:
+    """Return the numbers (H, W) of a PNG file: its values, not the colours of its palette.
+
+    Raises:
+        NotAMap: it is no whole PNG file of one value a pixel.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if image.format != "PNG":
+                raise NotAMap(f"expected a PNG file, got {image.format}, whose values are not kept exactly")
+            if image.mode not in _MODES:
+                raise NotAMap(f"expected one value a pixel (gray or palette), got colours ({image.mode})")
+            if image.width * image.height > LIMITS.max_pixels:
+                raise NotAMap(
+                    f"expected at most {LIMITS.max_pixels:,} pixels, got {image.width} x {image.height}"
+                )
+            numbers: Any = np.asarray(image, np.uint16 if image.mode == "I;16" else np.uint8)
+    except UnidentifiedImageError:
+        raise NotAMap("expected a PNG file, got something else") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, NotAMap):
+            raise
+        raise NotAMap(f"it is no whole PNG file: {error}") from None
+    return numbers  # type: ignore[no-any-return]
+
+
+def runs(numbers: Numbers, classes: int) -> list[dict[str, Any]]:
+    """Return a map (H, W) as a mask for each class that it has: ``class``, and ``mask`` as `truth.MASK`.
+
+    ``classes`` is how many there are; pixels of other numbers are in no mask.
+    """
+    height, width = numbers.shape
+    flat = numbers.T.ravel()  # COCO's runs go down the columns.
+    starts = np.flatnonzero(np.diff(flat, prepend=flat[:1] + 1))
+    ends, owners = np.append(starts[1:], len(flat)), flat[starts]
+    found = []
+    for number in np.unique(owners[owners < classes]).tolist():
+        own = owners == number
+        edges = np.stack((starts[own], ends[own]), axis=1).ravel()
+        last = [len(flat)] if edges[-1] < len(flat) else []
+        counts = np.diff(np.concatenate(([0], edges, last)))
+        packed = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+        mask = {"size": [height, width], "counts": packed["counts"].decode()}
+        found.append({"class": number, "mask": mask})
+    return found
+
+
+def from_runs(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Numbers:
+    """Return the map of ``size`` (height, width) that `runs` was given; `NONE` where no class is.
+
+    Above 255 classes it is of 16 bits, and 65535 stands for none. Raises NotAMap where a mask is damaged or
+    of another size.
+    """
+    wide = max((int(one["class"]) for one in masks), default=0) >= NONE
+    numbers = np.full(size, 65535 if wide else NONE, np.uint16 if wide else np.uint8)
+    for one in masks:
+        inside = rle.pixels(one["mask"])
+        if inside is None or inside.shape != size:
+            raise NotAMap(
+                f"the mask of class {one['class']} is damaged or not of {size[1]} x {size[0]} pixels"
+            )
+        numbers[inside] = one["class"]
+    return numbers
+
+
+def colours(count: int) -> NDArray[np.uint8]:
+    """Return a colour for each number, (count, 3): PASCAL VOC's colour map.
+
+    VOC devkit, ``VOClabelcolormap``: the bits of a number, three at a time, are the highest bits of red,
+    green and blue.
+    """
+    numbers = np.arange(count)
+    found = np.zeros((count, 3), np.int64)
+    for place in range(8):
+        for channel in range(3):
+            found[:, channel] |= (numbers >> (3 * place + channel) & 1) << (7 - place)
+    return found.astype(np.uint8)
