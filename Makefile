@@ -26,7 +26,7 @@ help: ## List the targets.
 demo: $(STAMP) ## Classify eight real photographs on Ray, and write Parquet and a report.
 	@$(BIN)/cnnbatch run demo
 
-# One process of tests a core, four at most: each may need 3 GB (tests/dealing.py).
+# Several processes, four at most, as cores and memory allow (tests/dealing.py).
 TESTS = $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 test: $(STAMP) ## Run all tests.

@@ -25,6 +25,7 @@ for number in (signal.SIGINT, signal.SIGHUP):  # Ignored where nohup or a shell'
         signal.signal(number, lambda *_: None)
 
 pytest_xdist_make_scheduler = dealing.scheduler
+pytest_xdist_auto_num_workers = dealing.auto_num_workers
 pytest_collection_modifyitems = dealing.longest_first
 pytest_collection_finish = dealing.keep_imports
 pytest_sessionfinish = dealing.release_imports

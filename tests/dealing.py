@@ -13,13 +13,26 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from cnnbatch.inference.worker.host_memory import memory_left_bytes
+
 ON_RAY = (
-    "tests/inference/driver/",
+    "tests/inference/driver/test_kills.py",
+    "tests/inference/driver/test_pool.py",
     "tests/inference/test_detect_workers.py",
     "tests/training/test_train_workers.py",
-    "tests/cluster/",
+    "tests/cluster/test_",
 )
 """How the names of the files begin that share one process."""
+
+
+BYTES_EACH = 3 * 2**30
+"""Memory that one process of tests may need."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes ``-n logical`` takes: one more than cores, since many tests wait."""
+    return max(1, min((os.cpu_count() or 1) + 1, memory_left_bytes() // BYTES_EACH))
 
 
 def unit(nodeid: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -33,8 +34,8 @@ class Paced(Task):
     Both may also have a backend with its precision, as in ``eager bf16``.
 
     ``share`` stands for the part of the job's time that may be spent on measuring. ``refused`` is a
-    backend in which the network refuses its input, ``dies`` one that kills its process; ``weights`` are
-    what the model says it has.
+    backend in which the network refuses its input, ``dies`` one that kills its process, which
+    leaves the file ``died``; ``weights`` are what the model says it has.
     """
 
     precisions: ClassVar[frozenset[Precision]] = frozenset({"fp32", "bf16"})
@@ -45,6 +46,7 @@ class Paced(Task):
     unavailable: tuple[str, ...] = ()
     refused: str = ""
     dies: str = ""
+    died: str = ""
     share: float = 100.0
     weights: str = "0" * 64
 
@@ -90,6 +92,7 @@ class PacedModel:
 
         backend = self._runtime.backend
         if backend == self._task.dies:
+            Path(self._task.died).touch()
             os._exit(1)
         way = f"{backend} {self._runtime.precision}"
         milliseconds, shift = self._task.milliseconds, self._task.shift

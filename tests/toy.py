@@ -105,24 +105,10 @@ class ToyModel:
             time.sleep(0.3)  # Long enough for the other actors to get theirs.
         if fault == "device" and flag.exists():
             raise RuntimeError("planted: the device is broken")
-        if fault == "node":
-            self._misbehave_on_node(flag)
         if fault == "gather":
             self._wait_for_others(flag)
         if marked:
             self._misbehave_on_marked(fault, flag)
-
-    def _misbehave_on_node(self, flag: Path) -> None:
-        """Fail on the marked node; elsewhere, once some shards are done, wait until the driver left it out.
-
-        That takes several generations of workers there, each of which starts as slowly as the machine does.
-        """
-        if (flag / os.environ.get("TOY_NODE", "none")).exists():
-            raise RuntimeError("planted: this node is broken")
-        time.sleep(0.5)
-        patience = time.monotonic() + 120
-        while self.done >= 3 and not (flag / "left-out").exists() and time.monotonic() < patience:
-            time.sleep(0.1)
 
     def _wait_for_others(self, flag: Path) -> None:
         """Once a shard is done, wait until four processes compute."""

@@ -65,8 +65,8 @@ def test_one_worker_four_workers_and_four_gpus_on_two_nodes_find_the_same(
 ) -> None:
     ways: dict[str, dict[str, Any]] = {
         "inline": {"pool": "inline"},
-        "one": {"pool": "ray", "workers": 1, "gpus_per_worker": 0.0},
-        "four": {"pool": "ray", "workers": 4, "gpus_per_worker": 0.0},
+        "one": {"pool": "local", "workers": 1, "device": "cpu"},
+        "four": {"pool": "local", "workers": 4, "device": "cpu"},
         "gpus": {"pool": "ray", "workers": 4, "gpus_per_worker": 1.0},
     }
     for name, compute in ways.items():

@@ -71,14 +71,14 @@ def test_the_driver_stays_small_with_a_million_images_of_a_bucket(tmp_path: Path
     assert not answer["torch"]
 
 
-def test_the_driver_stays_small_with_a_million_images_in_folders(tmp_path: Path) -> None:
+def test_the_driver_stays_small_with_many_images_in_folders(tmp_path: Path) -> None:
     first = tmp_path / "photos" / "album-000"
     first.mkdir(parents=True)
     for number in range(10_000):
         (first / f"{number:05}.jpg").touch()
-    for album in range(1, 100):  # Links: a million files take as long to make as to list.
+    for album in range(1, 30):  # Links: so many files take as long to make as to list.
         first.with_name(f"album-{album:03}").symlink_to(first, target_is_directory=True)
     answer = drive(0, first.parent, tmp_path / "out")
-    assert answer["images"] == 1_000_000
+    assert answer["images"] == 300_000
     assert answer["peak_mb"] < 300
     assert not answer["torch"]

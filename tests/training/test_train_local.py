@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inference.run import RunOptions
+from cnnbatch.job import to_yaml
 from cnnbatch.launch import launch
 from cnnbatch.training.local import trains_here
 from tests import tiny
@@ -62,6 +69,30 @@ def test_a_process_that_is_lost_too_often_ends_the_training_which_goes_on_later(
         launch(spec, QUIET)
     launch(spec, QUIET)
     require_equal(tmp_path / "out", here)
+
+
+def test_a_killed_driver_goes_on_from_the_last_checkpoint(here: Path, tmp_path: Path) -> None:
+    out, spec = tmp_path / "out", faulty(here, tmp_path / "out", "slow")
+    (tmp_path / "job.yaml").write_text(to_yaml(spec))
+    command = [sys.executable, "-m", "cnnbatch", "run", str(tmp_path / "job.yaml")]
+    checkpoints, patience = out / "_job" / "training" / "checkpoints", time.monotonic() + 240
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        try:
+            while not any(checkpoints.glob("0*.pt")):
+                assert time.monotonic() < patience, "no checkpoint was written"
+                time.sleep(0.05)
+            below = psutil.Process(first.pid).children(recursive=True)
+        finally:
+            first.kill()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert again.returncode == 0, again.stderr
+    assert "going on at epoch" in again.stderr
+    assert below
+    assert not [process for process in below if process.is_running()]
+    require_equal(out, here)
+    found, expected = (pq.read_table(folder / "metrics.parquet")["loss"] for folder in (out, here))
+    assert found.equals(expected)
+    assert json.loads((out / "model.json").read_text())["classes"] == ["blue", "green", "red"]
 
 
 def test_one_worker_trains_here_and_more_on_ray() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +17,6 @@ from safetensors.torch import load_file
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.inference.run import RunOptions
-from cnnbatch.job import to_yaml
 from cnnbatch.launch import launch
 from cnnbatch.training.driver import group_for
 from tests import tiny
@@ -84,22 +80,6 @@ def test_a_killed_worker_is_replaced_and_the_result_is_that_of_an_unbroken_run(
     launch(on_ray(alone, tmp_path / "out", "kill", workers=2), QUIET)
     assert (tmp_path / "flags" / "killed").exists()
     require_alike(tmp_path / "out", alone, 1e-6)
-
-
-def test_a_killed_driver_goes_on_from_the_last_checkpoint(alone: Path, tmp_path: Path) -> None:
-    out, spec = tmp_path / "out", on_ray(alone, tmp_path / "out", "slow", workers=2)
-    (tmp_path / "job.yaml").write_text(to_yaml(spec))
-    command = [sys.executable, "-m", "cnnbatch", "run", str(tmp_path / "job.yaml")]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
-        try:
-            wait_for(out / "_job" / "training" / "checkpoints")
-        finally:
-            first.kill()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert again.returncode == 0, again.stderr
-    assert "going on at epoch" in again.stderr
-    assert losses(out) == pytest.approx(losses(alone), abs=1e-4)
-    assert json.loads((out / "model.json").read_text())["classes"] == ["blue", "green", "red"]
 
 
 def wait_for(folder: Path) -> None:

@@ -221,9 +221,9 @@ def test_a_task_that_does_not_know_a_backend_refuses_it(photos: Photos, tmp_path
 
 
 @pytest.mark.slow
-def test_ray_measures_once_and_all_workers_follow(photos: Photos, tmp_path: Path) -> None:
+def test_one_worker_measures_and_all_follow(photos: Photos, tmp_path: Path) -> None:
     folder, out = photos(200), tmp_path / "out"
-    run(job(folder, out, pool="ray", workers=2), QUIET)
+    run(job(folder, out, pool="local", workers=2), QUIET)
     (kept,) = settled(out)
     assert kept["backend"] == "openvino"
     assert labels(out) == {"openvino"}
@@ -246,9 +246,10 @@ def test_what_else_a_process_does_in_one_window_says_nothing_of_a_way() -> None:
 
 @pytest.mark.slow
 def test_a_way_that_kills_its_process_costs_no_image(photos: Photos, tmp_path: Path) -> None:
-    folder, out = photos(120), tmp_path / "out"
-    summary = run(job(folder, out, {"dies": "openvino"}, pool="ray", workers=2), QUIET)
-    assert (summary.images, summary.failed) == (120, {})
+    folder, out, died = photos(200), tmp_path / "out", tmp_path / "died"
+    summary = run(job(folder, out, {"dies": "openvino", "died": str(died)}, pool="local", workers=2), QUIET)
+    assert died.exists()
+    assert (summary.images, summary.failed) == (200, {})
     assert labels(out) == {"eager"}
 
 
