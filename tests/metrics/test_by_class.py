@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from cnnbatch.metrics.by_class import ByClass
 
-SCHEMA = pa.schema({"label": pa.string(), "number": pa.int64()})
+FIELDS: list[pa.Field[Any]] = [pa.field("label", pa.string()), pa.field("number", pa.int64())]
+SCHEMA = pa.schema(FIELDS)
 
 
 def rows(first: int, count: int) -> pa.Table:
