@@ -24,7 +24,8 @@ TORCH = """
     models.onnx.choice models.onnx.classifier models.onnx.detector models.onnx.detr models.onnx.engines
     models.onnx.module models.onnx.torchvision_export models.onnx.yolo models.preprocessing models.published
     models.resizing models.runtime.backends models.runtime.converted models.runtime.fusion
-    models.runtime.network_digest models.runtime.parts models.runtime.structure models.trained
+    models.runtime.network_digest models.runtime.parts models.runtime.structure models.segmenter
+    models.segmenters models.trained
     report.collection tasks.recipes.augment tasks.recipes.tuned_blocks tasks.recipes.classification
     tasks.recipes.detection training.checkpoints training.data.decoded_cache
     training.data.loader training.distributed training.lesson training.loop training.optimizers

@@ -1,4 +1,4 @@
-"""How a detector wants its pictures: resized, normalised and padded, one picture by itself.
+"""How a detector or a segmenter wants its pictures: resized, normalised and padded, one by itself.
 
 A picture's padded shape follows from its own size alone, as when the reference is given one picture
 at a time; so its boxes do not depend on the pictures beside it in a batch. The price: pictures of
@@ -27,18 +27,20 @@ _PROPORTIONS = (1.0, 4 / 3, 3 / 2)  # of most photographs, which then need no mo
 
 @dataclass(frozen=True)
 class Resizing:
-    """A detector's input.
+    """The input of a detector or a segmenter.
 
     ``sides``: the shorter side becomes ``size[0]``, unless the longer would pass ``size[1]``.
     ``stretch``: to ``size`` (height, width), whatever the proportions. ``letterbox``: as large as
     fits into ``size``, in its middle. The result is padded to a multiple of ``divisor`` with
     ``fill``, at the bottom and the right; a letterbox all around. ``whole``: the picture as it is,
     in uint8, for a network that resizes and normalises itself; the other fields then say nothing.
+    ``own``: its own size. ``multiples``: its own size but for each side, which becomes the next multiple of
+    ``divisor``, so that nothing is padded. ``size`` says nothing of these two.
     ``rounding`` is that of a letterbox's sides; ``antialias`` smooths what is made smaller. Where there
     are ``shapes``, a picture is padded to the smallest of them that holds it.
     """
 
-    fit: Literal["sides", "stretch", "letterbox", "whole"]
+    fit: Literal["sides", "stretch", "letterbox", "whole", "own", "multiples"]
     size: Size
     mean: Colour = (0.0, 0.0, 0.0)
     std: Colour = (1.0, 1.0, 1.0)
@@ -51,7 +53,7 @@ class Resizing:
     @property
     def varies(self) -> bool:
         """Whether inputs have several shapes."""
-        return self.fit in ("sides", "whole")
+        return self.fit in ("sides", "whole", "own", "multiples")
 
     def with_few_shapes(self) -> Resizing:
         """Return the same with seven shapes at most, for networks to which every shape costs.
@@ -72,8 +74,10 @@ class Resizing:
         if self.fit == "sides":  # The arithmetic of torchvision's GeneralizedRCNNTransform.
             scale = min(self.size[0] / min(size), self.size[1] / max(size))
             return max(1, floor(size[0] * scale)), max(1, floor(size[1] * scale))
-        if self.fit == "whole":
+        if self.fit in ("whole", "own"):
             return size
+        if self.fit == "multiples":
+            return self._divisible(size)
         if self.rounding == "nearest":  # The arithmetic of Ultralytics' LetterBox.
             scale = min(self.size[0] / size[0], self.size[1] / size[1])
             return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
