@@ -27,7 +27,8 @@ class Subset(Section):
     ``per_class`` keeps of what does not test the first few of each class by hash, and leaves the others to
     ``rest``; ``share`` trains on a part only. ``folds`` instead of ``validation`` cuts what is not set apart
     to test: each image of it validates in one ``fold``, parts of one picture in the same, and trains in the
-    others.
+    others. ``group`` is a regular expression that is matched with the keys from their start: images for which
+    it finds the same are in the same part or fold, as those of one film or one patient have to be.
     """
 
     part: Literal["train", "validation", "test"] = "train"
@@ -39,6 +40,7 @@ class Subset(Section):
     rest: Literal["test", "none"] = "test"
     folds: Folds | None = None
     fold: Annotated[int, Field(ge=0)] = 0
+    group: Text | None = None
     seed: Seed = 0
 
     @model_validator(mode="after")

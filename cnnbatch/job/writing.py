@@ -24,6 +24,8 @@ def fingerprint_fields(job: Job) -> dict[str, Any]:
     chosen = {name: data["input"][name] for name in of_input}
     rare = ("subset", "classes", "suffixes")
     chosen |= {name: data["input"][name] for name in rare if data["input"][name]}
+    if job.input.subset is not None and job.input.subset.group is None:
+        chosen["subset"].pop("group")  # An identity that was written before there were groups has none.
     chosen |= {} if job.input.min_score == SURE else {"min_score": job.input.min_score}
     return {"task": task, "input": chosen}
 

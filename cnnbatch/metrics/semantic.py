@@ -216,6 +216,17 @@ def _sum(one: SemanticPartial, other: SemanticPartial) -> SemanticPartial:
     return added(one, other)
 
 
+def of_confusion(confusion: NDArray[np.int64]) -> dict[str, float]:
+    """Return ``mIoU``, ``mean_accuracy`` and ``pixel_accuracy`` of pixels (C, C), truth by prediction.
+
+    They are 0 where nothing was counted.
+    """
+    pixels = np.stack((confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)))
+    found = _measures(pixels)
+    names = ("mIoU", "mean_accuracy", "pixel_accuracy")
+    return {name: float(np.nan_to_num(found[name])) for name in names}
+
+
 def _measures(pixels: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
     """Return the numbers of Long et al., each of the shape that is left of (..., 3, C)."""
     right, true, said = pixels[..., 0, :], pixels[..., 1, :], pixels[..., 2, :]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnbatch.errors import UserError
 from cnnbatch.sources.files.splits import part_in, part_of
+from cnnbatch.sources.key_patterns import KeyPattern, key_pattern
 from cnnbatch.sources.wrapper import SourceWrapper
 from cnnbatch.truth import answer_of
 from cnnbatch.types import ImageRef, Shard
@@ -35,10 +36,10 @@ def part_by_hash(key: str, validation: float, test: float, seed: int = 0) -> str
     return "validation" if place < test + validation else "train"
 
 
-def fold_of(ref: ImageRef, folds: int, seed: int = 0) -> int:
-    """Return the fold that an image validates in: that of its picture, where it is a part of one."""
+def fold_of(ref: ImageRef, folds: int, seed: int = 0, group: str | None = None) -> int:
+    """Return the fold that an image validates in: that of its ``group`` or picture, where it is in one."""
     picture = ref.columns.get("image") if "box" in ref.columns else None
-    return int(fraction(str(picture or ref.key), f"fold {seed}") * folds)
+    return int(fraction(str(group or picture or ref.key), f"fold {seed}") * folds)
 
 
 def fraction(key: str, purpose: str) -> float:
@@ -75,17 +76,35 @@ class SubsetSource(SourceWrapper):
         rule, given = self.rule, self._given(ref)
         if given != "train":
             return given
-        part = part_by_hash(ref.key, rule.validation, rule.test, rule.seed)
+        group = self._group(ref)
+        part = part_by_hash(group or ref.key, rule.validation, rule.test, rule.seed)
         if part == "test":
             return part
         if rule.per_class is not None and ref.key not in self._chosen:
             return "test" if rule.rest == "test" else ""
         if rule.folds is not None:
-            part = "validation" if fold_of(ref, rule.folds, rule.seed) == rule.fold else "train"
+            part = "validation" if fold_of(ref, rule.folds, rule.seed, group) == rule.fold else "train"
         left_out = (
             part == "train" and rule.share < 1 and fraction(ref.key, f"share {rule.seed}") >= rule.share
         )
         return "" if left_out else part
+
+    def _group(self, ref: ImageRef) -> str | None:
+        """Return what an image's key has in common with those that are to be in the same part."""
+        if self.rule.group is None:
+            return None
+        found = self._pattern.group(ref.key)
+        if found is None:
+            raise UserError(
+                f"input.subset.group: {self.rule.group!r} does not match the key {ref.key!r}\n"
+                "  what to do: give one that matches every key from its start; its group is what images of "
+                "one part have in common"
+            )
+        return found
+
+    @cached_property
+    def _pattern(self) -> KeyPattern:
+        return key_pattern(self.rule.group or "", "input.subset.group")
 
     def _given(self, ref: ImageRef) -> str:
         """Return what the input itself says of an image's part; train where it says nothing."""
@@ -117,7 +136,7 @@ class SubsetSource(SourceWrapper):
             ref
             for ref in self.source.refs()
             if self._given(ref) == "train"
-            and part_by_hash(ref.key, rule.validation, rule.test, rule.seed) != "test"
+            and part_by_hash(self._group(ref) or ref.key, rule.validation, rule.test, rule.seed) != "test"
         )
         while chunk := tuple(islice(training, _CHUNK)):
             truth: Any = self.source.truth(Shard(0, chunk))

@@ -158,3 +158,37 @@ def test_only_some_classes_are_read_as_if_there_were_no_others() -> None:
     assert [ref.key for ref in source.refs()] == ["a1", "c1", "a2"]
     with pytest.raises(UserError, match=r"input\.classes: no image is one of d"):
         list(OfClasses(Listed(["a1"]), ("d",)).refs())
+
+
+def film(key: str) -> str:
+    return key.partition("_")[0]
+
+
+def test_images_of_one_group_are_in_one_part_and_one_fold() -> None:
+    keys = [f"film{number}_{frame:03}.png" for number in range(60) for frame in range(8)]
+
+    def of(rule: Subset) -> set[str]:
+        return {ref.key for ref in SubsetSource(Listed(keys), rule).refs()}
+
+    rule = Subset(group=r"([a-z]+\d+)_", validation=0.3, test=0.2)
+    parts = [of(rule.model_copy(update={"part": part})) for part in ("train", "validation", "test")]
+    parts += [
+        of(Subset(part="validation", group=rule.group, folds=3, fold=fold, test=0)) for fold in range(3)
+    ]
+    for some in (parts[:3], parts[3:]):
+        assert set().union(*some) == set(keys)
+        films = [{film(key) for key in part} for part in some]
+        assert sum(map(len, films)) == 60
+        assert all(len(part) == 8 * len(known) > 0 for part, known in zip(some, films, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        (r"(\d+)_", "does not match the key 'a/1'"),
+        ("(", "input.subset.group: '\\(' is no regular expression"),
+    ],
+)
+def test_a_group_that_keys_do_not_have_is_a_mistake(group: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        list(SubsetSource(Listed(["a/1"]), Subset(group=group)).refs())
