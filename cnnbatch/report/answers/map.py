@@ -43,7 +43,7 @@ _NUMBERS = tuple(str(number) for number in range(class_map.NONE))
 _MOST_WORDS = 4
 _LEAST_SHARE = 0.005  # of a class that is put into words
 _MOST_SWATCHES = 40
-_WRONG, _IGNORED = Swatch("#d7263d", "difference: wrong"), Swatch("#40454a", "difference: not counted")
+_WRONG, _IGNORED = Swatch("#d7263d", "different"), Swatch("#40454a", "not counted")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
