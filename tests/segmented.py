@@ -111,10 +111,15 @@ def _encoded(folder: Path, place: int, said: Map, how: Maps) -> Any:
     data = class_map.png(said)
     if how.encoding == "png":
         return data
-    path = folder / "assets" / f"{place:03}.png"
+    path = asset(folder, place)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    return f"assets/{place:03}.png"
+    return path.relative_to(folder).as_posix()
+
+
+def asset(folder: Path, place: int) -> Path:
+    """Return where the map of an image lies that is an asset."""
+    return folder / "assets" / "map" / "part-00000000" / f"{place:08}-{place:016x}.png"
 
 
 @dataclass(frozen=True)

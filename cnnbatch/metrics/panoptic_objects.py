@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from cnnbatch.metrics import Evaluated, Metric, Piece, Schemas, panoptic
 from cnnbatch.metrics.iou_types import IOU_TYPES
 from cnnbatch.metrics.objects import Labels, Objects, comparable, flatten, object_fields
-from cnnbatch.metrics.panoptic import PanopticPartial, Segments
+from cnnbatch.metrics.panoptic import PanopticPartial
+from cnnbatch.metrics.segments import Segments
 from cnnbatch.types import Map
 
 TRUTHS, DETECTIONS = "truths", "detections"

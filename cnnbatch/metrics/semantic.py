@@ -30,6 +30,8 @@ IGNORED = "pixels that the ground truth says to ignore; they do not count"
 UNKNOWN_CLASS = "pixels of {}, a class that the model does not know; they do not count"
 NO_IMAGE = "no image has a truth that counts"
 
+_PIXELS = 1 << 20  # that are counted at a time
+
 _COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
     "mIoU": pa.float64(),
@@ -201,11 +203,14 @@ def image_rows(counts: MapCounts) -> pa.Table:
 
 def pairs(said: NDArray[Any] | None, true: NDArray[Any], numbering: Numbering) -> NDArray[np.int64]:
     """Count the pixels of one image by the places of both their numbers in ``numbering``, (codes, C + 1)."""
-    classes = len(numbering.names)
-    predicted = classes if said is None else numbering.predicted[said]
-    both = np.multiply(numbering.truth[true], classes + 1, dtype=np.int64) + predicted
-    counts = np.bincount(both.ravel(), minlength=numbering.codes * (classes + 1))
-    return counts.reshape(numbering.codes, classes + 1).astype(np.int64)
+    shape = numbering.codes, len(numbering.names) + 1
+    counts: NDArray[np.int64] = np.zeros(shape, np.int64)
+    rows = max(1, _PIXELS // max(1, true.shape[-1]))
+    for some in (slice(start, start + rows) for start in range(0, len(true), rows)):
+        predicted = shape[1] - 1 if said is None else numbering.predicted[said[some]]
+        both = np.multiply(numbering.truth[true[some]], shape[1], dtype=np.int64) + predicted
+        counts += np.bincount(both.ravel(), minlength=counts.size).reshape(shape)
+    return counts
 
 
 def own_iou(confusion: NDArray[np.int64]) -> float:

@@ -40,28 +40,28 @@ def difference(image: Image.Image, wrong: NDArray[np.bool_], left_out: NDArray[n
 
 
 def heat(image: Image.Image, size: tuple[int, ...], regions: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Return a picture with regions as heat: those of the highest ``score`` are the brightest.
+    """Return a picture with regions as heat: those of the lowest ``score`` are the brightest.
 
     ``size`` is the (height, width) of the original, whose pixels the ``box`` of each region is in.
     """
     scale = image.height / size[0], image.width / size[1]
     warmth = np.zeros((image.height, image.width))
-    scores = _ranks([float(one["score"]) for one in regions])
-    for one, score in zip(regions, scores, strict=True):
+    warm = _warmth([float(one["score"]) for one in regions])
+    for one, own in zip(regions, warm, strict=True):
         box = one["box"]
         top, left = round(box["y1"] * scale[0]), round(box["x1"] * scale[1])
         bottom, right = round(box["y2"] * scale[0]), round(box["x2"] * scale[1])
         part = warmth[max(top, 0) : max(bottom, top + 1), max(left, 0) : max(right, left + 1)]
-        np.maximum(part, score, out=part)
+        np.maximum(part, own, out=part)
     places = np.linspace(0, 1, len(_HEAT))
     paints = np.stack([np.interp(warmth, places, channel) for channel in _HEAT.T], axis=-1)
     return _mixed(_faded(image), paints, np.where(warmth > 0, 0.72, 0.0))
 
 
-def _ranks(scores: Sequence[float]) -> list[float]:
-    """Return scores between a quarter and 1, the greatest 1."""
+def _warmth(scores: Sequence[float]) -> list[float]:
+    """Return 1 for the lowest of some scores, a quarter for the highest, and what lies between."""
     low, high = min(scores, default=0.0), max(scores, default=1.0)
-    return [0.25 + 0.75 * (score - low) / ((high - low) or 1) if high > low else 1.0 for score in scores]
+    return [1 - 0.75 * (score - low) / ((high - low) or 1) for score in scores]
 
 
 def _lines(numbers: NDArray[Any]) -> NDArray[np.bool_]:

@@ -60,6 +60,7 @@ _MAY_BE_CLEAR = (
     "ICO",
     "AVIF",
 )  # On white paper; a JPEG made small at once.
+_WHOLE = 1 << 30  # pixels wide and high: as large as it is.
 _DECODING = threading.Lock()  # One at a time, so that memory holds one picture, whatever the threads.
 
 
@@ -142,6 +143,13 @@ class Viewer:
             return Picture(prediction, None, str(reason))
         except NotAMap:
             return Picture(prediction, None, "its map can't be read")
+
+    def original(self, prediction: Prediction) -> Image.Image | None:
+        """Return the picture of an image as large as it is; None where it can't be read."""
+        try:
+            return small(self._read(prediction), _WHOLE)
+        except NotShown:
+            return None
 
     def pictures(
         self,

@@ -21,7 +21,7 @@ from cnnbatch.metrics import Schemas, semantic
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.storage import Storage
 from cnnbatch.truth import Class
-from tests.segmented import SEGMENT, Maps, Segment, blocks, write_maps, write_segments
+from tests.segmented import SEGMENT, Maps, Segment, asset, blocks, write_maps, write_segments
 
 IMAGES = 12
 MODEL = ("background", "car", "road", "sky")
@@ -130,11 +130,11 @@ def test_a_failed_image_is_a_miss_and_one_without_truth_is_none(
 
 def test_a_map_that_is_damaged_is_named(tmp_path: Path, predicted: Any, true: Any) -> None:
     folder = write_maps(tmp_path / "out", predicted, true, Maps(MODEL, CLASSES, encoding="asset"))
-    (folder / "assets" / "007.png").write_bytes(b"no picture")
+    asset(folder, 7).write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"the map of 007\.jpg can't be read: expected a PNG"):
         evaluated(folder)
-    (folder / "assets" / "007.png").unlink()
-    with pytest.raises(UserError, match=r"assets/007\.png is missing"):
+    asset(folder, 7).unlink()
+    with pytest.raises(UserError, match=r"assets/map/part-00000000/00000007-\w+\.png is missing"):
         evaluated(folder)
 
 

@@ -21,7 +21,8 @@ from pycocotools import mask as rle
 
 from cnnbatch.metrics import Evaluated, panoptic
 from cnnbatch.metrics.intervals import poisson_weights
-from cnnbatch.metrics.panoptic import PanopticPartial, SegmentCounts, Segments
+from cnnbatch.metrics.panoptic import PanopticPartial, SegmentCounts
+from cnnbatch.metrics.segments import Segments
 
 IMAGES_READ = 40
 CLASSES = {"cat": True, "dog": True, "sky": False}
@@ -268,6 +269,13 @@ def test_a_failed_image_is_all_misses() -> None:
     assert found.metrics["RQ"].value == 2 / 3
     assert found.metrics["PQ_stuff"].value is None
     assert found.metrics["PQ_stuff"].reason == panoptic.NO_SEGMENT
+
+
+def test_a_predicted_segment_without_pixels_is_left_out_and_counted() -> None:
+    truth = one_row([1, 1], {1: "cat"})
+    counts = counts_of([(one_row([1, 1], {1: "cat", 2: "dog"}), truth)])
+    assert panoptic.result(panoptic.partial(counts)).metrics["PQ"].value == 1
+    assert counts.left_out == {panoptic.EMPTY: 1}
 
 
 def test_masks_of_different_sizes_are_left_out_and_counted() -> None:

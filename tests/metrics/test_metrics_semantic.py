@@ -370,6 +370,17 @@ def test_nothing_to_count_says_why() -> None:
     assert all(value.value is None and value.reason for value in found.metrics.values())
 
 
+def test_a_large_map_is_as_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    said, true = (rng.integers(0, CLASSES, (50, 40), np.uint8) for _ in range(2))
+    whole = semantic.pairs(said, true, numbered(CLASSES))
+    monkeypatch.setattr(semantic, "_PIXELS", 130)
+    assert np.array_equal(semantic.pairs(said, true, numbered(CLASSES)), whole)
+    assert np.array_equal(
+        semantic.pairs(None, true, numbered(CLASSES))[:CLASSES, CLASSES], whole[:CLASSES].sum(1)
+    )
+
+
 def test_maps_of_sixteen_bits() -> None:
     truth = np.array([[0, 999]], np.uint16)
     found = semantic.partial(semantic.count(["a"], [truth], [truth], numbered(1000, [2000])))

@@ -25,7 +25,7 @@ from cnnbatch.results import Result
 from cnnbatch.storage import Storage
 from cnnbatch.truth import MAP_SCHEMA, Class, with_classes, with_ignored
 from tests.report.test_report import Page, report, words
-from tests.segmented import Maps, Segment, blocks, photograph, write_maps, write_segments
+from tests.segmented import Maps, Segment, asset, blocks, photograph, write_maps, write_segments
 
 MODEL = ("background", "car", "road", "sky")
 CLASSES = [Class("sky", 10), Class("road", 3), Class("car", 26)]
@@ -107,8 +107,8 @@ def test_a_page_without_truth_has_one_picture_each(tmp_path: Path) -> None:
 
 def test_maps_that_are_gone_leave_placeholders(tmp_path: Path) -> None:
     folder = judged(tmp_path / "out", encoding="asset")
-    (folder / "assets" / "002.png").unlink()
-    (folder / "assets" / "003.png").write_bytes(b"\x89PNG")
+    asset(folder, 2).unlink()
+    asset(folder, 3).write_bytes(b"\x89PNG")
     text = words(report(folder))
     assert text.count("No preview: its map can't be read") >= 2
 
@@ -174,8 +174,8 @@ def test_what_is_background_leaves_the_picture_as_it_is() -> None:
 
 def test_heat_is_where_the_regions_are_even_beyond_the_edge() -> None:
     regions = [
-        {"score": 0.9, "box": {"x1": -5.0, "y1": 0.0, "x2": 20.0, "y2": 10.0}},
-        {"score": 0.1, "box": {"x1": 90.0, "y1": 45.0, "x2": 130.0, "y2": 60.0}},
+        {"score": 0.1, "box": {"x1": -5.0, "y1": 0.0, "x2": 20.0, "y2": 10.0}},
+        {"score": 0.9, "box": {"x1": 90.0, "y1": 45.0, "x2": 130.0, "y2": 60.0}},
     ]
     image = Image.new("RGB", (50, 25), (90, 90, 90))
     found = np.asarray(layers.heat(image, (50, 100), regions)).astype(int)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cnnbatch.evaluation.comparison.measure import ImageScore, as_type
 from cnnbatch.evaluation.comparison.options import CompareOptions
 from cnnbatch.evaluation.comparison.pixels import NO_CLASS, Cells, PixelMeasure
-from cnnbatch.metrics.panoptic import overlaps
+from cnnbatch.metrics.segments import overlaps
 from cnnbatch.truth import MASK
 
 SEGMENT = frozenset({"label", "box", "mask", "is_thing"})

@@ -51,7 +51,7 @@ class ShownMap:
     """A stored map, and the place among ``names`` of each of its numbers; `NONE` is no class.
 
     It is decoded when it is looked at, since a page has many; where it is damaged, that raises NotAMap.
-    ``uncertain`` are the least certain regions of a prediction, with a ``score`` and a ``box``.
+    ``uncertain`` are the least certain regions of a prediction: a ``box``, and its certainty as ``score``.
     """
 
     stored: bytes | Sequence[Mapping[str, Any]]
