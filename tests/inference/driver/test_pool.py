@@ -61,6 +61,7 @@ def _is_of(process: psutil.Process, word: str) -> bool:
     return any(word in one for one in process.cmdline())
 
 
+@pytest.mark.slow
 def test_one_worker_four_workers_and_inline_write_equal_tables(
     on_pool: On, photos: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_one_worker_four_workers_and_inline_write_equal_tables(
     assert failed == broken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "code"),
     [("raise", "predict"), ("kill", "crash"), ("hang", "timeout"), ("memory", "out_of_memory")],
@@ -94,6 +96,7 @@ def test_an_image_that_breaks_its_worker_gets_its_row(
     assert summary.failed == {code: 1}
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_mid_shard_costs_nothing(
     on_pool: On, photos: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -116,6 +119,7 @@ def test_a_worker_killed_in_mid_shard_costs_nothing(
     assert summary.exit_status == 0
 
 
+@pytest.mark.slow
 def test_the_same_output_goes_on_with_other_workers(
     on_pool: On, photos: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -135,6 +139,7 @@ def test_the_same_output_goes_on_with_other_workers(
         assert table(out).select(columns) == table(whole).select(columns)
 
 
+@pytest.mark.slow
 def test_a_broken_device_everywhere_stops_the_run_and_writes_nothing(
     on_pool: On, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +154,7 @@ def test_a_broken_device_everywhere_stops_the_run_and_writes_nothing(
     assert run(spec, QUIET).images == 12
 
 
+@pytest.mark.slow
 def test_four_gpus_have_a_worker_each(
     on_pool: On, photos: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
