@@ -543,6 +543,7 @@ def test_pictures_that_compress_badly_become_smaller(tmp_path: Path) -> None:
     assert sum(len(view.uri) for card in cards for view in card.views) <= 2 * size
 
 
+@pytest.mark.slow
 def test_a_page_of_noise_stays_below_eight_megabytes(tmp_path: Path) -> None:
     folder = detected(tmp_path / "out", [STREET[place % 2] for place in range(100)])
     random = np.random.default_rng(0)
