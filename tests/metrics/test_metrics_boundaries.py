@@ -70,8 +70,8 @@ def test_many_classes_at_once_are_as_each_by_itself() -> None:
 def test_a_tall_map_is_as_its_parts() -> None:
     """The rows of a map are widened in parts: where these meet, nothing may be seen of it."""
     rng = np.random.default_rng(4)
-    true = blocks(rng, (700, 40), 30)
-    said = np.roll(true, 3, 0)
+    true = blocks(rng, (300, 24), 20)
+    said = np.roll(true, 2, 0)
     found = boundary_f1(said, true, CLASSES)
     assert found.tolist() == pytest.approx([by_distance(said, true, one) for one in range(CLASSES)])
 

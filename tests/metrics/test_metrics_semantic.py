@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from math import hypot, nan
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, jaccard_score
 
+from cnnbatch.images import class_map
 from cnnbatch.metrics import Evaluated, semantic
 from cnnbatch.metrics.intervals import poisson_weights
 from cnnbatch.metrics.numbering import Numbering, of_classes
@@ -113,11 +115,11 @@ def ious(confusion: Sequence[Sequence[int]]) -> list[float]:
     return found
 
 
-def band(numbers: Map | None, one: int, true: Map) -> NDArray[np.bool_]:
+def band(numbers: Map | None, one: int, true: Map, void: int = VOID) -> NDArray[np.bool_]:
     """Return the inner boundary of a class, by OpenCV's erosions, as the authors of Boundary IoU take it."""
     if numbers is None:
         return np.zeros(true.shape, np.bool_)
-    mask = ((numbers == one) & (true != VOID)).astype(np.uint8)
+    mask = ((numbers == one) & (true != void)).astype(np.uint8)
     times = max(1, round(0.02 * hypot(*mask.shape)))
     padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=[0])
     eroded = np.asarray(cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=times))
@@ -245,6 +247,31 @@ def test_as_scikit_learn() -> None:
         for pair in zip(truth, said, strict=True)
     ]
     assert found.metrics["mIoU_per_image"].value == pytest.approx(np.mean(each))
+
+
+def test_real_maps_are_as_by_scikit_learn_and_the_authors_of_boundary_iou(shared: Path) -> None:
+    files = sorted((shared / "data" / "camvid").glob("valannot/*.png"))[::10]
+    if not files:
+        pytest.skip("no CamVid beside the checkout")
+    true = [class_map.from_png(file.read_bytes()) for file in files]
+    said = [np.roll(one, (place, 3), (0, 1)) for place, one in enumerate(true)]
+    names = [str(number) for number in range(11)]
+    known = of_classes([Class(name, place) for place, name in enumerate(names)], names, [11])
+    counts = semantic.count([file.name for file in files], said, true, known)
+    found = semantic.result(semantic.partial(counts))
+    kept = np.concatenate([one.ravel() < 11 for one in true])
+    pixels = [np.concatenate([one.ravel() for one in some])[kept] for some in (true, said)]
+    iou = jaccard_score(*pixels, average=None, labels=range(11))
+    assert found.tables["classes"]["IoU"].to_pylist() == pytest.approx(iou.tolist())
+    bands = []
+    for one in range(11):
+        masks = [(band(a, one, b, 11), band(b, one, b, 11)) for a, b in zip(said, true, strict=True)]
+        shared_, union = (
+            sum(int(each.sum()) for each in some)
+            for some in ([a & b for a, b in masks], [a | b for a, b in masks])
+        )
+        bands.append(shared_ / union)
+    assert found.tables["classes"]["boundary_IoU"].to_pylist() == pytest.approx(bands)
 
 
 def test_a_hand_computed_example() -> None:
