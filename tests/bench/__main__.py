@@ -5,6 +5,7 @@ from tests.bench import (
     detect,
     engine,
     evaluation,
+    evaluation_maps,
     evaluators,
     forward,
     new,
@@ -23,5 +24,6 @@ detect.main()
 sources.main()
 new.main()
 evaluation.main()
+evaluation_maps.main()
 evaluators.main()
 training.main()
