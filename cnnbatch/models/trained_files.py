@@ -36,6 +36,7 @@ _Interval = Annotated[tuple[_Number, _Number], Field(strict=False)]
 
 TrainedSide = Annotated[int, Field(ge=1, le=_MOST_SIDE)]
 TrainedSize = Annotated[tuple[TrainedSide, TrainedSide], Field(strict=False)]
+TrainedColour = Annotated[tuple[_Number, _Number, _Number], Field(strict=False)]
 
 
 class TrainedInput(BaseModel):
