@@ -128,13 +128,20 @@ class Prepared:
 
     ``pixels`` is uint8 or float (3, H, W), padded to one of the model's few shapes; ``size`` is
     the (height, width) of its part that is picture; ``offset`` (y, x) and ``scale`` lead back:
-    original = (prepared - offset) / scale.
+    original = (prepared - offset) / scale. ``original`` is the original's (height, width), where outputs of
+    that size are made on the device.
     """
 
     pixels: Tensor
     size: tuple[int, int]
     offset: tuple[float, float] = (0.0, 0.0)
     scale: float = 1.0
+    original: tuple[int, int] | None = field(default=None, kw_only=True)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What `Model.forward` is told of this input: its picture's size and, if given, the original's."""
+        return (*self.size, *(self.original or ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +253,8 @@ class Model(Preparing, Protocol):
 
     def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> Any:
         """Run the network on ``batch`` (N, 3, H, W) with picture ``sizes`` (N, 2) as (height, width).
+
+        Of inputs that have the original's size, ``sizes`` are (N, 4): that comes behind.
 
         Returns a dict or tuple of tensors, or of lists, of first dimension N.
         """

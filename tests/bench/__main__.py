@@ -9,6 +9,7 @@ from tests.bench import (
     forward,
     new,
     scheduling,
+    segment,
     sources,
     training,
     whole,
@@ -20,6 +21,7 @@ scheduling.main()
 engine.main(engine.COUNTS)
 whole.main()
 detect.main()
+segment.main()
 sources.main()
 new.main()
 evaluation.main()

@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from traceback import clear_frames
@@ -96,7 +96,7 @@ class Predictor:
         """Run the network on a batch; return the call that gives its outputs, or that there is no room."""
         try:
             with torch.inference_mode():
-                sizes = torch.tensor([one.size for one in prepared])
+                sizes = torch.tensor([one.sizes for one in prepared])
                 return self.transfer.fetch(self._model.forward(pixels, sizes))
         except Exception as error:
             if not device_memory.is_exhausted(error):
@@ -114,7 +114,7 @@ class Predictor:
         Where its shape has fitted before, an empty picture of that shape must fit, else a small picture.
         """
         if self.size(refused).has_fitted():
-            inputs = [Prepared(torch.zeros_like(refused.pixels, device="cpu"), refused.size)]
+            inputs = [replace(refused, pixels=torch.zeros_like(refused.pixels, device="cpu"))]
         else:
             inputs = list(self._model.prepare(_random_image(SMALL_SIZE)))[:1]
         fetch = self.forward(stack(inputs), inputs)
