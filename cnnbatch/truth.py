@@ -39,6 +39,7 @@ _OBJECT: list[pa.Field[Any]] = [
     pa.field("area", pa.float64()),
     pa.field("difficult", pa.bool_()),
     pa.field("ignore", pa.bool_()),
+    pa.field("is_thing", pa.bool_()),
 ]
 OBJECTS = pa.list_(pa.struct(_OBJECT))
 

@@ -84,6 +84,7 @@ def refused(names: set[str]) -> set[str]:
     return set(found.stdout.split())
 
 
+@pytest.mark.slow
 def test_all_other_modules_load_neither_torch_nor_ray() -> None:
     heavy = named(TORCH) | named(RAY)
     assert heavy <= modules(), "a module that is gone, or has another name"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def judge_part(order: EvaluationOrder, part: int) -> JudgedPart:
     rows = wanted[known]
     predictions, truth = predictions.take(rows), truth.filter(pa.array(known))
     notes += kind.oddities(predictions, truth, classes)
-    partials = dict(_partials(part, order, metrics, predictions, truth))
+    partials = _partials(part, order, metrics, predictions, truth, output.asset)
     for name, found in partials[WHOLE].items():
         notes.update(metrics[name].notes(found))
     return JudgedPart(
@@ -137,18 +137,27 @@ def _without_truth(truth: pa.Table) -> Counter[str]:
 
 
 def _partials(
-    part: int, order: EvaluationOrder, metrics: Mapping[str, Metric], predictions: pa.Table, truth: pa.Table
-) -> Iterator[tuple[Slice, dict[str, Any]]]:
-    """Yield the partials of the whole part, then of each value of each sliced column."""
+    part: int,
+    order: EvaluationOrder,
+    metrics: Mapping[str, Metric],
+    predictions: pa.Table,
+    truth: pa.Table,
+    asset: Callable[[str], bytes],
+) -> dict[Slice, dict[str, Any]]:
+    """Return the partials of the whole part, then of each value of each sliced column."""
     first_place = part << 32  # Above those of all earlier parts.
     classes = order.naming.classes
-    for slice_, rows in [(WHOLE, None), *_slices(order.slices, predictions)]:
-        some = (predictions, truth) if rows is None else (predictions.take(rows), truth.take(rows))
-        piece = Piece(*some, first_place, tuple(classes.names) if classes else None)
-        yield slice_, {name: one.partial(piece) for name, one in metrics.items()}
+    names = tuple(classes.names) if classes else None
+    piece = Piece(predictions, truth, first_place, names, asset)
+    slices = dict(_slices(order.slices, predictions))
+    found: dict[Slice, dict[str, Any]] = {slice_: {} for slice_ in (WHOLE, *slices)}
+    for name, one in metrics.items():
+        for slice_, partial in zip(found, one.partials(piece, list(slices.values())), strict=True):
+            found[slice_][name] = partial
+    return found
 
 
-def _slices(columns: Sequence[str], predictions: pa.Table) -> Iterator[tuple[Slice, Any]]:
+def _slices(columns: Sequence[str], predictions: pa.Table) -> Iterator[tuple[Slice, NDArray[np.int64]]]:
     """Yield each value of each column with the rows that have it; null is a value, too."""
     for column in columns:
         texts: Any = predictions[column].cast(pa.string())

@@ -5,6 +5,7 @@ from tests.bench import (
     detect,
     engine,
     evaluation,
+    evaluation_maps,
     evaluators,
     forward,
     new,
@@ -25,5 +26,6 @@ segment.main()
 sources.main()
 new.main()
 evaluation.main()
+evaluation_maps.main()
 evaluators.main()
 training.main()

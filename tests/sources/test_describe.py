@@ -210,6 +210,7 @@ def test_headers_alone_give_sizes_but_no_damage(made: Path) -> None:
     assert "headers only were read" in [fact.note for fact in facts(fast)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [False, True])
 def test_what_is_refused_is_what_the_decoder_refuses(fast: bool) -> None:
     paths = [path for path in sorted(data("hostile").rglob("*")) if path.is_file() and path.suffix != ".csv"]

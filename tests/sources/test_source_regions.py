@@ -148,6 +148,7 @@ def test_what_has_no_boxes_is_refused(coco: str, tmp_path: Path) -> None:
         list(source(f"{coco}#objects").refs())
 
 
+@pytest.mark.slow
 def test_what_one_job_detects_another_classifies(tmp_path: Path, photos: Callable[[int], Path]) -> None:
     spec = tmp_path / "job.yaml"
     folder = photos(3)

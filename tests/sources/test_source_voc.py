@@ -188,6 +188,7 @@ stems = st.sets(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(stems, stems, st.randoms(use_true_random=False))
 def test_any_two_sets_of_names_give_their_union_each_once_and_go_on_anywhere(

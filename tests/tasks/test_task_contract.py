@@ -174,6 +174,7 @@ def test_a_driver_can_use_it_without_torch_or_ray(task: Task) -> None:
     assert (ended.stdout.strip(), ended.stderr, ended.returncode) == ("", "", 0)
 
 
+@pytest.mark.slow
 def test_one_row_an_image_with_exactly_the_schemas_columns(task: Task) -> None:
     model = task.load(Runtime("cpu"))
     for count in 1, 3:
@@ -183,12 +184,14 @@ def test_one_row_an_image_with_exactly_the_schemas_columns(task: Task) -> None:
         rows.validate(full=True)
 
 
+@pytest.mark.slow
 def test_neighbours_in_a_batch_do_not_change_a_row(task: Task) -> None:
     model = task.load(Runtime("cpu"))
     first, second = predict(model, images(1, 2, 3)), predict(model, images(4, 1, 6))
     assert first.slice(0, 1).to_pylist() == second.slice(1, 1).to_pylist()
 
 
+@pytest.mark.slow
 def test_loading_again_gives_the_same_rows_and_identity(task: Task) -> None:
     first, second = task.load(Runtime("cpu")), task.load(Runtime("cpu"))
     assert dict(first.identity) == dict(second.identity)
