@@ -8,7 +8,6 @@ the part that names them is put.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,13 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from cnnbatch.errors import UserError
 from cnnbatch.output.folder import READERS, Output
-from cnnbatch.storage import AlreadyExists, NotFound, Storage, join, redact
+from cnnbatch.storage import AlreadyExists
 
 FOLDER = "assets"
 _SUFFIX = b"asset"
-_ADDRESS = re.compile(rf"{FOLDER}/\w+/part-\d{{8}}/\d{{8}}-[0-9a-f]{{16}}\.\w+")
 
 
 def as_asset(field: pa.Field[Any], suffix: str) -> pa.Field[Any]:
@@ -85,23 +82,3 @@ class AssetSink:
     def _addresses(self, part: pa.Table) -> Iterator[str]:
         for name in self._suffixes:
             yield from (one for one in part[name].to_pylist() if one is not None)
-
-
-def read_asset(storage: Storage, output_uri: str, address: str) -> bytes:
-    """Return the bytes of the asset at an ``address`` below an output.
-
-    Raises:
-        UserError: that is no address of an asset, or there is none.
-    """
-    if not _ADDRESS.fullmatch(address):
-        raise UserError(
-            f"expected the address of an asset below {redact(output_uri)} "
-            f"({FOLDER}/COLUMN/part-NUMBER/NAME), got {address[:200]!r}"
-        )
-    try:
-        return storage.read(join(output_uri, *address.split("/")))
-    except NotFound:
-        raise UserError(
-            f"{redact(join(output_uri, *address.split('/')))} is missing, to which a row points\n"
-            "  what to do: put it back, or delete the part with that row and give the same command again"
-        ) from None

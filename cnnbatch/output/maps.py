@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cnnbatch.images.class_map import Numbers, from_png, from_runs
-from cnnbatch.output.assets import read_asset
+from cnnbatch.images.class_map import NotAMap, Numbers, from_png, from_runs
+from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage
 
 MapValue = bytes | str | Sequence[Mapping[str, Any]]
@@ -21,8 +21,10 @@ def map_of(value: MapValue, storage: Storage, output_uri: str) -> Numbers:
         UserError: it is an address at which there is nothing.
     """
     if isinstance(value, str):
-        value = read_asset(storage, output_uri, value)
+        value = Output(output_uri, storage).asset(value)
     if isinstance(value, bytes):
         return from_png(value)
+    if not value:
+        raise NotAMap("it has no class at all, and so no size")
     height, width = value[0]["mask"]["size"]
     return from_runs(value, (height, width))

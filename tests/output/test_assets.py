@@ -15,7 +15,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.inference.worker import worker as worker_module
 from cnnbatch.job import MapJob
-from cnnbatch.output.assets import AssetSink, as_asset, as_stored, read_asset
+from cnnbatch.output.assets import AssetSink, as_asset, as_stored
 from cnnbatch.output.folder import Output
 from cnnbatch.output.maps import map_of
 from cnnbatch.storage import Storage
@@ -132,33 +132,19 @@ def test_another_workers_part_stands_with_its_own_assets(scenes: Any, tmp_path: 
     first, second, again = (sink.stored(one, 0, [4, 5]) for one in (*rows, rows[0]))
     assert first.equals(again)
     assert first.schema == as_stored(schema) == second.schema
-    assert [read_asset(Storage(), str(tmp_path), one["map"][0].as_py()) for one in (first, second)] == [
-        b"one",
-        b"two",
-    ]
+    output = Output(str(tmp_path), Storage())
+    assert [output.asset(str(one["map"].to_pylist()[0])) for one in (first, second)] == [b"one", b"two"]
     assert first["map"].to_pylist()[1] is None
     sink.remove(pa.Table.from_batches([first]), pa.Table.from_batches([second]))
     assert len(files(tmp_path)) == 1
     sink.close()
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "assets/../../secret",
-        "/etc/passwd",
-        "assets/map/part-00000000/../../../x",
-        "predictions/part-00000000.parquet",
-    ],
-)
-def test_an_address_leads_nowhere_else(address: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected the address of an asset"):
-        read_asset(Storage(), str(tmp_path), address)
-
-
-def test_an_asset_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is missing, to which a row points"):
-        read_asset(Storage(), str(tmp_path), f"assets/map/part-00000000/00000000-{'0' * 16}.png")
+def test_an_address_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected the address of an object in the output"):
+        map_of("assets/../../secret", Storage(), str(tmp_path))
+    with pytest.raises(UserError, match="is missing, which a row names"):
+        map_of(f"assets/map/part-00000000/00000000-{'0' * 16}.png", Storage(), str(tmp_path))
 
 
 @pytest.mark.slow
