@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,12 +20,21 @@ if TYPE_CHECKING:
 class TrainingData:
     """What is known of the training images before the first is read.
 
-    ``classes`` in the network's order; ``counts`` how many training images, or objects, each has.
+    ``classes`` in the network's order; ``counts`` how many training images, objects, or pixels of maps each
+    has. Of maps ``numbers`` are those that stand for the classes in them, where pixels of other numbers do
+    not count; ``seen`` how many training images have a pixel of each class, and ``pixels`` all that count.
     """
 
     classes: tuple[str, ...]
     counts: Mapping[str, int]
     images: int
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    seen: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def pixels(self) -> int:
+        """Return the number of pixels that count, of all training maps."""
+        return sum(self.counts.values())
 
 
 @dataclass(frozen=True, slots=True)
