@@ -196,28 +196,29 @@ class MapTruth(GroundTruth):
         require_sound(planned.source, filter(None, planned.shards()))
 
     def named(self, truth: pa.Table, naming: Naming) -> tuple[pa.Table, Counter[str]]:
-        """Return the maps with classes by the model's names; numbers of other classes are to be ignored."""
+        """Return the maps with classes by the model's names; numbers of those left out are to be ignored.
+
+        A class that the model does not know keeps its name: the metric counts its pixels.
+        """
         if naming.classes is None:
             return truth, Counter()
         classes = classes_of(truth.schema)
         names = match_map_classes(naming.classes, classes, naming.aliases)
-        known = [Class(ours, one.id) for one in classes if (ours := names.get(one.name))]
-        others = {int(one.id): one.name for one in classes if not names.get(one.name)}
-        ignored = ignored_of(truth.schema).union(others)
-        schema = with_ignored(with_classes(truth.schema, known), ignored)
-        return truth.replace_schema_metadata(schema.metadata), _left_out_pixels(truth["map"], others, names)
+        left_out = {int(one.id): one.name for one in classes if one.name in names and not names[one.name]}
+        known = [Class(names.get(one.name) or one.name, one.id) for one in classes if one.id not in left_out]
+        schema = with_ignored(with_classes(truth.schema, known), ignored_of(truth.schema).union(left_out))
+        return truth.replace_schema_metadata(schema.metadata), _left_out_pixels(truth["map"], left_out)
 
 
-def _left_out_pixels(maps: pa.ChunkedArray[Any], others: Mapping[int, str], names: Aliases) -> Counter[str]:
-    """Count the pixels of classes that are not judged, by class and why."""
+def _left_out_pixels(maps: pa.ChunkedArray[Any], left_out: Mapping[int, str]) -> Counter[str]:
+    """Count the pixels of classes that the job leaves out."""
     counts = Counter[str]()
-    for value in maps if others else ():
+    for value in maps if left_out else ():
         if value.is_valid:
-            pixels = np.bincount(class_map.from_png(value.as_py()).ravel(), minlength=max(others) + 1)
-            counts.update({name: int(pixels[number]) for number, name in others.items()})
-    left_out = "pixels of the class {}, which task.aliases leaves out"
-    unknown = "pixels of the class {}, which the model does not know"
-    return +Counter({(left_out if name in names else unknown).format(name): n for name, n in counts.items()})
+            pixels = np.bincount(class_map.from_png(value.as_py()).ravel(), minlength=max(left_out) + 1)
+            counts.update({name: int(pixels[number]) for number, name in left_out.items()})
+    words = "pixels of the class {}, which task.aliases leaves out"
+    return +Counter({words.format(name): number for name, number in counts.items()})
 
 
 GROUND_TRUTHS: Entries[GroundTruth | type[GroundTruth]] = Entries(
