@@ -11,7 +11,7 @@ from tests.places import CHECKOUT
 
 ROOT = CHECKOUT
 TORCH = """
-    images.decode images.inspect images.nvjpeg inference.autotune.agreement
+    images.decode images.inspect images.nvjpeg images.pasted_masks inference.autotune.agreement
     inference.autotune.measure inference.autotune.recall inference.autotune.trials
     inference.bench.alone inference.bench.command inference.worker.devices
     inference.worker.predictor inference.worker.readahead inference.worker.settings inference.worker.timings

@@ -7,6 +7,7 @@ from tests.bench import (
     evaluation,
     evaluators,
     forward,
+    masks,
     new,
     scheduling,
     sources,
@@ -20,6 +21,7 @@ scheduling.main()
 engine.main(engine.COUNTS)
 whole.main()
 detect.main()
+masks.main()
 sources.main()
 new.main()
 evaluation.main()
