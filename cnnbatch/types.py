@@ -207,6 +207,10 @@ Backend = Literal["eager", "compile", "openvino"]
 Decoder = Literal["cpu", "cuda"]
 
 
+Head = Literal["masks", "keypoints"]
+"""What a detector may give of an object beside its box, and what gives it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """Where and how a model runs; decided before the first shard.
