@@ -13,7 +13,7 @@ from torchvision.models.detection import keypoint_rcnn
 
 from cnnbatch.job import TrainJob
 
-SIDE = 96
+SIDE = 64
 MODEL = "keypointrcnn_mobilenet_v2_fpn"
 POINTS = ("left eye", "right eye", "mouth")
 """Both eyes look alike: which is which is told by where they are."""

@@ -19,7 +19,15 @@ from cnnbatch.truth import sigmas_of
 from tests import tiny_keypoints as tiny
 
 QUIET = RunOptions(quiet=True)
-SETTINGS = {"epochs": 14, "batch": 4, "learning_rate": 0.002, "proposals": 32, "warmup": 0.1, "test": 0.2}
+SETTINGS = {
+    "epochs": 10,
+    "batch": 4,
+    "learning_rate": 0.004,
+    "proposals": 32,
+    "warmup": 0.1,
+    "validation": 0.1,
+    "test": 0.2,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +41,7 @@ def _small() -> Iterator[None]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the output of a training on COCO's keypoints, three an object."""
     folder = tmp_path_factory.mktemp("keypoints")
-    truth = tiny.write_coco(folder / "coco", 64)
+    truth = tiny.write_coco(folder / "coco", 48)
     assert launch(tiny.job(truth, folder / "out", SETTINGS), QUIET).exit_status == 0
     return folder / "out"
 

@@ -63,7 +63,7 @@ def test_points_lie_where_the_eyes_are_mirrored_or_not() -> None:
         if mirrored:
             width = example.size[1]
             assert points == pytest.approx(
-                np.array([[width, 0, 2]]) + plain[[1, 0, 2]] * [[-1, 1, 1]], abs=1e-4
+                np.array([[width, 0, 0]]) + plain[[1, 0, 2]] * [[-1, 1, 1]], abs=1e-4
             )
         assert points[0, 0] < points[1, 0]  # The left eye is on the left in either.
         dark = example.pixels.mean(0)[points[:2, 1].astype(int), points[:2, 0].astype(int)]
@@ -86,7 +86,7 @@ def test_points_scale_with_the_picture_and_areas_by_both_sides() -> None:
 
 def test_the_loss_learns_points_too() -> None:
     made = recipe()
-    made.module.train()
+    made.module.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for precision in (torch.float32, torch.bfloat16):
         batch = made.collate(
             [made.example(image(number), Random(number)) for number in (0, 1)], training=True

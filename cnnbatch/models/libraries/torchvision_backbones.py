@@ -121,6 +121,8 @@ def _stride(maps: Tensor, crop: tuple[int, int]) -> tuple[int, bool]:
 def classifier(choice: Choice, name: str) -> Network:
     """Return torchvision's classifier ``name`` with the weights that a choice names, of whatever classes.
 
+    A file may lack the head, which a body leaves out.
+
     Raises:
         UserError: the weights don't fit it, or can't be had.
     """
@@ -145,7 +147,9 @@ def _from_file(choice: Choice, found: Architecture) -> Network:
     rows = len(state.get(f"{head}.weight", found.classes))
     if rows != len(found.classes):
         module = found.make(rows, state, how.crop)
-    files.apply(module, state, where=str(path))
+    own = f"{head.partition('.')[0]}."
+    without = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(own)}
+    files.apply(module, {**without, **state}, where=str(path))
     names = tuple(map(str, range(rows)))
     notes = (*loaded.notes(path), *([f"task.weights: {path.name} is {known.name}"] if known else []))
     licence = known.licence if known else None

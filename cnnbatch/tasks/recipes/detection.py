@@ -271,6 +271,13 @@ def _widen(detector: Detector) -> None:
     there = {name for name, _ in detector.module.named_modules()}
     for name in [*detector.parts, *detector.box_parts, *there.intersection(predictors)]:
         detector.module.get_submodule(name).register_forward_hook(_widened)
+    if predictors[-1] in there:
+        detector.module.get_submodule(predictors[-1]).register_forward_hook(_plain)
+
+
+def _plain(_module: nn.Module, _inputs: Any, outputs: Tensor) -> Tensor:
+    """Return logits of points in torch's own layout, which torchvision's loss takes apart by `view`."""
+    return outputs.contiguous()
 
 
 def _widened(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
@@ -65,7 +65,9 @@ def test_maps_are_those_of_the_classifier(name: str) -> None:
     with torch.inference_mode():
         network.module(pixels)
         whole, seen = seen, {}
-        found = body(pixels)
+        # What some do to their inputs themselves, a body leaves to who prepares them.
+        own: Any = getattr(network.module, "_transform_input", None)
+        found = body(pixels if own is None else own(pixels))
     for level, maps in zip(body.levels, found.values(), strict=True):
         expected = whole[level.part]
         expected = expected.permute(0, 3, 1, 2) if level.channels_last else expected
@@ -133,6 +135,18 @@ def test_a_training_may_begin_with_the_classifiers_weights(classifier: Path) -> 
     assert body.keys() == expected.keys()
     assert all(torch.equal(body[name], expected[name]) for name in expected)
     assert len(found.weights) == 64
+
+
+def test_a_file_of_the_classifier_may_lack_its_head(classifier: Path, tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in load_file(classifier).items() if name.startswith("features.")}
+    save_file(state, tmp_path / "features.safetensors")
+    choice = Choice("maskrcnn_mobilenet_v2_fpn", str(tmp_path / "features.safetensors"), classes=("cat",))
+    body = build_detector(choice, ["masks"], head_seed=0).module.get_submodule("module.backbone.body")
+    assert torch.equal(body.get_parameter("18.0.weight"), state["features.18.0.weight"])
+    del state["features.3.conv.0.0.weight"]
+    save_file(state, tmp_path / "features.safetensors")
+    with pytest.raises(UserError, match=r"missing \(1\): features\.3\.conv\.0\.0\.weight"):
+        build_detector(choice, ["masks"], head_seed=0)
 
 
 def test_so_may_one_of_torchvisions_own(tmp_path: Path) -> None:
