@@ -8,8 +8,10 @@ from tests.bench import (
     evaluation_maps,
     evaluators,
     forward,
+    masks,
     new,
     scheduling,
+    segment,
     sources,
     training,
     whole,
@@ -21,6 +23,8 @@ scheduling.main()
 engine.main(engine.COUNTS)
 whole.main()
 detect.main()
+segment.main()
+masks.main()
 sources.main()
 new.main()
 evaluation.main()

@@ -34,11 +34,22 @@ TINY: dict[str, dict[str, Any]] = {
         "score_threshold": 0.0,
         "size": [64, 96],
     },
+    "instances": {
+        "model": "tests.tiny_instances:detector",
+        "weights": "random",
+        "score_threshold": 0.0,
+        "max_objects": 3,
+    },
     "keypoints": {
         "model": "tests.toy:poses",
         "weights": "random",
         "score_threshold": 0.0,
         "max_objects": 3,
+    },
+    "segment": {
+        "model": "tests.tiny_segmenter:convolutions",
+        "flips": True,
+        "uncertain": 2,
     },
 }
 """The fields that make a task small: random weights, small inputs. A new task adds its own here."""
@@ -134,7 +145,7 @@ def predict(model: Model, pictures: list[Image]) -> pa.RecordBatch:
     for shape in shapes:
         batch = [(i, j) for i, j in places if prepared[i][j].pixels.shape == shape]
         pixels = torch.stack([prepared[i][j].pixels for i, j in batch])
-        sizes = torch.tensor([prepared[i][j].size for i, j in batch])
+        sizes = torch.tensor([prepared[i][j].sizes for i, j in batch])
         with torch.inference_mode():
             outputs = model.forward(pixels, sizes)
         found.update(zip(batch, _split(outputs), strict=True))

@@ -397,6 +397,32 @@ def test_embeddings_are_compared_by_the_decisions_on_pairs() -> None:
     assert guard.agreement(reference, far)["least cosine of embeddings"] < 0.5
 
 
+def test_maps_are_compared_by_the_share_of_equal_pixels() -> None:
+    one = torch.zeros((40, 50), dtype=torch.uint8)
+    other = one.clone()
+    other[:10] = 3
+    reference = [{"map": one, "confidence": torch.tensor(0.9)}, {"map": one, "confidence": torch.tensor(0.5)}]
+    found = [{"map": one, "confidence": torch.tensor(0.9)}, {"map": other, "confidence": torch.tensor(0.6)}]
+    measured = guard.agreement(reference, found)
+    assert measured == pytest.approx({"pixels of the same class": 0.875, "mean |Δ confidence|": 0.05})
+    assert guard.beyond(measured) == (
+        "pixels of the same class 0.875, at least 0.99; mean |Δ confidence| 0.05, at most 0.03"
+    )
+    assert guard.beyond(guard.agreement(reference, reference)) == ""
+
+
+def test_of_a_large_map_only_a_grid_is_kept() -> None:
+    whole = torch.arange(1000 * 70, dtype=torch.int32).view(1000, 70)
+    output = {"map": whole, "confidence": torch.tensor(0.5), "cells": torch.zeros(32, 32)}
+    found = guard.kept(output)
+    assert set(found) == {"map", "confidence"}
+    assert found["map"].shape == (63, 35)
+    assert torch.equal(found["map"], whole[::16, ::2])
+    assert found["map"].untyped_storage().nbytes() < whole.untyped_storage().nbytes()
+    plain = {"values": torch.zeros(8)}
+    assert guard.kept(plain) is plain
+
+
 def test_what_the_output_keeps_wins_over_the_rule(photos: Photos, tmp_path: Path) -> None:
     spec = job(photos(3), tmp_path / "out", precision="auto")
     settings, is_open = choose(spec, False, None)
