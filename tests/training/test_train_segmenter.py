@@ -91,7 +91,10 @@ def test_validation_has_the_numbers_that_an_evaluation_of_the_same_pictures_has(
     spec = MapJob.model_validate(
         {
             "task": {"name": "segment", "model": "tests.tiny_maps:build", "weights": str(trained)},
-            "input": {"url": str(trained.parent / "made"), "split": "val"},
+            "input": {
+                "url": str(trained.parent / "made"),
+                "subset": {"part": "validation", "by": "folder"},
+            },
             "output": str(tmp_path / "maps"),
             "compute": {"pool": "inline", "precision": "fp32", "backend": "eager"},
         }
@@ -176,7 +179,7 @@ def test_what_was_interrupted_goes_on_to_the_same_result(
         ({"model": "pyramid_mobilenet_v3"}, {}, "no segmenter is called 'pyramid_mobilenet_v3'"),
         ({}, {"augment": {"mixup": 0.2}}, r"train\.augment\.mixup: not for segmenters"),
         ({}, {"class_weights": "balanced"}, r"train\.class_weights: not for segmenters"),
-        ({"classes": ["ground", "green"]}, {}, "none of 2 classes: 'red'"),
+        ({"classes": ["ground", "blue"]}, {}, "no image trains 'blue', of 2 classes"),
     ],
 )
 def test_what_cannot_be_learned_is_said(
@@ -194,6 +197,9 @@ def test_fields_of_maps_are_refused_elsewhere(tmp_path: Path) -> None:
     classifier.colours(tmp_path / "colours", 4)
     detector.voc(tmp_path / "voc", 10)
     asked = {"loss": {"dice": 1.0}, "augment": {"scale": (0.5, 2.0)}}
-    for job in (classifier.job(tmp_path / "colours", tmp_path / "a", asked), detector.job(tmp_path / "voc", tmp_path / "b", asked)):
+    for job in (
+        classifier.job(tmp_path / "colours", tmp_path / "a", asked),
+        detector.job(tmp_path / "voc", tmp_path / "b", asked),
+    ):
         with pytest.raises(UserError, match=r"train\.loss.*train\.augment\.scale: not for"):
             launch(job, QUIET)

@@ -202,7 +202,7 @@ def coarse(tmp_path: Path) -> tuple[Segmenter, Path]:
     """Return FCN-32s over a small network, and the folder of a training that has written it."""
     made = build_segmenter(Choice("fcn32s_mobilenet_v2", "random:3", classes=tiny.CLASSES))
     architecture = {"task": "segment", "model": "fcn32s_mobilenet_v2", "library": made.library}
-    how = {"fit": "multiples"}
+    how = {"fit": "multiples", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     put_model(Storage(), str(tmp_path), Learned(architecture, how, tiny.CLASSES, made.module.state_dict()))
     return made, tmp_path
 
