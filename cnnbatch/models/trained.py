@@ -30,8 +30,8 @@ _LIBRARIES = ("timm/", "keras/")
 def with_trained(choice: Choice, task: str, input: type[TrainedInput], trains: bool = False) -> Choice:
     """Return ``choice``, where its model or its weights are a trained folder with what that folder says.
 
-    ``input`` is what the folder has to say of its network's inputs. What ``trains`` may begin with the weights
-    of another architecture; whether any of them fit is for whoever loads them.
+    ``input`` is what the folder has to say of its network's inputs. What ``trains`` may begin with the
+    weights of another architecture; whether any of them fit is for whoever loads them.
 
     Raises:
         UserError: the model is a place without a trained model, one for another ``task`` or architecture, or

@@ -93,7 +93,7 @@ def test_validation_has_the_numbers_that_an_evaluation_of_the_same_pictures_has(
             "task": {"name": "segment", "model": "tests.tiny_maps:build", "weights": str(trained)},
             "input": {
                 "url": str(trained.parent / "made"),
-                "subset": {"part": "validation", "by": "folder"},
+                "subset": {"part": "validation", "by": "folder", "validation": 0, "test": 0},
             },
             "output": str(tmp_path / "maps"),
             "compute": {"pool": "inline", "precision": "fp32", "backend": "eager"},
