@@ -128,13 +128,15 @@ class Prepared:
 
     ``pixels`` is uint8 or float (3, H, W), padded to one of the model's few shapes; ``size`` is
     the (height, width) of its part that is picture; ``offset`` (y, x) and ``scale`` lead back:
-    original = (prepared - offset) / scale.
+    original = (prepared - offset) / scale. ``network`` says which of a model's networks it is for, where the
+    model has several.
     """
 
     pixels: Tensor
     size: tuple[int, int]
     offset: tuple[float, float] = (0.0, 0.0)
     scale: float = 1.0
+    network: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,10 @@ Backend = Literal["eager", "compile", "openvino"]
 Decoder = Literal["cpu", "cuda"]
 
 
+Head = Literal["masks", "keypoints"]
+"""What a detector may give of an object beside its box, and what gives it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """Where and how a model runs; decided before the first shard.
@@ -237,8 +243,9 @@ class Model(Preparing, Protocol):
     """A task's network, loaded on one device; the worker calls its steps, each in its own threads.
 
     It may also have ``classes``, a `truth.ModelClasses`, which the output keeps; ``match``: called
-    with the classes of a truth that has objects, it raises `UserError` where it can't know one of them; and
-    ``notes``, sentences that a run shows: what was assumed of its weights.
+    with the classes of a truth that has objects, it raises `UserError` where it can't know one of them;
+    ``notes``, sentences that a run shows: what was assumed of its weights; and ``networks``, models by name,
+    whose `forward` is called instead of its own for the inputs that name one.
     """
 
     identity: Mapping[str, str]

@@ -20,13 +20,15 @@ TORCH = """
     models.architectures.darknet_models models.architectures.suppression models.building models.catalogue
     models.choice models.depth models.detector models.detector_heads models.detectors models.heads
     models.libraries.keras_layers models.libraries.keras_models models.libraries.timm_models
-    models.libraries.torchvision_detectors models.libraries.torchvision_models models.network models.onnx
+    models.libraries.torchvision_backbones models.libraries.torchvision_detectors
+    models.libraries.torchvision_models models.libraries.torchvision_rcnn models.network models.onnx
     models.onnx.choice models.onnx.classifier models.onnx.detector models.onnx.detr models.onnx.engines
     models.onnx.module models.onnx.torchvision_export models.onnx.yolo models.preprocessing models.published
     models.resizing models.runtime.backends models.runtime.converted models.runtime.fusion
     models.runtime.network_digest models.runtime.parts models.runtime.structure models.trained
     report.collection tasks.recipes.augment tasks.recipes.tuned_blocks tasks.recipes.classification
-    tasks.recipes.detection training.checkpoints training.data.decoded_cache
+    tasks.recipes.boxes tasks.recipes.detection tasks.recipes.targets
+    training.checkpoints training.data.decoded_cache
     training.data.loader training.distributed training.lesson training.loop training.optimizers
     training.worker
 """

@@ -66,6 +66,11 @@ class Train(Section):
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: rare classes count more, by the inverse of their pictures."
     )
+    proposals: Annotated[int, Field(ge=4, le=10_000)] | None = Field(
+        None,
+        description="Of R-CNNs: how many proposals of a picture their heads learn from, a quarter of them "
+        "objects; null: the model's own number, 512. Fewer cost less.",
+    )
     accumulate: Annotated[int, Field(ge=1, le=100_000)] = Field(
         1, description="Steps whose gradients are added up."
     )

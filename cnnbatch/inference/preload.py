@@ -23,11 +23,13 @@ def preload() -> None:
     with _environment(_WITHOUT_THREADS):
         import pyarrow as pa
 
+        import cnnbatch.images.pasted_masks
         import cnnbatch.inference.autotune.measure
         import cnnbatch.inference.worker_process
         import cnnbatch.models.building
         import cnnbatch.models.detectors
         import cnnbatch.tasks.classify
+        import cnnbatch.tasks.instances
         import cnnbatch.tasks.keypoints  # noqa: F401
 
         pa.array([0])  # This imports pandas, where it is installed.

@@ -164,3 +164,10 @@ def test_pixels_come_back_from_edges(height: int, width: int, seed: int) -> None
     found = rle.pixels(mask)
     assert found is not None
     assert np.array_equal(found, inside)
+
+
+@pytest.mark.parametrize(
+    "counts", ["", "0", "~~~~", "`", "PPPPPPPPP1", "é1", "\x00\x01", "_1" * 5, "4O4", "1" + "PP" * 4 + "0"]
+)
+def test_damaged_run_lengths_are_none(counts: str) -> None:
+    assert rle.pixels({"size": [4, 3], "counts": counts}) is None
