@@ -35,6 +35,11 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return ``1 worker``, ``2,000 workers``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def clipped(text: str) -> str:
     """Return a name that may be of any length so that a page has room for it."""
     return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"

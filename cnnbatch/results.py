@@ -29,12 +29,14 @@ class Result(Reader):
 
     def show(self, key: str) -> Picture:
         """Return the image ``key``, small and upright, with what was predicted; a notebook displays it."""
+        from cnnbatch.report.context import about_output
         from cnnbatch.report.pictures import Viewer
         from cnnbatch.report.prediction import prediction_of
 
         part, row = self.place(key)
         (values,), (ref,) = self.take(part, [row]), self.refs(part, [row])
-        return Viewer(self.input_storage(), self.source()).picture(prediction_of(values, ref), side=768)
+        prediction = prediction_of(values, ref, about=about_output(self, self.storage))
+        return Viewer(self.input_storage(), self.source()).picture(prediction, side=768)
 
 
 def open(uri: str, storage: Storage | Mapping[str, Any] | None = None) -> Result:

@@ -128,8 +128,9 @@ class Prepared:
 
     ``pixels`` is uint8 or float (3, H, W), padded to one of the model's few shapes; ``size`` is
     the (height, width) of its part that is picture; ``offset`` (y, x) and ``scale`` lead back:
-    original = (prepared - offset) / scale. ``network`` says which of a model's networks it is for, where the
-    model has several.
+    original = (prepared - offset) / scale. ``original`` is the original's (height, width), where outputs of
+    that size are made on the device. ``network`` says which of a model's networks it is for, where the model
+    has several.
     """
 
     pixels: Tensor
@@ -137,6 +138,12 @@ class Prepared:
     offset: tuple[float, float] = (0.0, 0.0)
     scale: float = 1.0
     network: str = field(default="", kw_only=True)
+    original: tuple[int, int] | None = field(default=None, kw_only=True)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What `Model.forward` is told of this input: its picture's size and, if given, the original's."""
+        return (*self.size, *(self.original or ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +260,8 @@ class Model(Preparing, Protocol):
 
     def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> Any:
         """Run the network on ``batch`` (N, 3, H, W) with picture ``sizes`` (N, 2) as (height, width).
+
+        Of inputs that have the original's size, ``sizes`` are (N, 4): that comes behind.
 
         Returns a dict or tuple of tensors, or of lists, of first dimension N.
         """

@@ -17,6 +17,7 @@ from tests import dealing
 from tests.places import SHARED
 
 os.environ.setdefault("RAY_ADDRESS", "local")  # never join a cluster that runs on this machine
+os.environ.setdefault("RAY_worker_niceness", "0")  # what others test beside would leave it no processor
 settings.register_profile("cnnbatch", deadline=None)
 settings.load_profile("cnnbatch")
 dealing.share_the_cores()

@@ -31,8 +31,9 @@ BYTES_EACH = 3 * 2**30
 
 @pytest.hookimpl(optionalhook=True)
 def auto_num_workers(config: pytest.Config) -> int:
-    """Return how many processes ``-n logical`` takes: one more than cores, since many tests wait."""
-    return max(1, min((os.cpu_count() or 1) + 1, memory_left_bytes() // BYTES_EACH))
+    """Return how many processes ``-n logical`` takes: one more than cores, since many slow tests wait."""
+    waiting = "not slow" not in config.option.markexpr
+    return max(1, min((os.cpu_count() or 1) + waiting, memory_left_bytes() // BYTES_EACH))
 
 
 def unit(nodeid: str) -> str:

@@ -17,16 +17,23 @@ TORCH = """
     inference.worker.predictor inference.worker.readahead inference.worker.settings inference.worker.timings
     inference.worker.transfer inference.worker.worker models.architectures.darknet
     models.architectures.darknet_layers
-    models.architectures.darknet_models models.architectures.suppression models.building models.catalogue
+    models.architectures.darknet_models models.architectures.fcn models.architectures.feature_maps
+    models.architectures.pyramid models.architectures.segmentation models.architectures.segnet
+    models.architectures.suppression models.architectures.unet models.building models.catalogue
     models.choice models.depth models.detector models.detector_heads models.detectors models.heads
     models.libraries.keras_layers models.libraries.keras_models models.libraries.timm_models
     models.libraries.torchvision_backbones models.libraries.torchvision_detectors
-    models.libraries.torchvision_models models.libraries.torchvision_rcnn models.network models.onnx
+    models.libraries.torchvision_models models.libraries.torchvision_rcnn
+    models.libraries.torchvision_segmenters models.network models.onnx
     models.onnx.choice models.onnx.classifier models.onnx.detector models.onnx.detr models.onnx.engines
-    models.onnx.module models.onnx.torchvision_export models.onnx.yolo models.preprocessing models.published
-    models.resizing models.runtime.backends models.runtime.converted models.runtime.fusion
-    models.runtime.network_digest models.runtime.parts models.runtime.structure models.trained
-    report.collection tasks.recipes.augment tasks.recipes.tuned_blocks tasks.recipes.classification
+    models.onnx.module models.onnx.segmenter models.onnx.torchvision_export models.onnx.yolo
+    models.pixel_classes models.pixel_network models.preprocessing models.published models.resizing
+    models.runtime.backends models.runtime.converted models.runtime.fusion
+    models.runtime.network_digest models.runtime.parts models.runtime.structure models.segmenter
+    models.segmenters models.tiles models.trained models.views
+    report.collection tasks.recipes.augment tasks.recipes.auxiliary_head tasks.recipes.tuned_blocks
+    tasks.recipes.classification tasks.recipes.segmentation tasks.recipes.segmentation_augment
+    tasks.recipes.segmentation_losses tasks.recipes.segmenter_start
     tasks.recipes.boxes tasks.recipes.detection tasks.recipes.targets
     training.checkpoints training.data.decoded_cache
     training.data.loader training.distributed training.lesson training.loop training.optimizers
@@ -81,6 +88,7 @@ def refused(names: set[str]) -> set[str]:
     return set(found.stdout.split())
 
 
+@pytest.mark.slow
 def test_all_other_modules_load_neither_torch_nor_ray() -> None:
     heavy = named(TORCH) | named(RAY)
     assert heavy <= modules(), "a module that is gone, or has another name"

@@ -25,8 +25,8 @@ class Toy(Task):
     """Eight numbers a picture. ``fault`` happens at keys that hold ``at``; ``flag`` is a file it looks for.
 
     Faults: ``raise`` and ``kill`` and ``hang`` at the picture; ``device`` on every picture while
-    ``flag`` exists; ``slow`` sleeps in every batch; ``gather`` waits for other processes, which leave
-    their marks in the folder ``flag``; ``memory`` at the picture, and above ``fits`` inputs.
+    ``flag`` exists; ``slow`` sleeps in every batch; ``gather`` also waits for other processes, which
+    leave their marks in the folder ``flag``; ``memory`` at the picture, and above ``fits`` inputs.
     """
 
     precisions: ClassVar[frozenset[Precision]] = frozenset({"fp32", "bf16", "fp16"})
@@ -111,8 +111,9 @@ class ToyModel:
             self._misbehave_on_marked(fault, flag)
 
     def _wait_for_others(self, flag: Path) -> None:
-        """Once a shard is done, wait until four processes compute."""
+        """Be slow; once a shard is done, wait until four processes compute."""
         (flag / f"process-{os.getpid()}").touch()
+        time.sleep(0.5)
         patience = time.monotonic() + 240
         while self.done >= 3 and len([*flag.iterdir()]) < 4 and time.monotonic() < patience:
             time.sleep(0.1)

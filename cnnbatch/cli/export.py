@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnnbatch.cli.command import OutputName, Plugins, give, leave_with
 from cnnbatch.terminal import say
 
+if TYPE_CHECKING:
+    from cnnbatch.output.export.predictions import Painter
+    from cnnbatch.output.reader import Reader
+
 
 def export(
     output: OutputName,
-    format: Annotated[str, typer.Option("--format", metavar="coco|voc|yolo|csv", help="What to write.")],
+    format: Annotated[
+        str, typer.Option("--format", metavar="coco|voc|yolo|csv|panoptic|pictures", help="What to write.")
+    ],
     to: Annotated[
         str, typer.Option("--to", metavar="PATH", help="A free place: a folder, or a .json or .csv.")
     ],
@@ -25,14 +31,22 @@ def export(
     ] = False,
     plugin: Plugins = None,
 ) -> None:
-    """Write the predictions in OUT as other tools read them: as COCO, VOC or YOLO have it, or as CSV."""
+    """Write the predictions in OUT as other tools read them, as COCO, VOC or YOLO have it, or as pictures."""
 
     def action() -> int:
         from cnnbatch.output.export import ExportOptions, export
 
         give(plugin)
-        for line in export(output, format, to, ExportOptions(score_threshold, scores)).lines():
+        options = ExportOptions(score_threshold, scores, _painter)
+        for line in export(output, format, to, options).lines():
             say(line)
         return 0
 
     leave_with(action)
+
+
+def _painter(result: Reader, least: float) -> Painter:
+    """Return what draws predictions; all that it needs is loaded here, for pictures alone."""
+    from cnnbatch.report.painter import painter
+
+    return painter(result, least)

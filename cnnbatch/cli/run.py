@@ -36,12 +36,16 @@ def run(
     """Run a job, or go on with it where it was interrupted."""
 
     def action() -> int:
-        from cnnbatch.inference.run import RunOptions
         from cnnbatch.job import load_job
-        from cnnbatch.launch import launch
 
         give(plugin)
         loaded = load_job(job, overrides or [])
+        from cnnbatch.inference.driver import early
+
+        early.begin(loaded)
+        from cnnbatch.inference.run import RunOptions
+        from cnnbatch.launch import launch
+
         options = RunOptions(retry_failed, new, prune, allow_mixed, quiet)
         if not as_json:
             return launch(loaded, options).exit_status

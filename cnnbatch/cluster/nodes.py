@@ -8,6 +8,7 @@ from typing import Any
 
 from cnnbatch.config.compute import Compute, Workers
 from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.humanize import counted
 
 WORKERS_A_CORE = 16
 
@@ -104,7 +105,7 @@ def too_few(
 def _lack(least: int, wanted: Share, got: str, nodes: Sequence[Node]) -> EnvironmentFault:
     each = f"{wanted.cpus} CPUs, {wanted.gpus:g} GPUs"
     return EnvironmentFault(
-        f"expected at least {least} workers with {each} each, {got}; there is: {describe(nodes)}",
+        f"expected at least {counted(least, 'worker')} with {each} each, {got}; there is: {describe(nodes)}",
         "ask for fewer (compute.workers), for less each (compute.cpus_per_worker, "
         "compute.gpus_per_worker), or start more nodes",
     )

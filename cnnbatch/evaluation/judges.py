@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from cnnbatch.config.entries import Entries, as_instance
 from cnnbatch.metrics import Metric, Schemas
+from cnnbatch.metrics.class_maps import MapMetric
 from cnnbatch.metrics.classification import ClassificationMetric
 from cnnbatch.metrics.coco import CocoMetric
 from cnnbatch.metrics.iou_types import IOU_TYPES
 from cnnbatch.metrics.localization import LocalizationMetric
+from cnnbatch.metrics.panoptic_objects import PanopticMetric
 from cnnbatch.metrics.voc import VocMetric
 
 METRICS: Entries[Metric | type[Metric]] = Entries(
     "metrics",
     {
         "classes": ClassificationMetric(),
+        "maps": MapMetric(),
         "localization": LocalizationMetric(),
+        "panoptic": PanopticMetric(),
         "boxes": CocoMetric(IOU_TYPES["boxes"]),
         "voc": VocMetric(),
         "masks": CocoMetric(IOU_TYPES["masks"]),

@@ -28,9 +28,12 @@ def preload() -> None:
         import cnnbatch.inference.worker_process
         import cnnbatch.models.building
         import cnnbatch.models.detectors
+        import cnnbatch.models.pixel_network
+        import cnnbatch.models.segmenters
         import cnnbatch.tasks.classify
         import cnnbatch.tasks.instances
-        import cnnbatch.tasks.keypoints  # noqa: F401
+        import cnnbatch.tasks.keypoints
+        import cnnbatch.tasks.segment  # noqa: F401
 
         pa.array([0])  # This imports pandas, where it is installed.
     gc.freeze()  # What is shared with the forked processes is not written to by their garbage collectors.

@@ -8,7 +8,7 @@ calls them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -61,13 +61,19 @@ class Piece:
     """Some images to judge: ``predictions`` and ``truth``, row by row, both with the model's names.
 
     ``predictions`` have ``key``, ``error``, ``width``, ``height`` and the metric's columns. ``first_place``
-    is the place of the first image among all, ``classes`` the model's where they are known.
+    is the place of the first image among all, ``classes`` the model's where they are known. ``asset`` reads
+    what an address in ``predictions`` stands for.
     """
 
     predictions: pa.Table
     truth: pa.Table
     first_place: int = 0
     classes: tuple[str, ...] | None = None
+    asset: Callable[[str], bytes] | None = None
+
+    def take(self, rows: NDArray[np.int64]) -> Piece:
+        """Return some of the images."""
+        return replace(self, predictions=self.predictions.take(rows), truth=self.truth.take(rows))
 
 
 class Merging(Protocol):
@@ -101,6 +107,13 @@ class Metric:
     def partial(self, piece: Piece) -> Any:
         """Return what some images contribute; it travels between processes."""
         raise NotImplementedError
+
+    def partials(self, piece: Piece, groups: Sequence[NDArray[np.int64]]) -> list[Any]:
+        """Return the partial of all images, then that of each group of them, whose rows it has.
+
+        A metric that takes long for an image looks at each once; of a group only its numbers are asked.
+        """
+        return [self.partial(piece), *(self.partial(piece.take(rows)) for rows in groups)]
 
     def merge(self, partials: Sequence[Any]) -> Any:
         """Return several partials as one."""

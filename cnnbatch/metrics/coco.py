@@ -36,7 +36,7 @@ from cnnbatch.metrics.objects import (
     best_first,
     by_group,
     comparable,
-    flatten,
+    flatten_things,
     group_numbers,
     image_order,
     object_fields,
@@ -61,7 +61,7 @@ def partial(iou_type: IouType, predictions: pa.Table, truth: pa.Table, first_pla
     image ids are no numbers.
     """
     labels, excluded = Labels(), Counter[str]()
-    found, truths = flatten(predictions["objects"], labels), flatten(truth["objects"], labels)
+    found, truths = (flatten_things(one["objects"], labels) for one in (predictions, truth))
     sigmas = found.sigmas or truths.sigmas
     found, truths = replace(found, sigmas=sigmas), replace(truths, sigmas=sigmas)
     found, place = best_first(comparable(found, iou_type.usable(found), excluded, "detections"))

@@ -106,6 +106,16 @@ def flatten(column: pa.ChunkedArray[Any], labels: Labels) -> Objects:
     )
 
 
+def flatten_things(column: pa.ChunkedArray[Any], labels: Labels) -> Objects:
+    """Return `flatten` without what is of stuff, such as sky, which nobody counts one by one."""
+    objects = flatten(column, labels)
+    names = [field.name for field in objects.struct.type]
+    if "is_thing" not in names:
+        return objects
+    things: Any = pc.fill_null(pc.struct_field(objects.struct, "is_thing"), True)
+    return objects.take(things.to_numpy(zero_copy_only=False))
+
+
 def object_fields(schema: pa.Schema) -> set[str]:
     """Return the fields that a column ``objects`` has for each object; none where it means something else."""
     kind: Any = schema.field("objects").type if "objects" in schema.names else pa.null()

@@ -1,17 +1,16 @@
-"""Panoptic quality (Kirillov et al. 2019), counted as COCO's panopticapi counts it.
+"""Panoptic quality (Kirillov et al. 2019) of segments, counted as COCO's panopticapi does.
 
-Only sums are kept, never a map: four numbers a class and replicate. Every array of sums has the images
-as they are first, then the bootstrap's replicates, so that one formula serves both.
+Of an image four numbers a class are kept, which any choice of images adds up. Every array of sums has the
+images as they are first, then the bootstrap's replicates, so that one formula serves both.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,80 +18,123 @@ from numpy.typing import NDArray
 
 from cnnbatch.metrics import Evaluated, Value
 from cnnbatch.metrics.intervals import REPLICATES, poisson_weights
-from cnnbatch.metrics.values import bootstrapped, ratio
+from cnnbatch.metrics.segments import Matched, Segments, match
+from cnnbatch.metrics.values import bootstrapped, mean, ratio, weighted
 
-OTHER_SIZE = "the prediction has another size than the truth"
-UNKNOWN_SEGMENT = "the truth has a segment whose class is not known"
+OTHER_SIZE = "images whose predicted segments have another size than the true ones; they are left out"
+EMPTY = "predicted segments without a pixel; they are left out"
+NO_SEGMENT = "there is no segment of these classes"
+
+_COLUMNS: dict[str, pa.DataType] = {
+    "key": pa.string(),
+    "PQ": pa.float64(),
+    "segments": pa.int64(),
+    "segments_found": pa.int64(),
+    "segment_missed": pa.string(),
+}
+SCHEMA = pa.schema(_COLUMNS)
+"""A row an image; numbers are null where it is left out.
+
+``PQ`` is the mean over the image's own classes, ``segments`` are those of its truth but crowds, and
+``segment_missed`` is the class of the largest that was not found.
+"""
+
+_BY_PREDICTION, _BY_TRUTH = (1, 2), (3, 4)
+"""Kinds of a class, stuff or things, by who says so: the greater counts where they differ; 0: nobody."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Segments:
-    """The segments of an image: ``ids`` (H, W) of any integer type, 0 where there is none (void).
+class SegmentCounts:
+    """What the segments of some images come to, image by image, for N images and C classes.
 
-    ``classes`` names the class of each segment; those in ``crowd`` are groups of it (COCO's ``iscrowd``).
-
-    Raises:
-        ValueError: a segment's id is not above 0.
+    ``iou`` is float64 (N, C), the sum of the matched pairs' IoU; ``counts`` int64 (N, 3, C) their number
+    (true positives), false positives and false negatives. ``kinds`` (C,) says of each class whether it is of
+    things; see `is_thing`. ``judged`` (N,) are the images that count, ``missed`` names the class of the
+    largest segment of each that was not found.
     """
 
-    ids: NDArray[Any]
-    classes: Mapping[int, str]
-    crowd: Collection[int] = ()
-
-    def __post_init__(self) -> None:
-        if min(self.classes, default=1) <= 0:
-            raise ValueError(f"the ids of segments begin at 1, here is {min(self.classes)}")
+    keys: Sequence[str]
+    names: tuple[str, ...]
+    kinds: NDArray[np.int64]
+    iou: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    judged: NDArray[np.bool_]
+    missed: Sequence[str | None]
+    left_out: Counter[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PanopticPartial:
-    """What some images contribute, for C classes and R replicates, the images as they are first.
+    """What some images contribute, for C classes, sorted by name, and R replicates.
 
-    ``classes`` says of each by name whether it is of things, else of stuff. ``iou`` is float64 (1 + R, C),
-    the sum of the matched pairs' IoU; ``counts`` int64 (1 + R, 3, C) their number (true positives), false
-    positives and false negatives. Failed images are among ``images``, ``excluded`` ones, by their reason,
-    are not.
+    ``iou`` is float64 (1 + R, C), ``counts`` int64 (1 + R, 3, C), ``kinds`` (C,), as in `SegmentCounts`.
+    ``rows`` are those of the images (`SCHEMA`), which merging leaves out, and ``left_out`` counts by reason.
     """
 
-    classes: Mapping[str, bool]
+    names: tuple[str, ...]
+    kinds: NDArray[np.int64]
     iou: NDArray[np.float64]
     counts: NDArray[np.int64]
     images: int
-    failed: int
-    excluded: Counter[str]
+    left_out: Counter[str]
+    rows: pa.Table | None = None
 
 
-def partial(
-    keys: Sequence[str],
-    predicted: Iterable[Segments | None],
-    truth: Iterable[Segments],
-    classes: Mapping[str, bool],
-) -> PanopticPartial:
-    """Match the segments of some images; ``classes`` says of each name whether it is of things.
+def count(
+    keys: Sequence[str], predicted: Iterable[Segments | None], truth: Iterable[Segments]
+) -> SegmentCounts:
+    """Match the segments of some images, each taken when it is needed.
 
-    A failed image's prediction is None: all segments of its truth are false negatives. An image is
-    excluded where the two sizes differ, or where its truth has an id without a class or an unknown class.
+    A failed image's prediction is None: all segments of its truth are false negatives. An image is left out
+    where the sizes of its masks differ. Of segments that overlap, a pixel belongs to the first.
 
     Raises:
-        ValueError: ``keys``, ``predicted`` and ``truth`` differ in length, or a prediction has an id
-            without a class, an unknown class or a segment without pixels.
+        ValueError: ``keys``, ``predicted`` and ``truth`` differ in length.
     """
-    weights = np.insert(poisson_weights(keys).astype(np.int64), 0, 1, axis=1)  # [N, 1 + R]
-    images = zip(keys, weights, predicted, truth, strict=True)
-    return merge(chain([_nothing(classes)], (_of_image(*image, classes) for image in images)))
+    kinds: dict[str, int] = {}
+    numbers: dict[str, int] = {}
+    found: list[Matched | None] = []
+    left_out = Counter[str]()
+    for _, said, true in zip(keys, predicted, truth, strict=True):
+        said = said or Segments((), (), ())
+        if len({tuple(mask["size"]) for mask in (*said.masks, *true.masks)}) > 1:
+            left_out[OTHER_SIZE] += 1
+            found.append(None)
+            continue
+        _learn_kinds(kinds, said, *_BY_PREDICTION)
+        _learn_kinds(kinds, true, *_BY_TRUTH)
+        numbers |= {name: place for place, name in enumerate(kinds)}
+        matched = match(said, true, numbers)
+        left_out[EMPTY] += matched.empty
+        found.append(matched)
+    return _gathered(keys, tuple(kinds), kinds, found, +left_out)
+
+
+def partial(counts: SegmentCounts, some: NDArray[np.int64] | None = None) -> PanopticPartial:
+    """Add up all images, or ``some`` by their places: of these only the numbers, not what tables have."""
+    places = np.arange(len(counts.keys)) if some is None else some
+    rows = places[counts.judged[places]]
+    weights = np.insert(poisson_weights([counts.keys[row] for row in rows]), 0, 1, axis=1)  # [N, 1 + R]
+    order = sorted(range(len(counts.names)), key=counts.names.__getitem__)
+    sums = weighted(weights, counts.counts[rows])
+    return PanopticPartial(
+        names=tuple(counts.names[place] for place in order),
+        kinds=counts.kinds[order],
+        iou=(weights.T @ counts.iou[rows])[:, order],
+        counts=sums[:, :, order],
+        images=len(rows),
+        left_out=counts.left_out if some is None else Counter(),
+        rows=image_rows(counts) if some is None else None,
+    )
 
 
 def merge(partials: Iterable[PanopticPartial]) -> PanopticPartial:
-    """Add up one or more partials, each as it comes.
-
-    Raises:
-        ValueError: they are of different classes.
-    """
+    """Add up one or more partials, each as it comes, by the names of their classes."""
     return reduce(_sum, partials)
 
 
 def result(merged: PanopticPartial) -> Evaluated:
-    """Return the qualities of all classes, of things and of stuff, and tables ``classes`` and ``outcomes``.
+    """Return the qualities of all classes, of things and of stuff, and the table ``panoptic_classes``.
 
     A class's ``PQ`` is the sum of its matched pairs' IoU over TP + FP / 2 + FN / 2 (Kirillov, He, Girshick,
     Rother, Dollár: Panoptic segmentation, 2019, equation 1), the product of the segmentation quality
@@ -100,138 +142,92 @@ def result(merged: PanopticPartial) -> Evaluated:
     the means over the classes with a TP, FP or FN, for ``PQ_things`` and so on over some of them; each
     stands on the number of images.
     """
-    things = np.array(list(merged.classes.values()), np.bool_)
+    things = is_thing(merged.kinds)
     qualities = _qualities(merged.iou, merged.counts)
     metrics = {
         name + suffix: _value(each[:, some], merged.images)
         for suffix, some in (("", things | True), ("_things", things), ("_stuff", ~things))
         for name, each in qualities.items()
     }
-    return Evaluated(metrics, {"classes": _classes(merged, qualities), "outcomes": _outcomes(merged)})
+    return Evaluated(metrics, {"panoptic_classes": _classes(merged, qualities)})
 
 
-def match(
-    predicted: Segments, truth: Segments, classes: Iterable[str]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return of each class the sum of the matched pairs' IoU, (C,), and their TP, FP and FN, (3, C).
-
-    A pair is matched where it has one class and an IoU above 0.5, which then no other pair of the two has
-    (Kirillov et al., theorem 1). Void pixels of the truth are left out of the union; a crowd matches
-    nothing and is not missed; and a segment of which more than half lies in void or in the crowd of its
-    class is no false positive. All as ``pq_compute`` of COCO's panopticapi does it, where of several
-    crowds of a class the last counts.
-
-    Raises:
-        ValueError: a map has an id without a class, a class is none of ``classes``, or a prediction's
-            segment has no pixel.
-    """
-    names = list(classes)
-    return _match(_numbered(predicted, names), _numbered(truth, names), truth, len(names))
+def _learn_kinds(kinds: dict[str, int], segments: Segments, stuff: int, thing: int) -> None:
+    """Add the classes of some segments, and what these say of them."""
+    for label, kind in zip(segments.labels, segments.things, strict=True):
+        own = 0 if kind is None else thing if kind else stuff
+        kinds[label] = max(own, kinds.get(label, 0))
 
 
-class _Numbered(NamedTuple):
-    """The segments of an image as rows, void as row 0: ids and classes (S,), and each pixel's row."""
-
-    ids: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    rows: NDArray[np.int64]
+def is_thing(kinds: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which classes are of things: by the truth, else by the predictions; if nobody says, of stuff."""
+    things: NDArray[np.bool_] = (kinds > 0) & (kinds % 2 == 0)
+    return things
 
 
-def _numbered(segments: Segments, names: Sequence[str]) -> _Numbered:
-    numbers = {name: number for number, name in enumerate(names)}
-    if unknown := sorted(set(segments.classes.values()) - set(names)):
-        raise ValueError(f"a segment is of class {unknown[0]!r}, which is none of the classes")
-    ids = np.array([0, *sorted(segments.classes)], np.int64)
-    of_rows = np.array([-1, *(numbers[segments.classes[one]] for one in ids[1:].tolist())], np.int64)
-    pixels = segments.ids.ravel().astype(np.int64, casting="same_kind")
-    rows = np.searchsorted(ids, pixels).clip(max=len(ids) - 1)
-    if (unknown := ids[rows] != pixels).any():
-        raise ValueError(f"the map has segment {pixels[unknown][0]}, which has no class")
-    return _Numbered(ids, of_rows, rows)
+def image_rows(counts: SegmentCounts) -> pa.Table:
+    """Return a row an image (`SCHEMA`)."""
+    qualities = _qualities(counts.iou, counts.counts)["PQ"]
+    hits, missed = counts.counts[:, 0].sum(axis=1), counts.counts[:, 2].sum(axis=1)
+    left_out = ~counts.judged
+    columns: list[Any] = [
+        pa.array(counts.keys, pa.string()),
+        pa.array(mean(qualities), from_pandas=True),
+        pa.array(hits + missed, mask=left_out),
+        pa.array(hits, mask=left_out),
+        pa.array(counts.missed, pa.string()),
+    ]
+    return pa.table(columns, schema=SCHEMA)
 
 
-def _match(
-    said: _Numbered, true: _Numbered, truth: Segments, classes: int
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    said_area, true_area = (np.bincount(each.rows, minlength=len(each.ids)) for each in (said, true))
-    if not said_area[1:].all():
-        raise ValueError(f"segment {said.ids[1:][said_area[1:] == 0][0]} has no pixel")
-    codes, shared = np.unique(true.rows * len(said.ids) + said.rows, return_counts=True)
-    first, second = np.divmod(codes, len(said.ids))  # The pairs that share pixels: rows of truth, prediction.
-    void = np.zeros_like(said_area)
-    void[second[first == 0]] = shared[first == 0]
-    union = true_area[first] + said_area[second] - shared - void[second]
-    crowd = np.isin(true.ids, list(truth.crowd))
-    alike = (first > 0) & (true.classes[first] == said.classes[second])
-    hit = alike & ~crowd[first] & (2 * shared > union)
-
-    last = {name: one for one, name in truth.classes.items() if one in truth.crowd}  # The last of each class.
-    in_crowd = alike & np.isin(true.ids, list(last.values()))[first]
-    ignored = void.copy()
-    ignored[second[in_crowd]] += shared[in_crowd]
-    wrong = 2 * ignored <= said_area
-    wrong[second[hit]] = wrong[0] = False
-    missed = ~crowd
-    missed[first[hit]] = missed[0] = False
-
-    of_hits, overlap = true.classes[first[hit]], shared[hit].astype(np.float64) / union[hit]
-    counted = (of_hits, said.classes[wrong], true.classes[missed])
-    iou: NDArray[np.float64] = np.zeros(classes)
-    np.add.at(iou, of_hits, overlap)
-    return iou, np.stack([np.bincount(some, minlength=classes) for some in counted]).astype(np.int64)
-
-
-def _of_image(
-    key: str,
-    weights: NDArray[np.int64],
-    predicted: Segments | None,
-    truth: Segments,
-    classes: Mapping[str, bool],
-) -> PanopticPartial:
-    names, nothing = list(classes), _nothing(classes)
-    said = predicted or Segments(np.zeros_like(truth.ids), {})
-    if said.ids.shape != truth.ids.shape:
-        return replace(nothing, excluded=Counter({OTHER_SIZE: 1}))
-    try:
-        true = _numbered(truth, names)
-    except ValueError:
-        return replace(nothing, excluded=Counter({UNKNOWN_SEGMENT: 1}))
-    try:
-        iou, counts = _match(_numbered(said, names), true, truth, len(names))
-    except ValueError as error:
-        raise ValueError(f"the prediction of {key}: {error}") from error
-    return PanopticPartial(
-        classes=classes,
-        iou=weights[:, None] * iou,
-        counts=weights[:, None, None] * counts,
-        images=1,
-        failed=int(predicted is None),
-        excluded=Counter(),
-    )
-
-
-def _nothing(classes: Mapping[str, bool]) -> PanopticPartial:
-    return PanopticPartial(
-        classes=classes,
-        iou=np.zeros((1 + REPLICATES, len(classes))),
-        counts=np.zeros((1 + REPLICATES, 3, len(classes)), np.int64),
-        images=0,
-        failed=0,
-        excluded=Counter(),
+def _gathered(
+    keys: Sequence[str],
+    names: tuple[str, ...],
+    kinds: Mapping[str, int],
+    found: Sequence[Matched | None],
+    left_out: Counter[str],
+) -> SegmentCounts:
+    """Return the matches of all images as arrays."""
+    iou, counts = np.zeros((len(keys), len(names))), np.zeros((len(keys), 3, len(names)), np.int64)
+    for place, one in enumerate(found):
+        if one is not None:
+            np.add.at(iou[place], one.hits, one.iou)
+            for row, some in enumerate((one.hits, one.wrong, one.missed)):
+                np.add.at(counts[place, row], some, 1)
+    return SegmentCounts(
+        keys=keys,
+        names=names,
+        kinds=np.array([kinds[name] for name in names], np.int64),
+        iou=iou,
+        counts=counts,
+        judged=np.array([one is not None for one in found], np.bool_),
+        missed=[one.largest if one else None for one in found],
+        left_out=left_out,
     )
 
 
 def _sum(one: PanopticPartial, other: PanopticPartial) -> PanopticPartial:
-    if list(one.classes.items()) != list(other.classes.items()):
-        raise ValueError("partials of different classes")
+    names = tuple(sorted({*one.names, *other.names}))
+    one, other = _widened(one, names), _widened(other, names)
     return PanopticPartial(
-        classes=one.classes,
+        names=names,
+        kinds=np.maximum(one.kinds, other.kinds),
         iou=one.iou + other.iou,
         counts=one.counts + other.counts,
         images=one.images + other.images,
-        failed=one.failed + other.failed,
-        excluded=one.excluded + other.excluded,
+        left_out=one.left_out + other.left_out,
     )
+
+
+def _widened(one: PanopticPartial, names: tuple[str, ...]) -> PanopticPartial:
+    """Return ``one`` with further classes; all names are sorted."""
+    if one.names == names:
+        return one
+    places = np.isin(names, one.names) if one.names else np.zeros(len(names), np.bool_)
+    kinds, iou = np.zeros(len(names), np.int64), np.zeros((1 + REPLICATES, len(names)))
+    counts = np.zeros((1 + REPLICATES, 3, len(names)), np.int64)
+    kinds[places], iou[:, places], counts[:, :, places] = one.kinds, one.iou, one.counts
+    return replace(one, names=names, kinds=kinds, iou=iou, counts=counts)
 
 
 def _qualities(iou: NDArray[np.float64], counts: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -247,22 +243,22 @@ def _qualities(iou: NDArray[np.float64], counts: NDArray[np.int64]) -> dict[str,
 
 def _value(of_classes: NDArray[np.float64], images: int) -> Value:
     """Return the mean over those classes that have segments, of the images and of each replicate."""
-    means = ratio(np.nansum(of_classes, axis=1), (~np.isnan(of_classes)).sum(axis=1))
+    means = mean(of_classes)
     if np.isnan(means[0]):
-        return Value(None, count=images, reason="there is no segment of these classes")
+        return Value(None, count=images, reason=NO_SEGMENT)
     return bootstrapped(means, images)
 
 
 def _classes(merged: PanopticPartial, qualities: Mapping[str, NDArray[np.float64]]) -> pa.Table:
     numbers = {name: pa.array(each[0], from_pandas=True) for name, each in qualities.items()}  # NaN: null.
-    counts = dict(zip(("TP", "FP", "FN"), merged.counts[0], strict=True))
-    names, things = list(merged.classes), list(merged.classes.values())
-    return pa.table(
-        {"label": pa.array(names, pa.string()), "thing": pa.array(things, pa.bool_()), **numbers, **counts}
-    )
-
-
-def _outcomes(merged: PanopticPartial) -> pa.Table:
-    counts = {"predicted": merged.images - merged.failed, "failed": merged.failed}
-    counts |= dict(sorted(merged.excluded.items()))
-    return pa.table({"outcome": list(counts), "images": pa.array(counts.values(), pa.int64())})
+    hits, wrong, missed = merged.counts[0]
+    counts = {"truths": hits + missed, "detections": hits + wrong}
+    found = {"true_positives": hits, "false_positives": wrong, "false_negatives": missed}
+    columns: dict[str, Any] = {
+        "label": pa.array(merged.names, pa.string()),
+        "is_thing": pa.array(is_thing(merged.kinds)),
+        **counts,
+        **numbers,
+        **found,
+    }
+    return pa.table(columns)

@@ -36,7 +36,7 @@ from cnnbatch.metrics.objects import (
     best_first,
     by_group,
     comparable,
-    flatten,
+    flatten_things,
     group_numbers,
     image_order,
     iou_xywh,
@@ -81,7 +81,7 @@ def partial(predictions: pa.Table, truth: pa.Table, first_place: int = 0) -> Det
     Truths that are difficult, and crowds, are neither to be found nor wrong to find.
     """
     labels, excluded, usable = Labels(), Counter[str](), IOU_TYPES["boxes"].usable
-    found, truths = flatten(predictions["objects"], labels), flatten(truth["objects"], labels)
+    found, truths = (flatten_things(one["objects"], labels) for one in (predictions, truth))
     found, place = best_first(comparable(found, usable(found), excluded, "detections"))
     truths = by_group(comparable(truths, usable(truths), excluded, "truths"))
     some = pairs(found, truths)

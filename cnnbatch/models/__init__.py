@@ -1,7 +1,8 @@
 """Networks as values: architecture, weights, preprocessing and class names together.
 
-A model outside this package is a function that returns a `Network` or a `Detector`, and is named
-``mypackage.module:build``. What is named here is imported when it is asked for, since most of it loads torch.
+A model outside this package is a function that returns a `Network`, a `Detector` or a `Segmenter`, and is
+named ``mypackage.module:build``. What is named here is imported when it is asked for, since most of it loads
+torch.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from cnnbatch.models.network import Network
     from cnnbatch.models.preprocessing import Preprocessing
     from cnnbatch.models.resizing import Resizing
+    from cnnbatch.models.segmenter import Segmenter
 
-__all__ = ["Choice", "Detector", "Network", "Preprocessing", "Resizing", "build_classifier"]
+__all__ = ["Choice", "Detector", "Network", "Preprocessing", "Resizing", "Segmenter", "build_classifier"]
 
 _MODULES = {
     "Choice": "choice",
@@ -27,6 +29,7 @@ _MODULES = {
     "Network": "network",
     "Preprocessing": "preprocessing",
     "Resizing": "resizing",
+    "Segmenter": "segmenter",
     "build_classifier": "building",
 }
 

@@ -21,6 +21,7 @@ from cnnbatch.output import integrity
 from cnnbatch.storage import AlreadyExists, NotFound, Storage, join, redact
 
 PART = re.compile(r"part-(\d{8})\.parquet$")
+_BELOW = re.compile(r"[^/\\:\x00-\x1f]+(/[^/\\\x00-\x1f]+)*")  # neither absolute nor of another storage
 _SUSPECT = re.compile(r"(\d+)\.json$")
 _BEFORE: Mapping[str, Any] = {"decoder_revision": 1}  # What an older identity is, which does not say it.
 _NAMES: Mapping[str, str] = {"decoder_revision": "the decoder's revision"}  # As a person reads them.
@@ -47,6 +48,21 @@ class Output:
     def truth(self, index: int) -> str:
         """Return the URI of shard ``index``'s truth."""
         return self.path("_job", "truth", f"part-{index:08}.parquet")
+
+    def asset(self, address: str) -> bytes:
+        """Return the object that a row's ``address`` below the folder stands for.
+
+        Raises UserError where the address leads elsewhere, or to nothing.
+        """
+        way_out = f"what to do: make {redact(self.uri)} anew; its rows and its objects do not fit together"
+        if not _BELOW.fullmatch(address) or ".." in address.split("/"):
+            raise UserError(f"expected the address of an object in the output, got {address!r}\n  {way_out}")
+        try:
+            return self.storage.read(self.path(*address.split("/")))
+        except NotFound:
+            raise UserError(
+                f"{redact(self.path(address))} is missing, which a row names\n  {way_out}"
+            ) from None
 
     def finished(self) -> set[int]:
         """Return the numbers of the shards whose part exists: the only record of what is done."""

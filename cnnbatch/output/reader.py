@@ -193,6 +193,11 @@ class Reader:
                 return [shard.refs[row] for row in rows]
         return [None] * len(rows)
 
+    @property
+    def storage(self) -> Storage:
+        """What the output is read through."""
+        return self._storage
+
     def input_storage(self) -> Storage:
         """Return the storage that the job's images are read from."""
         settings = self.settings.get("input")

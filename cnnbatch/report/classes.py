@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from cnnbatch.humanize import number
 from cnnbatch.metrics import Value
-from cnnbatch.report.answers.entry import ClassLayout
+from cnnbatch.report.answers import answer_report
+from cnnbatch.report.answers.entry import AnswerReport, ClassLayout
 from cnnbatch.report.context import ReportContext
 from cnnbatch.report.numbers import share
 
@@ -45,9 +46,9 @@ class ClassTable:
 
 
 class Cell(NamedTuple):
-    """How many images of a true class got a label, and their share of the class's."""
+    """How many images, or pixels, of a true class got a label, and their share of the class's."""
 
-    images: int
+    amount: int
     share: float
     right: bool
 
@@ -58,10 +59,10 @@ class Cell(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A true class, how many images it has, and what they got."""
+    """A true class, how many images or pixels it has, and what they got."""
 
     label: str
-    images: int
+    amount: int
     cells: Sequence[Cell]
 
 
@@ -69,20 +70,22 @@ class Line(NamedTuple):
 class Matrix:
     """The confusions of the most frequent of ``count`` classes: a row a true class.
 
-    ``columns`` are these classes, then ``other`` and ``failed`` where there are such.
+    ``columns`` are these classes, then ``other`` and ``failed`` where there are such. ``unit`` is what it
+    counts; of pixels the shares are shown, since there are too many.
     """
 
     columns: Sequence[str]
     rows: Sequence[Line]
     count: int
+    unit: str
 
 
 class Confusion(NamedTuple):
-    """A class that is taken for another one: how often, and the share of its images."""
+    """A class that is taken for another one: how often, and the share of its images or pixels."""
 
     truth: str
     predicted: str
-    images: int
+    amount: int
     share: float
 
 
@@ -104,7 +107,8 @@ def confusion_matrix(context: ReportContext) -> tuple[Matrix | None, list[Confus
     sums: Any = cells.group_by("truth").aggregate([("count", "sum")])
     totals = dict(zip(sums["truth"].to_pylist(), sums["count_sum"].to_pylist(), strict=True))
     ranked = sorted(totals, key=lambda label: (-totals[label], label))[:MOST_IN_MATRIX]
-    matrix = _matrix(cells, sorted(ranked), totals)
+    entry = answer_report(context.truth_kind)
+    matrix = _matrix(cells, sorted(ranked), totals, entry.unit if entry else AnswerReport.unit)
     return matrix, _confusions(cells, totals) if len(totals) > len(ranked) else []
 
 
@@ -126,10 +130,10 @@ def _class_table(layout: ClassLayout, table: pa.Table) -> ClassTable:
 
 def _heading(column: str) -> str:
     name = column.removeprefix("mask_").removeprefix("keypoint_")
-    return name if name[0].isupper() else name.capitalize()
+    return (name[0].upper() + name[1:]).replace("_", " ")
 
 
-def _matrix(cells: pa.Table, labels: Sequence[str], totals: dict[str, int]) -> Matrix:
+def _matrix(cells: pa.Table, labels: Sequence[str], totals: dict[str, int], unit: str) -> Matrix:
     """Count with numpy: the cells that are not zero may be a million."""
     names = pa.array(labels, pa.string())
     true: Any = pc.index_in(cells["truth"], names)
@@ -145,7 +149,7 @@ def _matrix(cells: pa.Table, labels: Sequence[str], totals: dict[str, int]) -> M
         total = totals[label]
         found = (Cell(count, count / total, column == row) for column, count in enumerate(line))
         rows.append(Line(label, total, list(compress(found, kept))))
-    return Matrix(list(compress(columns, kept)), rows, len(totals))
+    return Matrix(list(compress(columns, kept)), rows, len(totals), unit)
 
 
 def _confusions(cells: pa.Table, totals: dict[str, int]) -> list[Confusion]:

@@ -19,7 +19,7 @@ from cnnbatch.output.evaluation import Evaluation, read_evaluation
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader, rows_at
 from cnnbatch.report.answers import answer_report, answers_among
-from cnnbatch.report.answers.entry import AnswerReport
+from cnnbatch.report.answers.entry import AboutOutput, AboutTruth, AnswerReport
 from cnnbatch.report.prediction import Truth
 from cnnbatch.report.tally import RankedRow
 from cnnbatch.storage import NotFound, Storage, Unreadable, join
@@ -36,6 +36,7 @@ class ReportContext:
     def __init__(self, result: Reader, storage: Storage) -> None:
         self.shards = [footer.receipt.shard for footer in result.receipts()]
         self.problem = ""
+        self.about = about_output(result, storage)
         self._output = Output(result.uri, storage)
         self._settings = result.settings
         self._schema = result.schema if self.shards else pa.schema([])
@@ -94,10 +95,10 @@ class ReportContext:
 
     def _part(self, shard: int, rows: Sequence[int]) -> list[Truth | None]:
         def read(file: pq.ParquetFile) -> list[Truth | None]:
-            names, kind = self._names(file.schema_arrow), _kind_of(file)
-            hidden = self._hidden(kind)
+            schema, kind = file.schema_arrow, _kind_of(file)
+            about = AboutTruth(schema, self._names(schema), self.about.classes, self._hidden(kind))
             found = rows_at(file, rows)
-            return [_truth(found.get(row, {}), kind, names, hidden) for row in rows]
+            return [_truth(found.get(row, {}), kind, about) for row in rows]
 
         return self._read(self._truth(shard), read) or [None] * len(rows)
 
@@ -132,6 +133,13 @@ class ReportContext:
         return self._output.path("evaluation", f"{name}.parquet")
 
 
+def about_output(result: Reader, storage: Storage) -> AboutOutput:
+    """Return what the answers of an output are shown with."""
+    output = Output(result.uri, storage)
+    kept = output.decided("classes")
+    return AboutOutput(tuple(kept["names"]) if kept else (), output.asset)
+
+
 def _has(file: pq.ParquetFile, columns: Sequence[str]) -> bool:
     return set(columns) <= set(file.schema_arrow.names)
 
@@ -141,11 +149,9 @@ def _kind_of(file: pq.ParquetFile) -> str | None:
     return next(iter(answers_among(file.schema_arrow.names)), None)
 
 
-def _truth(
-    row: Mapping[str, Any], kind: str | None, names: Mapping[str, str | None], hidden: AbstractSet[str]
-) -> Truth | None:
+def _truth(row: Mapping[str, Any], kind: str | None, about: AboutTruth) -> Truth | None:
     """Return what a row of the ground truth says; None where the image has none."""
     entry = answer_report(kind)
     if kind is None or entry is None or row.get(kind) is None:
         return None
-    return Truth(kind, entry.truth(row[kind], names, hidden))
+    return Truth(kind, entry.truth(row[kind], about))

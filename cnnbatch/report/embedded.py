@@ -23,17 +23,18 @@ TOO_LARGE = "left out, so that the page stays small"
 
 
 class View(NamedTuple):
-    """A picture of a card; ``name`` says of which two it is, ``uri`` holds it."""
+    """A picture of a card; ``name`` says which it is of several, ``text`` more of it, ``uri`` holds it."""
 
     name: str
     uri: str
     width: int
     height: int
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What was predicted of an image, and its views: none where ``reason`` says why, two with drawn truth."""
+    """What was predicted of an image, and its views: several where truth is drawn, none for a ``reason``."""
 
     prediction: Prediction
     views: tuple[View, ...]
@@ -57,11 +58,14 @@ def _card(picture: Picture, share: float, quality: int) -> Card:
 def _views(picture: Picture, share: float, quality: int) -> Iterator[View]:
     if picture.image is None:
         return
-    two = [("Actual", picture.actual), ("Predicted", picture.image)]
-    for name, image in two if picture.actual else [("", picture.image)]:
+    about = picture.prediction
+    two = [("Actual", picture.actual, about.actual), ("Predicted", picture.image, about.predicted)]
+    for name, image, text in (
+        [*two, *picture.more] if picture.actual or picture.more else [("", picture.image, "")]
+    ):
         if image is not None:
             small = _shrunk(image, share)
-            yield View(name, jpeg_uri(small, quality), small.width, small.height)
+            yield View(name, jpeg_uri(small, quality), small.width, small.height, text)
 
 
 def _shrunk(image: Image.Image, share: float) -> Image.Image:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from cnnbatch.images.rle import pixels
+from cnnbatch.report import palette
 
 COLOURS = ("#4269b5", "#0a8f83", "#d9a227", "#d4553b", "#8a5bb5", "#7c8a3a", "#c2477f")
 SKELETON = (
@@ -20,8 +21,9 @@ SKELETON = (
 )
 """The bones between COCO's 17 points of a person, counted from 0 (the category's ``skeleton``)."""
 
-_VEIL = 0.42  # How much a mask covers.
+_VEIL, _SEGMENT_VEIL = 0.42, 0.55  # How much a mask covers.
 _LONGEST_LABEL = 40
+_LIGHT = 165  # The luminance from which on words are black.
 _BEYOND = 8.0  # Pixels outside of the picture that an outline may reach.
 _FONT_SHARE, _LEAST_FONT = 0.042, 11  # Of the longer side; the pictures are shown at half their size.
 
@@ -50,28 +52,66 @@ def marked(image: Image.Image, size: tuple[int, int], objects: Iterable[Mapping[
     """Draw objects on a picture whose original has ``size`` (width, height), and return it.
 
     ``objects`` are rows of predictions or of truth, with a box, a mask or keypoints; the largest come
-    first, so none is hidden. One that is an ``alarm`` stands out.
+    first, so none is hidden. One that is an ``alarm`` stands out. Segments, which cover the picture and say
+    whether they are things, have their labels in their midst.
     """
     scale = image.width / size[0]
     scaled = [(_scaled(one.get("box"), scale, image.size), one) for one in objects]
     boxed = [(box, one) for box, one in scaled if box is not None]
     boxed.sort(key=lambda pair: (bool(pair[1].get("alarm")), -pair[0].area))
-    for _, one in boxed:
+    midst: dict[int, tuple[int, int]] = {}
+    for place, (_, one) in enumerate(boxed):
         mask = _mask(one.get("mask"), size, image.size)
         if mask is not None:
-            image.paste(_veiled(image, mask, colour(one["label"])))
+            segment = one.get("is_thing") is not None
+            image.paste(_veiled(image, mask, _paint(one), _SEGMENT_VEIL if segment else _VEIL))
+            midst |= {place: _midst(mask)} if segment and mask.any() else {}
     drawing = ImageDraw.Draw(image)
     font = ImageFont.load_default(max(_LEAST_FONT, round(_FONT_SHARE * max(image.size))))
-    for box, one in boxed:
+    for place, (box, one) in enumerate(boxed):
         if one.get("keypoints"):
             _draw_points(drawing, one, scale, min(2.5, max(1.0, box.side / 20)))
-        _draw_box(drawing, box, one, font)
+        _draw_box(drawing, box, one, font, midst.get(place))
     return image
 
 
 def colour(label: Any) -> str:
     """Return the colour of a class."""
     return COLOURS[blake2b(str(label).encode(), digest_size=1).digest()[0] % len(COLOURS)]
+
+
+def _paint(one: Mapping[str, Any]) -> str:
+    """Return the colour of an object's class; those of segments, which are many, are more."""
+    if one.get("is_thing") is None:
+        return colour(one["label"])
+    return palette.css(palette.colour_of(str(one["label"])))
+
+
+def _ink(paint: str) -> str:
+    """Return the colour of words on a colour: black on a light one."""
+    red, green, blue = ImageColor.getrgb(paint)[:3]
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > _LIGHT else "white"
+
+
+def _midst(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return the middle (x, y) of the longest run of a mask in the row that halves its pixels."""
+    rows = np.cumsum(mask.sum(axis=1))
+    row = int(np.searchsorted(rows, rows[-1] / 2))
+    edges = np.flatnonzero(np.diff(mask[row].astype(np.int8), prepend=0, append=0))
+    starts, ends = edges[::2], edges[1::2]
+    longest = int((ends - starts).argmax())
+    return int(starts[longest] + ends[longest]) // 2, row
+
+
+def _around(
+    midst: tuple[int, int], text: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[float, float]:
+    """Return the corner of a text around a point, so that it stays in the picture."""
+    width, height = text[2], text[3]
+    return (
+        min(max(midst[0] - width / 2, 2), max(size[0] - width - 2, 2)),
+        min(max(midst[1] - height / 2, 1), max(size[1] - height - 2, 1)),
+    )
 
 
 def _scaled(box: Mapping[str, float] | None, scale: float, shown: tuple[int, int]) -> _Box | None:
@@ -87,9 +127,15 @@ def _scaled(box: Mapping[str, float] | None, scale: float, shown: tuple[int, int
     return _Box(left, top, max(left, right), max(top, bottom))
 
 
-def _draw_box(drawing: ImageDraw.ImageDraw, box: _Box, one: Mapping[str, Any], font: Font) -> None:
+def _draw_box(
+    drawing: ImageDraw.ImageDraw,
+    box: _Box,
+    one: Mapping[str, Any],
+    font: Font,
+    midst: tuple[int, int] | None,
+) -> None:
     """Draw the outline, unless a mask has its own, and the label where there is room for it."""
-    paint, label = colour(one["label"]), str(one["label"])[:_LONGEST_LABEL]
+    paint, label = _paint(one), str(one["label"])[:_LONGEST_LABEL]
     if one.get("alarm"):
         drawing.rectangle(box, outline="white", width=5)
     if one.get("alarm") or not one.get("mask"):
@@ -97,8 +143,10 @@ def _draw_box(drawing: ImageDraw.ImageDraw, box: _Box, one: Mapping[str, Any], f
     if one.get("alarm") or box.side >= 2 * drawing.textbbox((0, 0), "A", font)[3]:
         text = f"{label} (crowd)" if one.get("crowd") else label
         corner = max(box.left, 0) + 3, max(box.top, 0) + 2
+        if midst is not None:
+            corner = _around(midst, drawing.textbbox((0, 0), text, font), drawing.im.size)
         drawing.rectangle(drawing.textbbox(corner, text, font), fill=paint)
-        drawing.text(corner, text, "white", font)
+        drawing.text(corner, text, _ink(paint), font)
 
 
 def _draw_points(drawing: ImageDraw.ImageDraw, one: Mapping[str, Any], scale: float, radius: float) -> None:
@@ -130,10 +178,10 @@ def _mask(
     )
 
 
-def _veiled(image: Image.Image, mask: NDArray[np.bool_], paint: str) -> Image.Image:
+def _veiled(image: Image.Image, mask: NDArray[np.bool_], paint: str, veil: float) -> Image.Image:
     """Return the picture under a veil of the mask's shape, with its outline."""
     inside = np.pad(mask, 1)
     inside = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-    share = np.where(mask, np.where(inside, _VEIL, 1.0), 0.0)[..., None]
+    share = np.where(mask, np.where(inside, veil, 1.0), 0.0)[..., None]
     veiled = (1 - share) * np.asarray(image) + share * np.array(ImageColor.getrgb(paint))
     return Image.fromarray(veiled.astype(np.uint8))

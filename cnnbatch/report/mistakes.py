@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.metrics.objects import Labels, ranks
-from cnnbatch.report.answers.entry import Alarm
+from cnnbatch.report.answers.entry import Alarm, MistakeWords
 from cnnbatch.report.context import ReportContext
 from cnnbatch.report.tally import RankedRow
 
@@ -39,7 +39,8 @@ _CANDIDATE = np.dtype(
 class Mistake(NamedTuple):
     """An image that was judged wrong: its place among the predictions, and its class.
 
-    For a label the class is the true one; for objects it is that of the false alarm ``alarm``.
+    For a label the class is the true one; for objects it is that of the false alarm ``alarm``; for maps and
+    segments it is the one that is missed most.
     """
 
     place: RankedRow
@@ -49,14 +50,10 @@ class Mistake(NamedTuple):
 
 @dataclass(slots=True)
 class Mistakes:
-    """The mistakes of an output: how many images have one, and those to show.
-
-    ``lead`` says what they are, ``by`` what they are filtered by.
-    """
+    """The mistakes of an output: how many images have one, what is said of them, and those to show."""
 
     images: int = 0
-    lead: str = ""
-    by: str = ""
+    words: MistakeWords = field(default_factory=lambda: MistakeWords(""))
     shown: list[Mistake] = field(default_factory=list)
 
     @property
@@ -72,7 +69,7 @@ def find_mistakes(context: ReportContext) -> Mistakes:
     labels, found, held = Labels(), Mistakes(), np.empty(0, _CANDIDATE)
     for entry in context.answers.values():
         for rows in entry.mistakes(context):
-            found.lead, found.by = entry.mistakes_lead, entry.mistakes_by
+            found.words = entry.mistake_words(context)
             found.images += rows.num_rows
             held = _least(np.concatenate([held, _candidates(rows, labels, parts)]))
     found.shown = [_mistake(held[at], labels.names) for at in _chosen(held)]

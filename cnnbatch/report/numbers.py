@@ -14,6 +14,9 @@ MOST_NOTES = 20
 MOST_SLICE_METRICS = 4
 _UNBOUNDED = ("log_loss", "failed_")  # Where 1 is not the best that there can be.
 _KINDS = {"keypoint_": "by keypoints", "mask_": "by masks", "": "by boxes"}  # The most specific first.
+_SEGMENTS = ("PQ", "SQ", "RQ")  # How the numbers of segments begin; they are a group of their own.
+_OF_SEGMENTS = _SEGMENTS[0]
+_GROUPS = {_OF_SEGMENTS: "by segments", **_KINDS}
 _SIZES = {"s": "small objects, below 32² pixels", "m": "objects of 32² to 96² pixels", "l": "large objects"}
 _MEANINGS = {
     "top1": "images whose best label is the true one",
@@ -40,9 +43,22 @@ _MEANINGS = {
     "localization_accuracy": "images whose label and box (IoU 0.5) are those of an object",
     "box_accuracy": "images whose box has an IoU of 0.5 or more with an object's",
     "mean_IoU": "mean over the images of the IoU with the best box",
-    "mIoU": "mean over the classes of the IoU of their pixels",
+    "mIoU": "mean over the classes of the IoU of their pixels, those of all images together",
+    "mIoU_per_image": "mean over the images of each one's own mean IoU, over the classes that it has",
     "pixel_accuracy": "pixels of the right class",
-    "PQ": "panoptic quality",
+    "mean_accuracy": "mean over the classes of the share of their pixels that are found",
+    "frequency_weighted_IoU": "mean IoU, each class by its pixels",
+    "boundary_F1": "F1 of the boundaries within 0.75 % of the diagonal, mean over the images",
+    "boundary_IoU": "mean over the classes of the IoU of their pixels no farther than 2 % from a boundary",
+    **{
+        f"{name}{suffix}": f"{what}, mean over the classes{of}"
+        for suffix, of in (("", ""), ("_things", " of things"), ("_stuff", " of stuff"))
+        for name, what in (
+            ("PQ", "panoptic quality: SQ times RQ"),
+            ("SQ", "segmentation quality: mean IoU of the segments that are found"),
+            ("RQ", "recognition quality: F1 of finding segments at IoU above 0.5"),
+        )
+    },
     "AUC": "area under the ROC curve",
     "EER": "equal error rate: where false accepts are as frequent as false rejects; 0 is best",
 }
@@ -101,20 +117,20 @@ def groups(metrics: Mapping[str, Value]) -> list[NumberGroup]:
 
     A group without any value is left to `lacking`.
     """
-    known, found = kinds(metrics) or {"": ""}, dict[str, list[Number]]()
+    found: dict[str, list[Number]] = {}
     for name, value in metrics.items():
-        found.setdefault(_prefix(name), []).append(_number(name, value))
-    return [NumberGroup(how, found[prefix]) for prefix, how in known.items() if prefix in found]
+        found.setdefault(_group(name), []).append(_number(name, value))
+    return [NumberGroup(how, found[group]) for group, how in _shown(metrics).items() if group in found]
 
 
 def lacking(metrics: Mapping[str, Value]) -> list[str]:
     """Return what is to be said of the kinds without any value."""
-    shown = kinds(metrics) or {"": ""}
+    shown = _shown(metrics)
     reasons: dict[str, str] = {}
     for name, value in metrics.items():
-        if (prefix := _prefix(name)) not in shown:
-            reasons.setdefault(prefix, value.reason or "not known")
-    return [f"no numbers {_KINDS[prefix]}: {reason}" for prefix, reason in reasons.items()]
+        if (group := _group(name)) not in shown:
+            reasons.setdefault(group, value.reason or "not known")
+    return [f"no numbers {_GROUPS[group]}: {reason}" for group, reason in reasons.items()]
 
 
 def slices(evaluation: Evaluation) -> list[Sliced]:
@@ -155,6 +171,19 @@ def meaning_of(name: str) -> str:
 def share(value: float | None) -> str:
     """Return a number between 0 and 1 as tables have it; a dash for none."""
     return "–" if value is None else f"{value:.3f}" if abs(value) <= 1 else decimal(value)
+
+
+def _shown(metrics: Mapping[str, Value]) -> dict[str, str]:
+    """Return the groups that are shown, and which they are in words where there are several."""
+    known = kinds(metrics)
+    if metrics.get(_OF_SEGMENTS, Value(None)).value is None:
+        return known or {"": ""}
+    groups = [_OF_SEGMENTS, *known]
+    return {group: _GROUPS[group] if len(groups) > 1 else "" for group in groups}
+
+
+def _group(name: str) -> str:
+    return _OF_SEGMENTS if name.startswith(_SEGMENTS) else _prefix(name)
 
 
 def _prefix(name: str) -> str:

@@ -17,9 +17,9 @@ from cnnbatch.output.folder import Output
 from cnnbatch.output.plan_pages import left_out_of
 from cnnbatch.report import plots, ways
 from cnnbatch.report.answers import answer_report, answers_among
-from cnnbatch.report.answers.entry import Alarm
+from cnnbatch.report.answers.entry import Alarm, AnswerReport, Swatch
 from cnnbatch.report.classes import MOST_OPEN
-from cnnbatch.report.context import ReportContext
+from cnnbatch.report.context import ReportContext, about_output
 from cnnbatch.report.embedded import Card, embedded
 from cnnbatch.report.facts import Fact, environment, headline, job_yaml, left_out_fact
 from cnnbatch.report.judged import evaluation_section
@@ -102,13 +102,16 @@ def page_html(result: Reader, storage: Storage, begin: Begin) -> str:
         wrong=list(zip(mistakes.shown, wrong, strict=True)),
         least_sure=least_sure,
         rows=counts.rows,
+        legend=_legend(context, counts, [*sample, *least_sure, *wrong]),
+        score_name=_score_name(context),
+        unit=next((one.unit for one in context.answers.values()), AnswerReport.unit),
         failures=_failures(result, counts),
         failed=counts.failed.total(),
         runs=list(map(_run, runs[-MOST_RUNS:])),
         run_count=len(runs),
         labels=_labels(counts),
         label_count=len(counts.labels),
-        scores=_scores(counts),
+        scores=_scores(counts, context),
         learning=learning(Output(result.uri, storage), context.metrics()),
         open_classes=MOST_OPEN,
         stages=_stages(footers),
@@ -131,7 +134,8 @@ def fragment_html(result: Reader) -> str:
             islice(((place, row) for place, row in enumerate(rows) if not row["error"]), NOTEBOOK_PICTURES)
         )
         refs = result.refs(0, [place for place, _ in good])
-        many = [prediction_of(row, ref) for (_, row), ref in zip(good, refs, strict=True)]
+        about = about_output(result, result.storage)
+        many = [prediction_of(row, ref, about=about) for (_, row), ref in zip(good, refs, strict=True)]
         pictures = viewer_of(result).pictures(many, NOTEBOOK_SIDE)
     return template("notebook.html.j2").render(
         title=_title(result.settings),
@@ -174,7 +178,19 @@ def _predictions(result: Reader, context: ReportContext, wanted: Sequence[Wanted
     places, alarms = [place for place, _ in wanted], [alarm for _, alarm in wanted]
     columns = shown_columns(result.schema.names) if wanted else []
     rows = fetch(result, places, columns)
-    return list(map(prediction_of, rows, _refs(result, places), context.truths(places), alarms))
+    found = zip(rows, _refs(result, places), context.truths(places), alarms, strict=True)
+    return [prediction_of(*one, about=context.about) for one in found]
+
+
+def _legend(context: ReportContext, counts: RowCounts, cards: Sequence[Card]) -> list[Swatch]:
+    """Return the colours of what is drawn on the pictures, where these need a legend."""
+    found: list[Swatch] = []
+    for kind, entry in context.answers.items():
+        answers = [card.prediction.answers[kind] for card in cards if kind in card.prediction.answers]
+        truths = (card.prediction.truth for card in cards)
+        true = [one.answer for one in truths if one is not None and one.kind == kind]
+        found += entry.legend([*answers, *true], counts.labels) if answers or true else ()
+    return found
 
 
 def _refs(result: Reader, places: Sequence[RankedRow]) -> list[ImageRef | None]:
@@ -240,7 +256,7 @@ def _labels(counts: RowCounts) -> list[Bar]:
     return [Bar(label, amount, amount / ranked[0][1]) for label, amount in ranked]
 
 
-def _scores(counts: RowCounts) -> Chart | None:
+def _scores(counts: RowCounts, context: ReportContext) -> Chart | None:
     bins = counts.scores.tolist()
     if not counts.scored or sum(bins) < 2:
         return None
@@ -249,8 +265,13 @@ def _scores(counts: RowCounts) -> Chart | None:
         plot=plots.columns(bins),
         up=["0", number(max(bins))],
         across=["0 %", "25 %", "50 %", "75 %", "100 %"],
-        summary=f"{percent(sure)} of the images have a best score of one half or more",
+        summary=f"{percent(sure)} of the images have a {_score_name(context)} of one half or more",
     )
+
+
+def _score_name(context: ReportContext) -> str:
+    scored = (one.score_name for one in context.answers.values() if one.score_column)
+    return next(scored, AnswerReport.score_name)
 
 
 def _stages(footers: Iterable[Footer]) -> list[Bar]:

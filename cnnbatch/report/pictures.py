@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +19,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.humanize import percent
+from cnnbatch.images.class_map import NotAMap
 from cnnbatch.images.formats import recognise
 from cnnbatch.images.limits import DecodeError, Limits
 from cnnbatch.images.pillow_decode import by_pillow, opened
 from cnnbatch.images.quiet import without_warnings
-from cnnbatch.report.answers.entry import Guess
-from cnnbatch.report.prediction import Prediction, drawn, drawn_truth
+from cnnbatch.report.answers.entry import Guess, MoreView
+from cnnbatch.report.prediction import Prediction, drawn, drawn_truth, more_views
 from cnnbatch.sources import source_of
 from cnnbatch.storage import Forbidden, NotFound, Storage, StorageOptions
 from cnnbatch.types import Content, Failure, Shard
@@ -59,6 +60,7 @@ _MAY_BE_CLEAR = (
     "ICO",
     "AVIF",
 )  # On white paper; a JPEG made small at once.
+_WHOLE = 1 << 30  # pixels wide and high: as large as it is.
 _DECODING = threading.Lock()  # One at a time, so that memory holds one picture, whatever the threads.
 
 
@@ -70,14 +72,15 @@ class NotShown(Exception):
 class Picture:
     """A small picture with what was predicted; ``image`` is None where ``reason`` says why.
 
-    ``actual`` is the same picture with its true objects. A notebook displays it; `save` writes it with its
-    caption.
+    ``actual`` is the same picture with what is true, ``more`` are further views of it. A notebook displays
+    it; `save` writes it with its caption.
     """
 
     prediction: Prediction
     image: Image.Image | None = field(repr=False)
     reason: str | None = None
     actual: Image.Image | None = field(default=None, repr=False)
+    more: Sequence[MoreView] = field(default=(), repr=False)
 
     def captioned(self) -> Image.Image:
         """Return the picture, or its placeholder, over a line with its best labels."""
@@ -132,12 +135,21 @@ class Viewer:
         """
         try:
             image = small(self._read(prediction), side)
+            if not draw:
+                return Picture(prediction, image)
+            actual, more = drawn_truth(image, prediction), more_views(image, prediction)
+            return Picture(prediction, drawn(image, prediction), actual=actual, more=more)
         except NotShown as reason:
             return Picture(prediction, None, str(reason))
-        if not draw:
-            return Picture(prediction, image)
-        actual = drawn_truth(image, prediction)
-        return Picture(prediction, drawn(image, prediction), actual=actual)
+        except NotAMap:
+            return Picture(prediction, None, "its map can't be read")
+
+    def original(self, prediction: Prediction) -> Image.Image | None:
+        """Return the picture of an image as large as it is; None where it can't be read."""
+        try:
+            return small(self._read(prediction), _WHOLE)
+        except NotShown:
+            return None
 
     def pictures(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from cnnbatch.report.answers import answer_report, answers_among
-from cnnbatch.report.answers.entry import Alarm, Guess
+from cnnbatch.report.answers.entry import NOTHING_MORE, AboutOutput, Alarm, Guess, MoreView
 from cnnbatch.truth import SURE
 from cnnbatch.types import ImageRef
 
@@ -54,6 +54,7 @@ def prediction_of(
     truth: Truth | None = None,
     alarm: Alarm | None = None,
     least: float = SURE,
+    about: AboutOutput = NOTHING_MORE,
 ) -> Prediction:
     """Return what ``row`` predicts, by the kinds of answer that its columns have.
 
@@ -61,7 +62,9 @@ def prediction_of(
     the score ``least`` on count.
     """
     entries = {kind: one for kind, one in answers_among(row).items() if row[kind] is not None}
-    answers = {kind: one.shown(row[kind], least, alarm) for kind, one in entries.items()}
+    answers = {
+        kind: one.shown(one.opened(row[kind], row, about), least, alarm) for kind, one in entries.items()
+    }
     main = truth.kind if truth and truth.kind in entries else next(iter(entries), None)
     error, true = row.get("error"), answer_report(truth.kind if truth else None)
     problem = f"{error['code']}: {error['message']}" if error else None
@@ -98,6 +101,18 @@ def drawn_truth(image: Image.Image, prediction: Prediction) -> Image.Image | Non
     if truth is None or entry is None or not entry.is_drawn or prediction.size is None:
         return None
     return _with(image.copy(), prediction.size, {truth.kind: truth.answer})
+
+
+def more_views(image: Image.Image, prediction: Prediction) -> list[MoreView]:
+    """Return what else is shown of a small picture."""
+    truth = prediction.truth
+    return [
+        view
+        for kind, entry in answers_among(prediction.answers).items()
+        for view in entry.more_views(
+            image, prediction.answers[kind], truth.answer if truth and truth.kind == kind else None
+        )
+    ]
 
 
 def _with(image: Image.Image, size: tuple[int, int] | None, answers: Mapping[str, Any]) -> Image.Image:

@@ -7,7 +7,7 @@ gives the same page; the price is one hash a row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.report.answers import answers_among
+from cnnbatch.report.answers.entry import AnswerReport
 
 if TYPE_CHECKING:
     from cnnbatch.output.reader import Reader
@@ -87,8 +88,17 @@ class RowCounts:
         for code, least in other.examples.items():
             self.examples.setdefault(code, Least(EXAMPLES_OF_A_CODE)).add(least.places)
 
-    def add(self, batch: pa.RecordBatch, part: int, start: int) -> None:
-        """Count ``batch``, whose first row is row ``start`` of ``part``."""
+    def add(
+        self,
+        batch: pa.RecordBatch,
+        part: int,
+        start: int,
+        answers: Mapping[str, AnswerReport] | None = None,
+    ) -> None:
+        """Count ``batch``, whose first row is row ``start`` of ``part``.
+
+        ``answers`` are the kinds of answer by their names; None: those whose column it has.
+        """
         self.rows += batch.num_rows
         columns: dict[str, Any] = dict(zip(batch.schema.names, batch.columns, strict=True))
         ties = key_hashes(columns["key"].to_pylist())
@@ -100,8 +110,9 @@ class RowCounts:
             good &= ~gone
         self._add_failures(columns["error"], ties, part, rows)
         self.sample.add_rows(ties[good] / 2**64, ties[good], part, rows[good])
-        for kind, entry in answers_among(columns).items():
-            self._count_labels(entry.labels(columns[kind].filter(pa.array(good))))
+        for kind, entry in (answers_among(columns) if answers is None else answers).items():
+            if (counted := entry.counted or kind) in columns:
+                self._count_labels(entry.labels(columns[counted].filter(pa.array(good))))
             if entry.score_column in columns:
                 self._add_scores(columns[entry.score_column], ties, part, rows, good)
 
@@ -140,11 +151,12 @@ def count(result: Reader) -> RowCounts:
     if not parts:
         return whole
     names = result.schema.names
-    wanted = {*COUNTED, *_answer_columns(names)}
+    answers = answers_among(names)
+    wanted = {*COUNTED, *_answer_columns(answers)}
     columns = [name for name in names if name in wanted]
     with ThreadPoolExecutor(READERS, thread_name_prefix="counting") as pool:
         for tally in pool.map(
-            lambda first: _count_parts(result, parts[first::READERS], columns), range(READERS)
+            lambda first: _count_parts(result, parts[first::READERS], columns, answers), range(READERS)
         ):
             whole.merge(tally)
     return whole
@@ -160,19 +172,21 @@ def fetch(result: Reader, places: Sequence[RankedRow], columns: Sequence[str]) -
     return [found[place.part, place.row] for place in places]
 
 
-def _count_parts(result: Reader, parts: Iterable[int], columns: Sequence[str]) -> RowCounts:
+def _count_parts(
+    result: Reader, parts: Iterable[int], columns: Sequence[str], answers: Mapping[str, AnswerReport]
+) -> RowCounts:
     tally = RowCounts()
     for part in parts:
         start = 0
         for batch in result.batches(columns, part):
-            tally.add(batch, part, start)
+            tally.add(batch, part, start, answers)
             start += batch.num_rows
     return tally
 
 
-def _answer_columns(names: Sequence[str]) -> Iterator[str]:
+def _answer_columns(answers: Mapping[str, AnswerReport]) -> Iterator[str]:
     """Yield the columns of the answers, and of how sure they are."""
-    for kind, entry in answers_among(names).items():
-        yield kind
+    for kind, entry in answers.items():
+        yield entry.counted or kind
         if entry.score_column:
             yield entry.score_column

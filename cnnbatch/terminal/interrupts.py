@@ -50,7 +50,8 @@ class _State:
         self.words = ""
         self.received: int | None = None
         self.cleanups: list[Callable[[], object]] = []
-        self.leaving = threading.Lock()
+        self.leaving = threading.RLock()
+        self.is_leaving = False
 
 
 _state = _State()
@@ -111,9 +112,15 @@ def cleaned_up_by(cleanup: Callable[[], object]) -> Iterator[None]:
 
 
 def leave(status: int, words: str = "") -> None:
-    """End this process at once: say ``words``, do the clean-ups as far as `CLEANUP_S` allows, and exit."""
+    """End this process at once: say ``words``, do the clean-ups as far as `CLEANUP_S` allows, and exit.
+
+    It returns only to this very function: a signal's handler may call it while it is under way.
+    """
     if not _state.leaving.acquire(blocking=False):
-        return  # Another thread is at it.
+        threading.Event().wait()  # Another thread ends the process.
+    if _state.is_leaving:
+        return
+    _state.is_leaving = True
     _try_all([*_state.cleanups])
     _try_all([_flush, *([partial(terminal.say, words, err=True)] if words else [])])
     if os.isatty(2):
@@ -124,7 +131,7 @@ def leave(status: int, words: str = "") -> None:
 def _handle(number: int, _: FrameType | None) -> None:
     if _state.received is not None or not _state.unwinds:
         leave(128 + number)
-        threading.Event().wait()  # Another thread is ending the process.
+        return
     _state.received = number
     if number == signal.SIGINT:
         raise KeyboardInterrupt

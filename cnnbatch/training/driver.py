@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cnnbatch.cluster import session
 from cnnbatch.config.compute import Compute, Workers
 from cnnbatch.errors import EnvironmentFault, UserError
+from cnnbatch.humanize import counted
 from cnnbatch.training.messages import TrainingMessage, TrainingOrder
 
 POLL_S = 0.3
@@ -185,7 +186,8 @@ def group_for(compute: Compute) -> WorkerGroup:
         least, largest = compute.workers.min, compute.workers.max
     if least > most:
         raise EnvironmentFault(
-            f"{least} workers were asked for, and there is room for {most} ({cpus} CPUs, {gpus:g} GPUs)",
+            f"compute.workers asks for {counted(least, 'worker')}, and there is room for {most} "
+            f"({cpus} CPUs, {gpus:g} GPUs)",
             "start more nodes, or ask for fewer in compute.workers",
         )
     return WorkerGroup(least, largest, use_gpu, {"CPU": float(each)} | ({"GPU": 1.0} if use_gpu else {}))

@@ -5,11 +5,13 @@ from tests.bench import (
     detect,
     engine,
     evaluation,
+    evaluation_maps,
     evaluators,
     forward,
     masks,
     new,
     scheduling,
+    segment,
     sources,
     training,
     whole,
@@ -22,8 +24,10 @@ engine.main(engine.COUNTS)
 whole.main()
 detect.main()
 masks.main()
+segment.main()
 sources.main()
 new.main()
 evaluation.main()
+evaluation_maps.main()
 evaluators.main()
 training.main()

@@ -163,6 +163,7 @@ for number in ProcessMap(2)(slowly, range(9)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_a_script_that_is_ended(number: int, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -137,6 +137,7 @@ def test_a_detector_s_folder_names_no_code_either(tmp_path: Path, sprung: Path) 
     assert not sprung.exists()
 
 
+@pytest.mark.slow
 def test_what_was_trained_from_ones_own_code_is_used_by_naming_it(tmp_path: Path) -> None:
     folder, out = tiny.colours(tmp_path / "colours", 20), tmp_path / "out"
     launch(tiny.job(folder, out), QUIET)

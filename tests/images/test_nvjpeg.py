@@ -131,6 +131,7 @@ def outcome(data: bytes, decode_all: DecodeAll | None) -> str | tuple[int, ...]:
         return error.code
 
 
+@pytest.mark.slow
 def test_hostile_files_fail_as_ever(shared: Path) -> None:
     files = [path for path in sorted((shared / "data" / "hostile").rglob("*")) if path.is_file()]
     found = {

@@ -28,6 +28,7 @@ assert "torch._dynamo" not in sys.modules and "timm" not in sys.modules
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how many threads there are")
 def test_preloading_starts_no_thread() -> None:
     found = subprocess.run([sys.executable, "-c", PRELOADED], capture_output=True, text=True, cwd=CHECKOUT)

@@ -335,6 +335,7 @@ def few(kind: IouType, seed: int = 4) -> list[Picture]:
     return crowded(kind, seed, images=9, detections=12)
 
 
+@pytest.mark.slow
 def test_the_sample_as_pycocotools(shared: Path) -> None:
     """Real truths; detections made of them: moved, some of another class, masks their own or their boxes'."""
     path = shared / "data" / "coco-sample" / "annotations" / "instances.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as rle
 
 from cnnbatch.metrics import Evaluated, panoptic
 from cnnbatch.metrics.intervals import poisson_weights
-from cnnbatch.metrics.panoptic import Segments
+from cnnbatch.metrics.panoptic import PanopticPartial, SegmentCounts
+from cnnbatch.metrics.segments import Segments
 
 IMAGES_READ = 40
 CLASSES = {"cat": True, "dog": True, "sky": False}
-Pair = tuple[Segments | None, Segments]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The segments of an image as a map of their ids, 0 for void, with the class of each."""
+
+    ids: NDArray[Any]
+    classes: Mapping[int, str]
+    crowd: Sequence[int] = ()
+
+    def segments(self, things: Mapping[str, bool] = CLASSES) -> Segments:
+        masks = [rle.encode(np.asfortranarray(self.ids == one, np.uint8)) for one in self.classes]
+        labels = list(self.classes.values())
+        kinds = [things.get(label) for label in labels]
+        return Segments(labels, masks, kinds, [one in self.crowd for one in self.classes])
+
+
+Pair = tuple[Drawn | None, Drawn]
 
 
 @st.composite
@@ -36,44 +55,51 @@ def pairs(draw: st.DrawFn) -> Pair:
     names = st.sampled_from(list(CLASSES))
     listed = {one: draw(names) for one in draw(st.permutations(range(1, 6)))}  # Some without pixels.
     crowd = draw(st.sets(st.sampled_from(list(listed))))
-    truth = Segments(np.array(ids, np.uint32).reshape(shape), listed, crowd)
+    truth = Drawn(np.array(ids, np.uint32).reshape(shape), listed, sorted(crowd))
     if draw(st.integers(0, 9)) == 0:
         return None, truth
     changed = draw(st.lists(st.none() | st.integers(0, 5), min_size=size, max_size=size))
     said = [10 * one if new is None else 10 * new for one, new in zip(ids, changed, strict=True)]
     present = sorted(set(said) - {0})
     same = {one: listed[one // 10] if draw(st.booleans()) else draw(names) for one in present}
-    return Segments(np.array(said, np.int32).reshape(shape), same), truth
+    return Drawn(np.array(said, np.int32).reshape(shape), same), truth
 
 
 IMAGES = st.lists(pairs(), min_size=1, max_size=6)
 
 
-def counted(images: Sequence[Pair], first: int = 0) -> panoptic.PanopticPartial:
+def counts_of(images: Sequence[Pair], first: int = 0, things: Mapping[str, bool] = CLASSES) -> SegmentCounts:
     keys = [f"{first + number}.png" for number in range(len(images))]
-    return panoptic.partial(keys, [one for one, _ in images], [one for _, one in images], CLASSES)
+    said = [None if one is None else one.segments(things) for one, _ in images]
+    return panoptic.count(keys, said, [one.segments(things) for _, one in images])
+
+
+def counted(images: Sequence[Pair], first: int = 0) -> PanopticPartial:
+    return panoptic.partial(counts_of(images, first))
 
 
 def numbers(found: Evaluated) -> dict[str, float]:
     return {name: nan if value.value is None else value.value for name, value in found.metrics.items()}
 
 
-def outcomes(found: Evaluated) -> dict[str, int]:
-    table = found.tables["outcomes"].to_pydict()
-    return dict(zip(table["outcome"], table["images"], strict=True))
+def classes(found: Evaluated) -> dict[str, list[int]]:
+    """Return TP, FP and FN of each class that has some."""
+    names = ("true_positives", "false_positives", "false_negatives")
+    rows = found.tables["panoptic_classes"].to_pylist()
+    return {row["label"]: [row[name] for name in names] for row in rows if any(row[name] for name in names)}
 
 
-def pixels(segments: Segments) -> dict[int, set[tuple[int, ...]]]:
+def pixels(drawn: Drawn) -> dict[int, set[tuple[int, ...]]]:
     """Return the pixels of each segment, those of void as 0."""
-    of_ids: dict[int, set[tuple[int, ...]]] = {one: set() for one in (0, *segments.classes)}
-    for place in np.ndindex(segments.ids.shape):
-        of_ids[int(segments.ids[place])].add(place)
+    of_ids: dict[int, set[tuple[int, ...]]] = {one: set() for one in (0, *drawn.classes)}
+    for place in np.ndindex(drawn.ids.shape):
+        of_ids[int(drawn.ids[place])].add(place)
     return of_ids
 
 
-def by_sets(images: Sequence[Pair], classes: Iterable[str] = CLASSES) -> dict[str, list[float]]:
+def by_sets(images: Sequence[Pair]) -> dict[str, list[float]]:
     """Return of each class the sum of IoU, TP, FP and FN, from the paper's definitions alone."""
-    sums = {name: [0.0, 0, 0, 0] for name in classes}
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0, 0, 0])
     for said, truth in images:
         true, void = pixels(truth), pixels(truth)[0]
         own = pixels(said) if said else {}
@@ -95,17 +121,16 @@ def by_sets(images: Sequence[Pair], classes: Iterable[str] = CLASSES) -> dict[st
         for other, name in said.classes.items() if said else ():
             excused = own[other] & (void | crowds.get(name, set()))
             sums[name][2] += other not in hits and len(excused) <= 0.5 * len(own[other])
-    return sums
+    return {name: found for name, found in sums.items() if any(found)}
 
 
 def by_definition(images: Sequence[Pair]) -> dict[str, float]:
     of_classes: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for name, (iou, hits, wrong, missed) in by_sets(images).items():
-        if hits + wrong + missed:
-            size = hits + wrong / 2 + missed / 2
-            found = (iou / size, iou / hits if hits else 0.0, hits / size)
-            of_classes[""].append(found)
-            of_classes["_things" if CLASSES[name] else "_stuff"].append(found)
+        size = hits + wrong / 2 + missed / 2
+        found = (iou / size, iou / hits if hits else 0.0, hits / size)
+        of_classes[""].append(found)
+        of_classes["_things" if CLASSES[name] else "_stuff"].append(found)
     return {
         quality + suffix: sum(one[place] for one in of_classes[suffix]) / len(of_classes[suffix])
         if of_classes[suffix]
@@ -120,9 +145,19 @@ def by_definition(images: Sequence[Pair]) -> dict[str, float]:
 def test_as_by_sets_of_pixels(images: list[Pair]) -> None:
     found = panoptic.result(counted(images))
     assert numbers(found) == pytest.approx(by_definition(images), rel=1e-12, nan_ok=True)
-    table = found.tables["classes"].to_pylist()
-    counts = {row["label"]: [row["TP"], row["FP"], row["FN"]] for row in table}
-    assert counts == {name: sums[1:] for name, sums in by_sets(images).items()}
+    assert classes(found) == {name: sums[1:] for name, sums in by_sets(images).items()}
+
+
+@settings(max_examples=20)
+@given(images=IMAGES)
+def test_the_rows_of_images_are_each_image_alone(images: list[Pair]) -> None:
+    for image, row in zip(images, panoptic.image_rows(counts_of(images)).to_pylist(), strict=True):
+        alone = by_definition([image])["PQ"]
+        assert (nan if row["PQ"] is None else row["PQ"]) == pytest.approx(alone, nan_ok=True)
+        sums = by_sets([image]).values()
+        assert row["segments_found"] == sum(one[1] for one in sums)
+        assert row["segments"] == sum(one[1] + one[3] for one in sums)
+        assert (row["segment_missed"] is None) == (row["segments"] == row["segments_found"])
 
 
 @settings(max_examples=30)
@@ -131,9 +166,20 @@ def test_any_split_gives_what_one_piece_gives(images: list[Pair], cuts: list[int
     ends = [0, *sorted(min(cut, len(images)) for cut in cuts), len(images)]
     pieces = [counted(images[a:b], a) for a, b in zip(ends, ends[1:], strict=False)]
     whole, merged = counted(images), panoptic.merge(pickle.loads(pickle.dumps(pieces[::-1])))
+    assert whole.names == merged.names
     np.testing.assert_array_equal(whole.counts, merged.counts)
+    np.testing.assert_array_equal(whole.kinds, merged.kinds)
     np.testing.assert_allclose(whole.iou, merged.iou, rtol=1e-12)
-    assert (whole.images, whole.failed, whole.excluded) == (merged.images, merged.failed, merged.excluded)
+    assert (whole.images, whole.left_out) == (merged.images, merged.left_out)
+
+
+@settings(max_examples=30)
+@given(images=IMAGES, chosen=st.sets(st.integers(0, 5)))
+def test_some_of_the_images_are_as_if_they_were_all(images: list[Pair], chosen: set[int]) -> None:
+    rows = np.array(sorted(chosen & set(range(len(images)))), np.int64)
+    some = panoptic.result(panoptic.partial(counts_of(images), rows))
+    expected = by_definition([images[row] for row in rows])
+    assert numbers(some) == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
 @settings(max_examples=20)
@@ -149,8 +195,8 @@ def test_a_replicate_is_the_images_as_often_as_their_weights(images: list[Pair])
         assert numbers(panoptic.result(once)) == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
-def one_row(ids: Sequence[int], classes: dict[int, str], crowd: Sequence[int] = ()) -> Segments:
-    return Segments(np.array([ids]), classes, crowd)
+def one_row(ids: Sequence[int], classes: dict[int, str], crowd: Sequence[int] = ()) -> Drawn:
+    return Drawn(np.array([ids]), classes, crowd)
 
 
 def test_a_hand_computed_example() -> None:
@@ -158,11 +204,14 @@ def test_a_hand_computed_example() -> None:
     said = one_row([5, 5, 5, 0, 6, 7, 7, 7, 8, 8, 8, 9], {5: "cat", 6: "dog", 7: "cat", 8: "sky", 9: "sky"})
     # cat: 5 takes 1 at 3/4, 7 is two thirds void. dog: 6 has just half of 2. sky: 8 takes 3 at 3/4, not 9.
     found = panoptic.result(counted([(said, truth)]))
-    assert found.tables["classes"].to_pylist() == [
-        {"label": "cat", "thing": True, "PQ": 0.75, "SQ": 0.75, "RQ": 1.0, "TP": 1, "FP": 0, "FN": 0},
-        {"label": "dog", "thing": True, "PQ": 0.0, "SQ": 0.0, "RQ": 0.0, "TP": 0, "FP": 1, "FN": 1},
-        {"label": "sky", "thing": False, "PQ": 0.5, "SQ": 0.75, "RQ": 2 / 3, "TP": 1, "FP": 1, "FN": 0},
+    names = ["label", "is_thing", "PQ", "SQ", "RQ", "truths", "detections"]
+    rows = found.tables["panoptic_classes"].select(names).to_pylist()
+    assert [list(row.values()) for row in rows] == [
+        ["cat", True, 0.75, 0.75, 1.0, 1, 1],
+        ["dog", True, 0.0, 0.0, 0.0, 1, 1],
+        ["sky", False, 0.5, 0.75, 2 / 3, 1, 2],
     ]
+    assert classes(found) == {"cat": [1, 0, 0], "dog": [0, 1, 1], "sky": [1, 1, 0]}
     assert numbers(found) == pytest.approx(
         {
             "PQ": 1.25 / 3,
@@ -180,17 +229,37 @@ def test_a_hand_computed_example() -> None:
 
 def test_void_is_no_part_of_the_union() -> None:
     truth, said = one_row([1, 1, 0, 0, 0], {1: "cat"}), one_row([7, 7, 7, 7, 7], {7: "cat"})
-    iou, counts = panoptic.match(said, truth, CLASSES)
-    assert iou.tolist() == [1, 0, 0]
-    assert counts[:, 0].tolist() == [1, 0, 0]
+    assert numbers(panoptic.result(counted([(said, truth)])))["PQ"] == 1
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("cat", 0), ("dog", 1)])
 def test_a_crowd_excuses_its_own_class(name: str, wrong: int) -> None:
     truth = one_row([1, 1, 1, 2], {1: "cat", 2: "sky"}, crowd=[1])
-    _, counts = panoptic.match(one_row([7, 7, 8, 8], {7: name, 8: "sky"}), truth, CLASSES)
-    assert counts[1].sum() == wrong + 1  # 8 has half of 2: that is no match.
-    assert counts[2].tolist() == [0, 0, 1]
+    said = one_row([7, 7, 8, 8], {7: name, 8: "sky"})
+    found = classes(panoptic.result(counted([(said, truth)])))
+    assert found.get(name, [0, 0, 0]) == [0, wrong, 0]
+    assert found["sky"] == [0, 1, 1]  # 8 has half of 2: that is no match.
+
+
+def test_of_segments_that_overlap_a_pixel_belongs_to_the_first() -> None:
+    def masks(*rows: Sequence[int]) -> list[Any]:
+        return [rle.encode(np.asfortranarray([row], np.uint8)) for row in rows]
+
+    said = Segments(["cat", "sky"], masks([1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1]), [True, False])
+    true = Segments(["cat", "sky"], masks([1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]), [True, False])
+    assert numbers(panoptic.result(panoptic.partial(panoptic.count(["a"], [said], [true]))))["PQ"] == 1
+
+
+def test_the_truth_says_what_a_thing_is() -> None:
+    truth, said = (
+        one_row([1, 1, 2, 0], {1: "cat", 2: "sky"}),
+        one_row([1, 1, 2, 3], {1: "cat", 2: "sky", 3: "dog"}),
+    )
+    opposite = {name: not thing for name, thing in CLASSES.items()}
+    counts = panoptic.count(["a"], [said.segments(opposite)], [truth.segments()])
+    table = panoptic.result(panoptic.partial(counts)).tables["panoptic_classes"]
+    found = dict(zip(table["label"].to_pylist(), table["is_thing"].to_pylist(), strict=True))
+    assert found == {"cat": True, "sky": False, "dog": False}  # Of a dog only the prediction says something.
 
 
 def test_a_failed_image_is_all_misses() -> None:
@@ -199,45 +268,24 @@ def test_a_failed_image_is_all_misses() -> None:
     found = panoptic.result(counted([(said, truth), (None, truth)]))
     assert found.metrics["RQ"].value == 2 / 3
     assert found.metrics["PQ_stuff"].value is None
-    assert found.metrics["PQ_stuff"].reason == "there is no segment of these classes"
-    assert outcomes(found) == {"predicted": 1, "failed": 1}
+    assert found.metrics["PQ_stuff"].reason == panoptic.NO_SEGMENT
 
 
-def test_what_cannot_be_compared_is_counted_by_its_reason() -> None:
+def test_a_predicted_segment_without_pixels_is_left_out_and_counted() -> None:
+    truth = one_row([1, 1], {1: "cat"})
+    counts = counts_of([(one_row([1, 1], {1: "cat", 2: "dog"}), truth)])
+    assert panoptic.result(panoptic.partial(counts)).metrics["PQ"].value == 1
+    assert counts.left_out == {panoptic.EMPTY: 1}
+
+
+def test_masks_of_different_sizes_are_left_out_and_counted() -> None:
     fine = one_row([1, 2], {1: "cat", 2: "sky"})
-    bad = [one_row([1, 3], {1: "cat"}), one_row([1, 1], {1: "cow"})]
-    found = panoptic.result(
-        counted([(fine, fine), (fine, one_row([1], {1: "cat"})), *((fine, one) for one in bad)])
-    )
+    counts = counts_of([(fine, fine), (fine, one_row([1], {1: "cat"}))])
+    found = panoptic.result(panoptic.partial(counts))
     assert found.metrics["PQ"].value == 1.0
     assert found.metrics["PQ"].count == 1
-    assert outcomes(found) == {
-        "predicted": 1,
-        "failed": 0,
-        panoptic.OTHER_SIZE: 1,
-        panoptic.UNKNOWN_SEGMENT: 2,
-    }
-
-
-@pytest.mark.parametrize(
-    ("said", "message"),
-    [
-        (one_row([1, 3], {1: "cat"}), "prediction of 0.png: the map has segment 3, which has no class"),
-        (one_row([1, -1], {1: "cat"}), "has segment -1"),
-        (one_row([1, 1], {1: "cat", 2: "dog"}), "segment 2 has no pixel"),
-        (one_row([1, 1], {1: "cow"}), "class 'cow', which is none of the classes"),
-    ],
-)
-def test_a_prediction_that_contradicts_itself_is_refused(said: Segments, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        counted([(said, one_row([1, 1], {1: "cat"}))])
-
-
-def test_what_does_not_fit_together_is_refused() -> None:
-    with pytest.raises(ValueError, match="begin at 1"):
-        one_row([0], {0: "cat"})
-    with pytest.raises(ValueError, match="different classes"):
-        panoptic.merge([counted([]), panoptic.partial([], [], [], {"cat": False})])
+    assert counts.left_out == {panoptic.OTHER_SIZE: 1}
+    assert panoptic.image_rows(counts)["PQ"].to_pylist() == [1.0, None]
 
 
 def test_nothing_to_count_says_why() -> None:
@@ -246,47 +294,47 @@ def test_nothing_to_count_says_why() -> None:
 
 
 @pytest.fixture(scope="module")
-def coco(shared: Path) -> tuple[dict[str, bool], list[Segments]]:
+def coco(shared: Path) -> tuple[dict[str, bool], list[Drawn]]:
     """Return the classes and the segments of real truth."""
     folder = shared / "data" / "coco-sample" / "annotations"
     if not (folder / "panoptic.json").is_file():
         pytest.skip("no COCO sample with panoptic truth beside the checkout")
     content = json.loads((folder / "panoptic.json").read_text())
     names = {one["id"]: one["name"] for one in content["categories"]}
-    found = [segments(folder / "panoptic", one, names) for one in content["annotations"][:IMAGES_READ]]
+    found = [drawn(folder / "panoptic", one, names) for one in content["annotations"][:IMAGES_READ]]
     return {one["name"]: bool(one["isthing"]) for one in content["categories"]}, found
 
 
-def segments(folder: Path, annotation: dict[str, Any], names: dict[int, str]) -> Segments:
+def drawn(folder: Path, annotation: dict[str, Any], names: dict[int, str]) -> Drawn:
     with Image.open(folder / annotation["file_name"]) as image:
         colours: NDArray[Any] = np.asarray(image.convert("RGB"), np.uint32)
     listed = annotation["segments_info"]
     classes = {one["id"]: names[one["category_id"]] for one in listed}
     crowd = [one["id"] for one in listed if one["iscrowd"]]
-    return Segments(colours @ np.array([1, 256, 65536], np.uint32), classes, crowd)
+    return Drawn(colours @ np.array([1, 256, 65536], np.uint32), classes, crowd)
 
 
-def test_real_truth_against_itself_is_perfect(coco: tuple[dict[str, bool], list[Segments]]) -> None:
-    classes, truth = coco
-    keys = [str(number) for number in range(len(truth))]
-    found = panoptic.result(panoptic.partial(keys, truth, truth, classes))
+def test_real_truth_against_itself_is_perfect(coco: tuple[dict[str, bool], list[Drawn]]) -> None:
+    things, truth = coco
+    found = panoptic.result(panoptic.partial(counts_of([(one, one) for one in truth], things=things)))
     assert numbers(found) == dict.fromkeys(found.metrics, 1.0)
     assert {(value.low, value.high) for value in found.metrics.values()} == {(1.0, 1.0)}
-    counts = found.tables["classes"].to_pydict()
+    counts = found.tables["panoptic_classes"].to_pydict()
     listed = sum(len(one.classes) - len(one.crowd) for one in truth)
-    assert (sum(counts["TP"]), sum(counts["FP"]), sum(counts["FN"])) == (listed, 0, 0)
+    sums = [sum(counts[name]) for name in ("true_positives", "false_positives", "false_negatives")]
+    assert sums == [listed, 0, 0]
 
 
-def test_real_truth_moved_is_as_by_sets_of_pixels(coco: tuple[dict[str, bool], list[Segments]]) -> None:
-    classes, truth = coco
+def test_real_truth_moved_is_as_by_sets_of_pixels(coco: tuple[dict[str, bool], list[Drawn]]) -> None:
+    things, truth = coco
     with_crowds = [one for one in truth if one.crowd][:3]
     assert with_crowds
     for one in with_crowds:
         small = replace(one, ids=one.ids[::8, ::8])
         ids = np.roll(small.ids, 2, axis=1)
-        said = Segments(ids, {number: one.classes[number] for number in np.unique(ids).tolist() if number})
-        iou, counts = panoptic.match(said, small, classes)
-        found = dict(zip(classes, np.vstack([iou, counts]).T.tolist(), strict=True))
-        assert found == {
-            name: pytest.approx(sums) for name, sums in by_sets([(said, small)], classes).items()
-        }
+        said = Drawn(ids, {number: one.classes[number] for number in np.unique(ids).tolist() if number})
+        found = panoptic.partial(counts_of([(said, small)], things=things))
+        expected = by_sets([(said, small)])
+        for place, name in enumerate(found.names):
+            sums = [found.iou[0, place], *found.counts[0, :, place]]
+            assert sums == pytest.approx(expected.get(name, [0, 0, 0, 0]))

@@ -226,6 +226,7 @@ def assert_same(found: Evaluated, expected: dict[str, list[float]]) -> None:
     }
 
 
+@pytest.mark.slow
 @given(made=pictures())
 def test_as_by_loops(made: list[Picture]) -> None:
     assert_same(evaluated(made), by_loops(made))
@@ -302,6 +303,7 @@ def test_a_file_of_voc_has_the_pixel_that_the_kits_add() -> None:
 # Any split, the intervals, and what is odd
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(seed=st.integers(0, 99), cuts=st.lists(st.integers(0, 8), max_size=4), data=st.data())
 def test_any_split_gives_what_one_piece_gives(seed: int, cuts: list[int], data: st.DataObject) -> None:

@@ -106,6 +106,7 @@ def test_features_at_depths_stay_the_same_when_layers_are_fused(name: str, names
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "block"),
     [

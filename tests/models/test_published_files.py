@@ -156,6 +156,7 @@ def test_a_pose_network_s_file_gets_the_epsilon_that_torchvision_sets_with_it(
     assert said == (f" with epsilon {0.0 if exact else 1e-5}" if wrong_before else "")
 
 
+@pytest.mark.slow
 def test_a_detector_s_other_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = "ssdlite320_mobilenet_v3_large"
     path = weights_of(tmp_path / "mine.pth", model, weights_backbone=None)

@@ -298,6 +298,7 @@ def test_a_record_of_a_training_is_named(name: str, training: Path, tmp_path: Pa
             launch(job, QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["000001-000000000.pt", "best.pt"])
 def test_a_checkpoint_is_named(name: str, training: Path, tmp_path: Path) -> None:
     import torch

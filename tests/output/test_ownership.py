@@ -203,6 +203,7 @@ def test_another_job_is_refused_where_a_part_is_finished(
     assert parts(out) == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False], ids=["recorded", "of an earlier version"])
 @pytest.mark.parametrize(
     ("before", "after"),

@@ -424,7 +424,7 @@ def test_many_classes_can_be_opened(tmp_path: Path) -> None:
     assert matrix is not None
     assert (len(matrix.rows), matrix.count) == (20, count)
     assert matrix.columns[-1] == "other"
-    assert all(sum(cell.images for cell in row.cells) == row.images for row in matrix.rows)
+    assert all(sum(cell.amount for cell in row.cells) == row.amount for row in matrix.rows)
     assert len(confusions) == count // 2
     assert confusions[0][2:] == (1, 1.0)
 
@@ -433,7 +433,7 @@ def test_the_confusion_matrix_counts_failures(tmp_path: Path) -> None:
     matrix, confusions = confusion_matrix(context(classified(tmp_path / "out", ZOO)))
     assert matrix is not None
     assert (list(matrix.columns), confusions) == (["cat", "deer", "dog", "failed"], [])
-    counts = {row.label: [cell.images for cell in row.cells] for row in matrix.rows}
+    counts = {row.label: [cell.amount for cell in row.cells] for row in matrix.rows}
     assert counts == {"cat": [0, 0, 1, 1], "deer": [1, 1, 1, 0], "dog": [1, 0, 2, 0]}
     assert [cell.right for cell in matrix.rows[2].cells] == [False, False, True, False]
     assert max(cell.tint for row in matrix.rows for cell in row.cells) <= 50
@@ -543,6 +543,7 @@ def test_pictures_that_compress_badly_become_smaller(tmp_path: Path) -> None:
     assert sum(len(view.uri) for card in cards for view in card.views) <= 2 * size
 
 
+@pytest.mark.slow
 def test_a_page_of_noise_stays_below_eight_megabytes(tmp_path: Path) -> None:
     folder = detected(tmp_path / "out", [STREET[place % 2] for place in range(100)])
     random = np.random.default_rng(0)

@@ -297,6 +297,7 @@ def job(bucket: Bucket, inventory: str | None) -> MapJob:
     )
 
 
+@pytest.mark.slow
 def test_a_newer_inventory_adds_what_is_new(bucket: Bucket) -> None:
     for number in range(4):
         bucket.put(f"photos/{number}.jpg", jpeg(number))

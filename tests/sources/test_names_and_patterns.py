@@ -56,6 +56,7 @@ def test_local_names_are_names(name: str, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_names_in_a_bucket_are_names(bucket: Bucket) -> None:
     storage = Storage(bucket.options)
     for name in ODD:

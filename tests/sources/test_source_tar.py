@@ -484,6 +484,7 @@ def test_a_header_that_claims_anything(tmp_path: Path) -> None:
             keys(f"{tmp_path}/{number}.tar")
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.data())
 def test_any_damage_is_told_or_harmless(data: st.DataObject) -> None:
@@ -553,6 +554,7 @@ stem = st.builds(
 member = st.tuples(stem, st.sampled_from([".jpg", ".PNG", ".cls", ".txt", ""]), st.integers(0, 3000))
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.lists(st.lists(member, max_size=12), min_size=1, max_size=3), st.data())
 def test_any_image_is_found_and_any_listing_resumed(archives: Sequence[Any], data: st.DataObject) -> None:

@@ -135,6 +135,7 @@ def test_a_tree(tmp_path: Path) -> None:
         "area": 555.0,
         "difficult": True,
         "ignore": False,
+        "is_thing": None,
     }
     assert second["objects"][1]["difficult"] is False
     assert (second["width"], second["height"]) == (40, 30)
@@ -188,6 +189,7 @@ stems = st.sets(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(stems, stems, st.randoms(use_true_random=False))
 def test_any_two_sets_of_names_give_their_union_each_once_and_go_on_anywhere(

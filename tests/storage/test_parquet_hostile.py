@@ -234,6 +234,7 @@ def peak(path: Path, *keep: str) -> tuple[Any, int]:
     return found, above
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["dictionary", "DELTA_BYTE_ARRAY"])
 def test_a_cell_that_repeats_costs_no_memory(encoding: str, tmp_path: Path) -> None:
     cells = pa.DictionaryArray.from_arrays(pa.array([0] * 64), pa.array([b"A" * 20_000_000]))

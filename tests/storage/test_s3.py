@@ -41,6 +41,7 @@ def photos(bucket: Bucket) -> Bucket:
     return bucket
 
 
+@pytest.mark.slow
 def test_from_bucket_to_bucket(photos: Bucket) -> None:
     spec = job(photos, "out")
     summary = run(spec, QUIET)
@@ -52,6 +53,7 @@ def test_from_bucket_to_bucket(photos: Bucket) -> None:
     assert run(spec, QUIET).images == 0
 
 
+@pytest.mark.slow
 def test_retry_failed_replaces_a_part_of_a_bucket(photos: Bucket) -> None:
     spec = job(photos, "out")
     run(spec, QUIET)
@@ -63,6 +65,7 @@ def test_retry_failed_replaces_a_part_of_a_bucket(photos: Bucket) -> None:
     assert len(rows) == 20
 
 
+@pytest.mark.slow
 def test_a_training_from_bucket_to_bucket(bucket: Bucket, tmp_path: Path) -> None:
     for path in tiny.colours(tmp_path, 10).rglob("*.png"):
         key = f"set/{path.relative_to(tmp_path)}"

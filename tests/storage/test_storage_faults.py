@@ -88,6 +88,7 @@ MIXED = pytest.param(FAULTS, id="all")
 ALONE = [pytest.param((fault,), id=fault, marks=pytest.mark.long) for fault in FAULTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [MIXED, *ALONE])
 def test_every_request_is_tried_again(
     faults: tuple[Fault, ...], bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -172,6 +173,7 @@ def test_a_lock_whose_answer_is_lost_is_held(bucket: Bucket, monkeypatch: pytest
         assert not found.exists(uri)
 
 
+@pytest.mark.slow
 def test_a_refusal_that_begins_in_mid_run_is_the_storages_fault(photos: Bucket) -> None:
     def is_image(method: str, path: str) -> bool:
         return method in ("GET", "HEAD") and "/photos/" in path
@@ -187,6 +189,7 @@ def test_a_refusal_that_begins_in_mid_run_is_the_storages_fault(photos: Bucket) 
     assert len(rows_of(photos)) == 40
 
 
+@pytest.mark.slow
 def test_single_refusals_among_others_are_rows(photos: Bucket) -> None:
     def is_refused(method: str, path: str) -> bool:
         return path.endswith(("/photos/003.jpg", "/photos/017.jpg", "/photos/039.jpg"))
@@ -198,6 +201,7 @@ def test_single_refusals_among_others_are_rows(photos: Bucket) -> None:
     assert refused == ["003.jpg", "017.jpg", "039.jpg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [MIXED, *ALONE])
 def test_a_web_file_is_asked_for_again(faults: tuple[Fault, ...], web: WebServer) -> None:
     data = bytes(range(256)) * 64

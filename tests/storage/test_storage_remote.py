@@ -102,6 +102,7 @@ CASES: list[tuple[Reply, type[Exception]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reply", "kind"), CASES, ids=lambda value: getattr(value, "body", b"").decode()[13:40]
 )
@@ -284,6 +285,7 @@ def test_whose_fault_an_answer_of_the_web_is(status: int, kind: type[Exception],
     assert "id=1" in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_web_file_is_tried_again(web: WebServer) -> None:
     failures = iter([Reply(503), Reply(429), Reply(wait_s=5)])
     web.answer = lambda method, path: next(failures, Reply(body=b"image"))

@@ -73,6 +73,7 @@ def read(path: Path, model: Classifier) -> Image:
     return Image(ImageRef(path.name, str(path)), pixels, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "every", [10, pytest.param(1, marks=pytest.mark.long)], ids=["one of ten", "the whole sample"]
 )

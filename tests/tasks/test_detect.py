@@ -302,6 +302,7 @@ output: "{out}"
 """
 
 
+@pytest.mark.slow
 def test_a_whole_job_writes_objects_with_their_truth_and_is_judged(
     tmp_path: Path, photos: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,6 +340,7 @@ def test_truth_that_the_model_cannot_know_stops_before_the_first_shard(
     assert found.metrics["AP"].reason
 
 
+@pytest.mark.slow
 def test_poses_are_written_beside_their_truth(tmp_path: Path, photos: Callable[[int], Path]) -> None:
     folder = photos(2)
     truth = json.loads(coco(tmp_path, folder, "person").read_text())

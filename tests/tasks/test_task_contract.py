@@ -46,6 +46,11 @@ TINY: dict[str, dict[str, Any]] = {
         "score_threshold": 0.0,
         "max_objects": 3,
     },
+    "segment": {
+        "model": "tests.tiny_segmenter:convolutions",
+        "flips": True,
+        "uncertain": 2,
+    },
 }
 """The fields that make a task small: random weights, small inputs. A new task adds its own here."""
 
@@ -140,7 +145,7 @@ def predict(model: Model, pictures: list[Image]) -> pa.RecordBatch:
     for shape in shapes:
         batch = [(i, j) for i, j in places if prepared[i][j].pixels.shape == shape]
         pixels = torch.stack([prepared[i][j].pixels for i, j in batch])
-        sizes = torch.tensor([prepared[i][j].size for i, j in batch])
+        sizes = torch.tensor([prepared[i][j].sizes for i, j in batch])
         with torch.inference_mode():
             outputs = model.forward(pixels, sizes)
         found.update(zip(batch, _split(outputs), strict=True))
@@ -175,6 +180,7 @@ def test_a_driver_can_use_it_without_torch_or_ray(task: Task) -> None:
     assert (ended.stdout.strip(), ended.stderr, ended.returncode) == ("", "", 0)
 
 
+@pytest.mark.slow
 def test_one_row_an_image_with_exactly_the_schemas_columns(task: Task) -> None:
     model = task.load(Runtime("cpu"))
     for count in 1, 3:
@@ -184,12 +190,14 @@ def test_one_row_an_image_with_exactly_the_schemas_columns(task: Task) -> None:
         rows.validate(full=True)
 
 
+@pytest.mark.slow
 def test_neighbours_in_a_batch_do_not_change_a_row(task: Task) -> None:
     model = task.load(Runtime("cpu"))
     first, second = predict(model, images(1, 2, 3)), predict(model, images(4, 1, 6))
     assert first.slice(0, 1).to_pylist() == second.slice(1, 1).to_pylist()
 
 
+@pytest.mark.slow
 def test_loading_again_gives_the_same_rows_and_identity(task: Task) -> None:
     first, second = task.load(Runtime("cpu")), task.load(Runtime("cpu"))
     assert dict(first.identity) == dict(second.identity)

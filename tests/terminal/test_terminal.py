@@ -142,6 +142,7 @@ def test_an_argument_with_control_characters_is_a_mistake(command: str, text: st
     assert not steers(found.output.replace("\n", ""))
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_but_by_what_escapes() -> None:
     package = Path(cnnbatch.__file__).parent
     for path in package.rglob("*.py"):

@@ -290,6 +290,7 @@ def test_labels_known_to_the_network_need_no_training(
     assert torch.equal(weights_of(out)["5.weight"], tiny.build().module.state_dict()["5.weight"])
 
 
+@pytest.mark.slow
 def test_a_head_on_earlier_features_is_a_model_without_the_rest(tmp_path: Path) -> None:
     folder, out = tiny.colours(tmp_path / "colours", 40), tmp_path / "out"
     launch(tiny.job(folder, out, {"strategy": "head", "features": "0.1", "learning_rate": 0.1}), QUIET)

@@ -102,6 +102,7 @@ def test_a_training_goes_on_from_a_trained_folder(trained: Path, tmp_path: Path)
     assert all(name.startswith("head.") and "running" not in name for name in changed)
 
 
+@pytest.mark.slow
 def test_a_file_of_coco_trains_the_classes_that_have_objects(tmp_path: Path) -> None:
     path = tiny.coco(tmp_path / "coco", 24)
     launch(tiny.job(path, tmp_path / "out", {"epochs": 1, "test": 0.2}), QUIET)

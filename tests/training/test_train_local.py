@@ -52,6 +52,7 @@ def require_equal(out: Path, here: Path) -> None:
         assert tensor.equal(found[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["", "kill"])
 def test_a_process_trains_what_this_one_does_though_it_is_killed(
     fault: str, here: Path, tmp_path: Path
@@ -61,6 +62,7 @@ def test_a_process_trains_what_this_one_does_though_it_is_killed(
     require_equal(tmp_path / "out", here)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_lost_too_often_ends_the_training_which_goes_on_later(
     here: Path, tmp_path: Path
 ) -> None:
@@ -71,6 +73,7 @@ def test_a_process_that_is_lost_too_often_ends_the_training_which_goes_on_later(
     require_equal(tmp_path / "out", here)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_from_the_last_checkpoint(here: Path, tmp_path: Path) -> None:
     out, spec = tmp_path / "out", faulty(here, tmp_path / "out", "slow")
     (tmp_path / "job.yaml").write_text(to_yaml(spec))

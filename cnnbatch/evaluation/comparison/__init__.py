@@ -31,6 +31,7 @@ from cnnbatch.evaluation.comparison.options import CompareOptions
 from cnnbatch.evaluation.comparison.pairing import Joined, Side, open_side
 from cnnbatch.evaluation.comparison.result import Comparison
 from cnnbatch.evaluation.truths import Aligned
+from cnnbatch.report.context import about_output
 from cnnbatch.storage import Storage, redact
 from cnnbatch.terminal.screen import Screen
 
@@ -98,11 +99,14 @@ def measure_of(a: Side, b: Side, options: CompareOptions) -> Measure:
     first, second = (side.result.schema for side in (a, b))
     for kind in MEASURES.among(first.names):
         measure = MEASURES[kind]
-        if kind in second.names and all(measure.fits(one.field(kind).type) for one in (first, second)):
-            return measure(kind, options)
+        columns = [one.field(kind).type for one in (first, second) if kind in one.names]
+        if len(columns) == 2 and all(map(measure.fits, columns)):
+            found = measure.of(kind, options, columns)
+            found.about = about_output(a.result, a.storage), about_output(b.result, b.storage)
+            return found
     lines = [f"  {redact(side.result.uri)} has {', '.join(side.result.schema.names)}" for side in (a, b)]
     raise UserError(
-        "expected two outputs of one task, with labels or with boxes of objects in both:\n"
+        "expected two outputs of one task, with labels, boxes of objects or maps in both:\n"
         + "\n".join(lines)
         + "\n  what to do: compare outputs of the same task"
     )

@@ -16,17 +16,23 @@ from cnnbatch.evaluation.comparison.options import CompareOptions
 from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import wilson
 from cnnbatch.metrics.objects import Labels
+from cnnbatch.output.reader import ROWS_IN_A_BATCH
+from cnnbatch.report.answers.entry import NOTHING_MORE, AboutOutput
 
 
 @dataclass(frozen=True, slots=True)
 class ClassShift:
-    """A class in A and in B: how often it was predicted, and the mean score; None without one."""
+    """A class in A and in B: how often it was predicted, and the mean score; None without one.
+
+    ``iou`` is that of its pixels in A and in B, None where pixels are not compared.
+    """
 
     label: str
     count_a: int
     count_b: int
     score_a: float | None
     score_b: float | None
+    iou: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,8 @@ class Measure(ABC):
     by what an image is better or worse, the first that both evaluations have: columns of
     ``evaluation/images.parquet`` both.
 
+    ``at_once`` is how many images are read at a time, ``about`` what their rows do not say, of both outputs.
+
     ``changes`` counts pairs of different labels, by their numbers; ``excluded`` what can't be compared.
     """
 
@@ -89,12 +97,19 @@ class Measure(ABC):
     drawn: ClassVar[bool] = False
     shares: ClassVar[Mapping[str, str]] = {}
     image_scores: ClassVar[Sequence[ImageScore]] = ()
+    at_once: ClassVar[int] = ROWS_IN_A_BATCH
+    about: tuple[AboutOutput, AboutOutput] = (NOTHING_MORE, NOTHING_MORE)
 
     def __init__(self, kind: str, options: CompareOptions) -> None:
         self.kind, self.options = kind, options
         self.changes, self.excluded = Counter[tuple[int, int]](), Counter[str]()
         self.labels, self.classes = Labels(), (ClassCounts(), ClassCounts())
         self.images = self.alike = 0
+
+    @classmethod
+    def of(cls, kind: str, options: CompareOptions, columns: Sequence[pa.DataType]) -> Measure:
+        """Return the measure for both outputs' columns of the kind, which all fit."""
+        return cls(kind, options)
 
     @classmethod
     def fits(cls, column: pa.DataType) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from cnnbatch.config.entries import Entries
 from cnnbatch.evaluation.comparison.labels import LabelMeasure
+from cnnbatch.evaluation.comparison.maps import MapMeasure
 from cnnbatch.evaluation.comparison.measure import Measure
 from cnnbatch.evaluation.comparison.objects import ObjectMeasure
 
 MEASURES: Entries[type[Measure]] = Entries(
-    "comparison", {"objects": ObjectMeasure, "label": LabelMeasure}, Measure
+    "comparison", {"objects": ObjectMeasure, "label": LabelMeasure, "map": MapMeasure}, Measure
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from cnnbatch.evaluation.comparison.boxes import match, others
 from cnnbatch.evaluation.comparison.measure import ImageScore, Measure, as_type, flags, floats
 from cnnbatch.evaluation.comparison.options import CompareOptions
+from cnnbatch.evaluation.comparison.segments import SEGMENT, SegmentMeasure
 from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import REPLICATES, percentiles, poisson_weights
 from cnnbatch.metrics.iou_types import IOU_TYPES
@@ -42,6 +44,13 @@ class ObjectMeasure(Measure):
         super().__init__(kind, options)
         # 2 · matched, boxes of A, boxes of B; of the images as they are, then of each replicate.
         self._sums = np.zeros((3, 1 + REPLICATES), np.int64)
+
+    @classmethod
+    def of(cls, kind: str, options: CompareOptions, columns: Sequence[pa.DataType]) -> Measure:
+        """Return this one, or that of segments where both outputs have these."""
+        if all(_fields(one).issuperset(SEGMENT) for one in columns):
+            return SegmentMeasure(kind, options)
+        return cls(kind, options)
 
     @classmethod
     def fits(cls, column: pa.DataType) -> bool:

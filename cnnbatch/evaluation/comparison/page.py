@@ -5,6 +5,7 @@ It is as self-contained as the report; its numbers are those of ``comparison.jso
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -17,7 +18,9 @@ from cnnbatch.evaluation.comparison.pairing import Side
 from cnnbatch.evaluation.comparison.result import Comparison
 from cnnbatch.evaluation.comparison.summary import agreement, cells, changed, score, to_json
 from cnnbatch.humanize import number
-from cnnbatch.report.answers.entry import Guess
+from cnnbatch.report.answers import answers_among
+from cnnbatch.report.answers.entry import DIFFERENCE, Guess, MoreView, Swatch
+from cnnbatch.report.context import about_output
 from cnnbatch.report.facts import Fact
 from cnnbatch.report.page import PICTURE_SIDE, shown_columns
 from cnnbatch.report.pictures import Picture, viewer_of
@@ -77,12 +80,14 @@ def save(found: Comparison, to: str, storage: Storage) -> None:
 
 def page_html(found: Comparison) -> str:
     """Return the whole page."""
+    shown = pairs(found)
     return template("comparison.html.j2").render(
         names=_names(found),
         outputs=[redact(side.result.uri) for side in (found.a, found.b)],
         images=found.images,
         headline=_headline(found),
-        pairs=pairs(found),
+        pairs=shown,
+        legend=_legend(found, shown),
         drawn=found.measure.drawn,
         listed=found.disagreements.num_rows,
         tables=list(_tables(found)),
@@ -111,7 +116,9 @@ def pairs(found: Comparison) -> list[Pair]:
 
 
 def _pair(picture: Picture, both: Sequence[Prediction], texts: tuple[str, str], draws: bool) -> Pair:
-    pictures = [_drawn(picture, one) for one in (both if draws and picture.image else both[:1])]
+    first, second = both[0], _aligned(*both)
+    pictures = [_drawn(picture, one) for one in ((first, second) if draws and picture.image else (first,))]
+    pictures += [replace(picture, image=one.image) for one in _more(picture, first, second)]
     a, b = (_caption(*one) for one in zip("AB", both, texts, strict=True))
     return Pair(both[0].key, pictures, (a, b))
 
@@ -119,6 +126,35 @@ def _pair(picture: Picture, both: Sequence[Prediction], texts: tuple[str, str], 
 def _caption(name: str, one: Prediction, text: str) -> SideCaption:
     """Return what one output says; ``text`` counts where the report has no words of its own."""
     return SideCaption(name, () if one.problem else one.ranked, one.caption or text)
+
+
+def _aligned(first: Prediction, second: Prediction) -> Prediction:
+    """Return the second with the colours of the first."""
+    entries = answers_among(second.answers)
+    answers = {
+        kind: entries[kind].aligned(answer, first.answers[kind]) if kind in first.answers else answer
+        for kind, answer in second.answers.items()
+    }
+    return replace(second, answers=answers)
+
+
+def _more(picture: Picture, first: Prediction, second: Prediction) -> Iterator[MoreView]:
+    """Yield where the second differs from the first, of kinds of answer that show it."""
+    for kind, entry in answers_among(first.answers).items():
+        if picture.image is not None and kind in second.answers:
+            views = entry.more_views(picture.image, first.answers[kind], second.answers[kind])
+            yield from (view for view in views if view.name == DIFFERENCE)
+
+
+def _legend(found: Comparison, some: Sequence[Pair]) -> list[Swatch]:
+    """Return the colours of what is drawn, where they need a legend."""
+    counts = Counter({one.label: one.count_a + one.count_b for one in found.classes})
+    answers: dict[str, list[Any]] = {}
+    for picture in (picture for pair in some for picture in pair.pictures):
+        for kind, answer in picture.prediction.answers.items():
+            answers.setdefault(kind, []).append(answer)
+    entries = answers_among(answers)
+    return [swatch for kind, entry in entries.items() for swatch in entry.legend(answers[kind], counts)]
 
 
 def _drawn(picture: Picture, one: Prediction) -> Picture:
@@ -134,8 +170,10 @@ def _predictions(
     parts = list(side.parts)
     places = [RankedRow(0.0, 0, parts.index(row[f"part_{name}"]), row[f"row_{name}"]) for row in rows]
     columns = shown_columns(side.result.schema.names)
+    about = about_output(side.result, side.storage)
     for place, row in zip(places, fetch(side.result, places, columns), strict=True):
-        yield prediction_of(row, side.result.refs(place.part, [place.row])[0], least=least)
+        ref = side.result.refs(place.part, [place.row])[0]
+        yield prediction_of(row, ref, least=least, about=about)
 
 
 def _names(found: Comparison) -> list[str]:
@@ -189,13 +227,15 @@ def _tables(found: Comparison) -> Iterator[Table]:
 
 def _classes(found: Comparison) -> Table:
     unit = found.measure.unit
+    has_iou = any(one.iou is not None for one in found.classes)
+    last = ("IoU of A and B",) if has_iou else ("Mean score in A", "in B")
     return _cut(
         "Classes",
         agreement(found) + ". The largest shifts first.",
-        ("Class", f"{unit} in A", f"{unit} in B", "Shift", "Mean score in A", "in B"),
+        ("Class", f"{unit} in A", f"{unit} in B", "Shift", *last),
         [
             (one.label, number(one.count_a), number(one.count_b), f"{one.count_b - one.count_a:+,}")
-            + (score(one.score_a), score(one.score_b))
+            + ((score(one.score_a), score(one.score_b)) if one.iou is None else (score(one.iou),))
             for one in found.classes
         ],
     )

@@ -6,6 +6,7 @@ they don't, the rest of the second output waits on disk.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from cnnbatch.evaluation.comparison.measure import Measure, as_type
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import PART, Output
-from cnnbatch.output.reader import ROWS_IN_A_BATCH, Footer, Reader, open_output
+from cnnbatch.output.reader import Footer, Reader, open_output
 from cnnbatch.storage import NotFound, Storage, join
 from cnnbatch.storage.scratch import on_disk, scratch
 from cnnbatch.truth import answer_of
@@ -43,6 +44,7 @@ NOTHING = "no prediction"
 
 _TABLES = "CREATE TABLE rows (key TEXT PRIMARY KEY, row TEXT NOT NULL) WITHOUT ROWID;"
 _CACHE_KB = 64_000
+_BYTES = "base64 of bytes"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Side:
             known, start = self._known(index, footer.rows), 0
             with self.storage.open(footer.part) as file:
                 parquet = pq.ParquetFile(file)
-                for batch in parquet.iter_batches(ROWS_IN_A_BATCH, columns=_leaves(parquet, wanted)):
+                for batch in parquet.iter_batches(measure.at_once, columns=_leaves(parquet, wanted)):
                     end = start + batch.num_rows
                     place = {
                         "truth": pa.array(known[start:end]),
@@ -197,7 +199,7 @@ class _RowsOnDisk:
         with on_disk("the rows of the second output"):
             for batch in batches:
                 self._schema = batch.schema
-                rows = [(row["key"], json.dumps(row)) for row in batch.to_pylist()]
+                rows = [(row["key"], json.dumps(row, default=_as_text)) for row in batch.to_pylist()]
                 self._base.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", rows)
         self.count: int = self._base.execute("SELECT count(*) FROM rows").fetchone()[0]
 
@@ -207,7 +209,17 @@ class _RowsOnDisk:
         return [one[0] if one else None for one in found]
 
     def batch(self, rows: Iterable[Any]) -> pa.RecordBatch:
-        return pa.RecordBatch.from_pylist([json.loads(row) for row in rows], self._schema)
+        found = [json.loads(row, object_hook=_as_bytes) for row in rows]
+        return pa.RecordBatch.from_pylist(found, self._schema)
+
+
+def _as_text(data: bytes) -> dict[str, str]:
+    """Return bytes, which JSON has not, as a value that no column has."""
+    return {_BYTES: base64.b64encode(data).decode()}
+
+
+def _as_bytes(value: dict[str, Any]) -> Any:
+    return base64.b64decode(value[_BYTES]) if value.keys() == {_BYTES} else value
 
 
 def _shard(footer: Footer) -> int:

@@ -143,12 +143,13 @@ def _metrics(metrics: Mapping[str, MetricDifference]) -> Any:
 def _classes(found: Comparison) -> Any:
     unit = found.measure.unit
     more = f", the {MOST_ROWS} largest shifts" if len(found.classes) > MOST_ROWS else ""
-    table = columns(f"Class{more}", f"{unit} in A", "in B", "Shift", "Score in A", "in B")
+    has_iou = any(one.iou is not None for one in found.classes)
+    last = ("IoU of A and B",) if has_iou else ("Score in A", "in B")
+    table = columns(f"Class{more}", f"{unit} in A", "in B", "Shift", *last)
     for one in found.classes[:MOST_ROWS]:
         shift = f"{one.count_b - one.count_a:+,}"
-        table.add_row(
-            one.label, f"{one.count_a:,}", f"{one.count_b:,}", shift, score(one.score_a), score(one.score_b)
-        )
+        numbers = (one.iou,) if has_iou else (one.score_a, one.score_b)
+        table.add_row(one.label, f"{one.count_a:,}", f"{one.count_b:,}", shift, *map(score, numbers))
     return table
 
 

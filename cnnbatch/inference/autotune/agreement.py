@@ -20,6 +20,8 @@ CLEAR_MARGIN = 0.1
 SURE_SCORE = 0.3
 SAME_IOU = 0.9
 PAIRS = 20_000
+GRID = 64
+"""Places of a side of a map at which its classes are compared."""
 TOLERANCE = 0.01
 """How much a plain number may differ, as a part of it or of the mean magnitude."""
 
@@ -50,6 +52,10 @@ class PrecisionGuard:
     """The outputs of a forward pass that it compares; nothing is compared where one of them is lacking."""
     limits: Mapping[str, Limit] = {"numbers that agree": Limit(0.99, at_least=True)}
     """What its numbers have to be, by their names."""
+
+    def kept(self, output: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what it compares of one input's outputs: so much is held for each image of a sample."""
+        return {name: output[name] for name in self.outputs}
 
     def measure(self, reference: Outputs, found: Outputs, threshold: float | None) -> dict[str, float]:
         """Return the numbers that `limits` names; ``threshold`` is the task's own, where it has one.
@@ -104,9 +110,34 @@ class EmbeddingGuard(PrecisionGuard):
         return _embeddings(_stacked(reference, "embedding"), _stacked(found, "embedding"), threshold)
 
 
+class MapGuard(PrecisionGuard):
+    """Compares ``map`` (H, W), a class for every pixel, on a grid; and the mean ``confidence``."""
+
+    outputs = frozenset({"map", "confidence"})
+    limits = {
+        "pixels of the same class": Limit(0.99, at_least=True),
+        "mean |Δ confidence|": Limit(0.03, at_least=False),
+    }
+
+    def kept(self, output: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the map at no more than `GRID` places a side, which are enough for a share."""
+        steps = [-(-side // GRID) for side in output["map"].shape]
+        return {**super().kept(output), "map": output["map"][:: steps[0], :: steps[1]].clone()}
+
+    def measure(self, reference: Outputs, found: Outputs, threshold: float | None) -> dict[str, float]:
+        """Return the share of equal pixels, the mean of the images', and the mean change of confidence."""
+        pairs = list(zip(reference, found, strict=True))
+        same = [float((one["map"] == other["map"]).float().mean()) for one, other in pairs]
+        changes = [abs(float(one["confidence"]) - float(other["confidence"])) for one, other in pairs]
+        return {
+            "pixels of the same class": sum(same) / len(same),
+            "mean |Δ confidence|": sum(changes) / len(changes),
+        }
+
+
 GUARDS: Entries[PrecisionGuard | type[PrecisionGuard]] = Entries(
     "autotune",
-    {"label": LabelGuard, "objects": ObjectsGuard, "embedding": EmbeddingGuard},
+    {"label": LabelGuard, "objects": ObjectsGuard, "embedding": EmbeddingGuard, "map": MapGuard},
     PrecisionGuard,
 )
 """The guards by kind of answer; of outputs that none of them compares the numbers are."""
@@ -115,6 +146,21 @@ GUARDS: Entries[PrecisionGuard | type[PrecisionGuard]] = Entries(
 def limits() -> dict[str, Limit]:
     """Return the guards' limits, by what is measured."""
     return {name: limit for one in (*GUARDS.values(), PrecisionGuard) for name, limit in one.limits.items()}
+
+
+def kept(output: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what `agreement` needs of one input's outputs; all, where no guard says what it compares."""
+    if not isinstance(output, Mapping):  # A task of a package gives a tuple, which none of them compares.
+        return output
+    found: dict[str, Any] = {}
+    for guard in _guards_of(output):
+        found |= guard.kept(output)
+    return found or output
+
+
+def _guards_of(output: Mapping[str, Any]) -> list[PrecisionGuard]:
+    guards = (as_instance(one) for one in GUARDS.values())
+    return [one for one in guards if one.outputs and one.outputs <= output.keys()]
 
 
 def agreement(reference: Outputs, found: Outputs, threshold: float | None = None) -> dict[str, float]:
@@ -126,10 +172,8 @@ def agreement(reference: Outputs, found: Outputs, threshold: float | None = None
     measured: dict[str, float] = {}
     if not reference:
         return measured
-    names = reference[0].keys()
-    for guard in GUARDS.values():
-        if guard.outputs and guard.outputs <= names:
-            measured |= as_instance(guard).measure(reference, found, threshold)
+    for guard in _guards_of(reference[0]):
+        measured |= guard.measure(reference, found, threshold)
     return measured or PrecisionGuard().measure(reference, found, threshold)
 
 

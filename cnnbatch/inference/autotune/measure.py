@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, Literal
 
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.inference.autotune.agreement import agreement, beyond
+from cnnbatch.inference.autotune.agreement import agreement, beyond, kept
 from cnnbatch.inference.autotune.candidates import (
     PRIOR_FEW,
     PRIOR_SAMPLE,
@@ -342,7 +342,7 @@ class _Measuring:
         worker.settings.apply()
         outputs, forward_s, decode_s = {}, list[float](), 0.0
         for one in worker.outputs(shard, _clock(worker.settings)):
-            outputs[one.position] = one.outputs
+            outputs[one.position] = [kept(output) for output in one.outputs]
             forward_s.append(one.forward_s)
             decode_s += one.decode_s
         if not outputs:  # None of these images can be read: there is no rate.

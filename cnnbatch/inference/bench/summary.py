@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from cnnbatch.humanize import decimal, duration
+from cnnbatch.humanize import counted, decimal, duration
 from cnnbatch.inference.bench.advice import advice
 from cnnbatch.inference.messages import STAGES
 from cnnbatch.terminal.console import columns
@@ -74,11 +74,11 @@ def show(found: Bench, console: Console) -> None:
 def head(found: Bench) -> str:
     """Return what was measured where."""
     settings, machine = found.whole.settings, found.machine
-    devices = f", {machine.devices} accelerators" if machine.devices else ""
+    devices = f", {counted(machine.devices, 'accelerator')}" if machine.devices else ""
     return (
-        f"{found.job.task.name} on {settings['device']}: {machine.workers} workers, {machine.cores} of "
-        f"{found.whole.here.cores} cores{devices}; {settings['precision']}, {settings['backend']}, "
-        f"batches of at most {settings['batch']}"
+        f"{found.job.task.name} on {settings['device']}: {counted(machine.workers, 'worker')}, "
+        f"{machine.cores} of {counted(found.whole.here.cores, 'core')}{devices}; {settings['precision']}, "
+        f"{settings['backend']}, batches of at most {settings['batch']}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator
 
+from cnnbatch.humanize import counted
 from cnnbatch.inference.driver.capacity import Capacity
 from cnnbatch.inference.driver.pool import WorkerPool
 from cnnbatch.inference.driver.remote import Heartbeats, RemoteWorker
@@ -73,7 +74,7 @@ class ActiveWorkers:
         if not self.capacity.bound(first.node, fits):
             return []
         what = "one GPU" if has_one_gpu else "memory"
-        self.note(f"{ready.host}: {what} for {fits} workers of {ready.rss_bytes / 2**30:.1f} GB")
+        self.note(f"{ready.host}: {what} for {counted(fits, 'worker')} of {ready.rss_bytes / 2**30:.1f} GB")
         others = [worker for worker in self._workers if worker.node == first.node and worker is not first]
         return others[fits - 1 :]
 

@@ -7,6 +7,7 @@ which then needs not import torch again.
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import sys
@@ -157,13 +158,7 @@ class LocalWorkers:
             self._servers.append(_kept)
             _kept = None
         if not self._servers or (not self._servers[-1].is_running and len(self._servers) < MOST_SERVERS):
-            try:
-                self._servers.append(LocalProcesses(PRELOAD, ENVIRONMENT, _changed))
-            except OSError as error:
-                raise EnvironmentFault(
-                    f"no process can be started on this machine: {error.strerror}",
-                    "look at its memory and limits (ulimit -u, ulimit -n)",
-                ) from None
+            self._servers.append(_new_server())
         return self._servers[-1]
 
     def _name(self) -> str:
@@ -201,6 +196,24 @@ class LocalWorkers:
 
 _changed = threading.Condition()
 _kept: LocalProcesses | None = None
+
+
+def begin() -> None:
+    """Start the server of the run that follows in this process; raises EnvironmentFault where none can be."""
+    global _kept
+    if _kept is None:
+        _kept = _new_server()
+        atexit.register(_kept.close)  # It would only look for its driver once it has imported all.
+
+
+def _new_server() -> LocalProcesses:
+    try:
+        return LocalProcesses(PRELOAD, ENVIRONMENT, _changed)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"no process can be started on this machine: {error.strerror}",
+            "look at its memory and limits (ulimit -u, ulimit -n)",
+        ) from None
 
 
 class DeviceCount:

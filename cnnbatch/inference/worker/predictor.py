@@ -98,7 +98,7 @@ class Predictor:
         model = self._model.networks[name] if name else self._model  # type: ignore[attr-defined]
         try:
             with torch.inference_mode():
-                sizes = torch.tensor([one.size for one in prepared])
+                sizes = torch.tensor([one.sizes for one in prepared])
                 return self.transfer.fetch(model.forward(pixels, sizes))
         except Exception as error:
             if not device_memory.is_exhausted(error):

@@ -117,7 +117,9 @@ def _leaving(outputs: Any) -> Any:
 
 
 def _leaving_one(value: Any) -> Any:
-    return value.to("cpu", non_blocking=True) if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.to("cpu", non_blocking=True)
+    return [_leaving_one(one) for one in value] if isinstance(value, list) else value
 
 
 def _landed(leaving: Any, done: torch.cuda.Event) -> list[Any]:

@@ -35,8 +35,10 @@ from cnnbatch.inference.worker.transfer import Direct, transfer_for
 from cnnbatch.inference.worker.turns import ShardWithdrawn, Turn, Turns
 from cnnbatch.job import MapJob
 from cnnbatch.output import plan
+from cnnbatch.output.assets import AssetSink
 from cnnbatch.output.folder import Output
 from cnnbatch.output.part import PartSpool, part_rows, part_schema, sweep
+from cnnbatch.output.truth_file import truth_file
 from cnnbatch.storage import AlreadyExists, Changed, redact
 from cnnbatch.truth import ModelClasses, check_sizes
 from cnnbatch.types import Failure, Model, Receipt, Shard, Source
@@ -68,6 +70,7 @@ class Worker:
         self._output = output
         self.journal = journal
         self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
+        self._assets = AssetSink(output, self._schema)
         self._aliases = aliases_of(job)
         self._judged_by = judged_by(source.truth_schema, job.task.columns())
         overlaps, on_device = settings.type != "cpu", _on_device(settings)
@@ -99,8 +102,9 @@ class Worker:
         positions = range(len(shard.refs)) if old is None else _positions_again(old, work)
         truth = self._truth(shard)
         tally, sizes = ShardTally(), list[tuple[int, int] | None]()
-        with PartSpool(self._schema) as spool:
-            for rows in self._rows(work, positions, truth, tally):
+        replaced = old
+        with PartSpool(self._assets.schema) as spool:
+            for rows in self._rows(work, positions, truth, tally, self._assets):
                 sizes += _sizes(rows) if truth is not None else []
                 if old is not None:
                     old = _replace_rows(old, pa.Table.from_batches([rows]))
@@ -113,7 +117,9 @@ class Worker:
             file = spool.finish(self._footer(shard, receipt, started))
             if truth is not None:
                 self._put_truth(shard, truth, _sizes(old) if old is not None else sizes, etag)
-            self._put_part(shard, file, etag)
+            is_put = self._put_part(shard, file, etag)
+        if is_put and replaced is not None and old is not None:
+            self._assets.remove(replaced, old)
         return receipt
 
     def try_alone(self, shard: Shard, position: int) -> Failure | None:
@@ -144,11 +150,20 @@ class Worker:
         self._ahead.close()
         self.predictor.close()
         self._rows_thread.shutdown()
+        self._assets.close()
 
     def _rows(
-        self, work: Work, positions: Sequence[int], truth: pa.Table | None, tally: ShardTally
+        self,
+        work: Work,
+        positions: Sequence[int],
+        truth: pa.Table | None,
+        tally: ShardTally,
+        assets: AssetSink | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Yield a window's rows each, one window behind the one that is predicted."""
+        """Yield a window's rows each, one window behind the one that is predicted.
+
+        Where they are kept, ``assets`` takes theirs.
+        """
         reading = ReadRequest(
             work.shard, positions, work.condemned, None if truth is None else truth.to_pylist()
         )
@@ -156,9 +171,23 @@ class Worker:
         for items, outputs in self._predicted(self.predictor, reading, tally):
             if pending is not None:
                 yield pending.result()
-            pending = self._rows_thread.submit(self.window_rows, work.shard, items, outputs, tally)
+            pending = self._rows_thread.submit(self._stored, work.shard, items, outputs, tally, assets)
         if pending is not None:
             yield pending.result()
+
+    def _stored(
+        self,
+        shard: Shard,
+        window: Sequence[Item],
+        outputs: list[list[Any]],
+        tally: ShardTally,
+        assets: AssetSink | None,
+    ) -> pa.RecordBatch:
+        """Make the rows of a window and, where they are kept, write their assets."""
+        rows = self.window_rows(shard, window, outputs, tally)
+        if assets is None:
+            return rows
+        return assets.stored(rows, shard.index, [item.position for item in window])
 
     def outputs(self, shard: Shard, clock: Callable[[], float]) -> Iterator[ImageOutputs]:
         """Yield what the network says of the images that can be predicted, in order; nothing is kept.
@@ -222,7 +251,7 @@ class Worker:
     def _part(self, shard: Shard) -> tuple[pa.Table, str]:
         etag = self._output.storage.head(self._output.part(shard.index)).etag or ""
         with self._output.storage.open(self._output.part(shard.index)) as file:
-            return pq.read_table(file, schema=self._schema), etag
+            return pq.read_table(file, schema=self._assets.schema), etag
 
     def _footer(self, shard: Shard, receipt: Receipt, started: str) -> dict[str, Any]:
         return {
@@ -246,13 +275,12 @@ class Worker:
         self, shard: Shard, truth: pa.Table, sizes: Sequence[tuple[int, int] | None], etag: str | None
     ) -> None:
         """Write the truth; for a part that is there (``etag``) over what it had."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(check_sizes(truth, sizes), sink)
         put = self._output.storage.create if etag is None else self._output.storage.put
         with suppress(AlreadyExists):
-            put(self._output.truth(shard.index), sink.getvalue().to_pybytes())
+            put(self._output.truth(shard.index), truth_file(check_sizes(truth, sizes)))
 
-    def _put_part(self, shard: Shard, file: Any, etag: str | None) -> None:
+    def _put_part(self, shard: Shard, file: Any, etag: str | None) -> bool:
+        """Put the part, and say whether it now is this one."""
         uri = self._output.part(shard.index)
         try:
             if etag is None:
@@ -261,8 +289,10 @@ class Worker:
                 self._output.storage.replace(uri, file, etag)
         except AlreadyExists:
             self._require_ours(shard)  # Another worker finished this shard first: its part stands.
+            return False
         except Changed:
-            return
+            return False
+        return True
 
     def _require_ours(self, shard: Shard) -> None:
         """Refuse a part that a run of another job, which had not ended yet, has put in this one's place."""

@@ -63,8 +63,8 @@ def first_outputs(network: OnnxModule, picture: tuple[int, int]) -> Outputs:
     except RuntimeError as error:
         raise UserError(
             f"task.weights: {network.file.path.name} refuses a picture of {picture[0]} x {picture[1]}: "
-            f"{error}\n  what to do: give the size that it was exported for: task.size for a detector, "
-            "task.preprocessing.crop for a classifier"
+            f"{error}\n  what to do: give the size that it was exported for: task.preprocessing.crop "
+            "for a classifier, else task.size"
         ) from error
     return found
 

@@ -245,12 +245,12 @@ def apply(
     """
     renamed = rename(state, key_map)
     expected = module.state_dict()
-    problems = list(_misfits(expected, renamed))
+    problems = list(misfits(expected, renamed))
     if problems and (
         prefix := getattr(state, "prefix", "")
     ):  # What looked like a wrapper is the module's own.
         whole = rename({prefix + name: tensor for name, tensor in state.items()}, key_map)
-        if not list(_misfits(expected, whole)):
+        if not list(misfits(expected, whole)):
             renamed, problems = whole, []
     if problems:
         raise UserError(
@@ -265,7 +265,7 @@ def apply(
     module.load_state_dict(ordered, strict=False)
 
 
-def _misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[str]:
+def misfits(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[str]:
     """Yield one line for the missing names, one for the unexpected ones and one a wrong shape."""
     missing = [name for name in expected if name not in state and not name.endswith(_COUNTER)]
     unexpected = [name for name in state if name not in expected and not name.endswith(_COUNTER)]

@@ -7,7 +7,7 @@ once before, where a form needs to know them all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cnnbatch.config.entries import Entries
 from cnnbatch.errors import UserError
@@ -15,6 +15,8 @@ from cnnbatch.humanize import nearest
 from cnnbatch.output.export.coco import CocoResults
 from cnnbatch.output.export.csv_file import CsvTable
 from cnnbatch.output.export.format import ExportFormat
+from cnnbatch.output.export.panoptic import CocoPanoptic
+from cnnbatch.output.export.pictures import Pictures
 from cnnbatch.output.export.predictions import ExportCounts, ExportOptions, Predictions
 from cnnbatch.output.export.voc import VocTree
 from cnnbatch.output.export.yolo import YoloLabels
@@ -23,7 +25,16 @@ from cnnbatch.storage import Storage, normalize, redact
 __all__ = ["FORMATS", "ExportFormat", "ExportOptions", "ExportSummary", "export"]
 
 FORMATS: Entries[type[ExportFormat]] = Entries(
-    "export", {"coco": CocoResults, "voc": VocTree, "yolo": YoloLabels, "csv": CsvTable}, ExportFormat
+    "export",
+    {
+        "coco": CocoResults,
+        "voc": VocTree,
+        "yolo": YoloLabels,
+        "csv": CsvTable,
+        "panoptic": CocoPanoptic,
+        "pictures": Pictures,
+    },
+    ExportFormat,
 )
 """The formats by name."""
 
@@ -53,6 +64,10 @@ class ExportSummary:
                 f"  not in the COCO file of the truth: {counts.unknown:,} images; left out, as tools refuse "
                 "results of images that the file doesn't name"
             )
+        if counts.unread:
+            yield f"  gone, damaged or too large: {counts.unread:,} images; they have no picture"
+        if counts.stuff:
+            yield f"  of stuff, not of things: {counts.stuff:,} segments; --format panoptic has them"
         if counts.low:
             yield f"  below the threshold: {counts.low:,} objects"
         if counts.strange:
@@ -77,7 +92,10 @@ def export(
         raise UserError(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}{meant}")
     storage, options = storage or Storage(), options or ExportOptions()
     predictions = Predictions(output, storage, options)
+    predictions.with_stuff = FORMATS[format].stuff
     _require_fitting(predictions, format)
+    if options.score_threshold is None:
+        predictions.options = replace(options, score_threshold=FORMATS[format].least_score)
     FORMATS[format]().write(predictions, storage, normalize(to))
     return ExportSummary(FORMATS[format], normalize(to), predictions.counts, predictions.progress())
 

@@ -1,28 +1,28 @@
 """COCO's results, as `pycocotools.coco.COCO.loadRes` reads them, and the file of their images.
 
-https://cocodataset.org/#format-results. A result is what it was: no number is rounded.
+https://cocodataset.org/#format-results. A result is what it was: no number is rounded. Maps are results of
+COCO's stuff segmentation: a mask for each class of an image.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
+from cnnbatch.images import class_map
 from cnnbatch.output.export.coco_ids import Id, TruthIds
+from cnnbatch.output.export.coco_json import JsonArray, described, images_of, to_json
 from cnnbatch.output.export.format import ExportFormat
 from cnnbatch.output.export.places import file_at, require_free, spool
-from cnnbatch.output.export.predictions import Found, ImageObjects, Predictions
+from cnnbatch.output.export.predictions import Found, ImageMap, ImageObjects, Predictions
 from cnnbatch.storage import Storage
-
-_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 class CocoResults(ExportFormat):
     """COCO's results in one file, and their images and categories in another."""
 
+    kinds = ("objects", "map")
     failed = "the file of the images says so"
 
     def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
@@ -34,33 +34,37 @@ class CocoResults(ExportFormat):
         results = file_at(to, ".json", "results.json")
         images = f"{results[: -len('.json')]}.images.json"
         require_free(storage, *{to, results, images})
-        truth = TruthIds(predictions)
-        categories = truth.categories(predictions.class_names())
+        truth, names = TruthIds(predictions), _names(predictions)
+        categories = truth.categories(list(filter(None, names)))
         named = [{"id": number, "name": name} for name, number in categories.items()]
-        head = f'{{"categories":{_json(named)},"images":['
+        head = f'{{"categories":{to_json(named)},"images":['
         with spool() as folder:
-            with _Array(folder / "results", "[", "]") as found, _Array(folder / "images", head, "]}") as seen:
-                for number, image in _images(predictions, truth):
-                    seen.add(_image(number, image))
-                    for one in image.objects:
-                        found.add(_result(number, categories[one.label], one))
+            with (
+                JsonArray(folder / "results", "[", "]") as found,
+                JsonArray(folder / "images", head, "]}") as seen,
+            ):
+                for number, image in images_of(predictions, truth):
+                    seen.add(described(number, image))
+                    for one in _results(number, image, categories, names):
+                        found.add(one)
             storage.put(images, folder / "images")
             storage.put(results, folder / "results")
 
 
-def _images(predictions: Predictions, truth: TruthIds) -> Iterator[tuple[Id, ImageObjects]]:
-    """Yield every image that is in the input still, with its id."""
-    for part in predictions.parts:
-        for number, image in zip(truth.images(part), predictions.images(part), strict=True):
-            if image is not None and number is not None:
-                yield number, image
-            elif image is not None:
-                predictions.leave_out(image)
+def _names(predictions: Predictions) -> list[str]:
+    return predictions.class_names() if "objects" in predictions.columns else predictions.map_names()
 
 
-def _image(number: Id, image: ImageObjects) -> dict[str, Any]:
-    size = {"width": image.width, "height": image.height}
-    return {"id": number, "file_name": image.key, **({"error": image.error} if image.error else size)}
+def _results(
+    number: Id, image: ImageObjects | ImageMap, categories: Mapping[str, Id], names: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the results of one image."""
+    if isinstance(image, ImageObjects):
+        yield from (_result(number, categories[one.label], one) for one in image.objects)
+    elif not image.error:
+        for one in class_map.runs(image.numbers(), len(names)):
+            if name := names[one["class"]]:
+                yield {"image_id": number, "category_id": categories[name], "segmentation": one["mask"]}
 
 
 def _result(image: Id, category: Id, one: Found) -> dict[str, Any]:
@@ -76,24 +80,3 @@ def _result(image: Id, category: Id, one: Found) -> dict[str, Any]:
     if one.keypoints is not None:
         entry["keypoints"] = list(chain.from_iterable(one.keypoints))
     return entry
-
-
-class _Array:
-    """A JSON array that is written item by item between ``head`` and ``tail``; a block's end closes it."""
-
-    def __init__(self, path: Path, head: str, tail: str) -> None:
-        self._file = path.open("w", encoding="utf-8")
-        self._file.write(head)
-        self._between, self._tail = "\n", f"\n{tail}\n"
-
-    def add(self, item: Mapping[str, Any]) -> None:
-        """Write one item, on a line of its own."""
-        self._file.write(self._between + _json(item))
-        self._between = ",\n"
-
-    def __enter__(self) -> _Array:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with self._file:
-            self._file.write(self._tail)

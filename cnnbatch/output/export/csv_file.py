@@ -22,6 +22,7 @@ from cnnbatch.output.export.format import ExportFormat
 from cnnbatch.output.export.places import file_at, require_free, spool
 from cnnbatch.output.export.predictions import Found, Predictions
 from cnnbatch.storage import Storage
+from cnnbatch.truth import MAP, MAP_RUNS
 
 _FORMULA = tuple("=+-@＝＋－＠\t\r\n'")
 _ERROR = ("error", "error_stage", "error_message")
@@ -33,6 +34,7 @@ class CsvTable(ExportFormat):
 
     kinds = ("objects", "label")
     any_column = True
+    stuff = True
     failed = gone = "their rows say so"
 
     def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
@@ -54,11 +56,12 @@ class CsvTable(ExportFormat):
 
 
 def _columns(schema: pa.Schema) -> list[str]:
-    """Return the columns that are written as they are: all but the errors, the objects and vectors."""
+    """Return the columns that are written as they are: all but the errors, the objects, vectors and maps."""
     kinds: list[tuple[str, Any]] = [(one.name, one.type) for one in schema]
     vectors = {
         name for name, kind in kinds if pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)
     }
+    vectors |= {name for name, kind in kinds if name == "map" and kind in (MAP, MAP_RUNS)}
     return [name for name, _ in kinds if name not in {"error", "objects"} | vectors]
 
 
@@ -73,7 +76,7 @@ def _has_objects(predictions: Predictions) -> bool:
 
 
 def _object_names(predictions: Predictions) -> list[str]:
-    return [*_OBJECT, *(name for name in ("mask", "keypoints") if predictions.has(name))]
+    return [*_OBJECT, *(name for name in ("mask", "keypoints", "is_thing") if predictions.has(name))]
 
 
 def _rows(predictions: Predictions, batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[list[Any]]:
@@ -90,7 +93,8 @@ def _rows(predictions: Predictions, batch: pa.RecordBatch, columns: Sequence[str
         if not objects:
             yield [*image, *[None] * (len(_OBJECT) + len(names))]
         for number, one in enumerate(objects):
-            yield [*image, number, _cell(one.label), one.score, *one.box, *_nested(one, names)]
+            score = None if math.isnan(one.score) else one.score
+            yield [*image, number, _cell(one.label), score, *one.box, *_nested(one, names)]
 
 
 def _nested(one: Found, names: Sequence[str]) -> list[Any]:

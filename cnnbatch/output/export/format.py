@@ -15,14 +15,17 @@ class ExportFormat(ABC):
 
     ``kinds`` are the columns that it holds. With ``any_column`` it takes every output, and what is none of
     its kinds is a plain column. ``one_by_one`` are the kinds whose single objects are written or left out
-    by their scores; ``may_lack_scores`` says that scores are written on request alone. ``failed`` and
-    ``gone`` end the sentences that count the images that failed, and those gone from the input.
+    by their scores, from ``least_score`` on unless a person says another; ``may_lack_scores`` says that
+    scores are written on request alone, ``stuff`` that segments are written that are no things. ``failed``
+    and ``gone`` end the sentences that count the images that failed, and those gone from the input.
     """
 
     kinds: ClassVar[Sequence[str]] = ("objects",)
     any_column: ClassVar[bool] = False
     one_by_one: ClassVar[Collection[str]] = ("objects",)
     may_lack_scores: ClassVar[bool] = False
+    least_score: ClassVar[float | None] = None
+    stuff: ClassVar[bool] = False
     failed: ClassVar[str] = "they have no file"
     gone: ClassVar[str] = "left out"
 

@@ -107,10 +107,13 @@ def spool() -> Iterator[Path]:
 
 
 class Tree:
-    """Many small files below a folder, written several at a time; all are there when its block ends."""
+    """Many small files below a folder, written several at a time; all are there when its block ends.
 
-    def __init__(self, storage: Storage, root: str) -> None:
-        self._storage, self._root = storage, root
+    At most so many are ``waiting`` for that in memory.
+    """
+
+    def __init__(self, storage: Storage, root: str, waiting: int = _WAITING) -> None:
+        self._storage, self._root, self._most = storage, root, waiting
         self._pool = ThreadPoolExecutor(_WRITERS, "export")
         self._waiting = deque[Future[None]]()
 
@@ -124,11 +127,12 @@ class Tree:
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    def write(self, path: str, text: str) -> None:
+    def write(self, path: str, content: str | bytes) -> None:
         """Write a file; a failure is raised by a later call, or at the end of the block."""
-        if len(self._waiting) >= _WAITING:
+        if len(self._waiting) >= self._most:
             self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._create, path, text.encode()))
+        data = content.encode() if isinstance(content, str) else content
+        self._waiting.append(self._pool.submit(self._create, path, data))
 
     def put(self, path: str, file: Path) -> None:
         """Copy a large file of the local disk, at once."""

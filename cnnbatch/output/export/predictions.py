@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
+from cnnbatch.errors import UserError
+from cnnbatch.images import class_map
+from cnnbatch.images.class_map import Numbers
 from cnnbatch.output import reader
 from cnnbatch.output.folder import Output
 from cnnbatch.output.plan_pages import listings_of
 from cnnbatch.storage import Storage, normalize
 from cnnbatch.truth import NO_CLASS, ModelClasses
+from cnnbatch.types import ImageRef
 
 _ROWS = 256  # with their objects as Python values
 _SIDES = ("x1", "y1", "x2", "y2")
@@ -25,10 +31,15 @@ _ENGINES = ("key", "width", "height", "error", "vanished")
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What is written: objects from ``score_threshold`` on (None: all), in YOLO's files with ``scores``."""
+    """What is written: objects from ``score_threshold`` on (None: all), in YOLO's files with ``scores``.
+
+    ``paint`` gives what draws an output's predictions on its images, of objects those from a score on; only
+    `pictures` needs it.
+    """
 
     score_threshold: float | None = None
     scores: bool = False
+    paint: Callable[[reader.Reader, float], Painter] | None = None
 
 
 @dataclass(slots=True)
@@ -36,7 +47,8 @@ class ExportCounts:
     """What was written and what was not.
 
     ``images`` are written with what was predicted, ``failed`` those without by code; ``unknown`` ones
-    the truth's file doesn't name. Of the objects ``low`` are below the threshold, ``strange`` no objects.
+    the truth's file doesn't name, ``unread`` could not be shown. Of the objects ``low`` are below the
+    threshold, ``strange`` no objects, ``stuff`` no things, in formats that have only these.
     """
 
     images: int = 0
@@ -46,13 +58,16 @@ class ExportCounts:
     unknown: int = 0
     low: int = 0
     strange: int = 0
+    stuff: int = 0
+    unread: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """One object: ``box`` is (x1, y1, x2, y2) in pixels, ``keypoints`` are (x, y, visibility).
 
-    ``mask`` is COCO's: ``size`` (height, width) and ``counts``.
+    ``mask`` is COCO's: ``size`` (height, width) and ``counts``. ``is_thing`` says whether a segment is of a
+    thing; None where objects are not segments. Stuff may have no ``score``, which then is NaN.
     """
 
     label: str
@@ -60,6 +75,35 @@ class Found:
     box: tuple[float, float, float, float]
     mask: dict[str, Any] | None = None
     keypoints: Sequence[tuple[float, float, float]] | None = None
+    is_thing: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageMap:
+    """One image and its map of classes, by their places; of one that failed, the ``error``'s code.
+
+    ``numbers`` decodes the map; it raises UserError where that is damaged.
+    """
+
+    key: str
+    width: int
+    height: int
+    numbers: Callable[[], Numbers]
+    error: str | None = None
+
+
+class NotPainted(Exception):
+    """Why an image can't be shown, in words."""
+
+
+class Painter(Protocol):
+    """Draws predictions on the images that they are of."""
+
+    def __call__(self, row: Mapping[str, Any], ref: ImageRef | None) -> tuple[Image.Image, Image.Image]:
+        """Return an image, upright and as large as it is, and a copy with what ``row`` predicts drawn on it.
+
+        Raises NotPainted.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +124,7 @@ class Predictions:
         self.uri = normalize(uri)
         self.options = options
         self.counts = ExportCounts()
+        self.with_stuff = False
         self.result = reader.open_output(uri, storage)
         self.output = Output(self.uri, storage)
         self.footers = self.result.receipts()
@@ -126,6 +171,30 @@ class Predictions:
                 None if vanished else ImageObjects(*row) for row, vanished in zip(rows, gone, strict=True)
             )
 
+    def maps(self, part: int) -> Iterator[ImageMap | None]:
+        """Yield one a row of a part: the image with its map, None where it is gone from the input."""
+        for batch in self.batches([*_ENGINES, "map"], part):
+            columns = [batch[name].to_pylist() for name in (*_ENGINES[:3], "map")]
+            rows = zip(*columns, self.count(batch), batch["vanished"].to_pylist(), strict=True)
+            for key, width, height, value, code, vanished in rows:
+                numbers = partial(self._numbers, key, value, (height, width))
+                yield None if vanished else ImageMap(key, width, height, numbers, code)
+
+    def _numbers(self, key: str, value: Any, size: tuple[int, int]) -> Numbers:
+        """Return a map of any encoding."""
+        try:
+            if isinstance(value, list):
+                return class_map.from_runs(value, size)
+            return class_map.from_png(self.output.asset(value) if isinstance(value, str) else value)
+        except class_map.NotAMap as error:
+            raise UserError(
+                f"the map of {key} can't be read: {error}\n  what to do: make the output anew"
+            ) from None
+
+    def map_names(self) -> list[str]:
+        """Return the names of a map's numbers: the model's, in its order."""
+        return list(self.model().names) or [str(number) for number in range(class_map.NONE)]
+
     def count(self, batch: pa.RecordBatch) -> list[str | None]:
         """Count the images of a batch; return the error's code of each."""
         codes: list[str | None] = pc.struct_field(batch["error"], "code").to_pylist()
@@ -150,8 +219,8 @@ class Predictions:
 
     def _kept(self, flat: Any, gone: np.ndarray) -> np.ndarray:
         """Say of each object whether it is written, bool [N], and count the others."""
-        scores = _numbers(flat, "score")
-        finite = np.isfinite(scores) & np.asarray(pc.struct_field(flat, "label").is_valid())
+        scores, things = _numbers(flat, "score"), self._things(flat)
+        finite = (np.isfinite(scores) | (things == 0)) & np.asarray(pc.struct_field(flat, "label").is_valid())
         for side in _SIDES:
             finite &= np.isfinite(_numbers(flat, ["box", side]))
         if self.has("keypoints"):
@@ -160,16 +229,26 @@ class Predictions:
         if threshold := self.options.score_threshold:
             # In the scores' own precision: one that is written as 0.9 isn't below 0.9.
             low = finite & (scores.astype(np.float32) < np.float32(threshold))
-        kept: np.ndarray = finite & ~low & ~gone
+        stuff = finite & ~gone & (things == 0) & (not self.with_stuff)
+        kept: np.ndarray = finite & ~low & ~gone & ~stuff
+        self.counts.stuff += int(stuff.sum())
         self.counts.strange += int((~finite & ~gone).sum())
-        self.counts.low += int((low & ~gone).sum())
+        self.counts.low += int((low & ~gone & ~stuff).sum())
         self.counts.objects += int(kept.sum())
         return kept
 
-    def leave_out(self, image: ImageObjects) -> None:
+    def _things(self, flat: Any) -> np.ndarray:
+        """Say of each object whether it is a thing: 1, stuff: 0, or neither: -1; int [N]."""
+        if not self.has("is_thing"):
+            return np.full(len(flat), -1)
+        known = pc.struct_field(flat, "is_thing").cast(pa.int8())
+        things: np.ndarray = pc.fill_null(known, -1).to_numpy(zero_copy_only=False)
+        return things
+
+    def leave_out(self, image: ImageObjects | ImageMap) -> None:
         """Count an image, and what was found in it, as unknown to the truth instead."""
         self.counts.unknown += 1
-        self.counts.objects -= len(image.objects)
+        self.counts.objects -= len(image.objects) if isinstance(image, ImageObjects) else 0
         if image.error is None:
             self.counts.images -= 1
         else:
@@ -217,14 +296,14 @@ def _finite_points(lists: Any) -> np.ndarray:
 
 
 def _decode(flat: Any) -> list[Found]:
-    """Return objects as values; a score has the fewest digits that float32 tells apart."""
+    """Return objects as values; scores have the fewest digits that float32 tells apart; NaN is none."""
     names = [one.name for one in flat.type]
     boxes = zip(*(_numbers(flat, ["box", side]).tolist() for side in _SIDES), strict=True)
-    scores = [float(text) for text in pc.struct_field(flat, "score").cast(pa.string()).to_pylist()]
+    texts = pc.fill_null(pc.struct_field(flat, "score").cast(pa.string()), "nan").to_pylist()
+    scores = [float(text) for text in texts]
+    things = pc.struct_field(flat, "is_thing").to_pylist() if "is_thing" in names else [None] * len(flat)
     masks = pc.struct_field(flat, "mask").to_pylist() if "mask" in names else [None] * len(flat)
     lists = pc.struct_field(flat, "keypoints").to_pylist() if "keypoints" in names else [None] * len(flat)
     labels = pc.struct_field(flat, "label").to_pylist()
-    return [
-        Found(label, score, box, mask, points and [(one["x"], one["y"], one["visibility"]) for one in points])
-        for label, score, box, mask, points in zip(labels, scores, boxes, masks, lists, strict=True)
-    ]
+    points = [some and [(one["x"], one["y"], one["visibility"]) for one in some] for some in lists]
+    return list(map(Found, labels, scores, boxes, masks, points, things))

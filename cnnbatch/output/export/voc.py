@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from cnnbatch.output.export import voc_png
 from cnnbatch.output.export.format import ExportFormat
 from cnnbatch.output.export.places import Tree, encoded, path_of, require_free, require_unique, spool
 from cnnbatch.output.export.predictions import Found, ImageObjects, Predictions
@@ -33,7 +34,7 @@ _ANNOTATION = """\
     <height>%d</height>
     <depth>3</depth>
   </size>
-  <segmented>0</segmented>
+  <segmented>%d</segmented>
 %s</annotation>
 """
 _OBJECT = """\
@@ -54,37 +55,66 @@ _OBJECT = """\
 
 
 class VocTree(ExportFormat):
-    """PASCAL VOC's tree: an XML file an image, and the results by class."""
+    """PASCAL VOC's tree: an XML file an image, the results by class, and PNG files of masks and maps."""
+
+    kinds = ("objects", "map")
 
     def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
         """Write below ``to`` an XML file an image, the list of these, and the results, a file a class.
 
-        An image where nothing was found has its file; one that failed has none and is not in the list.
+        Masks are PNG files of classes and of objects beside it, maps are those of classes alone. An image
+        where nothing was found has its files; one that failed has none and is not in the lists.
         """
         require_free(storage, to)
         require_unique(predictions.keys, _path, ".xml")
         with spool() as folder, Tree(storage, to) as tree:
             files = _Spooled(folder)
-            for image in chain.from_iterable(map(predictions.images, predictions.parts)):
-                if image is not None and image.error is None:
-                    path = _path(image.key)
-                    tree.write(f"Annotations/{path}.xml", annotation(image))
-                    files.add(_LIST, [path])
-                    for label, lines in _results(path, image):
-                        files.add(_RESULTS.format(encoded(label, _NOT_A_NAME)), lines)
+            if "objects" in predictions.columns:
+                _write_objects(predictions, tree, files)
+            else:
+                _write_maps(predictions, tree, files)
             for name, file in files.all():
                 tree.put(name, file)
+
+
+def _write_objects(predictions: Predictions, tree: Tree, files: _Spooled) -> None:
+    numbers = {name: number for number, name in enumerate(predictions.class_names(), 1)}
+    masks = predictions.has("mask")
+    if masks:
+        voc_png.require_few(len(numbers) + 1)
+        tree.write(voc_png.NAMES, "".join(f"{name}\n" for name in ("background", *numbers)))
+    for image in chain.from_iterable(map(predictions.images, predictions.parts)):
+        if image is not None and image.error is None:
+            path = _path(image.key)
+            tree.write(f"Annotations/{path}.xml", annotation(image, masks))
+            files.add(_LIST, [path])
+            for label, lines in _results(path, image):
+                files.add(_RESULTS.format(encoded(label, _NOT_A_NAME)), lines)
+            for name, data in voc_png.of_objects(image, numbers) if masks else ():
+                tree.write(f"{name}/{path}.png", data)
+            files.add(voc_png.LIST, [path] if masks else [])
+
+
+def _write_maps(predictions: Predictions, tree: Tree, files: _Spooled) -> None:
+    names = predictions.map_names()
+    voc_png.require_few(len(names))
+    tree.write(voc_png.NAMES, "".join(f"{name}\n" for name in names))
+    for image in chain.from_iterable(map(predictions.maps, predictions.parts)):
+        if image is not None and image.error is None:
+            path = _path(image.key)
+            tree.write(f"{voc_png.CLASSES}/{path}.png", voc_png.of_map(image))
+            files.add(voc_png.LIST, [path])
 
 
 def _path(key: str) -> str:
     return path_of(key, _IMAGES)
 
 
-def annotation(image: ImageObjects) -> str:
+def annotation(image: ImageObjects, segmented: bool = False) -> str:
     """Return an image's XML file; each object has its ``score`` beside what VOC has."""
     name = _text(image.key.removeprefix(f"{_IMAGES}/"))
     objects = "".join(_OBJECT % (_text(one.label), *pixels(one, image), one.score) for one in image.objects)
-    return _ANNOTATION % (name, image.width, image.height, objects)
+    return _ANNOTATION % (name, image.width, image.height, segmented, objects)
 
 
 def _text(value: str) -> str:
@@ -124,6 +154,8 @@ class _Spooled:
 
     def add(self, name: str, lines: list[str]) -> None:
         """Add lines to the file ``name``."""
+        if not lines:
+            return
         self._waiting[name] += lines
         self._lines += len(lines)
         if self._lines >= _TOGETHER:

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from cnnbatch.config.entries import Entries, as_instance
 from cnnbatch.report.answers.entry import AnswerReport
 from cnnbatch.report.answers.label import LabelReport
+from cnnbatch.report.answers.map import MapReport
 from cnnbatch.report.answers.objects import ObjectsReport
 
 ANSWERS: Entries[AnswerReport | type[AnswerReport]] = Entries(
-    "report", {"label": LabelReport, "objects": ObjectsReport}, AnswerReport
+    "report", {"label": LabelReport, "objects": ObjectsReport, "map": MapReport}, AnswerReport
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -13,6 +13,9 @@ from PIL import Image
 
 from cnnbatch.metrics import Value
 from cnnbatch.output.evaluation import Evaluation
+
+DIFFERENCE = "Difference"
+"""The name of the view that shows where an answer and what is true differ."""
 
 WHERE = ("key", "part", "row")
 """Columns of ``evaluation/images.parquet`` that say which row of which part an image is."""
@@ -45,6 +48,59 @@ class ClassLayout(NamedTuple):
     others: Sequence[str]
 
 
+class MoreView(NamedTuple):
+    """A further picture of an image, under its ``name`` and with a line of ``text``."""
+
+    name: str
+    image: Image.Image
+    text: str = ""
+
+
+class Swatch(NamedTuple):
+    """A colour of a legend, as in CSS, and what it stands for."""
+
+    colour: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AboutOutput:
+    """What an answer's row does not say: the names of the model's ``classes``, and what addresses lead to."""
+
+    classes: Sequence[str] = ()
+    asset: Callable[[str], bytes] | None = None
+
+
+NOTHING_MORE = AboutOutput()
+
+
+@dataclass(frozen=True, slots=True)
+class AboutTruth:
+    """What is known of a ground truth but its rows.
+
+    ``names`` lead from its classes to the model's ``classes``; ``hidden`` are fields that are not shown.
+    """
+
+    schema: pa.Schema
+    names: Mapping[str, str | None]
+    classes: Sequence[str] = ()
+    hidden: AbstractSet[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class MistakeWords:
+    """What is said of the mistakes that are shown.
+
+    ``title`` is over them; ``lead`` is a sentence's beginning that says what has them, as in ``Images with a
+    wrong label``, ``order`` in what order they are shown, and ``by`` what they can be filtered by.
+    """
+
+    lead: str
+    by: str = "class"
+    order: str = "the most confident first"
+    title: str = "Where it was sure and wrong"
+
+
 class EvaluationTables(Protocol):
     """What there is of an evaluation, as an entry reads it."""
 
@@ -68,17 +124,24 @@ class AnswerReport:
     columns: ClassVar[Sequence[str]] = ()
     """Columns of the predictions that say more of it than its own."""
 
+    counted: ClassVar[str | None] = None
+    """The column whose values `labels` counts, where that is not its own."""
+
+    unit: ClassVar[str] = "images"
+    """What `labels` and the confusion matrix count."""
+
     score_column: ClassVar[str | None] = None
     """The column that says from 0 to 1 how sure an answer is."""
+
+    score_name: ClassVar[str] = "best score"
+    """What that column has of an image, in words."""
 
     is_drawn: ClassVar[bool] = False
     """Whether it is drawn on the picture: then what is true is a picture beside what was predicted."""
 
-    mistakes_lead: ClassVar[str] = ""
-    """What has the mistakes that are shown, as a sentence begins: ``Images with a wrong label``."""
-
-    mistakes_by: ClassVar[str] = "class"
-    """What the mistakes are filtered by."""
+    def opened(self, answer: Any, row: Mapping[str, Any], about: AboutOutput) -> Any:
+        """Return an answer as all other methods take it; ``row`` is all of its row."""
+        return answer
 
     def words(self, answer: Any) -> str:
         """Return an answer in words: what was predicted, and what is true."""
@@ -112,26 +175,43 @@ class AnswerReport:
         """Draw an answer on a small picture, whose original has ``size`` (width, height); return it."""
         return image
 
+    def aligned(self, answer: Any, other: Any) -> Any:
+        """Return an answer so that it has the colours of another one, which is shown beside it."""
+        return answer
+
+    def more_views(self, image: Image.Image, answer: Any, truth: Any | None) -> Sequence[MoreView]:
+        """Return what else is shown beside an answer and what is true, on copies of the small picture."""
+        return ()
+
+    def legend(self, answers: Iterable[Any], counts: Counter[str]) -> Sequence[Swatch]:
+        """Return the colours of some answers and of what is true; ``counts`` are the `labels` of all."""
+        return ()
+
     def labels(self, answers: pa.Array[Any]) -> Counter[str]:
-        """Count the images by their labels."""
+        """Count the images, or another ``unit``, by their labels."""
         return Counter()
 
     def label_names(self, truth: Any) -> Iterable[str]:
         """Return the names of the classes that a ground truth has, as they come."""
         return ()
 
-    def truth(self, answer: Any, names: Mapping[str, str | None], hidden: AbstractSet[str]) -> Any:
-        """Return a ground truth as it is shown: with the model's ``names``, without ``hidden`` fields."""
+    def truth(self, answer: Any, about: AboutTruth) -> Any:
+        """Return a ground truth as it is shown: with the model's names, without hidden fields."""
         return answer
 
     def hidden_fields(self, column: pa.DataType | None) -> AbstractSet[str]:
         """Return the fields that a ground truth may have and this column of predictions has not."""
         return frozenset()
 
+    def mistake_words(self, tables: EvaluationTables) -> MistakeWords:
+        """Return what is said of the mistakes."""
+        return MistakeWords("Images with a mistake")
+
     def mistakes(self, tables: EvaluationTables) -> Iterator[pa.Table]:
         """Yield the images that were judged wrong: `WHERE`, ``label``, ``score``.
 
-        With ``truths`` and ``found``, the label and its score are those of an `Alarm`.
+        Those of the highest score are shown first. With ``truths`` and ``found``, the label and its score are
+        those of an `Alarm`.
         """
         return iter(())
 

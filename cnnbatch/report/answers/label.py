@@ -11,7 +11,14 @@ import pyarrow.compute as pc
 
 from cnnbatch.humanize import percent
 from cnnbatch.metrics import Value
-from cnnbatch.report.answers.entry import WHERE, AnswerReport, ClassLayout, EvaluationTables, Guess
+from cnnbatch.report.answers.entry import (
+    WHERE,
+    AnswerReport,
+    ClassLayout,
+    EvaluationTables,
+    Guess,
+    MistakeWords,
+)
 
 
 class LabelReport(AnswerReport):
@@ -19,8 +26,6 @@ class LabelReport(AnswerReport):
 
     columns = ("score", "top")
     score_column = "score"
-    mistakes_lead = "Images with a wrong label"
-    mistakes_by = "true class"
 
     def caption(self, answer: Any, row: Mapping[str, Any]) -> str:
         """Return ``dog, 97 %``."""
@@ -54,6 +59,10 @@ class LabelReport(AnswerReport):
     def label_names(self, truth: Any) -> Iterable[str]:
         """Return the one class."""
         return (str(truth),)
+
+    def mistake_words(self, tables: EvaluationTables) -> MistakeWords:
+        """Return that they are wrong labels."""
+        return MistakeWords("Images with a wrong label", "true class")
 
     def mistakes(self, tables: EvaluationTables) -> Iterator[pa.Table]:
         """Yield the images with a wrong label."""

@@ -13,7 +13,15 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from cnnbatch.metrics import Value
-from cnnbatch.report.answers.entry import WHERE, Alarm, AnswerReport, ClassLayout, EvaluationTables
+from cnnbatch.report.answers.entry import (
+    WHERE,
+    AboutTruth,
+    Alarm,
+    AnswerReport,
+    ClassLayout,
+    EvaluationTables,
+    MistakeWords,
+)
 from cnnbatch.report.marked import marked
 from cnnbatch.report.numbers import kinds
 from cnnbatch.truth import SURE
@@ -25,7 +33,6 @@ class ObjectsReport(AnswerReport):
     """The column ``objects``: boxes, masks and keypoints."""
 
     is_drawn = True
-    mistakes_lead = "Images with a false alarm at or above the score of its class's best F1"
 
     def words(self, answer: Iterable[Mapping[str, Any]]) -> str:
         """Return objects as people count them: ``2 person, dog``; the most frequent first."""
@@ -58,26 +65,34 @@ class ObjectsReport(AnswerReport):
         """Return the classes of the objects, each once."""
         return dict.fromkeys(str(one["label"]) for one in truth)
 
-    def truth(
-        self,
-        answer: Iterable[Mapping[str, Any]],
-        names: Mapping[str, str | None],
-        hidden: AbstractSet[str],
-    ) -> tuple[Mapping[str, Any], ...]:
+    def truth(self, answer: Iterable[Mapping[str, Any]], about: AboutTruth) -> tuple[Mapping[str, Any], ...]:
         """Return the true objects with the model's names of their classes."""
-        named = [{**one, "label": names.get(one["label"]) or one["label"]} for one in answer]
-        return tuple({name: value for name, value in one.items() if name not in hidden} for one in named)
+        named = [{**one, "label": about.names.get(one["label"]) or one["label"]} for one in answer]
+        return tuple(
+            {name: value for name, value in one.items() if name not in about.hidden} for one in named
+        )
 
     def hidden_fields(self, column: pa.DataType | None) -> AbstractSet[str]:
         """Return masks and keypoints where no prediction has them: like is compared with like."""
         of_one: Any = getattr(column, "value_type", ())
         return {"mask", "keypoints"} - {field.name for field in of_one}
 
+    def mistake_words(self, tables: EvaluationTables) -> MistakeWords:
+        """Return that they are false alarms, or the worst by panoptic quality."""
+        if _is_panoptic(tables):
+            lead = "The images with the lowest panoptic quality of their own"
+            return MistakeWords(lead, "class of the largest segment missed", "the worst first", "The worst")
+        return MistakeWords("Images with a false alarm at or above the score of its class's best F1")
+
     def mistakes(self, tables: EvaluationTables) -> Iterator[pa.Table]:
         """Yield the images with a false alarm that counts, by what objects were judged foremost.
 
-        One counts from the score of its class's best F1 on, and from `SURE` on where that is not known.
+        Of segments, yield those with a missed one instead, by the panoptic quality that they lack. An alarm
+        counts from the score of its class's best F1 on, and from `SURE` on where that is not known.
         """
+        if _is_panoptic(tables):
+            yield from _worst(tables)
+            return
         prefix = next(iter(kinds(tables.evaluation.metrics) if tables.evaluation else ()), "")
         own = [prefix + name for name in ("mistake", "mistake_score", "truths", "found")]
         thresholds = _thresholds(tables, prefix)
@@ -90,11 +105,30 @@ class ObjectsReport(AnswerReport):
             yield rows.filter(counts)  # Null, so left out, where an image has none.
 
     def class_layouts(self, metrics: Mapping[str, Value]) -> Sequence[ClassLayout]:
-        """Return a table for each way of judging: by boxes, masks or keypoints."""
-        return [
+        """Return a table for each way of judging: by segments, boxes, masks or keypoints."""
+        segments = [ClassLayout("panoptic_classes", "by segments", "Segments", "PQ", ("SQ", "RQ"))]
+        of_prefixes = [
             ClassLayout(f"{prefix}classes", how, "Objects", f"{prefix}AP", (f"{prefix}AP50", *_POINT))
             for prefix, how in kinds(metrics).items()
         ]
+        return [*(segments if _is_known(metrics, "PQ") else ()), *of_prefixes]
+
+
+def _is_panoptic(tables: EvaluationTables) -> bool:
+    return tables.evaluation is not None and _is_known(tables.evaluation.metrics, "PQ")
+
+
+def _is_known(metrics: Mapping[str, Value], name: str) -> bool:
+    return name in metrics and metrics[name].value is not None
+
+
+def _worst(tables: EvaluationTables) -> Iterator[pa.Table]:
+    """Yield the images of which a segment was missed, by the panoptic quality that they lack."""
+    for batch in tables.images([*WHERE, "segment_missed", "PQ"]):
+        rows = pa.Table.from_batches([batch])
+        score = pc.subtract(pa.scalar(1.0), rows["PQ"])
+        found = rows.select([*WHERE, "segment_missed"]).rename_columns([*WHERE, "label"])
+        yield found.append_column("score", score).filter(rows["segment_missed"].is_valid())
 
 
 def is_sure(one: Mapping[str, Any], least: float = SURE) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.transforms.v2 import functional as transforms
 
-from cnnbatch.config.train import Augment, Strategy, Train
+from cnnbatch.config.train import Strategy, Train
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import meant
 from cnnbatch.metrics.iou_types import IOU_TYPES
@@ -30,6 +30,7 @@ from cnnbatch.models.resizing import Resizing, Size, prepare
 from cnnbatch.models.runtime.structure import flatten
 from cnnbatch.models.trained_files import Learned
 from cnnbatch.tasks.recipes import augment, targets, tuned_blocks
+from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
 from cnnbatch.tasks.recipes.boxes import Boxes, average_precision
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
 from cnnbatch.tasks.recipes.targets import Details
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from cnnbatch.types import Image
 
 _EPSILON = 1e-5
+_NOT_FOR_BOXES = (
+    *("augment.shift", "augment.crop", "augment.randaugment", "augment.mixup", "augment.cutmix"),
+    *("class_weights", *OF_MAPS),
+)
 
 
 class DetectorRecipe:
@@ -68,7 +73,8 @@ class DetectorRecipe:
         self._resizing = detector.resizing
         self._labels = {name: number for number, name in enumerate(data.classes, 1)}
         self._has_learned = choice.seed is None and strategy != "scratch"
-        self._parts = _split(detector.module, strategy)
+        body = list(_blocks(detector.module.get_submodule("module.backbone"), "module.backbone"))
+        self._parts = tuned_blocks.split_before(body, detector.module, strategy)
         tuned_blocks.freeze(detector.module, self._parts)
         norms = _freeze_norms(detector.module) if self._has_learned else []
         _widen(detector)
@@ -130,7 +136,8 @@ class DetectorRecipe:
 
     def parameters(self) -> Sequence[Parameters]:
         """Return the tuned blocks of the backbone in groups, and the heads."""
-        return tuned_blocks.parameters(self._parts, self._spec.layer_decay if self._has_learned else 1.0)
+        decay = self._spec.layer_decay if self._has_learned else 1.0
+        return tuned_blocks.parameters(self._parts, decay, self._spec.backbone_rate)
 
     def judge(self, outputs: Any, batch: Batch) -> list[Any]:
         """Return of each image what was found and what is there, both as `Boxes` in pixels of the input."""
@@ -180,18 +187,12 @@ def _require_known(model: str, heads: Sequence[Head]) -> None:
 
 def _require_applicable(spec: Train) -> None:
     """Refuse what the job asks for and a detector can't have; the defaults for classifiers say nothing."""
-    default, asked = Augment(), spec.augment
-    others = [
-        f"train.augment.{name}"
-        for name in ("shift", "crop", "randaugment", "mixup", "cutmix")
-        if getattr(asked, name) not in (getattr(default, name), 1)
-    ]
-    if spec.class_weights != "none":
-        others.append("train.class_weights")
+    others = asked(spec, _NOT_FOR_BOXES)
     if others:
         raise UserError(
             f"{', '.join(others)}: not for detectors, whose boxes would have to follow or whose losses are "
-            "torchvision's own\n  what to do: leave it out; train.augment.flip and .colour are there"
+            "torchvision's own\n"
+            "  what to do: leave it out; train.augment.flip, .colour, .gamma and .cast are there"
         )
 
 
@@ -226,15 +227,6 @@ def _at_default_epsilon(detector: Detector) -> Detector:
             layer.running_var.sub_(_EPSILON)
             layer.eps = _EPSILON
     return detector
-
-
-def _split(module: nn.Module, strategy: Strategy) -> tuned_blocks.Blocks:
-    """Return which blocks of the backbone a strategy tunes, the last ones; all behind it is the head."""
-    body = list(_blocks(module.get_submodule("module.backbone"), "module.backbone"))
-    kept = len(body) - round(tuned_blocks.TUNED[strategy] * len(body))
-    of_body = {id(tensor) for _, block in body for tensor in block.parameters()}
-    rest = nn.ParameterList(tensor for tensor in module.parameters() if id(tensor) not in of_body)
-    return tuned_blocks.Blocks(body[:kept], body[kept:], ("heads", rest))
 
 
 def _blocks(backbone: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

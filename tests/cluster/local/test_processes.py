@@ -167,6 +167,7 @@ def test_what_cannot_be_sent_is_the_persons_mistake(start: Callable[..., LocalPr
         start(threading.Lock())
 
 
+@pytest.mark.slow
 def test_where_the_server_ends_its_processes_do(tmp_path: Path) -> None:
     server = LocalProcesses(NOTHING)
     process = server.start(Echo)
@@ -252,6 +253,7 @@ def test_a_script_of_any_kind_has_its_classes_sent(
     assert not [*tmp_path.glob("cnnbatch-workers-*")]
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_driver_that_is_killed(
     script: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:

@@ -715,6 +715,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert html.count("<img ") == 2
 
 
+@pytest.mark.slow
 def test_from_bucket_to_bucket(bucket: Bucket, two: tuple[Path, Path], both: Comparison) -> None:
     for folder in two:
         for path in folder.rglob("*"):

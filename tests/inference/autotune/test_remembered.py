@@ -116,6 +116,7 @@ def test_what_was_measured_is_not_measured_again(
     assert device.why.endswith(f"times as fast as eager fp32: measured on this machine on {day}.")
 
 
+@pytest.mark.slow
 def test_for_another_network_of_the_same_name_it_is_measured_anew(
     photos: Photos, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +136,7 @@ def test_of_another_task_nothing_is_taken(tmp_path: Path) -> None:
     assert remembered.recall(job(tmp_path, tmp_path / "out", {"weights": "1" * 64}), pytest.fail) == ()
 
 
+@pytest.mark.slow
 def test_a_way_that_is_gone_is_measured_anew(
     photos: Photos,
     tmp_path: Path,
@@ -159,6 +161,7 @@ def test_a_way_that_is_gone_is_measured_anew(
     assert way(tmp_path / "third") == "compile fp32"
 
 
+@pytest.mark.slow
 def test_what_the_output_keeps_wins(photos: Photos, tmp_path: Path) -> None:
     folder, out = photos(110), tmp_path / "out"
     run(job(folder, out, {"share": 0.01, "milliseconds": NARROW_IS_FASTER}), RunOptions(quiet=True))
@@ -171,6 +174,7 @@ def test_what_the_output_keeps_wins(photos: Photos, tmp_path: Path) -> None:
     assert way(out) == "eager fp32"
 
 
+@pytest.mark.slow
 def test_what_the_job_names_wins_and_is_remembered_apart(photos: Photos, tmp_path: Path) -> None:
     folder = photos(110)
     jobs: list[tuple[str, dict[str, Any], str]] = [

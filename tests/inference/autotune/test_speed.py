@@ -89,6 +89,7 @@ def labels(out: Path) -> set[str | None]:
     return set(cnnbatch.open(str(out)).arrow(["label"])["label"].to_pylist())
 
 
+@pytest.mark.slow
 def test_the_fastest_is_chosen_and_kept(photos: Photos, tmp_path: Path) -> None:
     folder, out = photos(110), tmp_path / "out"
     run(job(folder, out), QUIET)
@@ -102,6 +103,7 @@ def test_the_fastest_is_chosen_and_kept(photos: Photos, tmp_path: Path) -> None:
     assert said_by_parts(out, "backend") == {"openvino"}
 
 
+@pytest.mark.slow
 def test_a_narrower_precision_is_chosen_where_the_processor_has_it(
     photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +123,7 @@ def test_a_narrower_precision_is_chosen_where_the_processor_has_it(
     assert said_by_parts(out, "precision") == {"bf16"}
 
 
+@pytest.mark.slow
 def test_what_says_something_else_is_out(photos: Photos, tmp_path: Path) -> None:
     folder, out = photos(110), tmp_path / "out"
     run(job(folder, out, {"shift": {"openvino": 1}}), QUIET)
@@ -140,6 +143,7 @@ def test_random_weights_have_nothing_to_guard_and_say_so(photos: Photos, tmp_pat
     assert "random weights" in reason
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_out_with_its_reason(photos: Photos, tmp_path: Path) -> None:
     folder, out = photos(110), tmp_path / "out"
     run(job(folder, out, {"unavailable": ("openvino", "compile")}), QUIET)
@@ -148,6 +152,7 @@ def test_what_is_not_there_is_out_with_its_reason(photos: Photos, tmp_path: Path
     assert [one["reason"] for one in kept["trials"]][1:] == ["planted: no openvino", "planted: no compile"]
 
 
+@pytest.mark.slow
 def test_a_way_that_the_network_refuses_does_not_end_the_run(photos: Photos, tmp_path: Path) -> None:
     folder, out = photos(110), tmp_path / "out"
     run(job(folder, out, {"refused": "openvino"}), QUIET)
@@ -179,6 +184,7 @@ def test_broken_pictures_are_no_sample(photos: Photos, tmp_path: Path) -> None:
     assert labels(out) == {"eager", None}
 
 
+@pytest.mark.slow
 def test_a_second_run_goes_on_as_the_first_has_settled(photos: Photos, tmp_path: Path) -> None:
     folder, out = photos(110), tmp_path / "out"
     run(job(folder, out), QUIET)
@@ -197,6 +203,7 @@ def test_a_backend_that_is_named_and_not_possible_is_an_error(photos: Photos, tm
     assert labels(tmp_path / "named") == {"compile"}
 
 
+@pytest.mark.slow
 def test_a_backend_that_the_output_has_and_the_machine_lacks_is_the_machines_fault(
     photos: Photos, tmp_path: Path
 ) -> None:
@@ -388,6 +395,32 @@ def test_embeddings_are_compared_by_the_decisions_on_pairs() -> None:
     measured = guard.agreement(reference, far, threshold=0.3)["pairs decided otherwise"]
     assert measured == pytest.approx(expected, abs=0.02)
     assert guard.agreement(reference, far)["least cosine of embeddings"] < 0.5
+
+
+def test_maps_are_compared_by_the_share_of_equal_pixels() -> None:
+    one = torch.zeros((40, 50), dtype=torch.uint8)
+    other = one.clone()
+    other[:10] = 3
+    reference = [{"map": one, "confidence": torch.tensor(0.9)}, {"map": one, "confidence": torch.tensor(0.5)}]
+    found = [{"map": one, "confidence": torch.tensor(0.9)}, {"map": other, "confidence": torch.tensor(0.6)}]
+    measured = guard.agreement(reference, found)
+    assert measured == pytest.approx({"pixels of the same class": 0.875, "mean |Δ confidence|": 0.05})
+    assert guard.beyond(measured) == (
+        "pixels of the same class 0.875, at least 0.99; mean |Δ confidence| 0.05, at most 0.03"
+    )
+    assert guard.beyond(guard.agreement(reference, reference)) == ""
+
+
+def test_of_a_large_map_only_a_grid_is_kept() -> None:
+    whole = torch.arange(1000 * 70, dtype=torch.int32).view(1000, 70)
+    output = {"map": whole, "confidence": torch.tensor(0.5), "cells": torch.zeros(32, 32)}
+    found = guard.kept(output)
+    assert set(found) == {"map", "confidence"}
+    assert found["map"].shape == (63, 35)
+    assert torch.equal(found["map"], whole[::16, ::2])
+    assert found["map"].untyped_storage().nbytes() < whole.untyped_storage().nbytes()
+    plain = {"values": torch.zeros(8)}
+    assert guard.kept(plain) is plain
 
 
 def test_what_the_output_keeps_wins_over_the_rule(photos: Photos, tmp_path: Path) -> None:

@@ -496,11 +496,11 @@ def test_the_command(photos: Photos, tmp_path: Path, command: Callable[..., Resu
 
 @pytest.mark.slow
 def test_the_command_on_ray(photos: Photos, tmp_path: Path, command: Callable[..., Result]) -> None:
-    spec = job(photos(12), tmp_path / "out", compute={"pool": "ray", "workers": 2})
+    spec = job(photos(12), tmp_path / "out", compute={"pool": "ray", "workers": 1})
     done = command(spec, "--images", "100")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert re.match(r"tests.toy:Toy on cpu[^,]*: 2 workers, 2 of ", lines[0])
+    assert re.match(r"tests.toy:Toy on cpu[^,]*: 1 worker, 1 of ", lines[0])
     assert [line.split()[0] for line in lines[3:9]] == list(STAGES)
     words = [line.split()[0] for line in lines if line]
     assert {"ceiling", "steady", "whole", "bottleneck"} <= set(words)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -158,8 +157,7 @@ def second_node(cluster: Cluster) -> Iterator[Any]:
     node = cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
     yield node
-    if node in cluster.worker_nodes:
-        cluster.remove_node(node, allow_graceful=False)
+    cluster.remove_node(node, allow_graceful=False)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a path that one process sees and others do not")
@@ -174,35 +172,34 @@ def test_a_path_that_a_node_does_not_see_is_refused_before_the_first_shard(
     assert not (tmp_path / "predictions").exists()
 
 
-def test_a_node_that_joins_is_used(cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path) -> None:
-    folder, out, flags = photos(160), tmp_path / "out", tmp_path / "flags"
+def test_a_node_that_joins_is_used_and_one_that_is_lost_costs_no_image(
+    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path
+) -> None:
+    folder, out, flags = photos(200), tmp_path / "out", tmp_path / "flags"
     flags.mkdir()
     spec = job(folder, out, {"fault": "gather", "flag": str(flags)}, compute={"pool": "ray"})
-    with ThreadPoolExecutor(1) as thread:  # A node can be added by the main thread only.
+    with ThreadPoolExecutor(1) as thread:  # Nodes can be added by the main thread only.
         running = thread.submit(run, spec, QUIET)
         wait_for_part(out)
         with second_node(cluster):
-            running.result(timeout=360)
-    require_every_key_once(out, 160)
+            wait_for(lambda: len([*flags.iterdir()]) == 4, "workers of both nodes")
+            wait_for(lambda: len(workers_of(out)) > 2, "a part of the node that joined")
+        assert not running.done()
+        running.result(timeout=360)
+    require_every_key_once(out, 200)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within four minutes"
+        time.sleep(0.05)
+
+
+def workers_of(out: Path) -> set[int]:
+    """Return the processes that have written parts."""
     output = Output(str(out), Storage())
-    assert len({output.footer(index)["worker"] for index in output.finished()}) == 4
-
-
-def test_the_loss_of_a_node_costs_no_image(
-    cluster: Cluster, photos: Callable[[int], Path], tmp_path: Path
-) -> None:
-    folder, out = photos(160), tmp_path / "out"
-    with second_node(cluster) as second:
-
-        def lose_node() -> None:
-            wait_for_part(out)
-            cluster.remove_node(second, allow_graceful=False)
-
-        losing = threading.Thread(target=lose_node)
-        losing.start()
-        run(job(folder, out, {"fault": "slow"}, compute={"pool": "ray"}), QUIET)
-        losing.join()
-        require_every_key_once(out, 160)
+    return {footer["worker"] for footer in output.footers(output.finished())}
 
 
 def test_a_zombie_that_writes_late_overwrites_nothing(photos: Callable[[int], Path], tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_only_a_shard_that_waits_is_withdrawn() -> None:
         again.take()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device_overlaps", [False, True])
 def test_a_withdrawn_shard_is_not_predicted_and_can_be_run_again(
     device_overlaps: bool, photos: Callable[[int], Path], tmp_path: Path

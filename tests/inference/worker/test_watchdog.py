@@ -33,6 +33,7 @@ def ended(folder: Path, code: str) -> tuple[int, str]:
     return found.returncode, found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "status", "said"),
     [

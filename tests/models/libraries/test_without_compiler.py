@@ -75,6 +75,7 @@ assert is_compile_supported("meta") is False
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
     [

@@ -32,6 +32,7 @@ def kinds(module: nn.Module, kind: type[nn.Module]) -> int:
     return sum(isinstance(layer, kind) for layer in module.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["mobilenet_v2", "mobilenet_v3_small", "resnet18", "squeezenet1_1", "shufflenet_v2_x0_5", "googlenet"]

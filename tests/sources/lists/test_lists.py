@@ -270,6 +270,7 @@ def test_the_first_key_that_comes_twice_is_found(found: list[str], early: int, b
             assert checked.duplicate() == expected
 
 
+@pytest.mark.slow
 def test_keys_are_checked_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unique, "_EARLY", 1000)
     monkeypatch.setattr(unique, "_BUFFER", 24 * 16)

@@ -65,6 +65,7 @@ def quadrants(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+@pytest.mark.slow
 def test_a_study_is_a_training_for_each_combination_and_run(quadrants: Path) -> None:
     rows = pq.read_table(quadrants / "study.parquet").to_pylist()
     assert [row["name"] for row in rows][:5] == [
@@ -177,6 +178,7 @@ def test_a_lesson_is_the_study_otherwise_and_its_page_says_so(tmp_path: Path) ->
     assert numbers(out)["cut"] == {"study.seeds": 1, "train.epochs": 1}
 
 
+@pytest.mark.slow
 def test_courses_are_the_trials_and_begin_before_the_first_step(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +263,7 @@ def test_the_paired_interval_is_the_bootstraps(macro: bool) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_without_trials_that_can_not_be_trained(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +284,7 @@ def test_a_search_goes_on_without_trials_that_can_not_be_trained(
         launch(bad, QUIET)
 
 
+@pytest.mark.slow
 def test_what_varies_is_trained_side_by_side_where_the_study_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,123 @@
+"""Pictures for people: what was predicted drawn on the originals, and objects cut out of them.
+
+The originals are read again, one after the other in a few threads; what reads and draws them is given, since
+an output does not know where its images lie.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cnnbatch.errors import UserError
+from cnnbatch.images import rle
+from cnnbatch.output.export.format import ExportFormat
+from cnnbatch.output.export.places import Tree, encoded, path_of, require_free, require_unique
+from cnnbatch.output.export.predictions import Found, NotPainted, Painter, Predictions
+from cnnbatch.storage import Storage
+from cnnbatch.truth import SURE
+from cnnbatch.types import ImageRef
+
+_THREADS = 4
+_AT_ONCE = 16  # images whose pictures are in memory, at most
+_QUALITY = 90
+_LONGEST = 60  # of a class's name in that of a file
+
+
+class Pictures(ExportFormat):
+    """A picture an image with what was predicted on it, and one of each object that has a mask or a box."""
+
+    kinds = ("objects", "map")
+    failed = "they have no picture"
+    least_score = SURE
+    stuff = True
+
+    def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
+        """Write ``overlays/KEY.jpg`` of every image and ``cutouts/KEY/NUMBER CLASS.png`` of its things.
+
+        A cut-out is as large as the object's box; where there is a mask, the rest of it is transparent.
+        Objects count from a score of 0.5 on, unless the options say another.
+        """
+        options = predictions.options
+        if options.paint is None:
+            raise UserError(
+                "--format pictures needs what reads the images again\n"
+                "  what to do: call cnnbatch export, or give cnnbatch.report.painter.painter as `paint`"
+            )
+        require_free(storage, to)
+        require_unique(predictions.keys, _path, "")
+        paint = options.paint(predictions.result, options.score_threshold or 0)
+        with Tree(storage, to, waiting=_AT_ONCE) as tree, ThreadPoolExecutor(_THREADS, "pictures") as pool:
+            for part in predictions.parts:
+                for rows in _some(predictions, part):
+                    made = pool.map(lambda row: _pictures(paint, *row), rows)
+                    for files in made:
+                        predictions.counts.unread += files is None
+                        for name, data in files or ():
+                            tree.write(name, data)
+
+
+Row = tuple[Mapping[str, Any], Sequence[Found], ImageRef | None]
+
+
+def _some(predictions: Predictions, part: int) -> Iterator[Sequence[Row]]:
+    """Yield the rows of a part that did not fail, with their objects and where they lie, some at a time."""
+    start = 0
+    for batch in predictions.batches(predictions.columns, part):
+        codes, gone = predictions.count(batch), batch["vanished"].to_numpy(zero_copy_only=False)
+        has_objects = "objects" in batch.schema.names
+        found = predictions.found(batch["objects"], gone) if has_objects else [[] for _ in codes]
+        places = [place for place, code in enumerate(codes) if code is None and not gone[place]]
+        refs = predictions.result.refs(part, [start + place for place in places])
+        rows: list[Row] = [
+            (batch.slice(place, 1).to_pylist()[0], found[place], ref)
+            for place, ref in zip(places, refs, strict=True)
+        ]
+        yield from (rows[first : first + _AT_ONCE] for first in range(0, len(rows), _AT_ONCE))
+        start += batch.num_rows
+
+
+def _pictures(
+    paint: Painter, row: Mapping[str, Any], objects: Sequence[Found], ref: ImageRef | None
+) -> list[tuple[str, bytes]] | None:
+    """Return the files of one image; None where it can't be read."""
+    try:
+        image, overlay = paint(row, ref)
+    except NotPainted:
+        return None
+    path = _path(row["key"])
+    files = [(f"overlays/{path}.jpg", _file(overlay, "JPEG", quality=_QUALITY))]
+    for number, one in enumerate(objects):
+        cut = cut_out(image, one) if one.is_thing is not False else None
+        if cut is not None:
+            name = encoded(one.label).replace("/", "%2F")[:_LONGEST]
+            files.append((f"cutouts/{path}/{number:03} {name}.png", _file(cut, "PNG")))
+    return files
+
+
+def cut_out(image: Image.Image, one: Found) -> Image.Image | None:
+    """Return the part of an image in an object's box, transparent where its mask is not; None of no area."""
+    (left, top), (right, bottom) = np.floor(one.box[:2]).astype(int), np.ceil(one.box[2:]).astype(int)
+    box = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+    if box[0] >= box[2] or box[1] >= box[3]:
+        return None
+    cut = image.crop(box)
+    mask = rle.pixels(one.mask) if one.mask else None
+    if mask is not None and mask.shape == image.size[::-1]:
+        cut.putalpha(Image.fromarray(np.uint8(255) * mask[box[1] : box[3], box[0] : box[2]]))
+    return cut
+
+
+def _path(key: str) -> str:
+    return path_of(key, "images")
+
+
+def _file(image: Image.Image, format: str, **how: Any) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, format, **how)
+    return sink.getvalue()
