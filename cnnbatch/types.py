@@ -137,8 +137,8 @@ class Prepared:
     size: tuple[int, int]
     offset: tuple[float, float] = (0.0, 0.0)
     scale: float = 1.0
-    network: str = field(default="", kw_only=True)
     original: tuple[int, int] | None = field(default=None, kw_only=True)
+    network: str = field(default="", kw_only=True)
 
     @property
     def sizes(self) -> tuple[int, ...]:

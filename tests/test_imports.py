@@ -32,10 +32,9 @@ TORCH = """
     models.runtime.network_digest models.runtime.parts models.runtime.structure models.segmenter
     models.segmenters models.tiles models.trained models.views
     report.collection tasks.recipes.augment tasks.recipes.auxiliary_head tasks.recipes.tuned_blocks
-    tasks.recipes.classification tasks.recipes.segmentation tasks.recipes.segmentation_augment
-    tasks.recipes.segmentation_losses tasks.recipes.segmenter_start
-    tasks.recipes.boxes tasks.recipes.detection tasks.recipes.targets
-    training.checkpoints training.data.decoded_cache
+    tasks.recipes.boxes tasks.recipes.classification tasks.recipes.segmentation
+    tasks.recipes.segmentation_augment tasks.recipes.segmentation_losses tasks.recipes.segmenter_start
+    tasks.recipes.detection tasks.recipes.targets training.checkpoints training.data.decoded_cache
     training.data.loader training.distributed training.lesson training.loop training.optimizers
     training.worker
 """

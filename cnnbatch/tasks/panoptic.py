@@ -6,7 +6,7 @@ Two networks look at the same decoded picture; what they find is put together by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -20,7 +20,7 @@ from cnnbatch.images.panoptic import Rule, Thing, segments
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.instances import Instances
 from cnnbatch.tasks.segment import Segment
-from cnnbatch.tasks.weighted import Names
+from cnnbatch.tasks.weighted import Names, WeightedTask
 from cnnbatch.truth import BOX, MASK, NO_CLASS, ModelClasses
 from cnnbatch.types import Backend, Precision, Runtime
 
@@ -33,6 +33,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 _VOID = NO_CLASS | {"background", "void", "unlabelled", "unlabeled"}
 """Names of semantic classes that stand for none."""
+_ALIASES = "task.aliases are for the classes of both networks"
+_NOT_OF_A_NETWORK = {
+    ("semantic", "aliases"): _ALIASES,
+    ("semantic", "map"): "the rows have masks instead of a map",
+    ("semantic", "uncertain"): "only the task segment writes uncertain regions",
+    ("instances", "aliases"): _ALIASES,
+    ("instances", "score_threshold"): "task.score is the least score of a thing",
+}
+"""Fields of a network's own task that have no meaning here, and what to say of them."""
 _OBJECT: list[pa.Field[Any]] = [
     pa.field("label", pa.string()),
     pa.field("score", pa.float32()),
@@ -58,7 +67,7 @@ class Panoptic(Task):
     semantic: Segment
     """The network that gives a class to every pixel, as the task ``segment`` has it."""
     instances: Instances
-    """The network that finds things, as the task ``instances`` has it; ``score`` decides which count."""
+    """The network that finds things, as the task ``instances`` has it."""
     stuff: Names | None = None
     """Which of the semantic classes become segments; without it, those that are neither a background nor a
     class of ``instances``."""
@@ -72,10 +81,11 @@ class Panoptic(Task):
     """Of the truth's classes, the model's name where it differs, or null where the model has none."""
 
     @model_validator(mode="after")
-    def _aliases_are_its_own(self) -> Self:
-        for name in ("semantic", "instances"):
-            if getattr(self, name).aliases:
-                raise ValueError(f"{name}.aliases: expected task.aliases instead, which are of both networks")
+    def _networks_keep_to_their_part(self) -> Self:
+        for (name, field), instead in _NOT_OF_A_NETWORK.items():
+            network: WeightedTask = getattr(self, name)
+            if getattr(network, field) != type(network).model_fields[field].get_default():
+                raise ValueError(f"{name}.{field}: expected it to be left out; {instead}")
         return self
 
     def columns(self) -> pa.Schema:
@@ -96,13 +106,15 @@ class PanopticNetworks:
         self._rule = Rule(task.overlap, task.score, task.stuff_area)
         self.networks: Mapping[str, Model] = {"semantic": semantic, "instances": instances}
         things, all_pixels = (_classes(one) for one in (instances, semantic))
+        _require_known(task.stuff or (), all_pixels)
         self._stuff = dict(_stuff(task, things, all_pixels))
         self.classes = ModelClasses(
             (*things.names, *self._stuff.values()),
             things.ids if len(things.ids) == len(things.names) else (),
             {**all_pixels.aliases, **things.aliases},
         )
-        self.licence = _joined([getattr(one, "licence", None) or "" for one in self.networks.values()])
+        licences = (getattr(one, "licence", None) for one in self.networks.values())
+        self.licence = _joined(dict.fromkeys(filter(None, licences)))
         self.notes = tuple(
             f"task.{name}: {note}"
             for name, one in self.networks.items()
@@ -150,11 +162,10 @@ class PanopticNetworks:
         things = [Thing(one["mask"], one["score"]) for one in objects]
         found = []
         for one in segments(things, np.asarray(numbers), self._stuff, self._rule):
-            is_thing = one.thing is not None
-            whose = objects[one.thing] if one.thing is not None else {"label": self._stuff[one.stuff or 0]}
+            whose = objects[one.number] if one.is_thing else {"label": self._stuff[one.number], "score": None}
             box = dict(zip(("x1", "y1", "x2", "y2"), one.box_xyxy, strict=True))
-            own = {"label": whose["label"], "score": whose.get("score"), "box": box, "mask": one.mask}
-            found.append({**own, "is_thing": is_thing})
+            said = {"label": whose["label"], "score": whose["score"], "box": box, "mask": one.mask}
+            found.append({**said, "is_thing": one.is_thing})
         return found
 
 
@@ -164,21 +175,29 @@ def _classes(model: Model) -> ModelClasses:
 
 
 def _stuff(task: Panoptic, things: ModelClasses, pixels: ModelClasses) -> Iterator[tuple[int, str]]:
-    """Yield the semantic classes that become segments, by their numbers; UserError for an unknown one."""
+    """Yield the semantic classes that become segments, by their numbers; UserError for a wrong one."""
     known = things.by_name()
-    if task.stuff is not None:
-        for name in task.stuff:
-            if name not in pixels.names:
-                raise UserError(
-                    f"task.stuff: the semantic network has no class {name!r}{meant(name, pixels.names)}\n"
-                    f"  its classes: {', '.join(pixels.names[:100])}"
-                )
     for number, name in enumerate(pixels.names):
-        theirs = pixels.aliases.get(name, name)
-        if name in (task.stuff or ()) or (
-            task.stuff is None and not {name, theirs} & known.keys() and name.casefold() not in _VOID
-        ):
+        is_thing = bool({name, pixels.aliases.get(name, name)} & known.keys())
+        if task.stuff is None:
+            if not is_thing and name.casefold() not in _VOID:
+                yield number, name
+        elif name in task.stuff:
+            if is_thing:
+                raise UserError(
+                    f"task.stuff: {name!r} is a class of task.instances, too, and a class is of things or of "
+                    "stuff\n  what to do: leave it out"
+                )
             yield number, name
+
+
+def _require_known(stuff: Names, pixels: ModelClasses) -> None:
+    for name in stuff:
+        if name not in pixels.names:
+            raise UserError(
+                f"task.stuff: the semantic network has no class {name!r}{meant(name, pixels.names)}\n"
+                f"  its classes: {', '.join(pixels.names[:100])}"
+            )
 
 
 def _of(
@@ -191,5 +210,5 @@ def _of(
     ]
 
 
-def _joined(texts: Sequence[str]) -> str:
+def _joined(texts: Iterable[str]) -> str:
     return " and ".join(texts)

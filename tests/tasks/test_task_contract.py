@@ -48,7 +48,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "panoptic": {
         "semantic": {"model": "tests.tiny_segmenter:convolutions"},
-        "instances": {"model": "tests.tiny_instances:detector", "weights": "random"},
+        "instances": {"model": "tests.tiny_instances:seeing", "weights": "random"},
         "score": 0.0,
         "stuff_area": 10,
     },
