@@ -187,7 +187,7 @@ class ObjectsTruth(GroundTruth):
 
 
 class MapTruth(GroundTruth):
-    """Maps of classes: pixels of a class that the model does not know do not count, and are counted."""
+    """Maps of classes: pixels of a class that the model does not know do not count, which the metric says."""
 
     def require_early(self, model: ModelClasses, planned: PlannedImages) -> None:
         """Insist on one known class, and on the first images' maps: whole ones, of their images' sizes."""
@@ -196,28 +196,24 @@ class MapTruth(GroundTruth):
         require_sound(planned.source, filter(None, planned.shards()))
 
     def named(self, truth: pa.Table, naming: Naming) -> tuple[pa.Table, Counter[str]]:
-        """Return the maps with classes by the model's names; numbers of other classes are to be ignored."""
+        """Return the maps with classes by the model's names; numbers that the job leaves out are ignored."""
         if naming.classes is None:
             return truth, Counter()
         classes = classes_of(truth.schema)
         names = match_map_classes(naming.classes, classes, naming.aliases)
-        known = [Class(ours, one.id) for one in classes if (ours := names.get(one.name))]
-        others = {int(one.id): one.name for one in classes if not names.get(one.name)}
-        ignored = ignored_of(truth.schema).union(others)
-        schema = with_ignored(with_classes(truth.schema, known), ignored)
-        return truth.replace_schema_metadata(schema.metadata), _left_out_pixels(truth["map"], others, names)
+        left_out = {int(one.id): one.name for one in classes if names.get(one.name, one.name) is None}
+        known = [Class(names.get(one.name) or one.name, one.id) for one in classes if one.id not in left_out]
+        schema = with_ignored(with_classes(truth.schema, known), ignored_of(truth.schema).union(left_out))
+        return truth.replace_schema_metadata(schema.metadata), _left_out_pixels(truth["map"], left_out)
 
 
-def _left_out_pixels(maps: pa.ChunkedArray[Any], others: Mapping[int, str], names: Aliases) -> Counter[str]:
-    """Count the pixels of classes that are not judged, by class and why."""
-    counts = Counter[str]()
-    for value in maps if others else ():
-        if value.is_valid:
-            pixels = np.bincount(class_map.from_png(value.as_py()).ravel(), minlength=max(others) + 1)
-            counts.update({name: int(pixels[number]) for number, name in others.items()})
-    left_out = "pixels of the class {}, which task.aliases leaves out"
-    unknown = "pixels of the class {}, which the model does not know"
-    return +Counter({(left_out if name in names else unknown).format(name): n for name, n in counts.items()})
+def _left_out_pixels(maps: pa.ChunkedArray[Any], left_out: Mapping[int, str]) -> Counter[str]:
+    """Count the pixels of classes that the job leaves out, by class."""
+    found = Counter[str]()
+    for value in maps.drop_null() if left_out else ():
+        counts = class_map.counts(value.as_py())
+        found.update({name: counts.get(number, 0) for number, name in left_out.items()})
+    return +Counter({f"pixels of {name}, which task.aliases leaves out": n for name, n in found.items()})
 
 
 GROUND_TRUTHS: Entries[GroundTruth | type[GroundTruth]] = Entries(
