@@ -30,6 +30,25 @@ MASK = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 KEYPOINT = pa.struct([("x", pa.float64()), ("y", pa.float64()), ("visibility", pa.float32())])
 """In truth ``visibility`` is COCO's: 0 not labelled, 1 hidden, 2 visible."""
 
+_SIGMAS = b"sigmas"
+
+
+def keypoints_field(sigmas: Sequence[float] = ()) -> pa.Field[Any]:
+    """Return the field of an object's keypoints; ``sigmas`` say how far each may be off, where not COCO's do.
+
+    They are kept in the field's metadata, as a JSON list.
+    """
+    kept = {_SIGMAS: json.dumps([*sigmas]).encode()} if sigmas else None
+    return pa.field("keypoints", pa.list_(KEYPOINT), metadata=kept)
+
+
+def sigmas_of(objects: pa.DataType) -> tuple[float, ...]:
+    """Return the sigmas in the type of an object; none where it says none."""
+    fields: Any = objects
+    kept = fields.field("keypoints").metadata if fields.get_field_index("keypoints") >= 0 else None
+    return tuple(json.loads((kept or {}).get(_SIGMAS, b"[]")))
+
+
 _OBJECT: list[pa.Field[Any]] = [
     pa.field("label", pa.string()),
     pa.field("score", pa.float32()),

@@ -196,7 +196,10 @@ class MapTruth(GroundTruth):
         require_sound(planned.source, filter(None, planned.shards()))
 
     def named(self, truth: pa.Table, naming: Naming) -> tuple[pa.Table, Counter[str]]:
-        """Return the maps with classes by the model's names; numbers that the job leaves out are ignored."""
+        """Return the maps with classes by the model's names; numbers of those left out are to be ignored.
+
+        A class that the model does not know keeps its name: the metric counts its pixels.
+        """
         if naming.classes is None:
             return truth, Counter()
         classes = classes_of(truth.schema)

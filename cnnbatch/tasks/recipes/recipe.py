@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
@@ -44,13 +44,23 @@ class Example(Prepared):
     target: Any = None
 
 
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Examples together: ``inputs`` are the module's arguments, ``truth`` what the loss compares with."""
+    """Examples together: ``inputs`` are the module's arguments, ``truth`` what the loss compares with.
+
+    Several workers may share a step: ``share`` is this worker's part of its images, 0 where it has none and
+    computes with a picture of no weight; ``total`` returns the sums of a tensor over all workers.
+    """
 
     inputs: tuple[Any, ...]
     truth: Any
     size: int
+    share: Tensor | float = 1.0
+    total: Callable[[Tensor], Tensor] = _same
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,10 @@ class Recipe(Protocol):
         """Finish a batch on the device: normalise, and mix by chance where there is ``draw``."""
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        """Return the parts of the loss, means over the batch's images; their sum is minimised."""
+        """Return the parts of the loss, whose sum is minimised: means over the batch's images.
+
+        A part that is no such mean is made of sums over all workers, see `Batch`, and is the same on each.
+        """
 
     def parameters(self) -> Sequence[Parameters]:
         """Return all that is learned, the head last."""
