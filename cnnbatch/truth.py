@@ -7,6 +7,7 @@ nothing in Parquet, and readers need not ask.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,25 @@ MASK = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 KEYPOINT = pa.struct([("x", pa.float64()), ("y", pa.float64()), ("visibility", pa.float32())])
 """In truth ``visibility`` is COCO's: 0 not labelled, 1 hidden, 2 visible."""
 
+_SIGMAS = b"sigmas"
+
+
+def keypoints_field(sigmas: Sequence[float] = ()) -> pa.Field[Any]:
+    """Return the field of an object's keypoints; ``sigmas`` say how far each may be off, where not COCO's do.
+
+    They are kept in the field's metadata, as a JSON list.
+    """
+    kept = {_SIGMAS: json.dumps([*sigmas]).encode()} if sigmas else None
+    return pa.field("keypoints", pa.list_(KEYPOINT), metadata=kept)
+
+
+def sigmas_of(objects: pa.DataType) -> tuple[float, ...]:
+    """Return the sigmas in the type of an object; none where it says none."""
+    fields: Any = objects
+    kept = fields.field("keypoints").metadata if fields.get_field_index("keypoints") >= 0 else None
+    return tuple(json.loads((kept or {}).get(_SIGMAS, b"[]")))
+
+
 _OBJECT: list[pa.Field[Any]] = [
     pa.field("label", pa.string()),
     pa.field("score", pa.float32()),
@@ -42,6 +62,7 @@ _OBJECT: list[pa.Field[Any]] = [
     pa.field("is_thing", pa.bool_()),
 ]
 OBJECTS = pa.list_(pa.struct(_OBJECT))
+"""``is_thing`` is false of stuff, such as sky, where a truth is panoptic; null elsewhere."""
 
 _LABEL: list[pa.Field[Any]] = [pa.field("image_id", pa.string()), pa.field("label", pa.string())]
 _SIZED: list[pa.Field[Any]] = [
@@ -76,6 +97,7 @@ _MAPPED: list[pa.Field[Any]] = [
 MAP_SCHEMA = pa.schema(_MAPPED)
 """A class for every pixel: numbers of a map are ids of its `classes_of`, or among its `ignored_of`."""
 
+_FIELDS = frozenset(one.name for one in _OBJECT)
 _ABOUT = frozenset({"image_id", "width", "height", "problem"})
 """Columns of a ground truth that are about the image, not about what is true of it."""
 
@@ -92,6 +114,8 @@ _CLASSES = b"classes"
 _IGNORED = b"ignored"
 _SHOWN = 100  # of a model's names, in a message
 _FEW = 20  # of names that it does not know
+_MADE = "made "
+_PARTLY = re.compile(r"(\d+) of its (\w+) are left out: (.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +159,17 @@ def answer_of(truth: pa.Schema) -> str:
             f"expected one column with what is true of an image, got {', '.join(found) or 'none'}"
         )
     return found[0]
+
+
+def with_new_fields(truth: pa.Table) -> pa.Table:
+    """Return a ground truth of an earlier version with the fields that objects have had since, all null."""
+    place = truth.schema.get_field_index("objects")
+    if place < 0 or truth.schema.field(place).type == OBJECTS:
+        return truth
+    earlier: Any = truth.schema.field(place).type
+    if not pa.types.is_list(earlier) or not {one.name for one in earlier.value_type} <= _FIELDS:
+        return truth
+    return truth.cast(truth.schema.set(place, pa.field("objects", OBJECTS)))
 
 
 def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -181,7 +216,8 @@ def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.
     ``sizes`` are the (width, height) found, None where an image could not be read. Another kind of ground
     truth stays as it is.
     """
-    if not set(OBJECTS_SCHEMA.names) <= set(truth.schema.names):
+    names = set(truth.schema.names)
+    if not (names.issuperset(OBJECTS_SCHEMA.names) or names.issuperset(MAP_SCHEMA.names)):
         return truth
     answer = answer_of(truth.schema)
     stated = zip(truth["width"].to_pylist(), truth["height"].to_pylist(), strict=True)
@@ -202,7 +238,25 @@ def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.
 def _problem(what: str, width: int | None, height: int | None, found: tuple[int, int] | None) -> str | None:
     if not found or not width or not height or (width, height) == found:
         return None
-    return f"made {what}for {width} x {height} pixels, the image has {found[0]} x {found[1]}"
+    return f"{_MADE}{what}for {width} x {height} pixels, the image has {found[0]} x {found[1]}"
+
+
+def partly(count: int, things: str, reason: str) -> str:
+    """Return the ``problem`` of an image of whose truth ``things``, such as polygons, are left out."""
+    return f"{count} of its {things} are left out: {reason}"
+
+
+def left_out_of(problem: str) -> tuple[str, int]:
+    """Return what of an image's truth is left out, by a ``problem`` of `partly`, and how much."""
+    found = _PARTLY.fullmatch(problem)
+    if found is None:
+        return problem, 1
+    return f"{found[2]} of the truth that are left out: {found[3]}", int(found[1])
+
+
+def has_other_size(problem: str) -> bool:
+    """Say whether a ``problem`` of an image's truth is that of another size."""
+    return problem.startswith(_MADE)
 
 
 def _mask_sizes(
@@ -296,6 +350,31 @@ def no_known_label(model: ModelClasses, labels: Sequence[str]) -> UserError:
         f"  the model's: {_some([*dict.fromkeys(known.values())])}\n"
         f"  what to do: give labels by the model's names{hint}, or leave the ground truth out "
         f"(input.truth={NO_TRUTH})"
+    )
+
+
+def match_map_classes(
+    model: ModelClasses, truth: Sequence[Class], given: Mapping[str, str | None]
+) -> dict[str, str | None]:
+    """Return for each class of maps the model's name of it; None where the job leaves it out.
+
+    As `match_classes`, but a class that the model does not know is left out.
+
+    Raises:
+        UserError: the model knows none of them, or not what ``given`` calls one.
+    """
+    found = match_classes(model, truth, given, given.keys())
+    if any(found.values()):
+        return found
+    known = model.by_name()
+    names = [one.name for one in truth]
+    near = next(((name, ours) for name in names[:_FEW] if (ours := nearest(name, known))), None)
+    hint = "{{{}: {}}}".format(*near) if near else "{TRUTH: MODEL}"
+    raise UserError(
+        f"none of the classes of the ground truth's maps is one of the model: {_some(names, most=_FEW)}\n"
+        f"  the model's: {_some([*dict.fromkeys(known.values())])}\n"
+        "  what to do: name the classes in classes.txt beside the masks, say in task.aliases what each is "
+        f"called there, as in 'task.aliases={hint}', or leave the ground truth out (input.truth={NO_TRUTH})"
     )
 
 

@@ -129,7 +129,8 @@ class Prepared:
     ``pixels`` is uint8 or float (3, H, W), padded to one of the model's few shapes; ``size`` is
     the (height, width) of its part that is picture; ``offset`` (y, x) and ``scale`` lead back:
     original = (prepared - offset) / scale. ``original`` is the original's (height, width), where outputs of
-    that size are made on the device.
+    that size are made on the device. ``network`` says which of a model's networks it is for, where the model
+    has several.
     """
 
     pixels: Tensor
@@ -137,6 +138,7 @@ class Prepared:
     offset: tuple[float, float] = (0.0, 0.0)
     scale: float = 1.0
     original: tuple[int, int] | None = field(default=None, kw_only=True)
+    network: str = field(default="", kw_only=True)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -214,6 +216,10 @@ Backend = Literal["eager", "compile", "openvino"]
 Decoder = Literal["cpu", "cuda"]
 
 
+Head = Literal["masks", "keypoints"]
+"""What a detector may give of an object beside its box, and what gives it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """Where and how a model runs; decided before the first shard.
@@ -244,8 +250,9 @@ class Model(Preparing, Protocol):
     """A task's network, loaded on one device; the worker calls its steps, each in its own threads.
 
     It may also have ``classes``, a `truth.ModelClasses`, which the output keeps; ``match``: called
-    with the classes of a truth that has objects, it raises `UserError` where it can't know one of them; and
-    ``notes``, sentences that a run shows: what was assumed of its weights.
+    with the classes of a truth that has objects, it raises `UserError` where it can't know one of them;
+    ``notes``, sentences that a run shows: what was assumed of its weights; and ``networks``, models by name,
+    whose `forward` is called instead of its own for the inputs that name one.
     """
 
     identity: Mapping[str, str]

@@ -11,7 +11,7 @@ from tests.places import CHECKOUT
 
 ROOT = CHECKOUT
 TORCH = """
-    images.decode images.inspect images.nvjpeg inference.autotune.agreement
+    images.decode images.inspect images.nvjpeg images.pasted_masks inference.autotune.agreement
     inference.autotune.measure inference.autotune.recall inference.autotune.trials
     inference.bench.alone inference.bench.command inference.worker.devices
     inference.worker.predictor inference.worker.readahead inference.worker.settings inference.worker.timings
@@ -22,7 +22,8 @@ TORCH = """
     models.architectures.suppression models.architectures.unet models.building models.catalogue
     models.choice models.depth models.detector models.detector_heads models.detectors models.heads
     models.libraries.keras_layers models.libraries.keras_models models.libraries.timm_models
-    models.libraries.torchvision_detectors models.libraries.torchvision_models
+    models.libraries.torchvision_backbones models.libraries.torchvision_detectors
+    models.libraries.torchvision_models models.libraries.torchvision_rcnn
     models.libraries.torchvision_segmenters models.network models.onnx
     models.onnx.choice models.onnx.classifier models.onnx.detector models.onnx.detr models.onnx.engines
     models.onnx.module models.onnx.segmenter models.onnx.torchvision_export models.onnx.yolo
@@ -30,8 +31,10 @@ TORCH = """
     models.runtime.backends models.runtime.converted models.runtime.fusion
     models.runtime.network_digest models.runtime.parts models.runtime.structure models.segmenter
     models.segmenters models.tiles models.trained models.views
-    report.collection tasks.recipes.augment tasks.recipes.tuned_blocks tasks.recipes.classification
-    tasks.recipes.detection training.checkpoints training.data.decoded_cache
+    report.collection tasks.recipes.augment tasks.recipes.auxiliary_head tasks.recipes.tuned_blocks
+    tasks.recipes.boxes tasks.recipes.classification tasks.recipes.segmentation
+    tasks.recipes.segmentation_augment tasks.recipes.segmentation_losses tasks.recipes.segmenter_start
+    tasks.recipes.detection tasks.recipes.targets training.checkpoints training.data.decoded_cache
     training.data.loader training.distributed training.lesson training.loop training.optimizers
     training.worker
 """

@@ -12,15 +12,19 @@ from hypothesis import strategies as st
 from cnnbatch.errors import UserError
 from cnnbatch.truth import (
     LABEL_SCHEMA,
+    MAP_SCHEMA,
     OBJECTS_SCHEMA,
     Class,
     ModelClasses,
     check_sizes,
     classes_of,
+    has_other_size,
     match_classes,
+    match_map_classes,
     object_labels,
     table,
     with_classes,
+    with_new_fields,
 )
 
 BOX = {"x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0}
@@ -81,6 +85,30 @@ def test_labels_have_no_size() -> None:
     assert check_sizes(labels, [(1, 1)]) is labels
     with pytest.raises(ValueError, match="zip"):
         check_sizes(truth({"image_id": "1"}), [])
+
+
+def test_maps_of_another_size_are_left_out() -> None:
+    row = {"image_id": "1", "map": b"png", "width": 40, "height": 30}
+    before = table([row, {"image_id": "2", "problem": "two"}], MAP_SCHEMA)
+    assert check_sizes(before, [(40, 30), (1, 1)]) is before
+    first, second = check_sizes(before, [(41, 30), (1, 1)]).to_pylist()
+    problem = "made for 40 x 30 pixels, the image has 41 x 30; its map is left out"
+    assert (first["map"], first["problem"]) == (None, problem)
+    assert has_other_size(problem)
+    assert second == before.to_pylist()[1]
+
+
+def test_objects_of_an_earlier_version_get_the_fields_that_came_since() -> None:
+    now: Any = OBJECTS_SCHEMA.field("objects").type
+    earlier = pa.list_(pa.struct([one for one in now.value_type if one.name != "is_thing"]))
+    schema = with_classes(OBJECTS_SCHEMA.set(1, pa.field("objects", earlier)), [Class("cat", 7)])
+    rows: list[dict[str, Any]] = [{"image_id": "1", "objects": objects("cat")}, {"image_id": "2"}]
+    read = with_new_fields(pa.Table.from_pylist(rows, schema))
+    assert read.equals(truth(*rows))
+    assert classes_of(read.schema) == (Class("cat", 7),)
+    assert with_new_fields(read) is read
+    labels = table([{"image_id": "1", "label": "cat"}], LABEL_SCHEMA)
+    assert with_new_fields(labels) is labels
 
 
 # Classes
@@ -163,3 +191,35 @@ def test_a_class_that_is_not_known_is_named_as_the_truth_names_it() -> None:
     )
     assert rest[0] == "  the model's: motorbike, cat, sofa"
     assert rest[1].endswith("'task.aliases={divan: null}'")
+
+
+# Maps
+
+
+MAPPED = [Class("background", 0), Class("car", 1), Class("lorry", 2), Class("tree", 3)]
+
+
+def test_of_maps_the_known_classes_are_matched() -> None:
+    model = ModelClasses(("car", "tree", "sky"))
+    given = {"lorry": "car", "tree": None}
+    assert match_map_classes(model, MAPPED, given) == {"car": "car", "lorry": "car", "tree": None}
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "words"),
+    [
+        (
+            ("sky", "carr"),
+            {},
+            r"(?s)none of the classes .*: background, car, lorry, tree\n.*the model's: sky, "
+            r"carr\n.*'task.aliases=\{car: carr\}'",
+        ),
+        (("car",), {"car": None}, "none of the classes"),
+        (("car",), {"lorry": "cra"}, r"'lorry', called 'cra' in task.aliases \(the nearest: 'car'\)"),
+    ],
+)
+def test_maps_without_a_known_class_are_refused(
+    names: tuple[str, ...], given: dict[str, str | None], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        match_map_classes(ModelClasses(names), MAPPED, given)

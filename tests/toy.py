@@ -160,7 +160,7 @@ def poses() -> Detector:
         weights=None, weights_backbone=None, rpn_post_nms_top_n_test=20, rpn_pre_nms_top_n_test=100
     )
     return Detector(
-        TorchvisionDetector(module, keypoints=True),
+        TorchvisionDetector(module, ["keypoints"]),
         Resizing("sides", (64, 96), divisor=32),
         ("none", "person"),
     )

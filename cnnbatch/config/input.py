@@ -28,6 +28,15 @@ class Subset(Section):
     ``rest``; ``share`` trains on a part only. ``folds`` instead of ``validation`` cuts what is not set apart
     to test: each image of it validates in one ``fold``, parts of one picture in the same, and trains in the
     others.
+
+    ``group`` is a regular expression that is matched with the keys from their start: images for which it
+    finds the same are in the same part or fold, as those of one film or one patient have to be.
+
+    ``cut`` says by what the shares and folds are cut, if not by hash. ``block``: of each group of images, in
+    the order of their keys, the last ones test and those before them validate, and a fold is one of so many
+    blocks: for frames of a film, where the neighbours of what trains are known too well. ``turn``: by turns,
+    as every fifth image for a fifth. There a group is, unless said, a folder; and where images are added,
+    others may change their part.
     """
 
     part: Literal["train", "validation", "test"] = "train"
@@ -39,6 +48,8 @@ class Subset(Section):
     rest: Literal["test", "none"] = "test"
     folds: Folds | None = None
     fold: Annotated[int, Field(ge=0)] = 0
+    cut: Literal["hash", "block", "turn"] = "hash"
+    group: Text | None = None
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -48,6 +59,10 @@ class Subset(Section):
                 f"expected fold to be below folds, got fold {self.fold} of {self.folds or 'none'}"
             )
         return self
+
+
+Number = Annotated[int, Field(ge=0, le=65_535)]
+"""A value of a mask."""
 
 
 class Input(Place):
@@ -66,6 +81,14 @@ class Input(Place):
     )
     truth: Text | None = Field(
         None, description="Where the truth lies, if not in the input itself; none: leave out what lies there."
+    )
+    relabel: dict[Text, Number | Text | None] | Literal["reduce_zero_label"] = Field(
+        {},
+        description="Classes that are called otherwise or left out, as in {lorry: car, sky: null}, and "
+        "values of masks that are others, as in {7: 0, 1-150: 0-149}.",
+    )
+    ignore: Annotated[tuple[Number | Text, ...], Field(strict=False)] = Field(
+        (), description="Of masks: values and classes whose pixels do not count; 255 where no class has it."
     )
     split: Text | Annotated[Texts, Field(min_length=1)] | None = Field(
         None, description="Which part of a data set that comes in several; of a VOC tree also several."

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cnnbatch.config.section import Batch, Count, Seconds, Section, Share
 
-Strategy = Literal["as_is", "head", "last_blocks", "all", "scratch"]
+Strategy = Literal["as_is", "head", "last_blocks", "most_blocks", "all", "scratch"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Factor = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
+Scale = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
+Scales = Annotated[tuple[Scale, Scale], Field(strict=False)]
+Side = Annotated[int, Field(ge=1, le=8192)]
+Sides = Annotated[tuple[Side, Side], Field(strict=False)]
 
 
 class Augment(Section):
@@ -27,8 +32,26 @@ class Augment(Section):
         0, description="How many operations of RandAugment a picture gets."
     )
     magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="RandAugment's strength, of 30.")
+    gamma: Factor = Field(
+        1.0, description="Raise brightness to a power between 1/gamma and gamma; 1: as it is."
+    )
+    cast: Share = Field(0.0, description="Change red, green and blue by up to this part, each by another.")
     mixup: NotNegative = Field(0.0, description="MixUp's alpha; 0: none.")
     cutmix: NotNegative = Field(0.0, description="CutMix's alpha; 0: none.")
+    crop_size: Sides | None = Field(
+        None, description="Of maps: (height, width) of the part that is learned from; null: the model's own."
+    )
+    scale: Scales = Field(
+        (1.0, 1.0), description="Of maps: the least and the greatest factor by which a picture is resized."
+    )
+    aspect: Share = Field(0.0, description="Of maps: make pictures wider or narrower by up to this part.")
+
+    @field_validator("scale")
+    @classmethod
+    def _least_comes_first(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] > scale[1]:
+            raise ValueError(f"expected the least factor and then the greatest, got {list(scale)}")
+        return scale
 
 
 STRONG = Augment(colour=0.2)
@@ -37,6 +60,33 @@ STRONG = Augment(colour=0.2)
 No more than this: of blood cells, whose colours and sizes tell what they are, RandAugment's operations cost a
 point of accuracy, moving and smaller crops two or three.
 """
+
+
+class Loss(Section):
+    """What networks that give a class to every pixel minimise: a sum of parts, each with its weight.
+
+    Pixels that are to be ignored count in none of them.
+    """
+
+    cross_entropy: NotNegative = Field(1.0, description="Weight of the cross-entropy.")
+    dice: NotNegative = Field(0.0, description="Weight of the Dice loss over the classes of a step.")
+    focal: NotNegative = Field(0.0, description="Weight of the focal loss.")
+    lovasz: NotNegative = Field(0.0, description="Weight of the Lovász-softmax loss.")
+    balance: Share = Field(
+        0.0,
+        description="How much more the pixels of rare classes count in cross-entropy and focal loss: by the "
+        "inverse of the class's share of all pixels, to this power.",
+    )
+    focal_gamma: NotNegative = Field(2.0, description="The focal loss's gamma: how little sure pixels count.")
+    auxiliary: NotNegative = Field(
+        0.5, description="Weight of the same loss of an auxiliary head, where the network has one."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_part(self) -> Self:
+        if not any((self.cross_entropy, self.dice, self.focal, self.lovasz)):
+            raise ValueError("expected a weight above 0 for cross_entropy, dice, focal or lovasz")
+        return self
 
 
 class Train(Section):
@@ -57,14 +107,23 @@ class Train(Section):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         0.75, description="The learning rate of a stage, as a part of that of the stage after it."
     )
+    backbone_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="The learning rate of all before the head, as a part of what it would be otherwise."
+    )
     momentum: Share = 0.9
     nesterov: bool = True
     weight_decay: NotNegative = Field(0.02, description="Of weights; biases and normalisations have none.")
-    schedule: Literal["one_cycle", "cosine", "step", "constant"] = "one_cycle"
+    schedule: Literal["one_cycle", "cosine", "poly", "step", "constant"] = "one_cycle"
     warmup: Share = Field(0.2, description="The part of all steps in which the learning rate rises.")
     label_smoothing: Share = 0.1
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="balanced: rare classes count more, by the inverse of their pictures."
+    )
+    loss: Loss = Loss()
+    proposals: Annotated[int, Field(ge=4, le=10_000)] | None = Field(
+        None,
+        description="Of R-CNNs: how many proposals of a picture their heads learn from, a quarter of them "
+        "objects; null: the model's own number, 512. Fewer cost less.",
     )
     accumulate: Annotated[int, Field(ge=1, le=100_000)] = Field(
         1, description="Steps whose gradients are added up."

@@ -29,7 +29,14 @@ from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import PART, Output
 from cnnbatch.output.reader import Reader
 from cnnbatch.storage import NotFound, Storage, join
-from cnnbatch.truth import ModelClasses, answer_of, classes_of, match_classes, no_known_label
+from cnnbatch.truth import (
+    ModelClasses,
+    answer_of,
+    classes_of,
+    match_classes,
+    no_known_label,
+    with_new_fields,
+)
 from cnnbatch.types import Map, here
 
 MOST_VALUES = 100
@@ -117,7 +124,7 @@ def _order(output: Output, result: Reader, terms: Terms) -> EvaluationOrder | No
     if not parts:
         return None
     with output.storage.open(parts[0]) as file, integrity.reading(parts[0]):
-        schema = pq.read_schema(file)
+        schema = with_new_fields(pq.read_schema(file).empty_table()).schema
         known, answer = classes_of(schema), answer_of(schema)
     difficult = _difficult(output, parts, answer)
     metrics = tuple(judges(Schemas(_predicted(result.schema, settings), schema, difficult)))

@@ -14,16 +14,22 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cnnbatch.config.entries import Entries, as_instance
+from cnnbatch.images import class_map
 from cnnbatch.metrics.objects import Labels, flatten
 from cnnbatch.sources.objects import TRUTH
+from cnnbatch.sources.soundness import require_sound
 from cnnbatch.truth import (
     Class,
     ModelClasses,
     classes_of,
+    ignored_of,
     match_classes,
+    match_map_classes,
     no_known_label,
     object_labels,
     renamed,
+    with_classes,
+    with_ignored,
 )
 from cnnbatch.types import Shard, Source
 
@@ -142,7 +148,12 @@ class ObjectsTruth(GroundTruth):
     """Objects: the model has to know the class of each, unless the job leaves it out."""
 
     def require_early(self, model: ModelClasses, planned: PlannedImages) -> None:
-        """Insist on the classes of the first images' objects; of all, where the source lists them."""
+        """Insist on the classes of the first images' objects; of all, where the source lists them.
+
+        And on the first images' masks, where these are files of their own.
+        """
+        if getattr(planned.source, "reads_masks", False):
+            require_sound(planned.source, filter(None, planned.shards()))
         _require_occurring(model, planned.source.truth_schema, _early_labels(planned), planned.aliases)
 
     def require_known(self, truth: pa.Table, model: ModelClasses, aliases: Aliases) -> None:
@@ -175,8 +186,43 @@ class ObjectsTruth(GroundTruth):
         return +Counter({reason: int(flags.sum()) for reason, flags in counts.items()})
 
 
+class MapTruth(GroundTruth):
+    """Maps of classes: pixels of a class that the model does not know do not count, and are counted."""
+
+    def require_early(self, model: ModelClasses, planned: PlannedImages) -> None:
+        """Insist on one known class, and on the first images' maps: whole ones, of their images' sizes."""
+        schema = planned.source.truth_schema
+        match_map_classes(model, () if schema is None else classes_of(schema), planned.aliases)
+        require_sound(planned.source, filter(None, planned.shards()))
+
+    def named(self, truth: pa.Table, naming: Naming) -> tuple[pa.Table, Counter[str]]:
+        """Return the maps with classes by the model's names; numbers of those left out are to be ignored.
+
+        A class that the model does not know keeps its name: the metric counts its pixels.
+        """
+        if naming.classes is None:
+            return truth, Counter()
+        classes = classes_of(truth.schema)
+        names = match_map_classes(naming.classes, classes, naming.aliases)
+        left_out = {int(one.id): one.name for one in classes if one.name in names and not names[one.name]}
+        known = [Class(names.get(one.name) or one.name, one.id) for one in classes if one.id not in left_out]
+        schema = with_ignored(with_classes(truth.schema, known), ignored_of(truth.schema).union(left_out))
+        return truth.replace_schema_metadata(schema.metadata), _left_out_pixels(truth["map"], left_out)
+
+
+def _left_out_pixels(maps: pa.ChunkedArray[Any], left_out: Mapping[int, str]) -> Counter[str]:
+    """Count the pixels of classes that the job leaves out."""
+    counts = Counter[str]()
+    for value in maps if left_out else ():
+        if value.is_valid:
+            pixels = np.bincount(class_map.from_png(value.as_py()).ravel(), minlength=max(left_out) + 1)
+            counts.update({name: int(pixels[number]) for number, name in left_out.items()})
+    words = "pixels of the class {}, which task.aliases leaves out"
+    return +Counter({words.format(name): number for name, number in counts.items()})
+
+
 GROUND_TRUTHS: Entries[GroundTruth | type[GroundTruth]] = Entries(
-    "evaluation", {"label": LabelTruth(), "objects": ObjectsTruth()}, GroundTruth
+    "evaluation", {"label": LabelTruth(), "objects": ObjectsTruth(), "map": MapTruth()}, GroundTruth
 )
 """What is done with the ground truth of a kind of answer, by the kind; nothing where there is no entry."""
 
@@ -203,17 +249,20 @@ def _early_labels(planned: PlannedImages) -> set[str]:
     in_ref = TRUTH in planned.source.columns.names
     found, images, most = set[str](), 0, LISTED if in_ref else READ
     for shard in filter(None, planned.shards()):
-        found.update(_in_refs(shard) if in_ref else _in_files(planned.source, shard))
+        found.update(_in_refs(planned.source, shard) if in_ref else _in_files(planned.source, shard))
         images += len(shard.refs)
         if images >= most:
             break
     return found
 
 
-def _in_refs(shard: Shard) -> Iterator[str]:
+def _in_refs(source: Source, shard: Shard) -> Iterator[str]:
+    names: Aliases = getattr(source, "label_names", {})
     for ref in shard.refs:
         for one in json.loads(ref.columns[TRUTH] or "{}").get("objects") or ():
-            yield one["label"]
+            name = names.get(one["label"], one["label"])
+            if name is not None:
+                yield name
 
 
 def _in_files(source: Source, shard: Shard) -> list[str]:

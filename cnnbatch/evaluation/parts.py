@@ -19,7 +19,7 @@ from cnnbatch.metrics import Metric, Piece
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import Output
 from cnnbatch.storage import NotFound, Storage, StorageOptions, join
-from cnnbatch.truth import answer_of
+from cnnbatch.truth import answer_of, has_other_size, left_out_of, with_new_fields
 
 Slice = tuple[str, str] | None
 """A column and one of its values; None stands for all images."""
@@ -28,6 +28,7 @@ WHOLE: Slice = None
 
 NO_TRUTH = "images without truth"
 OTHER_SIZE = "images whose truth was made for another size"
+UNUSABLE = "images whose truth can't be used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def judge_part(order: EvaluationOrder, part: int) -> JudgedPart:
     notes += _without_truth(truth.filter(pa.array(~known)))
     rows = wanted[known]
     predictions, truth = predictions.take(rows), truth.filter(pa.array(known))
-    notes += kind.oddities(predictions, truth, classes)
+    notes += _left_out(truth) + kind.oddities(predictions, truth, classes)
     partials = _partials(part, order, metrics, predictions, truth, output.asset)
     for name, found in partials[WHOLE].items():
         notes.update(metrics[name].notes(found))
@@ -123,7 +124,7 @@ def _read(
 def _read_truth(output: Output, order: EvaluationOrder, part: int, rows: int) -> pa.Table:
     uri = join(order.truth, f"part-{part:08}.parquet")
     with output.storage.open(uri) as file, integrity.reading(uri):
-        truth = pq.read_table(file)
+        truth = with_new_fields(pq.read_table(file))
         integrity.require_columns(truth.schema, order.schema)
         if truth.num_rows != rows:
             raise ValueError(f"expected {rows:,} rows, as its part has, got {truth.num_rows:,}")
@@ -132,8 +133,19 @@ def _read_truth(output: Output, order: EvaluationOrder, part: int, rows: int) ->
 
 def _without_truth(truth: pa.Table) -> Counter[str]:
     """Count images that can't be judged, by what their rows of the truth say."""
-    other = truth.num_rows - truth["problem"].null_count if "problem" in truth.schema.names else 0
-    return +Counter({OTHER_SIZE: other, NO_TRUTH: truth.num_rows - other})
+    problems = truth["problem"].to_pylist() if "problem" in truth.schema.names else [None] * truth.num_rows
+    return Counter(
+        NO_TRUTH if one is None else OTHER_SIZE if has_other_size(one) else UNUSABLE for one in problems
+    )
+
+
+def _left_out(truth: pa.Table) -> Counter[str]:
+    """Count what is left out of truths that are judged all the same."""
+    counts = Counter[str]()
+    problems: list[Any] = truth["problem"].drop_null().to_pylist() if "problem" in truth.schema.names else []
+    for problem in problems:
+        counts.update(dict([left_out_of(problem)]))
+    return counts
 
 
 def _partials(

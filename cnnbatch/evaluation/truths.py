@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cnnbatch.errors import UserError
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader
+from cnnbatch.output.truth_file import truth_file
 from cnnbatch.storage import redact
 from cnnbatch.storage.scratch import on_disk, scratch
 from cnnbatch.truth import check_sizes, table
@@ -52,7 +53,7 @@ class TruthByKey:
     def of(self, keys: Sequence[str]) -> tuple[pa.Table, int]:
         """Return the rows of some images, null where there is none, and how many there are."""
         found = [self._base.execute("SELECT row FROM truth WHERE key = ?", [key]).fetchone() for key in keys]
-        rows: list[Mapping[str, Any]] = [json.loads(one[0]) if one else {} for one in found]
+        rows = [_row(one[0], self.schema) if one else {} for one in found]
         return table(rows, self.schema), sum(one is not None for one in found)
 
 
@@ -68,9 +69,7 @@ def align(source: Source, output: Output, result: Reader) -> Aligned:
         rows = [row for batch in columns for row in batch.to_pylist()]
         found, count = truths.of([row["key"] for row in rows])
         sizes = [(row["width"], row["height"]) if row["width"] else None for row in rows]
-        sink = pa.BufferOutputStream()
-        pq.write_table(check_sizes(found, sizes), sink)
-        data = sink.getvalue().to_pybytes()
+        data = truth_file(check_sizes(found, sizes))
         output.storage.put(output.path("evaluation", "truth", f"part-{index:08}.parquet"), data)
         used += count
     if not used:
@@ -88,7 +87,21 @@ def _rows(source: Source) -> Iterator[list[tuple[str, str]]]:
         found = source.truth(Shard(0, some))
         rows = [] if found is None else found.to_pylist()
         yield [
-            (ref.key, json.dumps(row))
+            (ref.key, json.dumps(row, default=_in_text))
             for ref, row in zip(some, rows, strict=True)
             if any(value is not None for value in row.values())
         ]
+
+
+def _in_text(value: bytes) -> str:
+    """Return bytes as JSON has them here."""
+    return b64encode(value).decode()
+
+
+def _row(text: str, schema: pa.Schema) -> dict[str, Any]:
+    """Return a row of a truth from its JSON."""
+    row: dict[str, Any] = json.loads(text)
+    for field in schema:
+        if pa.types.is_large_binary(field.type) and row.get(field.name) is not None:
+            row[field.name] = b64decode(row[field.name])
+    return row

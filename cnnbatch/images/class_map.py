@@ -25,19 +25,20 @@ NONE = 255
 Numbers = NDArray[np.uint8] | NDArray[np.uint16]
 
 _MODES = ("L", "P", "1", "I;16")
+_PNG_DEPTH = 24  # The place of a sample's bits in a PNG file.
 
 
 class NotAMap(ValueError):
     """Why a file has no number of a class for every pixel, in a clause."""
 
 
-def png(numbers: Numbers) -> bytes:
+def png(numbers: Numbers, compress_level: int = 6) -> bytes:
     """Return a map (H, W) as a PNG file: of 8 bits with `colours` as its palette, or of 16 bits, gray."""
     image = Image.fromarray(numbers)
     if numbers.dtype == np.uint8:
         image.putpalette(colours(256).tobytes())
     sink = io.BytesIO()
-    image.save(sink, "PNG", compress_level=6)
+    image.save(sink, "PNG", compress_level=compress_level)
     return sink.getvalue()
 
 
@@ -59,6 +60,8 @@ def from_png(data: bytes) -> Numbers:
                     f"expected at most {LIMITS.max_pixels:,} pixels, got {image.width} x {image.height}"
                 )
             numbers: Any = np.asarray(image, np.uint16 if image.mode == "I;16" else np.uint8)
+            if image.mode == "L" and (bits := data[_PNG_DEPTH]) < 8:  # Pillow has them from 0 to 255.
+                numbers = numbers // (255 // (2**bits - 1))
     except UnidentifiedImageError:
         raise NotAMap("expected a PNG file, got something else") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -66,6 +69,29 @@ def from_png(data: bytes) -> Numbers:
             raise
         raise NotAMap(f"it is no whole PNG file: {error}") from None
     return numbers  # type: ignore[no-any-return]
+
+
+def counts(data: bytes) -> dict[int, int]:
+    """Return how many pixels of a PNG file have each of its numbers; raises NotAMap."""
+    pixels = np.bincount(from_png(data).ravel())
+    there = np.flatnonzero(pixels)
+    return dict(zip(there.tolist(), pixels[there].tolist(), strict=True))
+
+
+def translated(numbers: Numbers, places: Mapping[int, int], none: int = NONE) -> Numbers:
+    """Return a map with the place of each number instead of it, ``none`` for numbers that ``places`` lack.
+
+    It is of 16 bits where a place or ``none`` is above 255, else of 8.
+    """
+    largest = max(none, *places.values()) if places else none
+    table: Any = np.full(
+        int(np.iinfo(numbers.dtype).max) + 1, none, np.uint8 if largest <= NONE else np.uint16
+    )
+    for number, place in places.items():
+        if number < len(table):
+            table[number] = place
+    found: Numbers = table[numbers]
+    return found
 
 
 def runs(numbers: Numbers, classes: int) -> list[dict[str, Any]]:

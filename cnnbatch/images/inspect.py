@@ -16,9 +16,10 @@ from PIL import Image
 
 from cnnbatch.images.decode import LIMITS, DecodeError, decode
 from cnnbatch.images.formats import BY_PILLOW, recognise
-from cnnbatch.images.headers import TURNED, jpeg_facts, orientation
+from cnnbatch.images.headers import TURNED, jpeg_facts
 from cnnbatch.images.pillow_decode import opened
 from cnnbatch.images.quiet import without_warnings
+from cnnbatch.images.sizes import stored_size
 from cnnbatch.types import Content, Decodable, Failure
 
 if TYPE_CHECKING:
@@ -108,18 +109,12 @@ def _header_size(data: bytes) -> tuple[int, int]:
 
 def _header(data: bytes) -> tuple[tuple[int, int], int]:
     """Return a header's (width, height) and EXIF's orientation, 1 where Pillow turns the size itself."""
-    name = file_format(data)
     try:
         with without_warnings(), opened(data) as image:
-            return image.size, 1 if name == "TIFF" else _orientation(image)
+            return stored_size(image)
     except Image.DecompressionBombError as error:
         raise DecodeError("too_large", str(error)) from error
     except (
         Exception
     ):  # Pillow's readers raise nearly every built-in exception; some files it can't read alone.
         return _decoded_size(data), 1
-
-
-def _orientation(image: Image.Image) -> int:
-    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
-    return orientation(image.info.get("exif") or b"", xmp.encode() if isinstance(xmp, str) else xmp)

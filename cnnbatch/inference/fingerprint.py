@@ -9,6 +9,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from cnnbatch.config.train import Train
 from cnnbatch.images.limits import REVISION
 from cnnbatch.job import Job, MapJob, StudyJob, TrainJob, fingerprint_fields
 
@@ -34,13 +35,21 @@ def of_job(job: Job) -> dict[str, Any]:
 
 def of_training(job: TrainJob | StudyJob) -> dict[str, Any]:
     """Return what another training would not have in common with this one, by dotted names."""
-    may_differ = {"checkpoint_s", "max_failures", "judge_first"}
-    train = {
-        name: value for name, value in job.train.model_dump(mode="json").items() if name not in may_differ
-    }
-    chosen = {"limit": job.input.limit, "sample": job.input.sample}
-    own = {**dict(_flat({"train": train, "input": chosen})), "lesson": job.lesson}
+    chosen = {"input.limit": job.input.limit, "input.sample": job.input.sample}
+    own = {**of_train(job.train), **chosen, "lesson": job.lesson}
     return {**of_job(job), **own, "decoder_revision": REVISION}
+
+
+def of_train(train: Train) -> dict[str, Any]:
+    """Return the fields by which trainings differ, by dotted names."""
+    may_differ = {"checkpoint_s", "max_failures", "judge_first"}
+    fields = {name: value for name, value in train.model_dump(mode="json").items() if name not in may_differ}
+    return dict(_flat({"train": fields}))
+
+
+def completed(known: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return a training's record with the fields of ``train`` that were not there when it was written."""
+    return None if known is None else {**of_train(Train()), **known}
 
 
 def of_study(job: StudyJob) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def preload() -> None:
     with _environment(_WITHOUT_THREADS):
         import pyarrow as pa
 
+        import cnnbatch.images.pasted_masks
         import cnnbatch.inference.autotune.measure
         import cnnbatch.inference.worker_process
         import cnnbatch.models.building
@@ -30,6 +31,7 @@ def preload() -> None:
         import cnnbatch.models.pixel_network
         import cnnbatch.models.segmenters
         import cnnbatch.tasks.classify
+        import cnnbatch.tasks.instances
         import cnnbatch.tasks.keypoints
         import cnnbatch.tasks.segment  # noqa: F401
 

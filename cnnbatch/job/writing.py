@@ -16,14 +16,22 @@ def to_yaml(job: Job) -> str:
     return yaml.dump(_dump(job))
 
 
+_LATER = {"cut": "hash", "group": None}
+
+
 def fingerprint_fields(job: Job) -> dict[str, Any]:
     """Return the job's own part of what can change a row; versions, weights and precision come on top."""
     data = _dump(job)
     task = {name: value for name, value in data["task"].items() if name not in job.task.outside_fingerprint}
     of_input = ("url", "format", "key", "label", "truth", "split", "keep")
     chosen = {name: data["input"][name] for name in of_input}
-    rare = ("subset", "classes", "suffixes")
+    rare = ("subset", "classes", "suffixes", "relabel", "ignore")
     chosen |= {name: data["input"][name] for name in rare if data["input"][name]}
+    if job.input.subset is not None:  # What earlier versions don't say is left out where it is not said.
+        said = chosen["subset"].items()
+        chosen["subset"] = {
+            name: value for name, value in said if name not in _LATER or value != _LATER[name]
+        }
     chosen |= {} if job.input.min_score == SURE else {"min_score": job.input.min_score}
     return {"task": task, "input": chosen}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial as bound
 from typing import Any
 
@@ -62,6 +62,8 @@ def partial(iou_type: IouType, predictions: pa.Table, truth: pa.Table, first_pla
     """
     labels, excluded = Labels(), Counter[str]()
     found, truths = (flatten_things(one["objects"], labels) for one in (predictions, truth))
+    sigmas = found.sigmas or truths.sigmas
+    found, truths = replace(found, sigmas=sigmas), replace(truths, sigmas=sigmas)
     found, place = best_first(comparable(found, iou_type.usable(found), excluded, "detections"))
     found, place = found.take(place < iou_type.most[-1]), place[place < iou_type.most[-1]]
     truths = by_group(comparable(truths, iou_type.usable(truths), excluded, "truths"))

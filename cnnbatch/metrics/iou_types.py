@@ -20,6 +20,9 @@ ALL, SMALL, MEDIUM, LARGE = (0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96
 SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
 """COCO's spread of each of a person's 17 keypoints (pycocotools, ``Params.kpt_oks_sigmas``)."""
 
+SWAPPED = tuple((left, left + 1) for left in range(1, 17, 2))
+"""Which of COCO's keypoints change places where a person is mirrored: those of the left and the right."""
+
 Overlap = Callable[[Objects, Objects, ObjectPairs], NDArray[np.float64]]
 _OfEach = Callable[[Objects], Any]
 
@@ -116,7 +119,8 @@ def _keypoints(objects: Objects) -> NDArray[np.float64]:
 def _similarity(found: Objects, truths: Objects, pairs: ObjectPairs) -> NDArray[np.float64]:
     """Return the object keypoint similarity; a truth without labelled points is compared by its box.
 
-    pycocotools, ``COCOeval.computeOks``: the mean of exp(-d² / (2 · area · (2σ)²)) over labelled points.
+    pycocotools, ``COCOeval.computeOks``: the mean of exp(-d² / (2 · area · (2σ)²)) over labelled points. The
+    sigmas are the objects' own, or COCO's.
     """
     if not len(pairs.first):
         return np.zeros(0)
@@ -128,7 +132,7 @@ def _similarity(found: Objects, truths: Objects, pairs: ObjectPairs) -> NDArray[
     points = own[:, :, :2]
     beyond = np.maximum(0, low[:, None] - points) + np.maximum(0, points - high[:, None])
     away = np.where(some[:, None, None], points - theirs[:, :, :2], beyond)
-    exponent = (away**2).sum(axis=2) / (2 * SIGMAS) ** 2 / (area[:, None] + np.spacing(1)) / 2
+    exponent = (away**2).sum(axis=2) / (2 * _sigmas(found)) ** 2 / (area[:, None] + np.spacing(1)) / 2
     counted = labelled | ~some[:, None]
     similarity: NDArray[np.float64] = np.exp(-exponent).sum(axis=1, where=counted) / counted.sum(axis=1)
     return similarity
@@ -161,8 +165,13 @@ def _known_masks(objects: Objects) -> dict[str, NDArray[np.bool_]]:
 
 def _known_points(objects: Objects) -> dict[str, NDArray[np.bool_]]:
     lengths = pc.fill_null(pc.list_value_length(pc.struct_field(objects.struct, "keypoints")), 0)
-    whole = lengths.to_numpy(zero_copy_only=False) == len(SIGMAS)
-    return {**_known(objects), f"without {len(SIGMAS)} keypoints": whole}
+    count = len(_sigmas(objects))
+    whole = lengths.to_numpy(zero_copy_only=False) == count
+    return {**_known(objects), f"without {count} keypoints": whole}
+
+
+def _sigmas(objects: Objects) -> NDArray[np.float64]:
+    return np.array(objects.sigmas) if objects.sigmas else SIGMAS
 
 
 def _valid(objects: Objects, name: str) -> NDArray[np.bool_]:

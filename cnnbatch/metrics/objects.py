@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cnnbatch.truth import BOX
+from cnnbatch.truth import BOX, sigmas_of
 
 _CORNERS = tuple(field.name for field in BOX)
 _NO_ID = 10**18  # Greater than any id of 18 digits.
@@ -27,6 +27,7 @@ class Objects:
 
     ``boxes_xywh`` is float64 (n, 4) in pixels, as COCO's sums take it; ``area`` is the truth's own where
     it states one, else the box's. ``struct`` has what is not needed of every object: masks, keypoints.
+    ``sigmas`` say how far each keypoint may be off; none: COCO's do.
     """
 
     image: NDArray[np.int64]
@@ -37,6 +38,7 @@ class Objects:
     crowd: NDArray[np.bool_]
     difficult: NDArray[np.bool_]
     struct: pa.StructArray
+    sigmas: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of objects."""
@@ -54,6 +56,7 @@ class Objects:
             self.crowd[rows],
             self.difficult[rows],
             self.struct.take(pa.array(rows, pa.int64())),
+            self.sigmas,
         )
 
 
@@ -99,6 +102,7 @@ def flatten(column: pa.ChunkedArray[Any], labels: Labels) -> Objects:
         crowd=_flags(_field(struct, "crowd")),
         difficult=_flags(_field(struct, "difficult")),
         struct=struct,
+        sigmas=sigmas_of(struct.type),
     )
 
 

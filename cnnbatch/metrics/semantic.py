@@ -271,6 +271,20 @@ def _sum(one: SemanticPartial, other: SemanticPartial) -> SemanticPartial:
     return SemanticPartial(names=one.names, **sums)
 
 
+def of_confusion(confusion: NDArray[np.int64]) -> dict[str, float]:
+    """Return ``mIoU``, ``mean_accuracy`` and ``pixel_accuracy`` of pixels (C, C), truth by prediction.
+
+    They are 0 where nothing was counted.
+    """
+    right, true, said = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    found = {
+        "mIoU": mean(_iou(right, true, said)),
+        "mean_accuracy": mean(ratio(right, true)),
+        "pixel_accuracy": ratio(right.sum(), true.sum()),
+    }
+    return {name: float(np.nan_to_num(value)) for name, value in found.items()}
+
+
 def _measures(merged: SemanticPartial) -> dict[str, NDArray[np.float64]]:
     """Return every number, of the images and of each replicate, (1 + R,)."""
     right, true, said, *bands = np.moveaxis(merged.pixels, 1, 0)  # each [1 + R, C]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,14 @@ from cnnbatch.models.passes import trying
 from cnnbatch.models.resizing import Resizing
 
 if TYPE_CHECKING:
-    from cnnbatch.types import Runtime
+    from cnnbatch.types import Head, Runtime
 
 Detections = Mapping[str, Tensor]
 """Of one picture, the best first: ``boxes`` [K, 4] float32 (x1, y1, x2, y2) in pixels of the input,
-``scores`` [K] float32, ``labels`` [K] int64; of a pose network also ``keypoints`` [K, P, 3], (x, y,
+``scores`` [K] float32, ``labels`` [K] int64; of a network for masks also ``masks`` [K, 1, M, M] float32, the
+probability that a part of the box is of the object; of a pose network ``keypoints`` [K, P, 3], (x, y,
 visibility)."""
+
 
 PROBE = (64, 96)
 """The (height, width) of the picture that shows whether a detector runs, where it takes any."""
@@ -67,11 +69,11 @@ def probe_size(resizing: Resizing) -> tuple[int, int]:
     return resizing.padded(PROBE if resizing.varies else resizing.size)
 
 
-def check(detector: Detector, model: str) -> None:
+def check(detector: Detector, model: str, heads: Collection[Head] = ()) -> None:
     """Run one black picture through a detector, so that what does not fit is found before the first image.
 
     Raises:
-        UserError: it refuses it, or gives other than `Detections`.
+        UserError: it refuses it, or gives other than `Detections` with what ``heads`` names.
     """
     height, width = probe_size(detector.resizing)
     try:
@@ -84,8 +86,10 @@ def check(detector: Detector, model: str) -> None:
             f"task.model: {model} refuses an input of {height} x {width} pixels: {error}\n"
             "  what to do: look at the model itself"
         ) from error
-    if len(found) != 1 or not {"boxes", "scores", "labels"} <= set(found[0]):
+    wanted = ["boxes", "scores", "labels", *sorted(heads)]
+    if len(found) != 1 or not set(wanted) <= set(found[0]):
+        came = f": {', '.join(found[0])}" if len(found) == 1 and isinstance(found[0], Mapping) else ""
         raise UserError(
-            f"task.model: {model} is expected to give for each picture boxes, scores and labels; "
-            f"got {type(found).__name__} of {len(found)}"
+            f"task.model: {model} is expected to give for each picture {', '.join(wanted)}; "
+            f"got {type(found).__name__} of {len(found)}{came}"
         )

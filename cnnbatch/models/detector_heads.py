@@ -19,13 +19,22 @@ def with_head_of(detector: Detector, other: Detector) -> Detector:
     """Return the detector with the layers of classes, and the classes, of ``other``; changes its module.
 
     Both are one architecture. As the tutorial of torchvision has it ("Finetuning from a pretrained model"),
-    but for the layers before, which that replaces for SSDlite, RetinaNet and FCOS as well.
+    but for the layers before, which that replaces for SSDlite, RetinaNet and FCOS as well. Of a pose network
+    whose points are others in number, their last layer is changed, too.
     """
     layers = {name: layer for name, layer, _ in class_layers(other.module)}
     for name, layer in layers.items():
         detector.module.set_submodule(name, layer)
+    if _count_points(detector.module) != _count_points(other.module):
+        detector.module.set_submodule(_POINTS, other.module.get_submodule(_POINTS))
     _set_count(detector.module, len(other.classes))
     return replace(detector, classes=other.classes, ids=(), aliases={})
+
+
+def _count_points(module: nn.Module) -> int | None:
+    """Return how many keypoints an object has; None where there are none."""
+    layer = dict(module.named_modules()).get(_POINTS)
+    return layer.out_channels if isinstance(layer, nn.ConvTranspose2d) else None
 
 
 def with_labels(detector: Detector, labels: Sequence[int]) -> Detector:
@@ -56,11 +65,13 @@ def class_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d
             continue
         if name.startswith("module.roi_heads.box_predictor."):
             yield name, layer, 4 if name.endswith("bbox_pred") else 1
-        elif name == f"{_HEAD}.cls_logits" or (name.startswith(_BRANCHES) and _is_last(module, name)):
+        elif name in _ONE_EACH or (name.startswith(_BRANCHES) and _is_last(module, name)):
             yield name, layer, 1
 
 
+_POINTS = "module.roi_heads.keypoint_predictor.kps_score_lowres"
 _HEAD = "module.head.classification_head"
+_ONE_EACH = (f"{_HEAD}.cls_logits", "module.roi_heads.mask_predictor.mask_fcn_logits")
 _BRANCHES = f"{_HEAD}.module_list."  # of SSD and SSDlite; RetinaNet and FCOS have cls_logits
 
 

@@ -9,17 +9,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any
 
 from cnnbatch.config import plugins
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models.choice import Choice
-from cnnbatch.models.trained_files import ABOUT, WEIGHTS, TrainedInput, read_model, require_trained
-from cnnbatch.storage import Forbidden, Storage, Unreadable, join, normalize, redact, scheme
+from cnnbatch.models.trained_files import (
+    ABOUT,
+    WEIGHTS,
+    TrainedInput,
+    may_be_folder,
+    read_model,
+    require_trained,
+)
+from cnnbatch.storage import Forbidden, Storage, Unreadable, join, normalize, redact
 
 _LIBRARIES = ("timm/", "keras/")
-_WITHOUT_FOLDERS = ("", "package", "dataset")  # Schemes of which no address is a trained folder's.
 
 
 def with_trained(choice: Choice, task: str, input: type[TrainedInput]) -> Choice:
@@ -39,7 +44,7 @@ def with_trained(choice: Choice, task: str, input: type[TrainedInput]) -> Choice
         return _of_folder(replace(choice, model=model), about, choice.model)
     if _is_place(choice.model):
         raise UserError(f"task.model: {_instead(normalize(choice.model), storage)}")
-    if _may_be_folder(choice.weights) and (about := read_model(choice.weights, storage)) is not None:
+    if may_be_folder(choice.weights) and (about := read_model(choice.weights, storage)) is not None:
         require_trained(about, task, input, choice.weights)
         _require_same(choice.model, about["architecture"]["model"], choice.weights)
         return _of_folder(replace(choice, weights="DEFAULT"), about, choice.weights)
@@ -83,13 +88,6 @@ def _require_same(model: str, trained: str, place: str) -> None:
             f"  what to do: give task.model={trained}"
             + ("" if ":" in trained else f", or the folder alone: task.model={redact(place)}")
         )
-
-
-def _may_be_folder(weights: str) -> bool:
-    """Say whether weights may be a folder's address: names and files have none of a folder's marks."""
-    if scheme(weights) in _WITHOUT_FOLDERS:
-        return scheme(weights) == "" and os.path.isdir(normalize(weights))
-    return "?" not in weights and not PurePosixPath(weights).suffix and weights.count(":") == 1
 
 
 def _is_place(model: str) -> bool:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
@@ -18,7 +19,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from cnnbatch.config import yaml
 from cnnbatch.config.mistakes import Sentences
 from cnnbatch.errors import UserError
-from cnnbatch.storage import Forbidden, NotFound, Storage, TooLarge, Unreadable, join, normalize, redact
+from cnnbatch.storage import (
+    Forbidden,
+    NotFound,
+    Storage,
+    TooLarge,
+    Unreadable,
+    join,
+    normalize,
+    redact,
+    scheme,
+)
 from cnnbatch.storage.text import decoded
 
 if TYPE_CHECKING:
@@ -27,6 +38,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 ABOUT = "model.json"
 
+_WITHOUT_FOLDERS = ("", "package", "dataset")  # Schemes of which no address is a trained folder's.
 _MOST_BYTES = 64 << 20
 _MOST_SIDE = 8192  # pixels; far above what networks are made for, and of bounded memory
 
@@ -131,6 +143,13 @@ def read_model(place: str, storage: Storage | None = None) -> dict[str, Any] | N
     except (Forbidden, Unreadable) as error:
         raise _not_a_model(file, f"cannot be read: {error}") from None
     return _checked(_parsed(data, file), _About, file)
+
+
+def may_be_folder(weights: str) -> bool:
+    """Say whether weights may be a folder's address: names and files have none of a folder's marks."""
+    if scheme(weights) in _WITHOUT_FOLDERS:
+        return scheme(weights) == "" and os.path.isdir(normalize(weights))
+    return "?" not in weights and not PurePosixPath(weights).suffix and weights.count(":") == 1
 
 
 def _parsed(data: bytes, file: str) -> Mapping[str, Any]:

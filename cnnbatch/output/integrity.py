@@ -122,7 +122,7 @@ class _Data(TypedDict):
 
 @_closed
 class _Strategy(TypedDict):
-    strategy: Literal["as_is", "head", "last_blocks", "all", "scratch"]
+    strategy: Literal["as_is", "head", "last_blocks", "most_blocks", "all", "scratch"]
     why: str
     figures: dict[str, float | None]
     strong: bool

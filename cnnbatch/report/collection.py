@@ -38,6 +38,7 @@ PICTURE_SIDE = 400
 MOST_CLASSES = 20
 BINS = 24
 MOST_STEPS = 40
+_WRONG_SIZE = ("wrong size", "Their truth was made for other sizes of them.")
 
 
 class DataSetCounts(NamedTuple):
@@ -125,6 +126,8 @@ def truth_facts(truths: TruthCounts) -> list[Fact]:
     known = f"{number(len(truths.known))} named in the truth" if truths.known else ""
     classes = [Fact("Classes", number(len(truths.classes)), known)] if truths.has_classes else []
     rows = [*classes, Fact("Without truth", _images(truths.absent))]
+    if truths.numbers:
+        return [*rows, *_map_facts(truths)]
     if not truths.an_image.count and not truths.misfits.count:
         return rows
     marks = [f"{mark} {number(count)}" for mark, count in sorted(truths.marks.items())]
@@ -135,6 +138,17 @@ def truth_facts(truths: TruthCounts) -> list[Fact]:
         Fact("Objects", number(truths.objects), ", ".join(marks)),
         Fact("An image", _range(truths.an_image), f"mean {decimal(truths.an_image.mean)}"),
         Fact("Object size", _scales(truths), "by area: below 32², below 96², above"),
+    ]
+
+
+def _map_facts(truths: TruthCounts) -> list[Fact]:
+    """Return what is known of a class for every pixel."""
+    all_pixels = truths.pixels + truths.uncounted
+    left_out = f"{percent(truths.uncounted / all_pixels)} of all" if truths.uncounted else ""
+    return [
+        Fact("Unusable", _images(truths.misfits), "left out below" if truths.misfits.count else ""),
+        Fact("Pixels", number(truths.pixels)),
+        Fact("Not counted", number(truths.uncounted) if truths.uncounted else "none", left_out),
     ]
 
 
@@ -152,10 +166,12 @@ def troubles(found: Description) -> list[Examples]:
     """Return what is wrong with some images, each trouble with a few of them."""
     rows = [_examples(code, meaning(code), named, found) for code, named in sorted(found.failed.items())]
     if found.truths:
-        wrong = found.truths.misfits, found.truths.absent
+        wrong = found.truths.misfits, found.truths.absent, found.truths.remarks
+        made = ("unusable", "Their maps are not theirs, or no maps.") if found.truths.numbers else _WRONG_SIZE
         rows += [
-            _examples("wrong size", "Their truth was made for other sizes of them.", wrong[0], found),
+            _examples(*made, wrong[0], found),
             _examples("without truth", "The truth does not know them.", wrong[1], found),
+            _examples("truth left out", "Some of their truth can't be used.", wrong[2], found),
         ]
     copies = found.copies
     groups = [(same[0], f"again as {', '.join(same[1:])}") for same in copies.examples]
@@ -235,11 +251,13 @@ def _print_facts(rows: Iterable[Fact], console: Console) -> None:
 
 
 def _class_table(truths: TruthCounts) -> Table:
-    ranked = _by_frequency(truths)
+    ranked, amount = _by_frequency(truths), _amount(truths)
     more = f", the {MOST_CLASSES} most frequent" if len(ranked) > MOST_CLASSES else ""
-    table = columns(f"Class{more}", "Images", *(("Objects",) if truths.objects else ()))
-    for name, images, objects in ranked[:MOST_CLASSES]:
-        table.add_row(name, number(images), *((number(objects),) if truths.objects else ()))
+    shares = ("Share", "Mean share of an image") if truths.maps else ()
+    table = columns(f"Class{more}", "Images", *((amount,) if amount else ()), *shares)
+    for name, images, count in ranked[:MOST_CLASSES]:
+        shown = (count / truths.pixels, truths.classes[name].shares / truths.maps) if shares else ()
+        table.add_row(name, number(images), *((number(count),) if amount else ()), *map(percent, shown))
     return table
 
 
@@ -252,9 +270,17 @@ def _comparison_table(rows: Iterable[DataSetCounts]) -> Table:
     return table
 
 
+def _amount(truths: TruthCounts) -> str:
+    """Return what of a class is counted beside images; empty where that is nothing."""
+    return "Pixels" if truths.maps else "Objects" if truths.objects else ""
+
+
 def _by_frequency(truths: TruthCounts) -> list[tuple[str, int, int]]:
-    """Return (class, images, objects), the most frequent first."""
-    counted = [(name, count.images, count.objects) for name, count in truths.classes.items()]
+    """Return (class, images, objects or pixels), the most frequent first."""
+    counted = [
+        (name, count.images, count.pixels if truths.maps else count.objects)
+        for name, count in truths.classes.items()
+    ]
     return sorted(counted, key=lambda row: (-row[2], -row[1], row[0]))
 
 
@@ -274,6 +300,7 @@ def page_html(url: str, found: Description, shown: Sequence[Picture]) -> str:
         truth_facts=truth_facts(truths) if truths else [],
         classes=[_bar(row, classes[0]) for row in classes[:MOST_CLASSES]],
         class_count=len(classes),
+        amount=(_amount(truths) if truths else "") or "Objects",
         class_rows=classes[:1000] if len(classes) > MOST_CLASSES else [],
         comparison=comparison(found),
         charts=list(_charts(found)),

@@ -31,6 +31,8 @@ MEANINGS = {
     "boxes matched": "sure boxes of either that the other has, too: same class, nearly the same place",
     "pairs decided otherwise": "pairs of images that are alike by one and not by the other",
     "least cosine of embeddings": "cosine of the two directions, for the image where they differ most",
+    "pixels of the same class": "pixels of a map with the same class, the mean of the images",
+    "mean |Δ confidence|": "by how much a map's mean confidence differs, on average",
     "numbers that agree": "numbers of the output that differ by one part in a hundred at most",
 }
 WHY = {

@@ -12,6 +12,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Any
 
+import pyarrow as pa
+
+from cnnbatch.images import class_map
+from cnnbatch.truth import answer_of, classes_of
+
 MOST_DISTINCT = 1 << 16
 EXAMPLES = 5
 MOST_DRAWN = 60
@@ -94,10 +99,15 @@ class Named:
 
 @dataclass
 class ClassCount:
-    """How many images have a class, and how many objects are of it."""
+    """How many images have a class, and how many objects, or pixels of maps, are of it.
+
+    ``shares`` is the sum of its shares of the pixels that count, over all images.
+    """
 
     images: int = 0
     objects: int = 0
+    pixels: int = 0
+    shares: float = 0.0
 
 
 @dataclass
@@ -106,8 +116,10 @@ class TruthCounts:
 
     ``kind`` is its kind of answer. ``an_image`` spreads objects an image, of images with truth; ``sides`` the
     square roots of objects' areas in pixels, as the truth states them (COCO's are those of masks), else of
-    their boxes. ``misfits`` are images of another size than their truth was made for: their objects count
-    nowhere.
+    their boxes. ``misfits`` are images whose truth can't be used, as one that was made for another size: it
+    counts nowhere; ``remarks`` are of others, some of whose truth is left out. ``maps`` counts the images
+    with a class for every pixel, in which ``numbers`` stand for the classes; pixels of other numbers are
+    ``uncounted``.
     """
 
     kind: str
@@ -120,6 +132,21 @@ class TruthCounts:
     empty: Named = field(default_factory=Named)
     absent: Named = field(default_factory=Named)
     misfits: Named = field(default_factory=Named)
+    remarks: Named = field(default_factory=Named)
+    numbers: Mapping[int, str] = field(default_factory=dict)
+    maps: int = 0
+    pixels: int = 0
+    uncounted: int = 0
+
+    @classmethod
+    def of(cls, schema: pa.Schema) -> TruthCounts:
+        """Return the counts of a truth of these columns, of which nothing was counted yet."""
+        kind, classes = answer_of(schema), classes_of(schema)
+        numbers = {int(one.id): one.name for one in classes} if kind == "map" else {}
+        names = tuple(
+            one.name for one in classes if one.name != str(one.id)
+        )  # Of some, numbers are the names.
+        return cls(kind, names, numbers=numbers)
 
     @property
     def objects(self) -> int:
@@ -138,13 +165,13 @@ class TruthCounts:
 
     def add(self, key: str, row: Row) -> None:
         """Count the truth of one image, a row as `cnnbatch.truth` has it."""
-        answer = row[self.kind]
-        if row.get("problem"):
-            self.misfits.add(key, row["problem"])
-        elif answer is None:
-            self.absent.add(key)
-        else:
-            self.counted.count(self, key, answer)
+        answer, problem = row[self.kind], row.get("problem")
+        if answer is None:
+            (self.misfits if problem else self.absent).add(key, problem or "")
+            return
+        if problem:
+            self.remarks.add(key, problem)
+        self.counted.count(self, key, answer)
 
     def add_objects(self, key: str, objects: Sequence[Row]) -> None:
         """Count the objects of one image."""
@@ -157,6 +184,22 @@ class TruthCounts:
             self.of_class(str(one["label"])).objects += 1
             self.marks.update(mark for mark in ("crowd", "difficult", "ignore") if one.get(mark))
             self._add_area(area(one))
+
+    def add_map(self, data: bytes) -> None:
+        """Count the pixels of one image's map."""
+        self.maps += 1
+        counts = class_map.counts(data)
+        known = {name: count for number, count in counts.items() if (name := self.numbers.get(number))}
+        total = sum(known.values())
+        self.pixels += total
+        self.uncounted += sum(counts.values()) - total
+        for name, count in known.items():
+            one = self.of_class(name)
+            one.images, one.pixels, one.shares = (
+                one.images + 1,
+                one.pixels + count,
+                one.shares + count / total,
+            )
 
     def of_class(self, name: str) -> ClassCount:
         """Return the count of a class."""
@@ -204,7 +247,17 @@ class _Objects(CountedAnswer):
         return tuple(islice((one for one in answer if one["box"]), MOST_DRAWN))
 
 
-COUNTED: Mapping[str, CountedAnswer] = {"label": _Label(), "objects": _Objects()}
+class _Map(CountedAnswer):
+    """A class for every pixel; a page shows the pictures without it."""
+
+    def count(self, counts: TruthCounts, key: str, answer: Any) -> None:
+        counts.add_map(answer)
+
+    def shown(self, answer: Any) -> Any:
+        return None
+
+
+COUNTED: Mapping[str, CountedAnswer] = {"label": _Label(), "objects": _Objects(), "map": _Map()}
 """What is counted of each kind of answer, by the name of its column."""
 
 _NOTHING = CountedAnswer()

@@ -22,7 +22,7 @@ from cnnbatch.sources.counts import Named, Spread, TruthCounts
 from cnnbatch.sources.files.left_out import left_out_by
 from cnnbatch.storage import Storage
 from cnnbatch.storage.unique import Copies, contents
-from cnnbatch.truth import answer_of, check_sizes, classes_of
+from cnnbatch.truth import check_sizes
 from cnnbatch.types import Content, Failure, ImageRef, Shard
 
 if TYPE_CHECKING:
@@ -148,10 +148,7 @@ def describe(
         UserError, EnvironmentFault: as the source does; a full disk for temporary files, too.
     """
     schema = source.truth_schema
-    truths = None
-    if schema is not None:
-        truths = TruthCounts(answer_of(schema), tuple(one.name for one in classes_of(schema)))
-    found = Description(truths, fast)
+    found = Description(None if schema is None else TruthCounts.of(schema), fast)
     pool = ThreadPoolExecutor(READERS, "describe")
     try:
         with contents() as known:

@@ -21,22 +21,12 @@ from cnnbatch.sources.classes import OfClasses
 from cnnbatch.sources.files.splits import inner_folder, splits_below
 from cnnbatch.sources.labelled import FOLDER, Labelled, labelled_by_pattern
 from cnnbatch.sources.located import LocatedSource
-from cnnbatch.sources.recognition import recognise
+from cnnbatch.sources.recognition import is_earlier, recognise
+from cnnbatch.sources.renamed import with_names
 from cnnbatch.sources.subsets import SubsetSource
 from cnnbatch.sources.without_truth import WithoutTruth
-from cnnbatch.storage import (
-    Forbidden,
-    NotFound,
-    Storage,
-    Unreadable,
-    is_local,
-    join,
-    normalize,
-    parent,
-    redact,
-)
-from cnnbatch.storage.text import decoded
-from cnnbatch.truth import NO_TRUTH, OBJECT_LABEL, answer_of
+from cnnbatch.storage import Storage, is_local, normalize, redact
+from cnnbatch.truth import NO_TRUTH, OBJECT_LABEL, SURE, answer_of
 
 if TYPE_CHECKING:
     from cnnbatch.config.input import Input
@@ -75,6 +65,18 @@ class SourceFormat:
 
 
 _HERE = "cnnbatch.sources"
+_OF_SOME_FORMATS = (
+    "key",
+    "label",
+    "keep",
+    "truth",
+    "relabel",
+    "ignore",
+    "split",
+    "inventory",
+    "min_score",
+    "suffixes",
+)
 
 FORMATS: Entries[SourceFormat] = Entries(
     "sources",
@@ -87,8 +89,19 @@ FORMATS: Entries[SourceFormat] = Entries(
         ),
         "tar": SourceFormat(f"{_HERE}.tar.source:open_tar", ("keep",)),
         "coco": SourceFormat(f"{_HERE}.coco.source:open_coco", ("truth", "suffixes"), labelled=False),
-        "voc": SourceFormat(f"{_HERE}.voc.source:open_voc", ("split",), labelled=False),
+        "coco_maps": SourceFormat(
+            f"{_HERE}.coco.source:open_coco_maps", ("truth", "relabel", "ignore", "suffixes"), labelled=False
+        ),
+        "voc": SourceFormat(
+            f"{_HERE}.voc.opening:open_voc", ("split", "truth", "relabel", "ignore"), labelled=False
+        ),
         "imagenet_det": SourceFormat(f"{_HERE}.voc.source:open_imagenet_det", ("split",), labelled=False),
+        "masks": SourceFormat(f"{_HERE}.masks.source:open_masks", ("truth", "relabel", "ignore", "suffixes")),
+        "object_masks": SourceFormat(
+            f"{_HERE}.masks.object_masks:open_object_masks",
+            ("truth", "label", "relabel", "ignore", "suffixes"),
+            labelled=False,
+        ),
         "cifar10": SourceFormat(f"{_HERE}.cifar10:open_cifar10", ("split",), labelled=False),
     },
     SourceFormat,
@@ -120,10 +133,21 @@ def open_format(input: Input, storage: Storage) -> Source:
     """Return the source of ``input``; a mistake in it is a `UserError`."""
     if input.truth == NO_TRUTH:
         return WithoutTruth(open_format(input.model_copy(update={"truth": None}), storage))
-    source = _open_whole(input, storage)
+    source = _open_answered(input, storage)
     if input.classes is not None:
         source = OfClasses(source, input.classes)
     return source if input.subset is None else SubsetSource(source, input.subset)
+
+
+def _open_answered(input: Input, storage: Storage) -> Source:
+    """Return a source whose truth may be what an earlier job answered."""
+    if input.truth is None or not is_earlier(input.truth, storage):
+        return _open_whole(input, storage)
+    from cnnbatch.sources.earlier import with_earlier_truth
+
+    own: dict[str, Any] = {"truth": None, "relabel": {}, "ignore": (), "min_score": SURE}
+    images = WithoutTruth(_open_whole(input.model_copy(update=own), storage))
+    return with_earlier_truth(images, input, input.truth, storage)
 
 
 def _open_whole(input: Input, storage: Storage) -> Source:
@@ -133,8 +157,11 @@ def _open_whole(input: Input, storage: Storage) -> Source:
         return _open_part(input, part["whole"], part["side"], storage)
     name = recognise(input, storage) if input.format == "auto" else input.format
     chosen = _format(name)
-    _refuse_others(input, name, {*chosen.fields, *(["label"] if chosen.labelled else [])})
-    return chosen.open(input, storage)
+    _refuse_others(input, name, {*chosen.fields, "relabel", *(["label"] if chosen.labelled else [])})
+    source = chosen.open(input, storage)
+    if input.relabel and "relabel" not in chosen.fields:  # There it is for the values of masks.
+        return with_names(source, input.relabel)
+    return source
 
 
 def _format(name: str) -> SourceFormat:
@@ -151,7 +178,7 @@ def _is_there(url: str) -> bool:
 
 def _refuse_others(input: Input, name: str, allowed: Collection[str]) -> None:
     """Refuse what the job says of an input and what means nothing to its format ``name``."""
-    for field in ("key", "label", "keep", "truth", "split", "inventory", "min_score", "suffixes"):
+    for field in _OF_SOME_FORMATS:
         default = type(input).model_fields[field].default
         if getattr(input, field) != default and field not in allowed:
             raise _means_nothing(field, name, input)
@@ -168,7 +195,7 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
         return regions.RegionImages(open_earlier(whole, storage, input.min_score, input.allow))
     _require_kept(input, regions.KEPT)
     if side is not None:
-        _refuse_others(inner, "patches", ("truth", "suffixes"))
+        _refuse_others(inner, "patches", ("truth", "relabel", "ignore", "suffixes"))
         return regions.RegionImages(_open_patches(inner, int(side), storage))
     source = _open_whole(inner, storage)
     if source.truth_schema is None or answer_of(source.truth_schema) != regions.ANSWER:
@@ -189,6 +216,8 @@ def _require_kept(input: Input, known: Sequence[str]) -> None:
 
 def _open_patches(input: Input, side: int, storage: Storage) -> MaskPatches:
     from cnnbatch.sources.mask_patches import MaskPatches
+    from cnnbatch.sources.masks.classes import listed_classes
+    from cnnbatch.sources.masks.meaning import meaning_of
 
     if input.truth is None:
         raise UserError(
@@ -197,18 +226,7 @@ def _open_patches(input: Input, side: int, storage: Storage) -> MaskPatches:
         )
     masks = normalize(input.truth)
     pictures = open_files(input.model_copy(update={"truth": None}), storage)
-    return MaskPatches(pictures, storage, masks, side, _class_names(masks, storage))
-
-
-def _class_names(masks: str, storage: Storage) -> tuple[str, ...]:
-    """Return the lines of ``classes.txt`` in a folder or beside it; none where there is no such file."""
-    for file in (join(masks, "classes.txt"), join(parent(masks), "classes.txt")):
-        try:
-            lines = decoded(storage.read(file), "replace").splitlines()
-        except (NotFound, Forbidden, Unreadable):
-            continue
-        return tuple(line.strip() for line in lines if line.strip())
-    return ()
+    return MaskPatches(pictures, storage, masks, side, meaning_of(input, listed_classes(masks, storage)))
 
 
 def open_files(input: Input, storage: Storage) -> Source:

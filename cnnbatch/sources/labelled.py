@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
-import regex
 
 from cnnbatch import truth
 from cnnbatch.errors import UserError
+from cnnbatch.sources.key_patterns import KeyPattern, key_pattern
 from cnnbatch.sources.wrapper import SourceWrapper
 from cnnbatch.types import ImageRef, Shard, Source
 
 FOLDER = r"([^/]+)/.+"
 """The first folder of a key, which is the class where folders are named by class."""
-
-LONGEST = 100_000
-"""Characters of a pattern as its counted repetitions write it out, of which one takes some 300 bytes."""
-
-_COUNTS = re.compile(r"\{(?:\d*,)?(\d{1,9})\d*,?\}")
-
-LONGEST_S = 1.0
-"""Seconds that a pattern may take at one key: some take years, which is not to be seen in them."""
 
 _TRIED = 1000  # images without a label, from the first on, before the pattern is thought wrong
 
@@ -62,15 +52,8 @@ class Labelled(SourceWrapper):
         return truth.table(rows, self.truth_schema)
 
     def label(self, key: str) -> str | None:
-        """Return the class that a key tells; raises UserError where the pattern does not come to an end."""
-        try:
-            found = regex.match(self.pattern, key, timeout=LONGEST_S)
-        except TimeoutError:
-            raise UserError(
-                f"{self.field}: {self.pattern!r} takes more than {LONGEST_S:g} s at the key {key!r}\n"
-                "  what to do: give one in which no repetition lies in another one, as in (a+)+"
-            ) from None
-        return (found[1 if found.re.groups else 0] or None) if found else None
+        """Return the class that a key tells."""
+        return KeyPattern(self.pattern, self.field).group(key)
 
     def _unlabelled(self, count: int, first: str) -> UserError:
         return UserError(
@@ -83,18 +66,4 @@ class Labelled(SourceWrapper):
 
 def labelled_by_pattern(source: Source, pattern: str) -> Labelled:
     """Return ``source`` with the labels that the job's pattern finds; `UserError` where it is none."""
-    written_out = len(pattern) * math.prod(max(1, int(count)) for count in _COUNTS.findall(pattern))
-    if written_out > LONGEST:
-        raise UserError(
-            f"input.label: expected at most {LONGEST:,} characters with what its {{…}} repeat, "
-            f"got up to {written_out:,}"
-        )
-    try:
-        re.compile(pattern)
-        regex.compile(pattern)
-    except (re.error, regex.error, RecursionError, OverflowError) as error:
-        raise UserError(
-            f"input.label: {pattern!r} is no regular expression: {error}\n"
-            r"  what to do: give one that matches from the key's start, such as '(.+)_\d+\.jpg'"
-        ) from None
-    return Labelled(source, pattern, "input.label")
+    return Labelled(source, key_pattern(pattern, "input.label").pattern, "input.label")

@@ -22,7 +22,7 @@ TRUTH = "truth"
 FORMS = "a list of {label, box {x1, y1, x2, y2}} or of {category, bbox [x, y, width, height]}"
 """What is read as objects, for messages; a struct of lists instead of a list of structs is the same."""
 
-_PLAIN = ("mask", "keypoints", "crowd", "area", "difficult", "ignore")
+_PLAIN = ("mask", "keypoints", "crowd", "area", "difficult", "ignore", "is_thing")
 
 
 def holds_objects(fields: Iterable[str]) -> bool:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.images.formats import SUFFIXES
 from cnnbatch.sources.files.patterns import is_pattern
+from cnnbatch.sources.masks.source import has_mask_folders
+from cnnbatch.sources.masks.trees import masks_of_tree
 from cnnbatch.storage import (
     Forbidden,
     NotFound,
@@ -48,9 +50,18 @@ def recognise(input: Input, storage: Storage) -> str:
         return "list"
     if path.endswith(TARS):
         return "tar"
+    if input.truth and not is_earlier(input.truth, storage):
+        return "voc" if masks_of_tree(urls[0], input.truth) else "masks"
     if posixpath.splitext(path)[1] or pattern or path.startswith(("http:", "https:")):
         return "files"
     return _recognise_folder(normalize(urls[0]), storage, input.suffixes)
+
+
+def is_earlier(truth: str, storage: Storage) -> bool:
+    """Say whether ``input.truth`` is the output of a job, and no file."""
+    from cnnbatch.sources.outputs import is_output
+
+    return not posixpath.splitext(without_query(truth))[1] and is_output(truth, storage)
 
 
 def _holds_images(url: str, storage: Storage) -> bool:
@@ -67,6 +78,8 @@ def _recognise_folder(root: str, storage: Storage, images: tuple[str, ...]) -> s
         return "imagenet_det"
     if names and re.match(r"Annotations/[^/]+\.xml$", names[0]):
         return "voc" if _first_names(join(root, "JPEGImages"), storage) else "files"
+    if names and "/" in names[0] + names[-1] and has_mask_folders(root, storage):
+        return "masks"
     suffixes = {posixpath.splitext(name)[1].lower() for name in names}
     if suffixes.isdisjoint(images or SUFFIXES):  # images beside containers are what is meant
         tars = [name for name in names if name.lower().endswith(TARS)]

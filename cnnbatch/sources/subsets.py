@@ -1,12 +1,12 @@
 """A part of another source's images, set apart for training, validating or testing.
 
-Which part an image belongs to follows from its key, from its folder or from a column, never from the
-images beside it, so that it stays where it is when others come; only ``per_class`` has to see all labels.
+Which part an image belongs to follows from its key, from its folder or from a column, and not from the
+images beside it, so that it stays where it is when others come; unless the job has it cut by order
+(``cut``), or the first few of each class (``per_class``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cnnbatch.errors import UserError
+from cnnbatch.sources.cuts import Cut, cut_by, fraction
 from cnnbatch.sources.files.splits import part_in, part_of
 from cnnbatch.sources.wrapper import SourceWrapper
 from cnnbatch.truth import answer_of
@@ -27,26 +28,6 @@ if TYPE_CHECKING:
 _CHUNK = 4096  # refs whose labels are asked for at once
 
 
-def part_by_hash(key: str, validation: float, test: float, seed: int = 0) -> str:
-    """Return the part of a key: the first shares of the hashes test and validate, the rest trains."""
-    place = fraction(key, f"part {seed}")
-    if place < test:
-        return "test"
-    return "validation" if place < test + validation else "train"
-
-
-def fold_of(ref: ImageRef, folds: int, seed: int = 0) -> int:
-    """Return the fold that an image validates in: that of its picture, where it is a part of one."""
-    picture = ref.columns.get("image") if "box" in ref.columns else None
-    return int(fraction(str(picture or ref.key), f"fold {seed}") * folds)
-
-
-def fraction(key: str, purpose: str) -> float:
-    """Return a number in [0, 1) that follows from a key, another one for every ``purpose``."""
-    digest = hashlib.blake2b(key.encode(), digest_size=8, key=purpose.encode()[:64]).digest()
-    return int.from_bytes(digest) / 2**64
-
-
 @dataclass(frozen=True)
 class SubsetSource(SourceWrapper):
     """The images of ``source`` that belong to ``rule.part``, in the source's order."""
@@ -56,8 +37,8 @@ class SubsetSource(SourceWrapper):
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the part's images; an input without any is a `UserError`."""
         found = after is not None
-        for ref in self.source.refs(after):
-            if self._belongs(ref):
+        for ref, part in self._parts(after):
+            if part == self.rule.part:
                 found = True
                 yield ref
         if not found:
@@ -67,21 +48,36 @@ class SubsetSource(SourceWrapper):
                 "input.subset.seed"
             )
 
-    def _belongs(self, ref: ImageRef) -> bool:
-        return self._part(ref) == self.rule.part
+    def _parts(self, after: ImageRef | None) -> Iterator[tuple[ImageRef, str]]:
+        """Yield the images behind ``after`` with their part, which is empty where they belong to none."""
+        cut, behind = self._cut(), after is None
+        for ref in self.source.refs(after if self.rule.cut == "hash" else None):
+            part = self._part(ref, cut)
+            if behind or self.rule.cut == "hash":
+                yield ref, part
+            behind = behind or (after is not None and ref.key == after.key)
+        if not behind and self.rule.cut != "hash" and after is not None:
+            raise UserError(
+                f"input.subset: the input no longer holds {after.key!r}, behind which the listing goes on\n"
+                "  what to do: give the images as they were, or a new output"
+            )
 
-    def _part(self, ref: ImageRef) -> str:
+    def _cut(self) -> Cut:
+        """Return what cuts the images of one listing."""
+        return cut_by(self.rule, lambda: (ref for ref in self.source.refs() if self._given(ref) == "train"))
+
+    def _part(self, ref: ImageRef, cut: Cut) -> str:
         """Return the part of an image; empty where it belongs to none."""
         rule, given = self.rule, self._given(ref)
         if given != "train":
             return given
-        part = part_by_hash(ref.key, rule.validation, rule.test, rule.seed)
+        part, fold = cut.place(ref)
         if part == "test":
             return part
         if rule.per_class is not None and ref.key not in self._chosen:
             return "test" if rule.rest == "test" else ""
         if rule.folds is not None:
-            part = "validation" if fold_of(ref, rule.folds, rule.seed) == rule.fold else "train"
+            part = "validation" if fold == rule.fold else "train"
         left_out = (
             part == "train" and rule.share < 1 and fraction(ref.key, f"share {rule.seed}") >= rule.share
         )
@@ -112,12 +108,9 @@ class SubsetSource(SourceWrapper):
         return frozenset(key for kept in few.values() for _, key in kept)
 
     def _labelled(self) -> Iterator[tuple[str, str]]:
-        rule = self.rule
+        cut = self._cut()
         training = (
-            ref
-            for ref in self.source.refs()
-            if self._given(ref) == "train"
-            and part_by_hash(ref.key, rule.validation, rule.test, rule.seed) != "test"
+            ref for ref in self.source.refs() if self._given(ref) == "train" and cut.place(ref).part != "test"
         )
         while chunk := tuple(islice(training, _CHUNK)):
             truth: Any = self.source.truth(Shard(0, chunk))

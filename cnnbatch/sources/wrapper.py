@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -25,6 +25,17 @@ class SourceWrapper:
     def truth_schema(self) -> pa.Schema | None:
         """The truth's columns of the source itself."""
         return self.source.truth_schema
+
+    @property
+    def reads_masks(self) -> bool:
+        """Whether the truth's masks are files of their own, which may be damaged or of another size."""
+        return getattr(self.source, "reads_masks", False)
+
+    @property
+    def label_names(self) -> Mapping[str, str | None]:
+        """What the labels are called that lie in the refs, where they have other names than there."""
+        found: Mapping[str, str | None] = getattr(self.source, "label_names", {})
+        return found
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
         """Stream the source's images."""

@@ -16,8 +16,8 @@ from pydantic import Field
 from cnnbatch.errors import UserError
 from cnnbatch.models.trained_files import TrainedInput, TrainedSize
 from cnnbatch.tasks.weighted import Size, WeightedTask, lists_of
-from cnnbatch.truth import BOX, KEYPOINT, ModelClasses
-from cnnbatch.types import Runtime
+from cnnbatch.truth import BOX, KEYPOINT, MASK, ModelClasses
+from cnnbatch.types import Head, Runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cnnbatch.config.train import Train
     from cnnbatch.models import Detector
     from cnnbatch.tasks.recipes.recipe import Recipe, TrainingData
+    from cnnbatch.tasks.recipes.targets import Details
     from cnnbatch.types import Image, Prepared
 
 Adapter = Literal["torchvision", "yolo", "detr"]
@@ -36,7 +37,10 @@ _OBJECT: list[pa.Field[Any]] = [
     pa.field("score", pa.float32()),
     pa.field("box", BOX),
 ]
-_POINTS: pa.Field[Any] = pa.field("keypoints", pa.list_(KEYPOINT))
+_OF_HEADS: Mapping[Head, pa.Field[Any]] = {
+    "masks": pa.field("mask", MASK),
+    "keypoints": pa.field("keypoints", pa.list_(KEYPOINT)),
+}
 
 
 class DetectorInput(TrainedInput):
@@ -51,7 +55,8 @@ class Detect(WeightedTask):
     outside_fingerprint: ClassVar[frozenset[str]] = frozenset({"aliases", "storage"})
     shard_size: ClassVar[int] = 250
     batch: ClassVar[Mapping[str, int]] = {"cuda": 8, "mps": 2, "cpu": 2}
-    keypoints: ClassVar[bool] = False
+    heads: ClassVar[tuple[Head, ...]] = ()
+    """What its objects have beside a box."""
     trained_to: ClassVar[str] = "detect"
     trained_input: ClassVar[type[TrainedInput]] = DetectorInput
     adapters: ClassVar[tuple[str, ...]] = get_args(Adapter)
@@ -72,7 +77,7 @@ class Detect(WeightedTask):
 
     def columns(self) -> pa.Schema:
         """Return ``objects``: ``label``, ``score`` and ``box`` of each, the best first."""
-        fields = [*_OBJECT, _POINTS] if self.keypoints else _OBJECT
+        fields = [*_OBJECT, *(_OF_HEADS[head] for head in self.heads)]
         return pa.schema([pa.field("objects", pa.list_(pa.struct(fields)))])
 
     def load(self, runtime: Runtime) -> ObjectDetector:
@@ -80,14 +85,25 @@ class Detect(WeightedTask):
         from cnnbatch.models.detectors import build_detector
 
         choice = self.choice({"size": self.size} if self.size else {})
-        return ObjectDetector(self, build_detector(choice, self.keypoints), runtime)
+        return ObjectDetector(self, build_detector(choice, self.heads, self.count_points()), runtime)
 
     def require_weights(self) -> None:
         """Build the detector, and forget it."""
         from cnnbatch.models.detectors import build_detector
 
         begun_with = self.model_copy(update={"classes": None})  # A training gives it classes of its own.
-        build_detector(begun_with.choice({"size": self.size} if self.size else {}), self.keypoints)
+        choice = begun_with.choice({"size": self.size} if self.size else {})
+        build_detector(choice, self.heads, self.count_points(), head_seed=0)
+
+    def count_points(self) -> int | None:
+        """Return how many keypoints an object has; None where there are none, or the weights say it."""
+        return None
+
+    def details(self) -> Details:
+        """Return what a training learns of objects beside their boxes."""
+        from cnnbatch.tasks.recipes.targets import Details
+
+        return Details(self.heads)
 
     def recipe(self, spec: Train, data: TrainingData) -> Recipe:
         """Return how a detector of torchvision learns the classes of ``data``; UserError for another."""
@@ -99,7 +115,8 @@ class Detect(WeightedTask):
                 "  what to do: leave it out, and rename the classes in the truth where they are to be others"
             )
         begun_with = self.model_copy(update={"classes": None})  # The job's classes are those to be learned.
-        return DetectorRecipe(begun_with.choice({"size": self.size} if self.size else {}), spec, data)
+        choice = begun_with.choice({"size": self.size} if self.size else {})
+        return DetectorRecipe(choice, spec, data, self.details(), self.trained_to)
 
 
 class ObjectDetector:
@@ -157,7 +174,7 @@ class ObjectDetector:
         return {name: value[kept] for name, value in found.items()}
 
     def _outputs(self) -> list[str]:
-        return ["boxes", "scores", "labels", *(["keypoints"] if self._task.keypoints else [])]
+        return ["boxes", "scores", "labels", *self._task.heads]
 
     def rows(
         self,
@@ -168,22 +185,17 @@ class ObjectDetector:
         """Build the rows, with boxes in pixels of the upright original, clipped to it."""
         import numpy as np
 
-        found = [inner[0] for inner in outputs]
+        found = [{name: value.numpy() for name, value in inner[0].items()} for inner in outputs]
         frames = [_Frame(image, inputs[0]) for image, inputs in zip(images, prepared, strict=True)]
-        boxes = np.concatenate(
-            [frame.boxes(one["boxes"].numpy()) for frame, one in zip(frames, found, strict=True)]
-        )
-        labels = np.concatenate([one["labels"].numpy() for one in found])
+        boxes = np.concatenate([frame.boxes(one["boxes"]) for frame, one in zip(frames, found, strict=True)])
+        labels = np.concatenate([one["labels"] for one in found])
         arrays: list[pa.Array[Any]] = [
             self._names.take(pa.array(labels)),
-            pa.array(np.concatenate([one["scores"].numpy() for one in found])),
+            pa.array(np.concatenate([one["scores"] for one in found])),
             pa.StructArray.from_arrays([pa.array(side) for side in boxes.T.copy()], fields=list(BOX)),
         ]
-        if self._task.keypoints:
-            points = [
-                frame.points(one["keypoints"].numpy()) for frame, one in zip(frames, found, strict=True)
-            ]
-            arrays.append(_points(points))
+        made = {"masks": _masks, "keypoints": _points}
+        arrays += [made[head](frames, found) for head in self._task.heads]
         fields = list(self._schema.field("objects").type.value_type)
         objects = pa.StructArray.from_arrays(arrays, fields=fields)
         lists = lists_of(objects, [len(one["scores"]) for one in found])
@@ -201,7 +213,7 @@ class _Frame:
     def __init__(self, image: Image, prepared: Prepared) -> None:
         import numpy as np
 
-        height, width = image.size
+        self.size = height, width = image.size
         top, left = prepared.offset
         ratios = [
             np.float32(size) / np.float32(resized)
@@ -212,9 +224,14 @@ class _Frame:
         self._limit = np.array([width, height], np.float32)
 
     def boxes(self, boxes: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return boxes (K, 4) of the input as boxes of the original."""
-        corners = (boxes.reshape(-1, 2, 2) - self._offset) * self._ratio
+        """Return boxes (K, 4) of the input as boxes of the original, clipped to it."""
+        corners = self.unclipped(boxes).reshape(-1, 2, 2)
         return corners.clip(0, self._limit).reshape(-1, 4).astype(float)
+
+    def unclipped(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return boxes (K, 4) of the input as boxes of the original; rounding may take them beyond it."""
+        corners: NDArray[np.float32] = (boxes.reshape(-1, 2, 2) - self._offset) * self._ratio
+        return corners.reshape(-1, 4)
 
     def points(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return points (K, P, 3) of the input as points of the original; the third value stays."""
@@ -223,10 +240,25 @@ class _Frame:
         return np.concatenate([(points[..., :2] - self._offset) * self._ratio, points[..., 2:]], axis=-1)
 
 
-def _points(points: Sequence[NDArray[np.float32]]) -> pa.ListArray[Any]:
+Found = Mapping[str, "NDArray[Any]"]
+"""The outputs of one input, by their names."""
+
+
+def _masks(frames: Sequence[_Frame], found: Sequence[Found]) -> pa.Array[Any]:
+    """Return the masks (K, 1, M, M) of several pictures as run lengths at the originals' sizes."""
+    from cnnbatch.images.pasted_masks import pasted
+
+    masks: list[dict[str, Any]] = []
+    for frame, one in zip(frames, found, strict=True):
+        masks += pasted(one["masks"][:, 0], frame.unclipped(one["boxes"]), frame.size)
+    return pa.array(masks, MASK)
+
+
+def _points(frames: Sequence[_Frame], found: Sequence[Found]) -> pa.Array[Any]:
     """Return the points (K, P, 3) of several pictures as K lists of P."""
     import numpy as np
 
+    points = [frame.points(one["keypoints"]) for frame, one in zip(frames, found, strict=True)]
     flat = np.concatenate([one.reshape(-1, 3) for one in points])
     columns: list[pa.Array[Any]] = [
         pa.array(flat[:, 0].astype(float)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from time import monotonic, perf_counter
 from typing import Any, Protocol
@@ -181,28 +181,30 @@ class Loop:
         rate = self._set_rate(whole)
         torch.manual_seed(hash((self._spec.seed, epoch, step, self._team.rank)) % 2**63)
         draw = Random(f"{self._spec.seed} {epoch} {step}")
-        count = self._team.sum(torch.full((), float(len(examples)), device=self._device))
+        team = self._team
+        count = team.sum(torch.full((), float(len(examples)), device=self._device))
         if not examples and not count:  # Nobody has any; whoever has some need not ask.
             return _Taken(epoch, step, rate, ("images", "gradient_norm"), torch.zeros(2))
         batch = self._batch(examples)
         last = (step + 1) % self._spec.accumulate == 0 or step + 1 == self._steps
-        with nullcontext() if last else self._team.without_sync(self._module):
-            parts = self._gradients(self._recipe.on_device(batch, draw), len(examples) / count)
-        losses = self._team.sum(torch.stack([*parts.values()]))
+        with nullcontext() if last else team.without_sync(self._module):
+            batch = self._recipe.on_device(batch, draw)
+            parts = self._gradients(replace(batch, share=len(examples) / count, total=team.sum))
+        losses = team.sum(torch.stack([*parts.values()]))
         norm = self._update() if last else torch.zeros_like(count)
         names = ("images", "gradient_norm", *parts)
         return _Taken(epoch, step, rate, names, torch.cat([torch.stack([count, norm]), losses]))
 
-    def _gradients(self, batch: Batch, share: Tensor) -> dict[str, Tensor]:
-        """Add this worker's gradients; return its loss by parts, weighted by its ``share`` of the images."""
+    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Add this worker's gradients; return its loss by parts, weighted by its share of the images."""
         with self._autocast():
             outputs = self._module(*batch.inputs)
         parts = self._recipe.loss(outputs, batch)
         # The workers' gradients are averaged; the images' are to be.
-        scale = share * self._team.world / self._spec.accumulate
+        scale = batch.share * self._team.world / self._spec.accumulate
         total = torch.stack([*parts.values()]).sum() * scale
         self._scaler.scale(total).backward()  # type: ignore[no-untyped-call]
-        return {name: value.detach().float() * share for name, value in parts.items()}
+        return {name: value.detach().float() * batch.share for name, value in parts.items()}
 
     def _update(self) -> Tensor:
         self._scaler.unscale_(self._optimizer)

@@ -86,8 +86,11 @@ def require_same_training(job: TrainJob, output: Output) -> None:
 
 
 def _known(job: TrainJob, output: Output) -> dict[str, Any] | None:
-    """Return what this output's training began with; earlier records don't say whether it is a lesson."""
-    known = output.decided("training/identity")
+    """Return what this output's training began with.
+
+    Earlier records don't say whether it is a lesson, nor the fields of ``train`` that were not there yet.
+    """
+    known = fingerprint.completed(output.decided("training/identity"))
     return None if known is None else {"lesson": job.lesson, **known}
 
 

@@ -40,6 +40,7 @@ EPOCHS: Mapping[Strategy, tuple[int, int]] = {
     "as_is": (0, 0),
     "head": (20, 10),
     "last_blocks": (15, 8),
+    "most_blocks": (15, 8),
     "all": (15, 8),
     "scratch": (60, 30),
 }

@@ -8,6 +8,7 @@ from tests.bench import (
     evaluation_maps,
     evaluators,
     forward,
+    masks,
     new,
     scheduling,
     segment,
@@ -23,6 +24,7 @@ engine.main(engine.COUNTS)
 whole.main()
 detect.main()
 segment.main()
+masks.main()
 sources.main()
 new.main()
 evaluation.main()

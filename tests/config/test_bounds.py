@@ -128,7 +128,7 @@ def labelled(pattern: str) -> Labelled:
 def test_a_label_that_takes_for_ever_is_a_mistake(
     monkeypatch: pytest.MonkeyPatch, pattern: str, key: str
 ) -> None:
-    monkeypatch.setattr("cnnbatch.sources.labelled.LONGEST_S", 0.1)
+    monkeypatch.setattr("cnnbatch.sources.key_patterns.LONGEST_S", 0.1)
     with pytest.raises(UserError, match=r"input\.label: .* takes more than 0.1 s at the key"):
         labelled(pattern).label(key)
 

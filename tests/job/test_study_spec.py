@@ -209,7 +209,10 @@ def test_the_lesson_of_the_curves_takes_all_of_a_small_collection() -> None:
         assert (trial.job.input.url, trial.job.input.sample) == ("photos", 1.0)
 
 
-@pytest.mark.parametrize("name", sorted(set(job_names()) - {"finetune", "finetune_demo", "train_detector"}))
+TRAININGS = {"finetune", "finetune_demo", "train_detector", "train_instances", "train_keypoints"}
+
+
+@pytest.mark.parametrize("name", sorted(set(job_names()) - TRAININGS))
 def test_a_job_without_a_lesson_says_so(name: str) -> None:
     fields = ["input=photos", "output=out", "lesson=true"]
     has_one = name in ("transfer_2x2", "transfer_curves", "sweep")

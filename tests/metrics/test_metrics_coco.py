@@ -25,7 +25,7 @@ from cnnbatch.metrics.intervals import poisson_weights
 from cnnbatch.metrics.iou_types import IOU_TYPES, IouType
 from cnnbatch.metrics.objects import image_order
 from cnnbatch.output.plan import page_shards, page_table
-from cnnbatch.truth import OBJECTS
+from cnnbatch.truth import OBJECTS, keypoints_field
 from cnnbatch.types import Shard
 from tests.sourcing import source
 
@@ -132,19 +132,21 @@ def dataset(annotations: Sequence[dict[str, Any]], images: Sequence[dict[str, An
     return made
 
 
-def oracle(kind: IouType, pictures: Sequence[Picture]) -> COCOeval:
-    """Return pycocotools' evaluation."""
+def oracle(kind: IouType, pictures: Sequence[Picture], sigmas: Sequence[float] = ()) -> COCOeval:
+    """Return pycocotools' evaluation; ``sigmas`` of keypoints, where not COCO's."""
     images = [{"id": one.id, "width": SIZE, "height": SIZE} for one in pictures]
     with redirect_stdout(None):
         truths = [annotation(kind, one.id, thing) for one in pictures for thing in one.truths]
         found = [annotation(kind, one.id, thing) for one in pictures for thing in one.found or ()]
         known = dataset(truths, images)
-        return judged(kind, known, known.loadRes(found) if found else dataset([], images))
+        return judged(kind, known, known.loadRes(found) if found else dataset([], images), sigmas)
 
 
-def judged(kind: IouType, truths: COCO, found: COCO) -> COCOeval:
+def judged(kind: IouType, truths: COCO, found: COCO, sigmas: Sequence[float] = ()) -> COCOeval:
     with redirect_stdout(None):
         evaluation = COCOeval(truths, found, ORACLES[kind.name])
+        if sigmas:
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -622,3 +624,31 @@ def test_what_cannot_be_compared_is_counted_and_left_out(kind: IouType) -> None:
     }
     left = [replace(made[0], found=(made[0].found or ())[5 if kind is BOXES else 6 :]), *made[1:]]
     assert coco.result(coco.merge(kind, [one])).metrics == evaluated(kind, left, intervals=True).metrics
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_keypoints_of_another_number_are_judged_by_their_own_sigmas(seed: int) -> None:
+    sigmas = (0.02, 0.05, 0.1, 0.1, 0.3)
+    shown = [
+        replace(
+            one,
+            truths=[replace(thing, points=thing.points[:5]) for thing in one.truths],
+            found=[replace(thing, points=thing.points[:5]) for thing in one.found or ()],
+        )
+        for one in crowded(KEYPOINTS, seed)
+    ]
+    expected = oracle(KEYPOINTS, shown, sigmas).stats
+    found, truth = tables(shown)
+    for told in ((_with_sigmas(found, sigmas), truth), (found, _with_sigmas(truth, sigmas))):
+        values = coco.result(coco.merge(KEYPOINTS, [coco.partial(KEYPOINTS, *told)]), intervals=False)
+        assert list(numbers(values).values()) == pytest.approx(expected, abs=1e-12)
+    without = coco.partial(KEYPOINTS, found, truth)
+    assert without.excluded["truths without 17 keypoints"] > 0
+
+
+def _with_sigmas(table: pa.Table, sigmas: Sequence[float]) -> pa.Table:
+    objects: Any = table.schema.field("objects").type
+    fields = [keypoints_field(sigmas) if one.name == "keypoints" else one for one in objects.value_type]
+    column = table["objects"].cast(pa.list_(pa.struct(fields)))
+    place = table.schema.get_field_index("objects")
+    return table.set_column(place, pa.field("objects", pa.list_(pa.struct(fields))), column)

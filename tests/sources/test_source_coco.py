@@ -27,6 +27,7 @@ from cnnbatch.output.plan import page_shards, page_table
 from cnnbatch.sources.coco import index as coco_index
 from cnnbatch.sources.coco import json_lists
 from cnnbatch.sources.coco import source as coco
+from cnnbatch.sources.coco.rows import row_of
 from cnnbatch.sources.coco.source import Coco
 from cnnbatch.storage import Storage
 from cnnbatch.truth import Class, classes_of
@@ -187,6 +188,40 @@ def test_sizes_that_are_not_known(
     assert (row["width"], row["height"]) == size
     assert [one["mask"] is not None for one in row["objects"]] == [mask, True]
     assert row["objects"][1]["area"] == 10.3 * 8.7
+
+
+def test_polygons_of_two_points_are_left_out_and_counted(tmp_path: Path) -> None:
+    fill(tmp_path, ["1.jpg"])
+    shapes: list[Any] = [[[1, 1, 9, 9], [2, 2, 20, 2, 20, 20]], [[1, 1, 9, 9]], [[]], masks()[0]]
+    objects = [annotation(number, 1, segmentation=one) for number, one in enumerate(shapes)]
+    (row,) = rows_of(source(write(tmp_path / "a.json", [image(1)], objects)))
+    assert [one["mask"] is not None for one in row["objects"]] == [True, False, False, True]
+    whole = coco_mask.merge(coco_mask.frPyObjects([shapes[0][1]], 30, 40))
+    assert row["objects"][0]["mask"]["counts"].encode() == whole["counts"]
+    assert row["problem"] == "3 of its polygons are left out: fewer than three points"
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 50)), min_size=3, max_size=6))
+def test_polygons_are_clipped_to_the_image(points: list[tuple[int, int]]) -> None:
+    flat = [float(side) for point in points for side in point]
+    (row,) = [row_of({"id": 1, "width": 40, "height": 30, "objects": [annotated(flat)]})]
+    moved = [side + 100 for side in flat]
+    larger = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([moved], 230, 240)))
+    assert np.array_equal(coco_mask.decode(row["objects"][0]["mask"]), larger[100:130, 100:140])
+
+
+def annotated(polygon: list[float]) -> dict[str, Any]:
+    return {"label": "cat", "bbox": [0, 0, 1, 1], "segmentation": [polygon]}
+
+
+def test_an_empty_mask_is_kept(tmp_path: Path) -> None:
+    fill(tmp_path, ["1.jpg"])
+    empty = {"counts": [1200], "size": [30, 40]}
+    (row,) = rows_of(
+        source(write(tmp_path / "a.json", [image(1)], [annotation(1, 1, segmentation=empty, area=0)]))
+    )
+    (one,) = row["objects"]
+    assert (one["area"], int(coco_mask.area(one["mask"]))) == (0, 0)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [1, 2, 0], [2, 1, 0], [1, 0, 2]])
@@ -499,6 +534,10 @@ MISTAKES: list[tuple[Any, str]] = [
     (mask({"counts": "99999", "size": [30, 40]}), r"expected run lengths of 30 x 40 pixels"),
     (mask({"counts": "zz", "size": [30, 40]}), r"expected run lengths of 30 x 40 pixels"),
     (mask({"counts": "o" * 50, "size": [30, 40]}), r"expected run lengths of 30 x 40 pixels"),
+    (
+        mask({"counts": [1201], "size": [1201, 1]}),
+        r"annotations\[0\]: its run lengths are of 1 x 1201 pixels, its image of 40 x 30",
+    ),
     (mask(FAR), r"a polygon of the segmentation is longer than 10,000,000 pixels"),
     ([image(1)], r"is not a whole JSON object \{\.\.\.\}: expected \{, got \[, at character 0"),
     (b"", r"is not a whole JSON object .*expected \{, got its end"),

@@ -135,6 +135,7 @@ def test_a_tree(tmp_path: Path) -> None:
         "area": 555.0,
         "difficult": True,
         "ignore": False,
+        "is_thing": None,
     }
     assert second["objects"][1]["difficult"] is False
     assert (second["width"], second["height"]) == (40, 30)

@@ -169,7 +169,9 @@ def test_nothing_to_read_is_told(tmp_path: Path, bucket: Bucket) -> None:
     with pytest.raises(UserError, match="there is no file or folder"):
         keys(f"{bucket.url}/none", Storage(bucket.options))
     fill(tmp_path, ["photos/a.jpg"])
-    for field in ({"key": "x"}, {"keep": ("x",)}, {"truth": "truth"}, {"split": "x"}):
+    named = {"truth": "truth", "format": "files"}
+    fields: list[dict[str, Any]] = [{"key": "x"}, {"keep": ("x",)}, named, {"split": "x"}]
+    for field in fields:
         with pytest.raises(UserError, match="is read as files, which has no use for it"):
             source(str(tmp_path / "photos"), **field)
 

@@ -68,7 +68,7 @@ def ours(name: str, model: Any, runtime: Runtime = CPU) -> ObjectDetector:
     resizing = _resizing(model.transform)
     categories = torchvision.models.get_model_weights(name).DEFAULT.meta["categories"]
     poses = name.startswith("keypoint")
-    module = TorchvisionDetector(copy.deepcopy(model), poses)
+    module = TorchvisionDetector(copy.deepcopy(model), ["keypoints"] if poses else [])
     parts, box_parts = module.parts, module.box_parts
     detector = Detector(module, resizing, tuple(categories), parts=parts, box_parts=box_parts)
     task = Keypoints(model=name) if poses else Detect(model=name)

@@ -34,6 +34,12 @@ TINY: dict[str, dict[str, Any]] = {
         "score_threshold": 0.0,
         "size": [64, 96],
     },
+    "instances": {
+        "model": "tests.tiny_instances:detector",
+        "weights": "random",
+        "score_threshold": 0.0,
+        "max_objects": 3,
+    },
     "keypoints": {
         "model": "tests.toy:poses",
         "weights": "random",

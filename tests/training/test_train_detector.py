@@ -175,8 +175,3 @@ def test_what_cannot_be_learned_is_said(
     tiny.voc(tmp_path / "voc", 24)
     with pytest.raises(UserError, match="(?s)" + words):
         launch(tiny.job(tmp_path / "voc", tmp_path / "out", train, task=task), QUIET)
-
-
-def test_keypoints_do_not_train(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the task keypoints does not train"):
-        tiny.job("photos", "out", task={"name": "keypoints", "model": "keypointrcnn_resnet50_fpn"})

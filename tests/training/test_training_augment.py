@@ -66,6 +66,21 @@ def test_what_a_picture_gets_follows_from_its_draw() -> None:
     assert torch.equal(augment.changed(PICTURE, still, Random(1), [0.0] * 3), PICTURE)
 
 
+@pytest.mark.parametrize("layout", ["planes", "pixels"])
+def test_tones_are_a_power_and_a_cast(layout: str) -> None:
+    pixels = PICTURE if layout == "planes" else PICTURE.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for seed in range(5):
+        found = augment.coloured(pixels, Augment(gamma=1.5), Random(seed))
+        oracle = Random(seed)
+        expected = (255 * (PICTURE / 255) ** 1.5 ** oracle.uniform(-1, 1)).round().to(torch.uint8)
+        assert (found.int() - expected.int()).abs().max() <= 1
+        cast = augment.coloured(pixels, Augment(cast=0.2), Random(seed)).float() / PICTURE.clamp(min=1)
+        bright = (PICTURE > 60) & (PICTURE < 200)
+        means = [float(cast[channel][bright[channel]].mean()) for channel in range(3)]
+        assert all(0.79 < mean < 1.21 for mean in means)
+        assert len({round(mean, 2) for mean in means}) > 1
+
+
 @given(st.integers(1, 400), st.integers(1, 400), st.floats(0.05, 1.0), st.integers(0, 100))
 def test_a_random_crop_lies_inside(height: int, width: int, least: float, seed: int) -> None:
     top, left, high, wide = augment.random_crop((height, width), least, Random(seed))

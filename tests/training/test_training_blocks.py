@@ -43,7 +43,7 @@ def test_a_strategy_tunes_more_than_the_one_before(strategy: Strategy) -> None:
     parts = tuned_blocks.split(module, strategy)
     tuned_blocks.freeze(module, parts)
     learned = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    expected = {"as_is": 1, "head": 1, "last_blocks": 4, "all": 11, "scratch": 11}[strategy]
+    expected = {"as_is": 1, "head": 1, "last_blocks": 4, "most_blocks": 9, "all": 11, "scratch": 11}[strategy]
     assert len(parts.tuned) + 1 == expected
     assert {"fc.weight", "fc.bias"} <= learned
     groups = tuned_blocks.parameters(parts, 0.5)

@@ -45,11 +45,13 @@ def test_cosine_and_step_and_constant() -> None:
         [1, 1, 0.1, 0.1, 0.01, 0.001]
     )
     assert [factor("constant", step, 100, 0.0) for step in (0, 99)] == [1, 1]
+    poly = [(1 - step / 100) ** 0.9 for step in (0, 30, 99)]
+    assert [factor("poly", step, 100, 0.0) for step in (0, 30, 99)] == pytest.approx(poly)
     risen = [factor("cosine", step, 100, 0.1) for step in range(12)]
     assert risen[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
 
 
-@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "step", "constant"])
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "poly", "step", "constant"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0])
 def test_short_trainings_have_a_learning_rate(schedule: Any, steps: int, warmup: float) -> None:

@@ -15,7 +15,8 @@ from cnnbatch import truth
 from cnnbatch.config.input import Subset
 from cnnbatch.errors import UserError
 from cnnbatch.sources.classes import OfClasses
-from cnnbatch.sources.subsets import SubsetSource, fold_of, fraction, part_by_hash
+from cnnbatch.sources.cuts import fold_of, fraction, part_by_hash
+from cnnbatch.sources.subsets import SubsetSource
 from cnnbatch.types import ImageRef, Shard
 
 
@@ -158,3 +159,110 @@ def test_only_some_classes_are_read_as_if_there_were_no_others() -> None:
     assert [ref.key for ref in source.refs()] == ["a1", "c1", "a2"]
     with pytest.raises(UserError, match=r"input\.classes: no image is one of d"):
         list(OfClasses(Listed(["a1"]), ("d",)).refs())
+
+
+# By order
+
+
+SEQUENCES = st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), st.integers(0, 99)), min_size=1, unique=True)
+ORDERED = st.sampled_from(["block", "turn"])
+
+
+def frames(some: list[tuple[str, int]], between: str = "/") -> list[str]:
+    return sorted(f"{film}{between}{number:02}" for film, number in some)
+
+
+@given(SEQUENCES, ORDERED, shares, shares, st.sampled_from([None, 2, 3]))
+def test_by_order_each_image_belongs_to_one_part_and_one_fold(
+    some: list[tuple[str, int]], cut: str, validation: float, test: float, folds: int | None
+) -> None:
+    source, rule = Listed(frames(some)), {"cut": cut, "validation": validation, "test": test}
+    found = [part(source, one, **rule) for one in ("train", "validation", "test")]
+    assert set.union(*found) == set(source.keys)
+    assert sum(map(len, found)) == len(source.keys)
+    if folds is not None:
+        validated = [part(source, "validation", **rule, folds=folds, fold=fold) for fold in range(folds)]
+        assert set.union(*validated) == found[0] | found[1]
+        assert sum(map(len, validated)) == len(found[0] | found[1])
+        assert all(part(source, "test", **rule, folds=folds, fold=fold) == found[2] for fold in range(folds))
+
+
+@given(SEQUENCES, shares, shares)
+def test_blocks_are_the_ends_of_each_sequence(
+    some: list[tuple[str, int]], validation: float, test: float
+) -> None:
+    source, rule = Listed(frames(some)), {"cut": "block", "validation": validation, "test": test}
+    found = {name: part(source, name, **rule) for name in ("train", "validation", "test")}
+    for film in {name for name, _ in some}:
+        mine = [key for key in source.keys if key.startswith(film)]
+        of = [next(name for name in found if key in found[name]) for key in mine]
+        assert of == sorted(of, key=["train", "validation", "test"].index)
+        assert of.count("test") == round(len(mine) * test)
+        assert of.count("validation") == round(len(mine) * validation)
+
+
+@given(SEQUENCES, st.sampled_from([2, 3]))
+def test_a_fold_is_a_block_of_each_sequence(some: list[tuple[str, int]], folds: int) -> None:
+    source = Listed(frames(some, "_"))
+    rule = {"cut": "block", "group": "(.)_", "test": 0.0, "folds": folds}
+    for film in {name for name, _ in some}:
+        mine = [key for key in source.keys if key.startswith(film)]
+        of = [
+            next(fold for fold in range(folds) if key in part(source, "validation", **rule, fold=fold))
+            for key in mine
+        ]
+        assert of == sorted(of)
+        assert max(map(of.count, range(folds))) - min(map(of.count, range(folds))) <= 1
+
+
+@given(SEQUENCES, shares, shares, st.sampled_from([2, 3]))
+def test_by_hash_a_group_is_in_one_part_and_one_fold(
+    some: list[tuple[str, int]], validation: float, test: float, folds: int
+) -> None:
+    source = Listed(frames(some, "_"))
+    rule = {"group": "(.)_", "validation": validation, "test": test}
+    cuts = [
+        [part(source, one, **rule) for one in ("train", "validation", "test")],
+        [part(source, "validation", **rule | {"test": 0.0}, folds=folds, fold=fold) for fold in range(folds)],
+    ]
+    for found in cuts:
+        assert set.union(*found) == set(source.keys)
+        films = [{key[0] for key in one} for one in found]
+        assert sum(map(len, films)) == len(set.union(*films))
+
+
+def test_every_fifth_tests() -> None:
+    source = Listed(f"{number:03}" for number in range(500))
+    rule = {"cut": "turn", "validation": 0.1, "test": 0.2}
+    assert part(source, "test", **rule) == {f"{number:03}" for number in range(4, 500, 5)}
+    kept = sorted(part(source, "train", **rule) | part(source, "validation", **rule))
+    assert sorted(part(source, "validation", **rule)) == kept[7::8]
+
+
+@given(SEQUENCES, ORDERED, st.data())
+def test_by_order_a_listing_goes_on_where_it_ended(
+    some: list[tuple[str, int]], cut: str, data: st.DataObject
+) -> None:
+    rule = Subset.model_validate({"cut": cut, "validation": 0.3, "test": 0.0})
+    source = SubsetSource(Listed(frames(some)), rule)
+    try:
+        refs = list(source.refs())
+    except UserError:
+        return
+    last = data.draw(st.integers(0, len(refs) - 1))
+    assert list(source.refs(refs[last])) == refs[last + 1 :]
+    with pytest.raises(UserError, match="no longer holds 'z', behind which"):
+        list(source.refs(ImageRef("z", "z")))
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"group": r"(\d+)_"}, "does not match the key 'a'"),
+        ({"cut": "block", "group": r"(\d+)_"}, "does not match the key 'a'"),
+        ({"cut": "block", "group": "("}, "input.subset.group: '\\(' is no regular expression"),
+    ],
+)
+def test_what_can_not_be_cut_so_is_said(rule: dict[str, str], words: str) -> None:
+    with pytest.raises((UserError, ValueError), match=words):
+        list(SubsetSource(Listed(["a"]), Subset.model_validate(rule)).refs())

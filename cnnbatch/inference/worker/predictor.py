@@ -60,7 +60,7 @@ class Predictor:
         self.journal = journal
         self._model = model
         self._batch = batch
-        self._sizes: dict[Shape, BatchSize] = {}
+        self._sizes: dict[Kind, BatchSize] = {}
 
     def predict(
         self,
@@ -94,10 +94,12 @@ class Predictor:
 
     def forward(self, pixels: Tensor, prepared: Sequence[Prepared]) -> Fetch | NoRoom:
         """Run the network on a batch; return the call that gives its outputs, or that there is no room."""
+        name = prepared[0].network
+        model = self._model.networks[name] if name else self._model  # type: ignore[attr-defined]
         try:
             with torch.inference_mode():
                 sizes = torch.tensor([one.sizes for one in prepared])
-                return self.transfer.fetch(self._model.forward(pixels, sizes))
+                return self.transfer.fetch(model.forward(pixels, sizes))
         except Exception as error:
             if not device_memory.is_exhausted(error):
                 raise
@@ -106,7 +108,7 @@ class Predictor:
 
     def size(self, prepared: Prepared) -> BatchSize:
         """Return how many inputs of this shape go through at once."""
-        return self._sizes.setdefault(tuple(prepared.pixels.shape), BatchSize(self._batch))
+        return self._sizes.setdefault(_kind(prepared), BatchSize(self._batch))
 
     def require_memory(self, refused: Prepared) -> None:
         """Raise EnvironmentFault where not ``refused`` is too large, but the device is full.
@@ -244,7 +246,12 @@ def _random_image(size: tuple[int, int]) -> Image:
     return Image(ImageRef("probe", "probe"), pixels, size)
 
 
-Shape = tuple[int, ...]
+Kind = tuple[str, tuple[int, ...]]
+"""What inputs of one batch have in common: their network and their shape."""
+
+
+def _kind(prepared: Prepared) -> Kind:
+    return prepared.network, tuple(prepared.pixels.shape)
 
 
 class Window:
@@ -275,11 +282,11 @@ class Window:
 
 
 def batches(inputs: Sequence[Prepared], limit: int) -> Iterator[tuple[int, ...]]:
-    """Yield the numbers of at most ``limit`` inputs that have one shape, in their order."""
-    shapes: dict[Shape, list[int]] = {}
+    """Yield the numbers of at most ``limit`` inputs of one network and shape, in their order."""
+    kinds: dict[Kind, list[int]] = {}
     for number, prepared in enumerate(inputs):
-        shapes.setdefault(tuple(prepared.pixels.shape), []).append(number)
-    for numbers in shapes.values():
+        kinds.setdefault(_kind(prepared), []).append(number)
+    for numbers in kinds.values():
         for start in range(0, len(numbers), limit):
             yield tuple(numbers[start : start + limit])
 

@@ -38,6 +38,7 @@ from cnnbatch.output import plan
 from cnnbatch.output.assets import AssetSink
 from cnnbatch.output.folder import Output
 from cnnbatch.output.part import PartSpool, part_rows, part_schema, sweep
+from cnnbatch.output.truth_file import truth_file
 from cnnbatch.storage import AlreadyExists, Changed, redact
 from cnnbatch.truth import ModelClasses, check_sizes
 from cnnbatch.types import Failure, Model, Receipt, Shard, Source
@@ -274,11 +275,9 @@ class Worker:
         self, shard: Shard, truth: pa.Table, sizes: Sequence[tuple[int, int] | None], etag: str | None
     ) -> None:
         """Write the truth; for a part that is there (``etag``) over what it had."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(check_sizes(truth, sizes), sink)
         put = self._output.storage.create if etag is None else self._output.storage.put
         with suppress(AlreadyExists):
-            put(self._output.truth(shard.index), sink.getvalue().to_pybytes())
+            put(self._output.truth(shard.index), truth_file(check_sizes(truth, sizes)))
 
     def _put_part(self, shard: Shard, file: Any, etag: str | None) -> bool:
         """Put the part, and say whether it now is this one."""

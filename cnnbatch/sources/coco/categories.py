@@ -16,20 +16,25 @@ from cnnbatch.truth import Class
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One entry of ``categories``, at its ``place`` there; ``above`` is its supercategory."""
+    """One entry of ``categories``, at its ``place`` there; ``above`` is its supercategory.
+
+    ``is_thing`` is what a panoptic file says of it.
+    """
 
     place: int
     id: int | str
     name: str
     above: str | None
+    is_thing: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Categories:
-    """The classes in the file's order, and the name of every id."""
+    """The classes in the file's order, the name of every id, and the ids of stuff in a panoptic file."""
 
     classes: tuple[Class, ...]
     names: Mapping[int | str, str]
+    stuff: frozenset[int | str] = frozenset()
 
 
 class Ambiguous(Exception):
@@ -52,7 +57,8 @@ def categories_of(entries: Sequence[Category]) -> Categories:
         named[one.name].append(one)
     kept = {name: _lowest(some, named) for name, some in named.items()}
     classes = tuple(Class(one.name, one.id) for one in entries if kept[one.name] is one)
-    return Categories(classes, {one.id: one.name for one in entries})
+    stuff = frozenset(one.id for one in entries if not one.is_thing)
+    return Categories(classes, {one.id: one.name for one in entries}, stuff)
 
 
 def _lowest(some: Sequence[Category], named: Mapping[str, Sequence[Category]]) -> Category:

@@ -49,6 +49,30 @@ def problem(one: Mapping[str, Any]) -> str | None:
     return _problem_of_mask(mask)
 
 
+def size_of_runs(one: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Return the (height, width) of a checked annotation's run lengths; None where its mask is none."""
+    mask = one.get("segmentation")
+    if not isinstance(mask, dict):
+        return None, None
+    height, width = mask["size"]
+    return int(height), int(width)
+
+
+def problem_of_segments(segments: Any) -> str | None:
+    """Return what is wrong with the ``segments_info`` of a panoptic annotation; None where nothing is."""
+    if not isinstance(segments, list) or not all(isinstance(one, dict) for one in segments):
+        return _expected("segments_info [{id, category_id, ...}, ...]", segments)
+    numbers = [one.get("id") for one in segments]
+    if any(type(number) is not int or not 0 < number < 1 << 24 for number in numbers):
+        return _expected("the id of each segment, a number from 1 to 16,777,215", numbers)
+    if len(set(numbers)) != len(numbers):
+        return "two of its segments have the same id"
+    for one in segments:
+        if found := problem({"bbox": [0, 0, 0, 0], **one, "keypoints": None, "segmentation": None}):
+            return found
+    return None
+
+
 def _problem_of_mask(mask: Any) -> str | None:
     if isinstance(mask, list):
         if not all(_numbers(polygon) and len(polygon) % 2 == 0 for polygon in mask):

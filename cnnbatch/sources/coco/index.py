@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import posixpath
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, NoReturn
 
 from cnnbatch.errors import UserError
 from cnnbatch.images import redaction
 from cnnbatch.sources.coco.categories import Ambiguous, Categories, Category, categories_of
-from cnnbatch.sources.coco.checks import is_id, problem, side
+from cnnbatch.sources.coco.checks import is_id, problem, problem_of_segments, side, size_of_runs
 from cnnbatch.sources.coco.json_lists import Element, NotJson, sections
 from cnnbatch.storage.scratch import on_disk, scratch
 from cnnbatch.truth import Class
@@ -25,7 +25,8 @@ _SIDES = ("width", "height")
 _CACHE_KB = 32 << 10
 _TABLES = """
 CREATE TABLE image (place INTEGER PRIMARY KEY, id UNIQUE, name TEXT UNIQUE, path TEXT, width, height);
-CREATE TABLE object (place INTEGER PRIMARY KEY, image, category, body TEXT);
+CREATE TABLE object (place INTEGER, image, category, body TEXT, height, width);
+CREATE TABLE map (place INTEGER, image UNIQUE, file TEXT);
 """
 _compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
@@ -46,6 +47,7 @@ class CocoIndex:
             self._base.execute("CREATE INDEX by_path ON image (path) WHERE path IS NOT NULL")
             self._base.commit()
             self.images = int(self._base.execute("SELECT COUNT(*) FROM image").fetchone()[0])
+            self.panoptic = self._base.execute("SELECT file FROM map LIMIT 1").fetchone() is not None
             self._require_all()
         self._labels = {number: _compact(name) for number, name in self._categories.names.items()}
 
@@ -91,21 +93,33 @@ class CocoIndex:
     def entry(self, place: int) -> str:
         """Return as JSON the ``id``, ``width``, ``height`` and ``objects`` of the image at ``place``.
 
-        ``objects`` is null where the file has no ``annotations`` at all.
+        ``objects`` is null where the file has no ``annotations`` at all, or a panoptic one none of the image.
+        Of a panoptic file there is ``file``, too, the PNG that has the objects' numbers.
         """
         number, width, height = self._base.execute(
             "SELECT id, width, height FROM image WHERE place = ?", (place,)
         ).fetchone()
-        head = _compact({"id": number, "width": width, "height": height})
-        objects = f"[{','.join(self._objects(number))}]" if self._annotated else "null"
+        image = {"id": number, "width": width, "height": height}
+        known = self._annotated
+        if self.panoptic:
+            file = self._base.execute("SELECT file FROM map WHERE image = ?", (number,)).fetchone()
+            known, image = file is not None, {**image, **({"file": file[0]} if file else {})}
+        head = _compact(image)
+        objects = f"[{','.join(self._objects(number))}]" if known else "null"
         return f'{head[:-1]},"objects":{objects}}}'
 
     def _objects(self, number: Any) -> Iterator[str]:
         rows = self._base.execute(
-            "SELECT category, body FROM object WHERE image = ? ORDER BY place", (number,)
+            "SELECT category, body FROM object WHERE image = ? ORDER BY rowid", (number,)
         )
         for category, body in rows:
-            yield f'{{"label":{self._labels[category]},{body[1:]}'
+            yield f'{{"label":{self._labels[category]},{self._thing(category)}{body[1:]}'
+
+    def _thing(self, category: Any) -> str:
+        """Return what a panoptic file says of a category, as the beginning of an object's JSON."""
+        if not self.panoptic:
+            return ""
+        return f'"is_thing":{"false" if category in self._categories.stuff else "true"},'
 
     def _read(self, open_file: OpenFile) -> bool:
         """Fill the tables; say whether there was a list of annotations."""
@@ -137,11 +151,40 @@ class CocoIndex:
     def _add_objects(self, items: Iterator[Element]) -> None:
         for place, (one, text) in enumerate(items):
             here = f"annotations[{place}]"
-            row = place, *(_id(one, of, here, self._where) for of in ("image_id", "category_id"))
+            if isinstance(one, dict) and "segments_info" in one:
+                self._add_map(place, one, here)
+                continue
+            image, category = (_id(one, of, here, self._where) for of in ("image_id", "category_id"))
             _of(one, "bbox", here, self._where)
             if found := problem(one):
                 self._wrong(here, found)
-            self._base.execute("INSERT INTO object VALUES (?, ?, ?, ?)", (*row, _body(one, text)))
+            self._add_object(place, image, category, _body(one, text), size_of_runs(one))
+
+    def _add_object(
+        self, place: int, image: Any, category: Any, body: str, size: tuple[int | None, int | None]
+    ) -> None:
+        row = place, image, category, body, *size
+        self._base.execute("INSERT INTO object VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def _add_map(self, place: int, one: Mapping[str, Any], here: str) -> None:
+        """Add a panoptic annotation: the file of an image's numbers, and the object that each stands for."""
+        image = _id(one, "image_id", here, self._where)
+        file = posixpath.normpath(str(_of(one, "file_name", here, self._where)))
+        if _leaves(file):
+            self._wrong(here, f"the file_name {file!r} leaves the folder of the maps")
+        try:
+            self._base.execute("INSERT INTO map VALUES (?, ?, ?)", (place, image, file))
+        except sqlite3.IntegrityError:
+            first = self._base.execute("SELECT place FROM map WHERE image = ?", (image,)).fetchone()[0]
+            self._wrong(f"annotations[{first}] and {here}", f"are both of the image {image!r}")
+        if found := problem_of_segments(one["segments_info"]):
+            self._wrong(here, found)
+        for number, segment in enumerate(one["segments_info"]):
+            inner = f"{here}.segments_info[{number}]"
+            category = _id(segment, "category_id", inner, self._where)
+            kept = {name: segment[name] for name in ("id", *_KEPT) if segment.get(name) is not None}
+            kept["category"] = category
+            self._add_object(place, image, category, _compact(kept), (None, None))
 
     def _twice(self, row: tuple[Any, ...]) -> NoReturn:
         place, number, name = row[:3]
@@ -164,13 +207,29 @@ class CocoIndex:
             here = f"annotations[{strange[category]}]"
             self._wrong(here, f"the category_id {category!r} is not in `categories`")
         stray = self._base.execute(
-            "SELECT MIN(place), image, COUNT(*) FROM object WHERE image NOT IN (SELECT id FROM image)"
+            "SELECT MIN(place), image, COUNT(*) FROM (SELECT place, image FROM object UNION ALL"
+            " SELECT place, image FROM map) WHERE image NOT IN (SELECT id FROM image)"
             " GROUP BY image ORDER BY 1 LIMIT 1"
         ).fetchone()
         if stray:
             self._wrong(
                 f"annotations[{stray[0]}]",
                 f"the image_id {stray[1]!r} is not in `images`, in {stray[2]:,} of the annotations",
+            )
+        self._require_sizes()
+
+    def _require_sizes(self) -> None:
+        """Insist that run lengths are of their image's size, where that is stated."""
+        wrong = self._base.execute(
+            "SELECT object.place, object.width, object.height, image.width, image.height FROM object"
+            " JOIN image ON image.id = object.image WHERE object.height IS NOT NULL"
+            " AND (object.width, object.height) != (image.width, image.height) ORDER BY 1 LIMIT 1"
+        ).fetchone()
+        if wrong:
+            place, *sides = wrong
+            self._wrong(
+                f"annotations[{place}]",
+                "its run lengths are of {} x {} pixels, its image of {} x {}".format(*sides),
             )
 
     def _wrong(self, here: str, what: str) -> NoReturn:
@@ -191,8 +250,8 @@ def _categories(items: Iterator[Element], where: str) -> Categories:
     for place, (one, _) in enumerate(items):
         here = f"categories[{place}]"
         name, number = str(_of(one, "name", here, where)), _id(one, "id", here, where)
-        above = one.get("supercategory")
-        entries.append(Category(place, number, name, above if isinstance(above, str) else None))
+        above, is_thing = one.get("supercategory"), one.get("isthing") != 0
+        entries.append(Category(place, number, name, above if isinstance(above, str) else None, is_thing))
     try:
         return categories_of(entries)
     except Ambiguous as error:

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 
 from cnnbatch import truth
 from cnnbatch.errors import UserError
+from cnnbatch.images.class_map import NONE
+from cnnbatch.sources.coco.panoptic import map_row, objects_row
+from cnnbatch.sources.coco.rows import row_of
 from cnnbatch.sources.containers import opened
 from cnnbatch.sources.files import globs
 from cnnbatch.sources.files.cursor import ListingCursor
 from cnnbatch.sources.files.left_out import LeftOut
 from cnnbatch.sources.files.source import Files
 from cnnbatch.sources.lists.backslashes import Backslashes
-from cnnbatch.sources.objects import TRUTH, of_coco
+from cnnbatch.sources.masks.meaning import VALUES, Meaning, meaning_of
+from cnnbatch.sources.masks.reading import READERS
+from cnnbatch.sources.objects import TRUTH
 from cnnbatch.sources.reading import readers
 from cnnbatch.storage import (
     Allowed,
@@ -88,6 +94,11 @@ class Coco:
         return self._index.occurring if not some and "_index" in vars(self) else None
 
     @property
+    def reads_masks(self) -> bool:
+        """Whether masks are files of their own, as those of a panoptic file are; false before the listing."""
+        return "_index" in vars(self) and self._index.panoptic
+
+    @property
     def truth_schema(self) -> pa.Schema:
         """The columns of objects, and the classes."""
         return truth.with_classes(truth.OBJECTS_SCHEMA, self.classes)
@@ -97,6 +108,7 @@ class Coco:
         return {name: value for name, value in vars(self).items() if name != "_index"} | {
             "classes": self.classes,
             "_images": self._images,
+            "_maps": self._maps,
         }
 
     def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
@@ -118,7 +130,16 @@ class Coco:
 
     def truth(self, shard: Shard) -> pa.Table:
         """Return the objects of each image; null where the file doesn't know it."""
-        return truth.table([_row(ref.columns[TRUTH]) for ref in shard.refs], self.truth_schema)
+        images = [json.loads(ref.columns[TRUTH] or "{}") for ref in shard.refs]
+        with ThreadPoolExecutor(READERS, "maps") as pool:
+            rows = (
+                pool.map(self._row, images) if any("file" in one for one in images) else map(row_of, images)
+            )
+            return truth.table(rows, self.truth_schema)
+
+    def _row(self, image: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an image's row, whose masks may lie in a file."""
+        return objects_row(self.storage, self._maps, image) if "file" in image else row_of(image)
 
     @cached_property
     def _index(self) -> CocoIndex:
@@ -130,6 +151,11 @@ class Coco:
     def _images(self) -> Storage:
         """The storage as the file may use it, whose names lie beside it; in the person's folder all of it."""
         return self.storage.for_list(self.url, self.allow) if self.folder is None else self.storage
+
+    @cached_property
+    def _maps(self) -> str:
+        """The folder of a panoptic file's maps, which is called as the file and lies beside it."""
+        return posixpath.splitext(without_query(self.url))[0]
 
     def _open(self) -> AbstractContextManager[BinaryIO]:
         return opened(self.storage, self.url)
@@ -238,58 +264,67 @@ class Coco:
         return True
 
 
+@dataclass
+class CocoMaps(Coco):
+    """The same of a panoptic file, with a map of classes for each image; numbers are categories' ids.
+
+    ``void`` is the number of pixels that belong to no object.
+    """
+
+    meaning: Meaning = Meaning((), frozenset())
+    void: int = NONE
+
+    @property
+    def truth_schema(self) -> pa.Schema:
+        """The columns of maps, with their classes."""
+        return self.meaning.schema
+
+    @property
+    def occurring(self) -> None:
+        """Nothing: classes that no pixel has are no mistake."""
+
+    def refs(self, after: ImageRef | None = None) -> Iterator[ImageRef]:
+        """Stream the images; raises UserError for a file that is not panoptic."""
+        if not self._index.panoptic:
+            raise UserError(
+                f"{redact(self.url)} is no panoptic file: none of its annotations has segments_info, of "
+                "which maps are made\n  what to do: read its objects by input.format=coco"
+            )
+        yield from super().refs(after)
+
+    def _row(self, image: Mapping[str, Any]) -> dict[str, Any]:
+        if "file" not in image:
+            return {}
+        return map_row(self.storage, self._maps, image, self.meaning, self.void)
+
+
 def open_coco(input: Input, storage: Storage) -> Coco:
     """Return the source of a COCO file, or of a folder with one as its truth."""
+    return Coco(storage, **_places(input))
+
+
+def open_coco_maps(input: Input, storage: Storage) -> CocoMaps:
+    """Return the source of a panoptic COCO file, or of a folder with one as its truth, for its maps."""
+    source = CocoMaps(storage, **_places(input))
+    if strange := next((one for one in source.classes if one.id not in range(VALUES - 1)), None):
+        raise UserError(
+            f"{redact(source.url)}: in maps the id of a category is a number from 0 to {VALUES - 2:,}, "
+            f"got {strange.id!r} of {strange.name!r}\n  what to do: number the categories otherwise"
+        )
+    void = NONE if all(int(one.id) < NONE for one in source.classes) else VALUES - 1
+    chosen = input.model_copy(update={"ignore": (*input.ignore, void)})
+    source.meaning, source.void = meaning_of(chosen, source.classes), void
+    return source
+
+
+def _places(input: Input) -> dict[str, Any]:
+    """Return where the images and the file of a job's input lie, as fields of `Coco`."""
     url, file = input.url, input.truth
     if not isinstance(url, str):
         raise UserError(
             f"input.url: with COCO's truth one address was expected, got {len(url)}\n"
             "  what to do: give the folder of the images, and the file as input.truth"
         )
-    suffixes = frozenset(input.suffixes) or None
     if file is None:
-        return Coco(storage, normalize(url), allow=input.allow)
-    return Coco(storage, normalize(file), url, suffixes=suffixes)
-
-
-def _row(entry: str | None) -> dict[str, Any]:
-    if entry is None:
-        return {}
-    image = json.loads(entry)
-    size, found = (image["height"], image["width"]), image["objects"]
-    objects = None if found is None else [_object(one, size) for one in found]
-    return {"image_id": str(image["id"]), "width": size[1], "height": size[0], "objects": objects}
-
-
-def _object(one: dict[str, Any], size: tuple[int | None, int | None]) -> dict[str, Any]:
-    return {
-        "label": one["label"],
-        **of_coco(one, one["bbox"]),
-        "mask": _mask(one.get("segmentation"), size),
-        "keypoints": _keypoints(one.get("keypoints")),
-    }
-
-
-def _mask(segmentation: Any, size: tuple[int | None, int | None]) -> dict[str, Any] | None:
-    """Return a mask as compressed run lengths, as pycocotools makes them of polygons and of plain counts."""
-    if not segmentation:
-        return None
-    from pycocotools import mask as coco
-
-    if isinstance(segmentation, list):
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        if not polygons or None in size:
-            return None
-        found = coco.merge(coco.frPyObjects(polygons, *size))
-    elif isinstance(segmentation["counts"], list):
-        found = coco.frPyObjects(segmentation, *segmentation["size"])
-    else:
-        return {"size": segmentation["size"], "counts": segmentation["counts"]}
-    return {"size": list(found["size"]), "counts": found["counts"].decode()}
-
-
-def _keypoints(flat: list[float] | None) -> list[dict[str, float]] | None:
-    if not flat:
-        return None
-    points = zip(*(islice(flat, start, None, 3) for start in range(3)), strict=True)
-    return [{"x": x, "y": y, "visibility": visibility} for x, y, visibility in points]
+        return {"url": normalize(url), "allow": input.allow}
+    return {"url": normalize(file), "folder": url, "suffixes": frozenset(input.suffixes) or None}

@@ -162,13 +162,15 @@ def _as_files(input: Input, copy: Copy, suffix: str) -> Input:
     reading = copy.reading(input.split)
     url = join(copy.folder, reading.url) if reading.url else copy.folder
     changes: dict[str, Any] = {"url": url + suffix, "split": reading.split}
-    if input.truth is None and input.format in ("auto", reading.format):
+    if input.truth is None and input.format in ("auto", reading.format, *reading.others):
         patches = suffix.startswith("#patches")
         truth = reading.masks if patches else reading.truth
         changes["truth"] = join(copy.folder, truth) if truth else None
         if not patches:
-            changes |= {"format": reading.format, "key": input.key or reading.key}
+            format = reading.format if input.format == "auto" else input.format
+            changes |= {"format": format, "key": input.key or reading.key}
             changes["label"] = input.label or reading.label
+            changes["ignore"] = input.ignore or reading.ignore
     return input.model_copy(update=changes)
 
 

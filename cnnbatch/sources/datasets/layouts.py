@@ -15,7 +15,8 @@ ALL = "all"
 class SplitReading:
     """Fields of a job's input that read a part of a set; paths are relative to the set's folder.
 
-    ``masks`` is what ``truth`` is where patches are asked for.
+    ``masks`` is what ``truth`` is where patches are asked for. ``ignore`` are classes of maps that do not
+    count where the job names none; ``others`` are formats that the same files may be read in.
     """
 
     url: str = ""
@@ -25,6 +26,8 @@ class SplitReading:
     truth: str | None = None
     split: str | tuple[str, ...] | None = None
     masks: str | None = None
+    ignore: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,12 @@ def _lists(folder: str, *splits: str) -> DataSetLayout:
 
 
 def _camvid(split: str) -> SplitReading:
-    return SplitReading(split, masks=f"{split}annot")
+    annot = f"{split}annot"
+    return SplitReading(split, "masks", truth=annot, masks=annot, ignore=("unlabelled",))
+
+
+def _panoptic(url: str, truth: str) -> SplitReading:
+    return SplitReading(url, "coco", truth=truth, others=("coco_maps",))
 
 
 _FETCHED = (
@@ -243,6 +248,41 @@ _COPIED = (
             ),
         ),
         ("coco-sample",),
+    ),
+    DataSet(
+        "coco_sample_panoptic",
+        "80 photographs of COCO train2017 with things and stuff by pixel",
+        80,
+        "annotations CC BY 4.0; the photographs by their Flickr licences",
+        "https://huggingface.co/datasets/lightly-ai/coco128_yolo",
+        (
+            DataSetLayout(
+                ("images", "annotations/panoptic.json"),
+                whole(_panoptic("images", "annotations/panoptic.json")),
+                "images/, annotations/panoptic.json and annotations/panoptic/ (COCO)",
+            ),
+        ),
+        ("coco-sample",),
+    ),
+    DataSet(
+        "coco_panoptic",
+        "COCO 2017: photographs with 80 classes of things and 53 of stuff by pixel",
+        123_287,
+        "annotations CC BY 4.0; the photographs by their Flickr licences",
+        "https://cocodataset.org",
+        (
+            DataSetLayout(
+                ("val2017", "annotations/panoptic_val2017.json"),
+                {
+                    split: _panoptic(f"{part}2017", f"annotations/panoptic_{part}2017.json")
+                    for split, part in ((None, "train"), ("train", "train"), ("val", "val"))
+                },
+                "train2017/, val2017/, and in annotations/ panoptic_train2017.json, panoptic_val2017.json "
+                "and the folders of the same names, as COCO has them",
+            ),
+        ),
+        ("coco", "COCO"),
+        default="train",
     ),
     DataSet(
         "imagenet_sample",

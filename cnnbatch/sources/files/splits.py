@@ -87,7 +87,7 @@ def splits_below(root: str, storage: Storage) -> Splits | None:
     around = ""
     for _ in range(_MOST_DEPTH):
         place = join(root, around.rstrip("/")) if around else root
-        names = list(_folders(place, storage))
+        names = list(folders_in(place, storage))
         if (found := _named(names)) is not None:
             return replace(found, around=around)
         if len(names) != 1:
@@ -95,7 +95,7 @@ def splits_below(root: str, storage: Storage) -> Splits | None:
         around += f"{names[0]}/"
     if not names or len(names) > _MOST_FOLDERS:
         return None
-    inside = _named(list(_folders(join(place, names[0]), storage)))
+    inside = _named(list(folders_in(join(place, names[0]), storage)))
     return None if inside is None else replace(inside, others=(), around=around)
 
 
@@ -123,7 +123,7 @@ def _splits(names: Sequence[str], named: Mapping[str, str], beginning: str = "")
     return Splits(frozenset(named.values()), others, beginning=beginning)
 
 
-def _folders(root: str, storage: Storage) -> Iterator[str]:
+def folders_in(root: str, storage: Storage) -> Iterator[str]:
     """Yield the folders directly below a root, one more than the most that are looked at; none if hidden."""
     after = None
     try:

@@ -78,13 +78,17 @@ _MARKED = re.compile(r"(.*\S)\s+(-?\d+)")  # a line of a class's list: -1 where 
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """Where a tree keeps what, as folders below its root; ``sets`` holds lists of image names."""
+    """Where a tree keeps what, as folders below its root; ``sets`` holds lists of image names.
+
+    ``suffix`` is that of images that only an annotation names, ``annotated`` that of annotations.
+    """
 
     images: str
     annotations: str
     sets: str
     name: str
     suffix: str
+    annotated: str = ".xml"
 
 
 VOC = TreeLayout("JPEGImages", "Annotations", "ImageSets/Main", "voc", ".jpg")
@@ -124,11 +128,11 @@ class XmlTree:
     def truth(self, shard: Shard) -> pa.Table:
         """Return the objects of each image; null where it has no XML file."""
         with ThreadPoolExecutor(_READERS, "truth") as pool:
-            return truth.table(pool.map(self._row, shard.refs), self.truth_schema)
+            return truth.table(pool.map(self.row, shard.refs), self.truth_schema)
 
     def _listed(self, after: ImageRef | None) -> Iterator[ImageRef]:
         """Yield the images, then those that only an XML file names: each folder in its own order."""
-        annotations = self._files(self.layout.annotations, {".xml"})
+        annotations = self._files(self.layout.annotations, {self.layout.annotated})
         first = next(annotations, None)  # that there are none is said before any image is given
         cursor = ListingCursor(after)
         with closing(_Pictures()) as pictures:
@@ -136,7 +140,7 @@ class XmlTree:
                 if cursor.takes(ref):
                     yield ref
             gone = cursor.absent()
-            last = "" if gone is None else join(self.root, self._annotation(gone))
+            last = "" if gone is None else join(self.root, self.annotation(gone))
             for entry in chain(() if first is None else (first,), annotations):
                 name = self._name(entry, self.layout.annotations)
                 if entry.uri > last and pictures.find(name) is None:
@@ -248,13 +252,17 @@ class XmlTree:
         key = f"{self.layout.images}/{name}{self.layout.suffix}"
         return ImageRef(key, join(self.root, key))
 
-    def _annotation(self, ref: ImageRef) -> str:
-        """Return the path of an image's XML file below the root."""
-        name = posixpath.splitext(ref.key[len(self.layout.images) :].lstrip("/"))[0]
-        return f"{self.layout.annotations}/{name}.xml"
+    def name(self, ref: ImageRef) -> str:
+        """Return an image's path below the folder of images, without its suffix."""
+        return posixpath.splitext(ref.key[len(self.layout.images) :].lstrip("/"))[0]
 
-    def _row(self, ref: ImageRef) -> dict[str, Any]:
-        path = self._annotation(ref)
+    def annotation(self, ref: ImageRef) -> str:
+        """Return the path below the root of what is known of an image."""
+        return f"{self.layout.annotations}/{self.name(ref)}{self.layout.annotated}"
+
+    def row(self, ref: ImageRef) -> dict[str, Any]:
+        """Return an image's row of the truth; empty where there is none. Raises UserError for a bad file."""
+        path = self.annotation(ref)
         uri = join(self.root, path)
         try:
             data = self.storage.read(uri, limit=_MOST_BYTES)
@@ -264,8 +272,7 @@ class XmlTree:
             raise UserError(
                 f"{redact(uri)} cannot be read: {error}\n  what to do: mend or remove the file"
             ) from None
-        name = path[len(self.layout.annotations) + 1 :].removesuffix(".xml")
-        return {"image_id": name, **parse(data, redact(uri))}
+        return {"image_id": self.name(ref), **parse(data, redact(uri))}
 
 
 class _Pictures:
@@ -304,12 +311,12 @@ class _Pictures:
         self._base.close()
 
 
-def open_voc(input: Input, storage: Storage) -> XmlTree:
-    """Return the source of a PASCAL VOC tree (``VOC2007``, or one of the same folders).
+def open_xml_tree(input: Input, storage: Storage) -> XmlTree:
+    """Return the source of a PASCAL VOC tree with its XML files.
 
     The classes are VOC's own where there are lists for all of them.
     """
-    root = _root(input)
+    root = root_of(input)
     listed = {name.partition("_")[0] for name in _lists(storage, join(root, VOC.sets))}
     own = listed.issuperset(VOC_CLASSES)
     classes = tuple(truth.Class(name, number) for number, name in enumerate(VOC_CLASSES, 1)) if own else ()
@@ -318,7 +325,7 @@ def open_voc(input: Input, storage: Storage) -> XmlTree:
 
 def open_imagenet_det(input: Input, storage: Storage) -> XmlTree:
     """Return the source of an ImageNet-DET tree (``ILSVRC``), whose labels are WordNet's numbers."""
-    return XmlTree(storage, _root(input), IMAGENET_DET, splits_of(input))
+    return XmlTree(storage, root_of(input), IMAGENET_DET, splits_of(input))
 
 
 def splits_of(input: Input) -> tuple[str, ...]:
@@ -342,7 +349,8 @@ def _entries(storage: Storage, folder: str) -> Iterator[Entry]:
         raise EnvironmentFault(f"the input may not be listed: {error}", "give the right to list it") from None
 
 
-def _root(input: Input) -> str:
+def root_of(input: Input) -> str:
+    """Return the address of a tree; raises UserError for several."""
     if not isinstance(input.url, str):
         raise UserError(
             f"input.url: one tree was expected, got {len(input.url)}\n  what to do: run a job for each"

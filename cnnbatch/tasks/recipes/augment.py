@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from math import atan, degrees, exp, log
 from random import Random
 
+import numpy as np
+import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -51,7 +53,10 @@ def changed(pixels: Tensor, how: Augment, draw: Random, fill: list[float]) -> Te
 
 
 def coloured(pixels: Tensor, how: Augment, draw: Random) -> Tensor:
-    """Return uint8 ``pixels`` (3, H, W) with another brightness, contrast and saturation, by chance."""
+    """Return uint8 ``pixels`` (3, H, W) with other colours by chance.
+
+    Brightness, contrast and saturation change, then the tones: each channel of its own, and all by a power.
+    """
     if how.colour:
         for operation in (
             transforms.adjust_brightness,
@@ -59,7 +64,17 @@ def coloured(pixels: Tensor, how: Augment, draw: Random) -> Tensor:
             transforms.adjust_saturation,
         ):
             pixels = operation(pixels, draw.uniform(1 - how.colour, 1 + how.colour))
-    return pixels
+    return _toned(pixels, how, draw) if how.cast or how.gamma != 1 else pixels
+
+
+def _toned(pixels: Tensor, how: Augment, draw: Random) -> Tensor:
+    """Return uint8 ``pixels`` (3, H, W) by a table a channel, since both changes are of a value alone."""
+    power = exp(draw.uniform(-1, 1) * log(how.gamma))
+    gains = np.array([draw.uniform(1 - how.cast, 1 + how.cast) for _ in range(3)])
+    tones = gains[:, None] * (np.arange(256) / 255) ** power
+    tables = (255 * tones).round().clip(0, 255).astype(np.uint8)  # (3, 256)
+    found = [np.take(table, channel) for table, channel in zip(tables, pixels.numpy(), strict=True)]
+    return torch.from_numpy(np.stack(found))
 
 
 def _shifted(pixels: Tensor, most: float, draw: Random, fill: list[float]) -> Tensor:

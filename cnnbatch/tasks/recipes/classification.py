@@ -22,6 +22,7 @@ from cnnbatch.models.heads import with_new_head, with_rows
 from cnnbatch.models.preprocessing import Normalize, prepare
 from cnnbatch.models.trained_files import Learned
 from cnnbatch.tasks.recipes import augment, tuned_blocks
+from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
 from cnnbatch.truth import named_alike
 
@@ -44,6 +45,7 @@ class ClassifierRecipe:
     metric = "accuracy"
 
     def __init__(self, choice: Choice, spec: Train, data: TrainingData) -> None:
+        _require_applicable(spec)
         strategy: Strategy = "all" if spec.strategy == "auto" else spec.strategy
         network = _network(choice, strategy, data.classes, spec)
         self._choice, self._spec, self._network = choice, spec, network
@@ -129,9 +131,8 @@ class ClassifierRecipe:
 
     def parameters(self) -> Sequence[Parameters]:
         """Return the tuned blocks in groups, and the head."""
-        return tuned_blocks.parameters(
-            self._parts, 1.0 if self._choice.seed is not None else self._spec.layer_decay
-        )
+        decay = 1.0 if self._choice.seed is not None else self._spec.layer_decay
+        return tuned_blocks.parameters(self._parts, decay, self._spec.backbone_rate)
 
     def judge(self, outputs: Any, batch: Batch) -> list[Any]:
         """Return of each image its class, the predicted one, and the cross-entropy."""
@@ -170,6 +171,14 @@ class ClassifierRecipe:
                 "tuned": [name for name, _ in self._parts.tuned] + [self._parts.head[0]],
                 "frozen": [name for name, _ in self._parts.frozen],
             },
+        )
+
+
+def _require_applicable(spec: Train) -> None:
+    if others := asked(spec, OF_MAPS):
+        raise UserError(
+            f"{', '.join(others)}: not for classifiers, which learn one class of a whole picture\n"
+            "  what to do: leave it out; train.augment.crop and train.class_weights are there"
         )
 
 

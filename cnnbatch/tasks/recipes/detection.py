@@ -7,20 +7,20 @@ crop shows objects at other sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 from torchvision.transforms.v2 import functional as transforms
 
-from cnnbatch.config.train import Augment, Strategy, Train
+from cnnbatch.config.train import Strategy, Train
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import meant
+from cnnbatch.metrics.iou_types import IOU_TYPES
 from cnnbatch.models import Choice, depth
 from cnnbatch.models.detector import Detector
 from cnnbatch.models.detector_heads import with_head_of, with_labels
@@ -29,23 +29,22 @@ from cnnbatch.models.libraries import torchvision_detectors
 from cnnbatch.models.resizing import Resizing, Size, prepare
 from cnnbatch.models.runtime.structure import flatten
 from cnnbatch.models.trained_files import Learned
-from cnnbatch.tasks.recipes import augment, tuned_blocks
+from cnnbatch.tasks.recipes import augment, targets, tuned_blocks
+from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
 from cnnbatch.tasks.recipes.boxes import Boxes, average_precision
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
+from cnnbatch.tasks.recipes.targets import Details
 from cnnbatch.truth import named_alike
+from cnnbatch.types import Head
 
 if TYPE_CHECKING:
     from cnnbatch.types import Image
 
 _EPSILON = 1e-5
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """The objects of a picture in pixels of its input; ``learned`` (K,) says which are to be found."""
-
-    objects: Boxes
-    learned: NDArray[np.bool_]
+_NOT_FOR_BOXES = (
+    *("augment.shift", "augment.crop", "augment.randaugment", "augment.mixup", "augment.cutmix"),
+    *("class_weights", *OF_MAPS),
+)
 
 
 class DetectorRecipe:
@@ -54,22 +53,32 @@ class DetectorRecipe:
     Labels count from 1 in the order of the classes; 0 is the background.
     """
 
-    metric = "AP50"
-
-    def __init__(self, choice: Choice, spec: Train, data: TrainingData) -> None:
-        _require_known(choice.model)
+    def __init__(
+        self,
+        choice: Choice,
+        spec: Train,
+        data: TrainingData,
+        details: Details | None = None,
+        task: str = "detect",
+    ) -> None:
+        self._details, self._task = details or Details(), task
+        self._kinds = ("boxes", *self._details.heads)
+        self.metric = IOU_TYPES[self._kinds[-1]].prefix + "AP50"
+        _require_known(choice.model, self._details.heads)
         _require_applicable(spec)
         strategy: Strategy = "all" if spec.strategy == "auto" else spec.strategy
-        detector = _detector(choice, strategy, data.classes, spec.seed)
+        detector = _detector(choice, strategy, data.classes, spec.seed, self._details)
         self._choice, self._spec, self._detector = choice, spec, detector
         self._classes, self.notes = data.classes, detector.notes
         self._resizing = detector.resizing
         self._labels = {name: number for number, name in enumerate(data.classes, 1)}
         self._has_learned = choice.seed is None and strategy != "scratch"
-        self._parts = _split(detector.module, strategy)
+        body = list(_blocks(detector.module.get_submodule("module.backbone"), "module.backbone"))
+        self._parts = tuned_blocks.split_before(body, detector.module, strategy)
         tuned_blocks.freeze(detector.module, self._parts)
         norms = _freeze_norms(detector.module) if self._has_learned else []
         _widen(detector)
+        _set_proposals(detector, spec.proposals)
         still = replace(self._parts, frozen=[*self._parts.frozen, *norms])
         self.module: nn.Module = tuned_blocks.Tuned(detector.module, still)
 
@@ -79,49 +88,28 @@ class DetectorRecipe:
     def example(self, image: Image, draw: Random | None) -> Example:
         """Return float32 (3, H, W), normalised and padded, and its objects in pixels of that input.
 
-        By chance the picture is mirrored, with its boxes, and coloured. Raises ValueError for a label that
-        is none of the classes, and for a truth that was made for another size of the picture.
+        By chance the picture is mirrored, with its objects, and coloured. Raises ValueError for a truth that
+        can't be learned, see `tasks.recipes.targets.target`.
         """
         size = self._resizing.resized(image.size)
-        target = self._target(image, size)
+        target = targets.target(image, size, self._labels, self._details)
         if draw is None:
             prepared = prepare(image.pixels, self._resizing)
         else:
             pixels = _resized(image.pixels, size, self._resizing)
             if self._spec.augment.flip and draw.random() < 0.5:
                 pixels = transforms.horizontal_flip_image(pixels)
-                target = replace(target, objects=target.objects.mirrored(size[1]))
+                target = target.mirrored(size[1], self._details.swapped)
             pixels = augment.coloured(pixels, self._spec.augment, draw)
             prepared = prepare(pixels, replace(self._resizing, fit="stretch", size=size))
         return Example(prepared.pixels, prepared.size, prepared.offset, prepared.scale, target)
 
-    def _target(self, image: Image, size: Size) -> _Target:
-        """Return the objects of a picture resized to ``size``, clipped to it; none without an area."""
-        truth = image.truth or {}
-        stated = truth.get("height"), truth.get("width")
-        if all(stated) and stated != image.size:
-            raise ValueError(f"its truth was made for {stated} (height, width), it has {image.size}")
-        objects = truth.get("objects") or []
-        learned = [not (one.get("crowd") or one.get("ignore")) for one in objects]
-        for one, is_learned in zip(objects, learned, strict=True):
-            if is_learned and one["label"] not in self._labels:
-                raise ValueError(f"an object's label {one['label']!r} is none of the classes")
-        known = [place for place, one in enumerate(objects) if one["label"] in self._labels and one["box"]]
-        found = Boxes(
-            np.array([_corners(objects[place]["box"]) for place in known], np.float32).reshape(-1, 4),
-            np.array([self._labels[objects[place]["label"]] for place in known], np.int64),
-            crowd=np.array([bool(objects[place].get("crowd")) for place in known], np.bool_),
-        )
-        found, kept = found.resized(image.size, size).clipped(size)
-        return _Target(found, np.array([learned[place] for place in known], np.bool_)[kept])
-
     def collate(self, examples: Sequence[Example], training: bool) -> Batch:
         """Return float32 (N, 3, H, W), padded at the bottom and the right, with sizes (N, 2), int64.
 
-        In training the third input are torchvision's targets: ``boxes`` [K, 4] float32 (x1, y1, x2, y2) and
-        ``labels`` [K] int64; crowds and ignored objects are left out of these. One picture alone comes twice
-        where normalisations learn, which leaves the means of the loss as they are: its smallest map is one
-        pixel, of which there is no variance.
+        In training the third input are torchvision's targets, see `TorchvisionDetector.forward`; crowds and
+        ignored objects are left out of these. One picture alone comes twice where normalisations learn, which
+        leaves the means of the loss as they are: its smallest map is one pixel, which has no variance.
         """
         count = len(examples)
         if training and count == 1 and not self._has_learned:
@@ -133,10 +121,10 @@ class DetectorRecipe:
             place[:, : example.pixels.shape[1], : example.pixels.shape[2]] = example.pixels
         sizes = torch.tensor([example.size for example in examples])
         inputs = (pixels.contiguous(memory_format=torch.channels_last), sizes)
-        targets = [example.target for example in examples]
         if not training:
-            return Batch(inputs, tuple(target.objects for target in targets), count)
-        return Batch((*inputs, [_as_torchvision(target) for target in targets]), None, count)
+            return Batch(inputs, tuple(example.target.judged() for example in examples), count)
+        learned = [example.target.as_torchvision(self._details.heads) for example in examples]
+        return Batch((*inputs, learned), None, count)
 
     def on_device(self, batch: Batch, draw: Random | None) -> Batch:
         """Return the batch: its pictures are finished."""
@@ -148,25 +136,33 @@ class DetectorRecipe:
 
     def parameters(self) -> Sequence[Parameters]:
         """Return the tuned blocks of the backbone in groups, and the heads."""
-        return tuned_blocks.parameters(self._parts, self._spec.layer_decay if self._has_learned else 1.0)
+        decay = self._spec.layer_decay if self._has_learned else 1.0
+        return tuned_blocks.parameters(self._parts, decay, self._spec.backbone_rate)
 
     def judge(self, outputs: Any, batch: Batch) -> list[Any]:
         """Return of each image what was found and what is there, both as `Boxes` in pixels of the input."""
-        found = [Boxes.of_detections(one) for one in outputs]
+        sizes = [(height, width) for height, width in batch.inputs[1].tolist()]
+        found = [Boxes.of_detections(one, size) for one, size in zip(outputs, sizes, strict=True)]
         return list(zip(found, batch.truth, strict=True))
 
     def measure(self, values: Sequence[Any]) -> dict[str, float]:
-        """Return COCO's ``AP50`` and ``AP``, 0 where there is no truth.
+        """Return COCO's ``AP50`` and ``AP`` by boxes, and by what else is learned; 0 where there is no truth.
 
         In pixels of the inputs, since an overlap is the same at any size of the picture.
         """
-        return average_precision(values, ("", *self._classes))
+        names = ("", *self._classes)
+        return average_precision(values, names, self._kinds, self._details.sigmas)
 
     def learned(self, state: Mapping[str, Tensor]) -> Learned:
         """Return torchvision's own state, and what it takes to build the detector again."""
         detector, prefix = self._detector, "network.module."
         return Learned(
-            architecture={"task": "detect", "model": self._choice.model, "library": detector.library},
+            architecture={
+                "task": self._task,
+                "model": self._choice.model,
+                "library": detector.library,
+                **self._details.record(),
+            },
             preprocessing={"size": list(self._resizing.size)},
             classes=self._classes,
             state={name.removeprefix(prefix): tensor for name, tensor in state.items()},
@@ -178,40 +174,39 @@ class DetectorRecipe:
         )
 
 
-def _require_known(model: str) -> None:
-    known = torchvision_detectors.trainable()
-    if model not in known:
+def _require_known(model: str, heads: Sequence[Head]) -> None:
+    head = next(iter(heads), None)
+    if not torchvision_detectors.is_trainable(model, head):
+        known = torchvision_detectors.trainable(head)
         raise UserError(
             f"task.model: {model} does not train{meant(model, known)}\n"
-            f"  expected one of torchvision's detectors of boxes: {', '.join(known)}"
+            f"  expected one of torchvision's detectors of {head or 'boxes'}: {', '.join(known)}; "
+            f"or {torchvision_detectors.other_names(head)}"
         )
 
 
 def _require_applicable(spec: Train) -> None:
     """Refuse what the job asks for and a detector can't have; the defaults for classifiers say nothing."""
-    default, asked = Augment(), spec.augment
-    others = [
-        f"train.augment.{name}"
-        for name in ("shift", "crop", "randaugment", "mixup", "cutmix")
-        if getattr(asked, name) not in (getattr(default, name), 1)
-    ]
-    if spec.class_weights != "none":
-        others.append("train.class_weights")
+    others = asked(spec, _NOT_FOR_BOXES)
     if others:
         raise UserError(
             f"{', '.join(others)}: not for detectors, whose boxes would have to follow or whose losses are "
-            "torchvision's own\n  what to do: leave it out; train.augment.flip and .colour are there"
+            "torchvision's own\n"
+            "  what to do: leave it out; train.augment.flip, .colour, .gamma and .cast are there"
         )
 
 
-def _detector(choice: Choice, strategy: Strategy, classes: tuple[str, ...], seed: int) -> Detector:
+def _detector(
+    choice: Choice, strategy: Strategy, classes: tuple[str, ...], seed: int, details: Details
+) -> Detector:
     """Return the detector that training begins with."""
     fresh = replace(choice, weights=f"random:{seed}", sha256=None, key_map=None, classes=classes)
+    build = partial(build_detector, heads=details.heads, points=len(details.sigmas) or None)
     if strategy == "scratch":
-        return build_detector(fresh)
-    trained = _at_default_epsilon(build_detector(choice))
+        return build(fresh)
+    trained = _at_default_epsilon(build(choice, head_seed=None if strategy == "as_is" else seed))
     if strategy != "as_is":
-        return with_head_of(trained, build_detector(fresh))
+        return with_head_of(trained, build(fresh))
     names = named_alike(classes, trained.classes)
     if unknown := [name for name in classes if name not in names]:
         raise UserError(
@@ -232,15 +227,6 @@ def _at_default_epsilon(detector: Detector) -> Detector:
             layer.running_var.sub_(_EPSILON)
             layer.eps = _EPSILON
     return detector
-
-
-def _split(module: nn.Module, strategy: Strategy) -> tuned_blocks.Blocks:
-    """Return which blocks of the backbone a strategy tunes, the last ones; all behind it is the head."""
-    body = list(_blocks(module.get_submodule("module.backbone"), "module.backbone"))
-    kept = len(body) - round(tuned_blocks.TUNED[strategy] * len(body))
-    of_body = {id(tensor) for _, block in body for tensor in block.parameters()}
-    rest = nn.ParameterList(tensor for tensor in module.parameters() if id(tensor) not in of_body)
-    return tuned_blocks.Blocks(body[:kept], body[kept:], ("heads", rest))
 
 
 def _blocks(backbone: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
@@ -273,17 +259,35 @@ def _widen(detector: Detector) -> None:
 
     A box in bfloat16 would be off by a pixel or two.
     """
-    inner = [*detector.parts, *detector.box_parts]
-    predictor = "module.roi_heads.box_predictor"
-    if any(name == predictor for name, _ in detector.module.named_modules()):
-        inner.append(predictor)
-    for name in inner:
+    predictors = [f"module.roi_heads.{part}_predictor" for part in ("box", "mask", "keypoint")]
+    there = {name for name, _ in detector.module.named_modules()}
+    for name in [*detector.parts, *detector.box_parts, *there.intersection(predictors)]:
         detector.module.get_submodule(name).register_forward_hook(_widened)
+    if predictors[-1] in there:
+        detector.module.get_submodule(predictors[-1]).register_forward_hook(_plain)
+
+
+def _plain(_module: nn.Module, _inputs: Any, outputs: Tensor) -> Tensor:
+    """Return logits of points in torch's own layout, which torchvision's loss takes apart by `view`."""
+    return outputs.contiguous()
 
 
 def _widened(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:
     tensors, rebuild = flatten(outputs)
     return rebuild([tensor.float() for tensor in tensors])
+
+
+def _set_proposals(detector: Detector, count: int | None) -> None:
+    """Have the heads learn from ``count`` proposals of a picture; None: as many as the detector's own."""
+    if count is None:
+        return
+    heads = getattr(detector.module.get_submodule("module"), "roi_heads", None)
+    if heads is None:
+        raise UserError(
+            "train.proposals: only for detectors in two stages (R-CNNs), whose heads learn from proposals\n"
+            "  what to do: leave it out"
+        )
+    heads.fg_bg_sampler.batch_size_per_image = count
 
 
 def _resized(pixels: Tensor, size: Size, how: Resizing) -> Tensor:
@@ -292,12 +296,3 @@ def _resized(pixels: Tensor, size: Size, how: Resizing) -> Tensor:
         return pixels
     found: Tensor = transforms.resize_image(pixels, list(size), antialias=how.antialias)
     return found
-
-
-def _corners(box: Mapping[str, float]) -> list[float]:
-    return [box["x1"], box["y1"], box["x2"], box["y2"]]
-
-
-def _as_torchvision(target: _Target) -> dict[str, Tensor]:
-    objects = target.objects.take(target.learned)
-    return {"boxes": torch.from_numpy(objects.boxes_xyxy), "labels": torch.from_numpy(objects.labels)}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,12 +20,21 @@ if TYPE_CHECKING:
 class TrainingData:
     """What is known of the training images before the first is read.
 
-    ``classes`` in the network's order; ``counts`` how many training images, or objects, each has.
+    ``classes`` in the network's order; ``counts`` how many training images, objects, or pixels of maps each
+    has. Of maps ``numbers`` are those that stand for the classes in them, where pixels of other numbers do
+    not count; ``seen`` how many training images have a pixel of each class, and ``pixels`` all that count.
     """
 
     classes: tuple[str, ...]
     counts: Mapping[str, int]
     images: int
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    seen: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def pixels(self) -> int:
+        """Return the number of pixels that count, of all training maps."""
+        return sum(self.counts.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +44,23 @@ class Example(Prepared):
     target: Any = None
 
 
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Examples together: ``inputs`` are the module's arguments, ``truth`` what the loss compares with."""
+    """Examples together: ``inputs`` are the module's arguments, ``truth`` what the loss compares with.
+
+    Several workers may share a step: ``share`` is this worker's part of its images, 0 where it has none and
+    computes with a picture of no weight; ``total`` returns the sums of a tensor over all workers.
+    """
 
     inputs: tuple[Any, ...]
     truth: Any
     size: int
+    share: Tensor | float = 1.0
+    total: Callable[[Tensor], Tensor] = _same
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +97,10 @@ class Recipe(Protocol):
         """Finish a batch on the device: normalise, and mix by chance where there is ``draw``."""
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        """Return the parts of the loss, means over the batch's images; their sum is minimised."""
+        """Return the parts of the loss, whose sum is minimised: means over the batch's images.
+
+        A part that is no such mean is made of sums over all workers, see `Batch`, and is the same on each.
+        """
 
     def parameters(self) -> Sequence[Parameters]:
         """Return all that is learned, the head last."""

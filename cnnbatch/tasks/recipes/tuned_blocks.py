@@ -18,6 +18,7 @@ TUNED: Mapping[Strategy, float] = {
     "as_is": 0.0,
     "head": 0.0,
     "last_blocks": 1 / 3,
+    "most_blocks": 5 / 6,
     "all": 1.0,
     "scratch": 1.0,
 }
@@ -47,6 +48,14 @@ def split(module: nn.Module, strategy: Strategy) -> Blocks:
     return Blocks(body[:kept], body[kept:], (name, head), loose)
 
 
+def split_before(body: Sequence[tuple[str, nn.Module]], module: nn.Module, strategy: Strategy) -> Blocks:
+    """Return which blocks of a ``body`` a strategy tunes, the last; all else in ``module`` is the head."""
+    kept = len(body) - round(TUNED[strategy] * len(body))
+    of_body = {id(tensor) for _, block in body for tensor in block.parameters()}
+    rest = nn.ParameterList(tensor for tensor in module.parameters() if id(tensor) not in of_body)
+    return Blocks(body[:kept], body[kept:], ("heads", rest))
+
+
 def freeze(module: nn.Module, parts: Blocks) -> None:
     """Have only the tuned blocks and the head learn."""
     module.requires_grad_(False)
@@ -56,11 +65,11 @@ def freeze(module: nn.Module, parts: Blocks) -> None:
         parameter.requires_grad_(not parts.frozen)
 
 
-def parameters(parts: Blocks, layer_decay: float) -> list[Parameters]:
+def parameters(parts: Blocks, layer_decay: float, rate: float = 1.0) -> list[Parameters]:
     """Return what is learned in groups, each at ``layer_decay`` times the rate of the one after it.
 
-    The tuned blocks form up to `STAGES` groups of about as many blocks each; the head comes last, at 1. What
-    several blocks share is in the first of their groups.
+    The tuned blocks form up to `STAGES` groups of about as many blocks each, at ``rate`` times what they
+    would have; the head comes last, at 1. What several blocks share is in the first of their groups.
     """
     count, groups, grouped = len(parts.tuned), list[Parameters](), set[int]()
     stages = min(STAGES, count)
@@ -71,7 +80,7 @@ def parameters(parts: Blocks, layer_decay: float) -> list[Parameters]:
         tensors = [one for one in dict.fromkeys(tensors) if id(one) not in grouped]
         grouped |= set(map(id, tensors))
         name = some[0][0] if len(some) == 1 else f"{some[0][0]} to {some[-1][0]}"
-        groups.append(Parameters(name, tensors, layer_decay ** (stages - stage)))
+        groups.append(Parameters(name, tensors, rate * layer_decay ** (stages - stage)))
     return [*groups, Parameters(parts.head[0], list(parts.head[1].parameters()))]
 
 

@@ -14,9 +14,10 @@ from cnnbatch.job import TrainJob
 from cnnbatch.output import integrity, plan
 from cnnbatch.output.folder import Output
 from cnnbatch.sources import open_source
+from cnnbatch.sources.soundness import unsound
 from cnnbatch.storage import NotFound, Storage, redact
 from cnnbatch.tasks.recipes.recipe import TrainingData
-from cnnbatch.training.data.ground_truth import truth_kind
+from cnnbatch.training.data.ground_truth import TrainingTruth, truth_kind
 from cnnbatch.training.data.sample_table import ListedPart, Refs, listed
 from cnnbatch.training.data.splits import Parts
 from cnnbatch.truth import classes_of
@@ -77,7 +78,8 @@ def collect(job: TrainJob, parts: Parts, output: Output) -> Collected:
     kept = output.decided("training/data")
     if kept is not None:
         refs = [read_refs(output, part) for part in ("train", "validation")]
-        data = TrainingData(tuple(kept["classes"]), kept["counts"], len(refs[0]))
+        of_maps = (kept.get("numbers", {}), kept.get("seen", {}))
+        data = TrainingData(tuple(kept["classes"]), kept["counts"], len(refs[0]), *of_maps)
         known = (kept["digest"], kept["how"], kept["listed"], kept.get("left_out", {}))
         return Collected(data, refs[0], refs[1], *known)
     found = _collect(job, parts)
@@ -91,6 +93,7 @@ def _record(found: Collected) -> dict[str, Any]:
     return {
         "classes": found.data.classes,
         "counts": dict(found.data.counts),
+        **({"numbers": found.data.numbers, "seen": found.data.seen} if found.data.numbers else {}),
         "train": len(found.train),
         "validation": len(found.validation),
         "digest": found.digest,
@@ -108,8 +111,12 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
             "input: a training needs a truth, and these images have none\n"
             "  what to do: put them into folders named by class, or give input.label or input.truth"
         )
-    train = _list(job, parts.train, source)
-    validation = _list(job, parts.validation, open_source(parts.validation, storage))
+    train = _list(parts.train, source)
+    validation = _list(parts.validation, open_source(parts.validation, storage))
+    test = _test(parts, storage)
+    _require_usable(train, validation, test)
+    _require_some(train, parts.train)
+    _require_some(validation, parts.validation)
     how, count = parts.how, len(train.refs)
     if unlabelled := train.unlabelled + validation.unlabelled:
         how += f"; {unlabelled:,} without a truth are left out"
@@ -117,28 +124,44 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
         how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
         train, validation = (replace(one, refs=one.refs.some(LESSON_IMAGES)) for one in (train, validation))
     _, kind = truth_kind(source.truth_schema)
-    counts, validated = train.counts(), validation.counts()
-    classes = _classes(job, source, counts, None if kind.one_class else validated)
-    tested = _tested(parts, storage)
+    counts, validated, tested = train.counts(), validation.counts(), test.counts()
+    classes = _classes(job, source, kind, counts, validated)
     left_out = _left_out(job, classes, validated, tested)
     if left_out and kind.one_class:
         validation = replace(validation, refs=validation.refs.without(left_out))
         _require_some(validation, parts.validation)
     if kind.has_classes:
-        _require_learnable(classes, counts, validation.counts(), tested)
+        _require_learnable(kind, classes, counts, validation.counts(), tested)
     if kind.one_class:
         _require_several(classes, left_out)
-    data = TrainingData(classes, {name: counts[name] for name in classes}, len(train.refs))
+    data = _training_data(classes, train, kind.numbers(source.truth_schema))
     digest = _digest(train.refs, validation.refs)
     return Collected(data, train.refs, validation.refs, digest, how, count, left_out)
 
 
-def _tested(parts: Parts, storage: Storage) -> Counter[str]:
-    """Count the labels of what tests; raises UserError where nothing does, before anything is trained."""
-    if parts.test is None:
-        return Counter()
-    source = open_source(parts.test, storage)
-    return listed(source, plan.select(source.refs(), parts.test.sample, parts.test.limit)).counts()
+def _training_data(classes: tuple[str, ...], train: ListedPart, numbers: Mapping[str, int]) -> TrainingData:
+    """Return what a recipe knows; ``numbers`` stand for the classes in maps."""
+    counts = train.pixels if numbers else train.counts()
+    return TrainingData(
+        classes,
+        counts={name: counts[name] for name in classes},
+        images=len(train.refs),
+        numbers={name: numbers[name] for name in classes if numbers},
+        seen={name: train.seen[name] for name in classes if numbers},
+    )
+
+
+def _test(parts: Parts, storage: Storage) -> ListedPart:
+    """List what tests, if anything is to; raises UserError where nothing does, before the training."""
+    source = open_source(parts.test or parts.train, storage)
+    return listed(source, ()) if parts.test is None else _list(parts.test, source)
+
+
+def _require_usable(*parts: ListedPart) -> None:
+    """Refuse images whose ground truth can't be used, where that is known beforehand."""
+    if problems := [one for part in parts for one in part.problems]:
+        count = sum(len(part.refs) + part.unlabelled for part in parts)
+        raise unsound(problems, f"{count:,} images that train, validate and test")
 
 
 def _left_out(
@@ -156,10 +179,8 @@ def _where(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {word}" for word, count in said.items() if count) or "no image at all"
 
 
-def _list(job: TrainJob, chosen: Input, source: Source) -> ListedPart:
-    found = listed(source, plan.select(source.refs(), chosen.sample, chosen.limit))
-    _require_some(found, chosen)
-    return found
+def _list(chosen: Input, source: Source) -> ListedPart:
+    return listed(source, plan.select(source.refs(), chosen.sample, chosen.limit))
 
 
 def _require_some(found: ListedPart, chosen: Input) -> None:
@@ -172,17 +193,13 @@ def _require_some(found: ListedPart, chosen: Input) -> None:
 
 
 def _classes(
-    job: TrainJob, source: Source, counts: Counter[str], objects: Counter[str] | None
+    job: TrainJob, source: Source, kind: TrainingTruth, counts: Counter[str], validated: Counter[str]
 ) -> tuple[str, ...]:
-    """Return the job's class names, else the source's own, else those of the labels, sorted.
-
-    Where images have ``objects``, those of the validation, a source's own classes are those with some: a
-    file of COCO's lists categories that no object has.
-    """
+    """Return the job's class names, else the source's that are learned, else those of the labels, sorted."""
     if (given := job.task.chosen_classes()) is not None:
         return tuple(given)
     own = [one.name for one in classes_of(source.truth_schema)] if source.truth_schema else []
-    known = tuple(name for name in own if name and (objects is None or counts[name] + objects[name]))
+    known = tuple(name for name in own if name and kind.learns(counts[name], validated[name]))
     return known if set(counts) <= set(known) else tuple(sorted(counts))
 
 
@@ -199,22 +216,27 @@ def _require_several(classes: Sequence[str], left_out: Mapping[str, Mapping[str,
 
 
 def _require_learnable(
-    classes: Sequence[str], train: Counter[str], validation: Counter[str], tested: Counter[str]
+    kind: TrainingTruth,
+    classes: Sequence[str],
+    train: Counter[str],
+    validation: Counter[str],
+    tested: Counter[str],
 ) -> None:
     unknown = sorted((set(train) | set(validation)) - set(classes))
     if not classes:
         raise UserError(
-            "input: no training image has an object to learn\n"
-            "  what to do: give images with objects; crowds and objects to be ignored do not teach"
+            "input: no training image has anything to learn\n"
+            "  what to do: give images with objects, or pixels, of some class; crowds and what is to be "
+            "ignored do not teach"
         )
-    if unknown:
+    if unknown and not kind.spares:
         raise UserError(
             f"task.classes: images have labels that are none of {len(classes)} classes: {_some(unknown)}\n"
             f"  the classes: {_some(list(classes))}\n"
             "  what to do: add them to task.classes, or leave these images out of the input"
         )
     lone = [name for name in classes if train[name] + validation[name] + tested[name] == 1]
-    if lone:
+    if lone and not kind.spares:
         raise UserError(
             f"input: a class needs two images at least, one to learn from and one to judge by; "
             f"{_some(lone)} {'has' if len(lone) == 1 else 'have'} one\n"

@@ -1,21 +1,26 @@
-"""Decoded pictures that are kept from one epoch to the next, as far as the memory set aside for them goes.
+"""Decoded pictures, and maps of classes, that are kept from one epoch to the next, as far as memory goes.
 
 What fits is read and decoded once; the rest every time. A picture is kept at the size that the recipe
-decodes it at, before anything is changed at random.
+decodes it at, before anything is changed at random; a map as the file that it came in.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 from torch import Tensor
 
+from cnnbatch.training.data.ground_truth import truth_kind
 from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 
 Size = tuple[int, int]
+
+MAPS = 8
+"""Which part of the memory is for maps, of which a file has far fewer bytes than its picture's pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +41,16 @@ class Kept:
 
 
 class Pictures:
-    """A source whose pictures are kept once they were decoded, up to ``limit_bytes`` of pixels."""
+    """A source whose pictures and maps are kept once they were read, up to ``limit_bytes`` of memory."""
 
     def __init__(self, source: Source, limit_bytes: int) -> None:
         self._source = source
-        self._left = limit_bytes
+        schema = source.truth_schema
+        self._has_maps = schema is not None and truth_kind(schema)[1].files
+        self._left_for_maps = limit_bytes // MAPS if self._has_maps else 0
+        self._left = limit_bytes - self._left_for_maps
         self._kept: dict[str, Kept] = {}
+        self._maps: dict[str, Mapping[str, Any]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -61,6 +70,25 @@ class Pictures:
     def truth(self, shard: Shard) -> pa.Table | None:
         """Return the source's truth."""
         return self._source.truth(shard)
+
+    def truth_rows(self, shard: Shard) -> list[Mapping[str, Any]] | None:
+        """Return the truth of a shard, a row an image; maps are read once, as far as there is room."""
+        missing = [ref for ref in shard.refs if ref.key not in self._maps]
+        table = self.truth(Shard(shard.index, tuple(missing))) if missing else None
+        if table is None and missing:
+            return None
+        rows = dict(zip((ref.key for ref in missing), table.to_pylist() if table else (), strict=True))
+        found = [rows.get(ref.key) or self._maps[ref.key] for ref in shard.refs]
+        for key, row in rows.items() if self._has_maps else ():
+            self._keep_map(key, row)
+        return found
+
+    def _keep_map(self, key: str, row: Mapping[str, Any]) -> None:
+        size_bytes = sum(len(value) for value in row.values() if isinstance(value, bytes))
+        with self._lock:
+            if size_bytes <= self._left_for_maps:
+                self._left_for_maps -= size_bytes
+                self._maps[key] = row
 
     def keep(self, key: str, pixels: Tensor, size: Size) -> None:
         """Keep a picture, if there is room."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from cnnbatch.config.entries import Entries, as_instance
-from cnnbatch.truth import answer_of
+from cnnbatch.images import class_map
+from cnnbatch.truth import answer_of, classes_of
 
 
 class TrainingTruth:
@@ -18,6 +21,14 @@ class TrainingTruth:
     """Whether there are classes to learn, which are counted before the training begins."""
     one_class: ClassVar[bool] = False
     """Whether an image has one class, so that it can't teach or validate where that class is left out."""
+    spares: ClassVar[bool] = False
+    """Whether a class of which nothing trains is left out of the model, and one of one image may stay."""
+    checked: ClassVar[bool] = False
+    """Whether an image whose ground truth can't be used stops the training before it begins."""
+    at_once: ClassVar[int] = 4096
+    """Images whose ground truth is held together while they are listed."""
+    files: ClassVar[bool] = False
+    """Whether it lies in a file an image, which is kept from one epoch to the next where there is room."""
 
     def known(self, values: pa.ChunkedArray[Any]) -> list[bool]:
         """Say of each image whether its truth is known, from the truth's column ``values``."""
@@ -31,6 +42,18 @@ class TrainingTruth:
     def objects(self, values: pa.ChunkedArray[Any]) -> Counter[str]:
         """Count the classes of what lies in the images; nothing where images have classes themselves."""
         return Counter()
+
+    def pixels(self, truth: pa.Table) -> tuple[Counter[str], Counter[str]]:
+        """Count the pixels of each class, and the images that have some; nothing where it is no map."""
+        return Counter(), Counter()
+
+    def numbers(self, schema: pa.Schema) -> dict[str, int]:
+        """Return what stands for each class in maps; nothing of other answers."""
+        return {}
+
+    def learns(self, trained: int, validated: int) -> bool:
+        """Say whether a model has a class of the source that so many images train and validate."""
+        return True
 
 
 class TrainingLabels(TrainingTruth):
@@ -55,9 +78,42 @@ class TrainingObjects(TrainingTruth):
         rows: list[Any] = values.to_pylist()
         return Counter(one["label"] for row in rows for one in row or () if _is_learned(one))
 
+    def learns(self, trained: int, validated: int) -> bool:
+        """Say whether an object is of the class: a file of COCO's lists categories that none is of."""
+        return trained + validated > 0
+
+
+class TrainingMaps(TrainingTruth):
+    """A class for every pixel; what is to be ignored does not teach."""
+
+    has_classes = True
+    spares = True
+    checked = True
+    files = True
+    at_once = 256
+
+    def pixels(self, truth: pa.Table) -> tuple[Counter[str], Counter[str]]:
+        """Count the pixels of each class, and the images that have some."""
+        names = {int(one.id): one.name for one in classes_of(truth.schema)}
+        pixels, images = Counter[str](), Counter[str]()
+        with ThreadPoolExecutor(os.cpu_count() or 1, "maps") as pool:
+            for counts in pool.map(class_map.counts, truth["map"].drop_null().to_pylist()):
+                known = {names[number]: count for number, count in counts.items() if number in names}
+                pixels.update(known)
+                images.update(known.keys())
+        return pixels, images
+
+    def numbers(self, schema: pa.Schema) -> dict[str, int]:
+        """Return the number of each class."""
+        return {one.name: int(one.id) for one in classes_of(schema)}
+
+    def learns(self, trained: int, validated: int) -> bool:
+        """Say whether a pixel of the class trains; those of other classes do not count in validation."""
+        return trained > 0
+
 
 KINDS: Entries[TrainingTruth | type[TrainingTruth]] = Entries(
-    "training", {"label": TrainingLabels, "objects": TrainingObjects}, TrainingTruth
+    "training", {"label": TrainingLabels, "objects": TrainingObjects, "map": TrainingMaps}, TrainingTruth
 )
 """By kind of answer; of another one the values are left to the task's recipe."""
 

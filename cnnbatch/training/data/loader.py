@@ -101,8 +101,7 @@ class Loader:
             yield from ([] for _ in steps)
             return
         shard = self.refs.shard(places)
-        table = self._pictures.truth(shard)
-        truth = None if table is None else table.to_pylist()
+        truth = self._pictures.truth_rows(shard)
         with self._ahead.windows(ReadRequest(shard, range(len(places)), {}, truth)) as windows:
             items = _flat(windows)
             for one in steps:

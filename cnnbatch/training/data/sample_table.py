@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -18,11 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnbatch.output import integrity, plan
+from cnnbatch.sources.soundness import Checks, Problem
 from cnnbatch.training.data import shuffle
-from cnnbatch.training.data.ground_truth import truth_kind
+from cnnbatch.training.data.ground_truth import TrainingTruth, truth_kind
+from cnnbatch.truth import answer_of
 from cnnbatch.types import ImageRef, Shard, Source
 
-_CHUNK = 4096
 LABEL = "class"
 _COLUMNS = plan.PAGE_COLUMNS.append(pa.field(LABEL, pa.string()))
 
@@ -91,36 +92,51 @@ class Refs:
 
 @dataclass(frozen=True)
 class ListedPart:
-    """What listing a part found; ``objects`` counts the labels of objects, where images have those."""
+    """What listing a part found.
+
+    ``objects`` counts the labels of objects, where images have those; of maps ``pixels`` those of each class,
+    and ``seen`` the images that have some. ``problems`` are images whose ground truth can't be used.
+    """
 
     refs: Refs
     objects: Counter[str]
     unlabelled: int
+    pixels: Counter[str] = field(default_factory=Counter)
+    seen: Counter[str] = field(default_factory=Counter)
+    problems: Sequence[Problem] = ()
 
     def counts(self) -> Counter[str]:
-        """Count the images' labels, or those of their objects."""
-        return self.refs.counts() or self.objects
+        """Count the images' labels, those of their objects, or the images that have a pixel of a class."""
+        return self.refs.counts() or self.objects or self.seen
 
 
 def listed(source: Source, refs: Iterable[ImageRef]) -> ListedPart:
     """List the images of a part with their truth; those without any are left out and counted."""
-    tables, objects, unlabelled = [], Counter[str](), 0
-    for chunk in _chunks(refs):
-        table = plan.page_table([Shard(0, chunk)], source.columns)
-        truth: Any = source.truth(Shard(0, chunk))
+    schema = source.truth_schema
+    kind = TrainingTruth() if schema is None else truth_kind(schema)[1]
+    tables, unlabelled, problems, checks = [], 0, list[Problem](), Checks(source)
+    is_checked = kind.checked or getattr(source, "reads_masks", False)
+    objects, pixels, seen = Counter[str](), Counter[str](), Counter[str]()
+    for chunk in _chunks(refs, kind.at_once):
+        shard = Shard(0, chunk)
+        table, truth = plan.page_table([shard], source.columns), source.truth(shard)
         labels: list[str | None] = [None] * len(chunk)
         known = [False] * len(chunk)
         if truth is not None:
-            answer, kind = truth_kind(truth.schema)
-            labels, known = kind.labels(truth[answer]), kind.known(truth[answer])
-            objects.update(kind.objects(truth[answer]))
+            values: Any = truth[answer_of(truth.schema)]
+            labels, known = kind.labels(values), kind.known(values)
+            objects.update(kind.objects(values))
+            for counted, found in zip((pixels, seen), kind.pixels(truth), strict=True):
+                counted.update(found)
+            problems += checks.problems(shard, truth) if is_checked else []
         unlabelled += known.count(False)
         tables.append(table.append_column(LABEL, pa.array(labels, pa.string())).filter(pa.array(known)))
     empty = plan.page_table([], source.columns).append_column(LABEL, pa.array([], pa.string()))
-    return ListedPart(Refs(pa.concat_tables(tables or [empty])), objects, unlabelled)
+    refs_found = Refs(pa.concat_tables(tables or [empty]))
+    return ListedPart(refs_found, objects, unlabelled, pixels, seen, problems)
 
 
-def _chunks(refs: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, ...]]:
+def _chunks(refs: Iterable[ImageRef], most: int) -> Iterator[tuple[ImageRef, ...]]:
     stream = iter(refs)
-    while chunk := tuple(islice(stream, _CHUNK)):
+    while chunk := tuple(islice(stream, most)):
         yield chunk

@@ -12,8 +12,12 @@ from cnnbatch.sources import open_source
 from cnnbatch.sources.datasets import PREFIX
 from cnnbatch.sources.files.splits import PARTS, Splits, splits_below
 from cnnbatch.sources.formats import FORMATS
+from cnnbatch.sources.masks.places import ANNOT
 from cnnbatch.sources.recognition import recognise
 from cnnbatch.storage import Storage, normalize
+
+_CUTS = {"hash": "by hash", "block": "by blocks of each sequence", "turn": "by turns"}
+_IN_FOLDERS = ("auto", "files", "folders", "masks", "object_masks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +40,13 @@ def parts_of(job: TrainJob, storage: Storage) -> Parts:
     if splits := _folders(chosen, storage):
         there = set(splits.parts)
         rule = _rule(chosen, job).model_copy(update={"by": "folder", **_apart(there, job)})
-        how = f"by the folders {', '.join(sorted(there))}{_cut(there, job)}"
-        others = f"; {', '.join(splits.others)} beside them are left out" if splits.others else ""
+        how = f"by the folders {', '.join(sorted(there))}{_cut(there, job, rule)}"
+        beside = [name for name in splits.others if not name.endswith(ANNOT)]  # Those are masks.
+        others = f"; {', '.join(beside)} beside them are left out" if beside else ""
         return _by(chosen, rule, job, how + others)
     rule = _rule(chosen, job)
     validate = f"{rule.validation:.0%} validate" if rule.folds is None else _fold(rule)
-    return _by(chosen, rule, job, f"by hash: {validate}, {rule.test:.0%} test")
+    return _by(chosen, rule, job, f"{_CUTS[rule.cut]}: {validate}, {rule.test:.0%} test")
 
 
 def _labelled(chosen: Input, storage: Storage) -> Input:
@@ -67,9 +72,9 @@ def _apart(given: set[str], job: TrainJob) -> dict[str, float]:
     }
 
 
-def _cut(given: set[str], job: TrainJob) -> str:
+def _cut(given: set[str], job: TrainJob, rule: Subset) -> str:
     cut = [f"{share:.0%} for {name}" for name, share in _apart(given, job).items() if share]
-    return f"; of those that train, by hash {' and '.join(cut)}" if cut else ""
+    return f"; of those that train, {_CUTS[rule.cut]} {' and '.join(cut)}" if cut else ""
 
 
 def _by(chosen: Input, rule: Subset, job: TrainJob, how: str) -> Parts:
@@ -92,11 +97,11 @@ def _by_splits(chosen: Input, splits: Mapping[str, str], job: TrainJob, storage:
     }
     how = f"by the data set's splits {', '.join(splits.values())}"
     if rule.folds is None:
-        how += _cut(set(splits), job)
+        how += _cut(set(splits), job, rule)
         return Parts(
             whole.train, given.get("validation", whole.validation), given.get("test", whole.test), how
         )
-    how += f"; of those that train, by hash {_fold(rule)}"
+    how += f"; of those that train, {_CUTS[rule.cut]} {_fold(rule)}"
     return Parts(whole.train, whole.validation, _beside_folds(given, storage) or whole.test, how)
 
 
@@ -148,6 +153,6 @@ def _opens(chosen: Input, storage: Storage) -> bool:
 
 def _folders(chosen: Input, storage: Storage) -> Splits | None:
     """Return the parts that folders of the input are named by, where it is one folder of files."""
-    if not isinstance(chosen.url, str) or chosen.format not in ("auto", "files", "folders"):
+    if not isinstance(chosen.url, str) or chosen.format not in _IN_FOLDERS:
         return None
     return splits_below(normalize(chosen.url), storage)

@@ -114,7 +114,7 @@ def begin(job: StudyJob, trials: Sequence[StudyTrial], output: Output, note: Cal
     """
     ownership.make_room(output, "study", note)
     fields = fingerprint.of_study(job)
-    known = (output.decided("study") or {}).get("fields")  # Earlier records have none.
+    known = fingerprint.completed((output.decided("study") or {}).get("fields"))  # Earlier records have none.
     if ownership.holds_results(output):
         for trial in trials:
             if ownership.holds_results(output_of(trial)):

@@ -172,7 +172,7 @@ def test_what_is_no_part_stays_in_float32() -> None:
 @pytest.mark.slow
 def test_every_part_stands_where_it_was() -> None:
     name = "keypointrcnn_resnet50_fpn"
-    built = build_detector(Choice(name, "random"), keypoints=True)
+    built = build_detector(Choice(name, "random"), ["keypoints"])
     assert built.box_parts == ("module.roi_heads.box_head", "module.roi_heads.keypoint_head")
     runnable(built, Runtime("cpu"))
     for part in (*built.parts, *built.box_parts):

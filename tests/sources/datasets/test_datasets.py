@@ -30,7 +30,7 @@ from cnnbatch.sources.datasets import find, named, resolve
 from cnnbatch.sources.datasets.table import DATASETS
 from cnnbatch.storage import Storage, is_local, normalize, parent, redact
 from cnnbatch.terminal.screen import Screen
-from cnnbatch.truth import classes_of
+from cnnbatch.truth import answer_of, classes_of, ignored_of
 from cnnbatch.types import Failure, Shard
 from tests.conftest import jpeg
 from tests.inference.test_run import QUIET, job, table
@@ -47,6 +47,7 @@ NAMES = [
     "blood_cells",
     "raccoon",
     "coco_sample",
+    "coco_sample_panoptic",
     "imagenet_sample",
     "lfw",
     "balloon",
@@ -293,15 +294,13 @@ def test_describe_takes_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_real_set_is_read_with_its_truth(name: str, real: Path) -> None:
-    suffix = "#patches=32" if name == "camvid" else ""
-    found = source(f"dataset:{name}{suffix}")
+    found = source(f"dataset:{name}")
     refs = tuple(islice(found.refs(), 3))
     assert len(refs) == 3
     assert not any(isinstance(one, Failure) for one in read(found, refs))
     truths = found.truth(Shard(0, refs))
     assert truths is not None
-    column = "objects" if "objects" in truths.column_names else "label"
-    assert None not in truths[column].to_pylist()
+    assert None not in truths[answer_of(truths.schema)].to_pylist()
     assert not any(ref.key.startswith("/") for ref in refs)
 
 
@@ -313,6 +312,7 @@ def test_a_real_set_is_read_with_its_truth(name: str, real: Path) -> None:
         ("camvid", {None: 367, "train": 367, "val": 51, "test": 117}),
         ("imagenet_sample", {None: 250}),
         ("coco_sample", {None: 80}),
+        ("coco_sample_panoptic", {None: 80}),
         ("raccoon", {None: 160}),
         ("balloon", {None: 13}),
         ("lfw", {None: 1_046}),
@@ -335,6 +335,49 @@ def test_real_pictures_of_32_pixels(real: Path) -> None:
     located = resolve(Input(url="dataset:cifar10"), Storage())
     assert located is not None
     assert (located.input.url, located.folder) == (f"{real}/cifar10", f"{real}/cifar10")
+
+
+def test_maps_of_real_sets(real: Path) -> None:
+    roads = source("dataset:camvid", split="val")
+    assert roads.truth_schema is not None
+    assert answer_of(roads.truth_schema) == "map"
+    assert ignored_of(roads.truth_schema) == {11, 255}
+    assert len(classes_of(roads.truth_schema)) == 11
+    every = source("dataset:camvid", ignore=(254,))
+    assert every.truth_schema is not None
+    assert len(classes_of(every.truth_schema)) == 12
+    things = source("dataset:coco_sample_panoptic")
+    assert things.truth_schema is not None
+    assert answer_of(things.truth_schema) == "objects"
+    maps = source("dataset:coco_sample_panoptic", format="coco_maps")
+    assert maps.truth_schema is not None
+    assert (answer_of(maps.truth_schema), len(classes_of(maps.truth_schema))) == ("map", 133)
+
+
+def test_a_set_s_pictures_have_labels_by_a_pattern_all_the_same(real: Path) -> None:
+    found = source("dataset:camvid", label="([^_]+)_")
+    assert found.truth_schema is not None
+    assert answer_of(found.truth_schema) == "label"
+
+
+def test_coco_2017_as_it_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNBATCH_DATA", str(tmp_path))
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg"}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "person", "isthing": 1}],
+    }
+    for part in ("train", "val"):
+        put(
+            tmp_path / "coco",
+            {
+                f"{part}2017/1.jpg": jpeg(1),
+                f"annotations/panoptic_{part}2017.json": json.dumps(content).encode(),
+            },
+        )
+    assert keys("dataset:coco_panoptic", split="val") == ["1.jpg"]
+    (ref,) = source("dataset:coco_panoptic").refs()
+    assert ref.uri.endswith("train2017/1.jpg")
 
 
 def test_objects_and_patches_of_real_sets(real: Path) -> None:

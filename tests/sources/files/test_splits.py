@@ -17,9 +17,9 @@ from cnnbatch.launch import launch
 from cnnbatch.output.folder import Output
 from cnnbatch.report import write_report
 from cnnbatch.sources import open_source
+from cnnbatch.sources.cuts import part_by_hash
 from cnnbatch.sources.files.splits import PARTS, part_in, part_of, splits_below
 from cnnbatch.sources.labelled import Labelled
-from cnnbatch.sources.subsets import part_by_hash
 from cnnbatch.storage import Storage
 from cnnbatch.training import run as training
 from cnnbatch.training.data.dataset import Collected, collect
