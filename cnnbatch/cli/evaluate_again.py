@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cnnbatch.cluster.parallel import chosen_map
 from cnnbatch.config.compute import MOST_WORKERS
-from cnnbatch.config.input import Input
+from cnnbatch.config.input import Ignored, Input, Relabelling
 from cnnbatch.config.mistakes import read_fields
 from cnnbatch.config.section import Section, Text, Texts
 from cnnbatch.errors import UserError
@@ -22,7 +22,6 @@ from cnnbatch.output.reader import Reader, open_output
 from cnnbatch.report import write_report
 from cnnbatch.sources import open_source
 from cnnbatch.sources.formats import KnownFormat
-from cnnbatch.sources.outputs import is_output
 from cnnbatch.storage import Storage, redact
 from cnnbatch.terminal.screen import Screen
 from cnnbatch.truth import NO_TRUTH
@@ -35,6 +34,8 @@ class EvaluateFields(Section):
     format: KnownFormat | None = None
     label: Text | None = None
     split: Text | None = None
+    relabel: Relabelling | None = None
+    ignore: Ignored | None = None
     slices: Texts | None = None
     aliases: dict[str, str | None] | None = None
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
@@ -43,8 +44,9 @@ class EvaluateFields(Section):
 
     def input_changes(self) -> dict[str, Any]:
         """Return the fields of the job's input that are other ones now."""
-        fields = self.model_dump(include={"truth", "format", "label", "split"}, exclude_none=True)
-        return {"format": "auto", **fields} if fields else {}
+        place = self.model_dump(include={"truth", "format", "label", "split"}, exclude_none=True)
+        meaning = self.model_dump(include={"relabel", "ignore"}, exclude_none=True)
+        return {**({"format": "auto", **place} if place else {}), **meaning}
 
 
 def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluation:
@@ -56,7 +58,6 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
     result = open_output(out)
     output = Output(result.uri, Storage())
     changes = wanted.input_changes()
-    _require_truth(wanted.truth, result)
     aligned = align(_source(result, changes), output, result) if changes else None
     evaluation = evaluate(
         output.uri,
@@ -72,16 +73,6 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
         )
     write_report(output.uri, output.storage, partial(screen.stage, "report", unit="pictures"))
     return evaluation
-
-
-def _require_truth(place: str | None, result: Reader) -> None:
-    """Refuse the output of a job as ground truth."""
-    named = place and place.removesuffix("#objects")
-    if named and is_output(named, result.input_storage()):
-        raise UserError(
-            f"truth: {redact(named)} is the output of a job, and predictions are no ground truth\n"
-            f"  what to do: compare the two with `cnnbatch compare {redact(result.uri)} {redact(named)}`"
-        )
 
 
 def _source(result: Reader, changes: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.trained_files import TrainedColour, TrainedInput, TrainedSize
+from cnnbatch.models.trained_files import TrainedColour, TrainedDeviations, TrainedInput, TrainedSize
 from cnnbatch.output.assets import as_asset
 from cnnbatch.tasks.weighted import Side, Size, WeightedTask, lists_of
 from cnnbatch.truth import BOX, MAP, MAP_CLASSES, MAP_RUNS, ModelClasses
@@ -51,14 +51,12 @@ class SegmenterInput(TrainedInput):
     fit: Literal["sides", "stretch", "letterbox", "own", "multiples"]
     size: TrainedSize | None = None
     mean: TrainedColour
-    std: TrainedColour
+    std: TrainedDeviations
 
     @model_validator(mode="after")
     def _can_be_applied(self) -> Self:
         if self.size is None and self.fit not in ("own", "multiples"):
             raise ValueError(f"expected a size beside fit {self.fit!r}")
-        if min(self.std) <= 0:
-            raise ValueError(f"expected deviations above 0, got {list(self.std)}")
         return self
 
 
