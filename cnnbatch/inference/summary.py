@@ -15,7 +15,7 @@ from cnnbatch.inference import fingerprint
 from cnnbatch.inference.driver.planner import Planner
 from cnnbatch.inference.driver.pools import HANDFUL
 from cnnbatch.job import MapJob
-from cnnbatch.output.evaluation import Evaluation, headline
+from cnnbatch.output.evaluation import Evaluation, headlines
 from cnnbatch.output.failures import failed_images
 from cnnbatch.output.folder import Output
 from cnnbatch.output.plan_pages import left_out_of
@@ -127,8 +127,8 @@ def say_summary(summary: Summary, evaluation: Evaluation | None, output: Output,
     cost = f"{summary.seconds:.1f} s ({rate:,.1f} images/s, start-up included)"
     say(f"{summary.images:,}{whole} images in {cost}")
     _say_failed(summary, output, screen)
-    if evaluation is not None:
-        say(f"  {headline(evaluation)}")
+    for line in headlines(evaluation) if evaluation is not None else ():
+        say(f"  {line}")
     if ways := ran_by(output):
         say(f"  ran by: {ways} (see the report)")
     say(f"  rows:   {redact(output.path('predictions'))}")
