@@ -26,8 +26,9 @@ help: ## List the targets.
 demo: $(STAMP) ## Classify eight real photographs on Ray, and write Parquet and a report.
 	@$(BIN)/cnnbatch run demo
 
-# Several processes, four at most, as cores and memory allow (tests/dealing.py).
-TESTS = $(BIN)/python -m pytest -n logical --maxprocesses 4
+# Several processes, four at most, as cores and memory allow (tests/dealing.py). They start Python hundreds of
+# times, which is slow where none may keep what it compiles for the next.
+TESTS = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 test: $(STAMP) ## Run all tests.
 	@$(TESTS)

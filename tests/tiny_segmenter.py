@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ NAMES = tuple(COLOURS)
 class NearestColour(nn.Module):
     """Logits that are the larger the nearer a pixel is to a colour."""
 
-    def __init__(self) -> None:
+    def __init__(self, colours: Sequence[Sequence[float]] = tuple(COLOURS.values())) -> None:
         super().__init__()
         mean, std = (torch.tensor(one) for one in (own_size().mean, own_size().std))
-        known = (torch.tensor(list(COLOURS.values())) / 255 - mean) / std  # [C, 3]
-        self.backbone = nn.Conv2d(3, len(COLOURS), 1)
+        known = (torch.tensor(colours) / 255 - mean) / std  # [C, 3]
+        self.backbone = nn.Conv2d(3, len(colours), 1)
         with torch.no_grad():
             self.backbone.weight.copy_(40 * known[:, :, None, None])
             self.backbone.bias.copy_(-20 * known.square().sum(1))  # type: ignore[union-attr]

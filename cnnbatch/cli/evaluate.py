@@ -15,7 +15,8 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="truth, format, label, split: another truth than the job's; slices, aliases, workers.",
+            help="truth, format, label, split, relabel, ignore: another truth than the job's; slices, "
+            "aliases, workers.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no numbers.")] = False,

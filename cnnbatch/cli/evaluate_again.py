@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cnnbatch.cluster.parallel import chosen_map
 from cnnbatch.config.compute import MOST_WORKERS
-from cnnbatch.config.input import Input
+from cnnbatch.config.input import Ignored, Input, Relabelling
 from cnnbatch.config.mistakes import read_fields
 from cnnbatch.config.section import Section, Text, Texts
 from cnnbatch.errors import UserError
@@ -35,6 +35,8 @@ class EvaluateFields(Section):
     format: KnownFormat | None = None
     label: Text | None = None
     split: Text | None = None
+    relabel: Relabelling | None = None
+    ignore: Ignored | None = None
     slices: Texts | None = None
     aliases: dict[str, str | None] | None = None
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
@@ -43,8 +45,9 @@ class EvaluateFields(Section):
 
     def input_changes(self) -> dict[str, Any]:
         """Return the fields of the job's input that are other ones now."""
-        fields = self.model_dump(include={"truth", "format", "label", "split"}, exclude_none=True)
-        return {"format": "auto", **fields} if fields else {}
+        place = self.model_dump(include={"truth", "format", "label", "split"}, exclude_none=True)
+        meaning = self.model_dump(include={"relabel", "ignore"}, exclude_none=True)
+        return {**({"format": "auto", **place} if place else {}), **meaning}
 
 
 def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluation:

@@ -64,6 +64,9 @@ class Subset(Section):
 Number = Annotated[int, Field(ge=0, le=65_535)]
 """A value of a mask."""
 
+Relabelling = dict[Text, Number | Text | None] | Literal["reduce_zero_label"]
+Ignored = Annotated[tuple[Number | Text, ...], Field(strict=False)]
+
 
 class Input(Place):
     """Which images to read, and what to keep of each."""
@@ -82,12 +85,12 @@ class Input(Place):
     truth: Text | None = Field(
         None, description="Where the truth lies, if not in the input itself; none: leave out what lies there."
     )
-    relabel: dict[Text, Number | Text | None] | Literal["reduce_zero_label"] = Field(
+    relabel: Relabelling = Field(
         {},
         description="Classes that are called otherwise or left out, as in {lorry: car, sky: null}, and "
         "values of masks that are others, as in {7: 0, 1-150: 0-149}.",
     )
-    ignore: Annotated[tuple[Number | Text, ...], Field(strict=False)] = Field(
+    ignore: Ignored = Field(
         (), description="Of masks: values and classes whose pixels do not count; 255 where no class has it."
     )
     split: Text | Annotated[Texts, Field(min_length=1)] | None = Field(

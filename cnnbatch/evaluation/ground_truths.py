@@ -188,7 +188,7 @@ class ObjectsTruth(GroundTruth):
 
 
 class MapTruth(GroundTruth):
-    """Maps of classes: pixels of a class that the model does not know do not count, and are counted."""
+    """Maps of classes: pixels of a class that the model does not know do not count, which the metric says."""
 
     def require_early(self, model: ModelClasses, planned: PlannedImages) -> None:
         """Insist on one known class, and on the first images' maps: whole ones, of their images' sizes."""
@@ -205,21 +205,19 @@ class MapTruth(GroundTruth):
             return truth, Counter()
         classes = classes_of(truth.schema)
         names = match_map_classes(naming.classes, classes, naming.aliases)
-        left_out = {int(one.id): one.name for one in classes if one.name in names and not names[one.name]}
+        left_out = {int(one.id): one.name for one in classes if names.get(one.name, one.name) is None}
         known = [Class(names.get(one.name) or one.name, one.id) for one in classes if one.id not in left_out]
         schema = with_ignored(with_classes(truth.schema, known), ignored_of(truth.schema).union(left_out))
         return truth.replace_schema_metadata(schema.metadata), _left_out_pixels(truth["map"], left_out)
 
 
 def _left_out_pixels(maps: pa.ChunkedArray[Any], left_out: Mapping[int, str]) -> Counter[str]:
-    """Count the pixels of classes that the job leaves out."""
-    counts = Counter[str]()
-    for value in maps if left_out else ():
-        if value.is_valid:
-            pixels = np.bincount(class_map.from_png(value.as_py()).ravel(), minlength=max(left_out) + 1)
-            counts.update({name: int(pixels[number]) for number, name in left_out.items()})
-    words = "pixels of the class {}, which task.aliases leaves out"
-    return +Counter({words.format(name): number for name, number in counts.items()})
+    """Count the pixels of classes that the job leaves out, by class."""
+    found = Counter[str]()
+    for value in maps.drop_null() if left_out else ():
+        counts = class_map.counts(value.as_py())
+        found.update({name: counts.get(number, 0) for number, name in left_out.items()})
+    return +Counter({f"pixels of {name}, which task.aliases leaves out": n for name, n in found.items()})
 
 
 GROUND_TRUTHS: Entries[GroundTruth | type[GroundTruth]] = Entries(

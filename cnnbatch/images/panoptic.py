@@ -42,15 +42,15 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of a picture: its mask (`truth.MASK`), the box around it, and whose it is.
+    """A part of a picture: its mask (`truth.MASK`), the box around it, and what it was cut from.
 
-    ``thing`` is the number of the mask that it is cut from, None where it is a ``stuff`` class.
+    ``number`` is the place of a thing's mask among the masks; of stuff, it is the class.
     """
 
     mask: dict[str, Any]
     box_xyxy: tuple[int, int, int, int]
-    thing: int | None = None
-    stuff: int | None = None
+    is_thing: bool
+    number: int
 
 
 def segments(
@@ -65,13 +65,12 @@ def segments(
     """
     size = height, width = classes.shape[0], classes.shape[1]
     taken = np.zeros(height * width, np.bool_)
-    found: list[tuple[Integers, int | None, int | None]] = []
-    found += [(edges, number, None) for number, edges in _of_things(things, size, taken, rule)]
-    found += [(edges, None, number) for number, edges in _of_stuff(classes, stuff, taken, rule)]
+    found = [(edges, True, number) for number, edges in _of_things(things, size, taken, rule)]
+    found += [(edges, False, number) for number, edges in _of_stuff(classes, stuff, taken, rule)]
     masks = rle.from_edges([edges[edges < taken.size] for edges, *_ in found], size)
     return [
-        Segment(mask, _box(edges, height), thing, number)
-        for mask, (edges, thing, number) in zip(masks, found, strict=True)
+        Segment(mask, _box(edges, height), is_thing, number)
+        for mask, (edges, is_thing, number) in zip(masks, found, strict=True)
     ]
 
 

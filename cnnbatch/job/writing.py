@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cnnbatch.config import yaml
 from cnnbatch.job.kinds import Job
 from cnnbatch.job.models import SHORT
 from cnnbatch.storage import normalize, redact
+from cnnbatch.tasks import Task
 from cnnbatch.truth import SURE
 
 
@@ -22,7 +24,7 @@ _LATER = {"cut": "hash", "group": None}
 def fingerprint_fields(job: Job) -> dict[str, Any]:
     """Return the job's own part of what can change a row; versions, weights and precision come on top."""
     data = _dump(job)
-    task = {name: value for name, value in data["task"].items() if name not in job.task.outside_fingerprint}
+    task = _that_count(job.task, data["task"])
     of_input = ("url", "format", "key", "label", "truth", "split", "keep")
     chosen = {name: data["input"][name] for name in of_input}
     rare = ("subset", "classes", "suffixes", "relabel", "ignore")
@@ -34,6 +36,16 @@ def fingerprint_fields(job: Job) -> dict[str, Any]:
         }
     chosen |= {} if job.input.min_score == SURE else {"min_score": job.input.min_score}
     return {"task": task, "input": chosen}
+
+
+def _that_count(task: Task, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a task that can change a row, and of a task inside it the same."""
+    found = {}
+    for name, value in fields.items():
+        if name not in task.outside_fingerprint:
+            inner = getattr(task, name)
+            found[name] = _that_count(inner, value) if isinstance(inner, Task) else value
+    return found
 
 
 def _dump(job: Job) -> dict[str, Any]:

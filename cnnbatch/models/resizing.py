@@ -199,7 +199,7 @@ class Normalized:
 
     def __init__(self, how: Resizing, device: str) -> None:
         std = torch.tensor(how.std)
-        self._factor, self._shift = 1 / (255 * std), -torch.tensor(how.mean) / std
+        self._factor, self._shift = (1 / (255 * std)).to(device), (-torch.tensor(how.mean) / std).to(device)
         self._fill, self._device = how.fill, device
 
     def __call__(self, batch: Tensor, pictures: Sequence[Box]) -> Tensor:
@@ -209,7 +209,7 @@ class Normalized:
         """
         count, _, height, width = batch.shape
         rows = batch.to(self._device, non_blocking=True).permute(0, 2, 3, 1).reshape(count, height, -1)
-        factor, shift = (one.repeat(width).to(self._device) for one in (self._factor, self._shift))
+        factor, shift = self._factor.repeat(width), self._shift.repeat(width)
         floats = rows.to(torch.float32).mul_(factor).add_(shift)
         normalised = floats.view(count, height, width, 3)  # [N, H, W, 3]
         for one, (top, left, bottom, right) in zip(normalised, pictures, strict=True):

@@ -17,8 +17,8 @@ from cnnbatch.humanize import decimal, meaning, number, percent
 from cnnbatch.images.decode import DecodeError
 from cnnbatch.report import plots
 from cnnbatch.report.answers import answer_report
-from cnnbatch.report.answers.entry import Guess
-from cnnbatch.report.facts import Fact, left_out_fact
+from cnnbatch.report.answers.entry import AboutTruth, Guess
+from cnnbatch.report.facts import Fact, left_out_fact, pixel_facts
 from cnnbatch.report.pictures import NotShown, Picture, small
 from cnnbatch.report.prediction import Prediction
 from cnnbatch.report.template import Bar, Chart, template
@@ -127,7 +127,8 @@ def truth_facts(truths: TruthCounts) -> list[Fact]:
     classes = [Fact("Classes", number(len(truths.classes)), known)] if truths.has_classes else []
     rows = [*classes, Fact("Without truth", _images(truths.absent))]
     if truths.numbers:
-        return [*rows, *_map_facts(truths)]
+        unusable = Fact("Unusable", _images(truths.misfits), "left out below" if truths.misfits.count else "")
+        return [*rows, unusable, *pixel_facts(truths.pixels, truths.uncounted)]
     if not truths.an_image.count and not truths.misfits.count:
         return rows
     marks = [f"{mark} {number(count)}" for mark, count in sorted(truths.marks.items())]
@@ -138,17 +139,6 @@ def truth_facts(truths: TruthCounts) -> list[Fact]:
         Fact("Objects", number(truths.objects), ", ".join(marks)),
         Fact("An image", _range(truths.an_image), f"mean {decimal(truths.an_image.mean)}"),
         Fact("Object size", _scales(truths), "by area: below 32², below 96², above"),
-    ]
-
-
-def _map_facts(truths: TruthCounts) -> list[Fact]:
-    """Return what is known of a class for every pixel."""
-    all_pixels = truths.pixels + truths.uncounted
-    left_out = f"{percent(truths.uncounted / all_pixels)} of all" if truths.uncounted else ""
-    return [
-        Fact("Unusable", _images(truths.misfits), "left out below" if truths.misfits.count else ""),
-        Fact("Pixels", number(truths.pixels)),
-        Fact("Not counted", number(truths.uncounted) if truths.uncounted else "none", left_out),
     ]
 
 
@@ -370,16 +360,21 @@ def _step_chart(spread: Spread) -> Chart:
 
 
 def pictures(source: Source, found: Description) -> list[Picture]:
-    """Return the chosen images, small, with the boxes of their truth; reads each of them again."""
+    """Return the chosen images, small, with what is true of them; reads each of them again."""
     chosen = found.sample.chosen()
     readers = source.read(Shard(0, tuple(candidate.ref for candidate in chosen)))
+    schema = source.truth_schema
+    about = None if schema is None else AboutTruth(schema, {})
     kind = found.truths.kind if found.truths else None
-    return [_picture(one, kind, reader()) for one, reader in zip(chosen, readers, strict=True)]
+    return [_picture(one, kind, about, reader()) for one, reader in zip(chosen, readers, strict=True)]
 
 
-def _picture(shown: ShownImage, kind: str | None, content: Content | Failure) -> Picture:
+def _picture(
+    shown: ShownImage, kind: str | None, known: AboutTruth | None, content: Content | Failure
+) -> Picture:
     entry = answer_report(kind)
-    names = list(entry.label_names(shown.truth)) if entry and shown.truth is not None else []
+    answer = entry.truth(shown.truth, known) if entry and known and shown.truth is not None else None
+    names = list(entry.label_names(answer)) if entry and answer is not None else []
     width, height = shown.size
     about = Prediction(
         shown.ref.key,
@@ -390,7 +385,7 @@ def _picture(shown: ShownImage, kind: str | None, content: Content | Failure) ->
     )
     try:
         image = small(content, PICTURE_SIDE)
-        drawn = entry.draw(image, shown.size, shown.truth) if entry and shown.truth is not None else image
+        drawn = entry.draw(image, shown.size, answer) if entry and answer is not None else image
         return Picture(about, drawn)
     except (NotShown, DecodeError) as reason:
         return Picture(about, None, str(reason))

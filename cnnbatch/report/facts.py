@@ -59,6 +59,15 @@ def left_out_fact(counts: Mapping[str, int]) -> list[Fact]:
     )
 
 
+def pixel_facts(counted: int, others: int) -> list[Fact]:
+    """Return how many pixels of a ground truth count, and how many others there are."""
+    share = f"{percent(others / (counted + others))} of all" if others else ""
+    return [
+        Fact("Pixels", number(counted)),
+        Fact("Not counted", number(others) if others else "none", share),
+    ]
+
+
 def environment(footers: Sequence[Footer]) -> list[Fact]:
     """Return the weights, their licence, and the versions; several where parts were made differently."""
     versions: dict[str, set[str]] = {}

@@ -248,13 +248,10 @@ class _Objects(CountedAnswer):
 
 
 class _Map(CountedAnswer):
-    """A class for every pixel; a page shows the pictures without it."""
+    """A class for every pixel."""
 
     def count(self, counts: TruthCounts, key: str, answer: Any) -> None:
         counts.add_map(answer)
-
-    def shown(self, answer: Any) -> Any:
-        return None
 
 
 COUNTED: Mapping[str, CountedAnswer] = {"label": _Label(), "objects": _Objects(), "map": _Map()}

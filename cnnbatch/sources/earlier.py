@@ -23,7 +23,7 @@ from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader
 from cnnbatch.sources.masks.meaning import VALUES, Meaning, meaning_of
 from cnnbatch.sources.wrapper import SourceWrapper
-from cnnbatch.storage import NotFound, Storage, join, normalize, redact
+from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.storage.scratch import on_disk, scratch
 from cnnbatch.truth import Class, ModelClasses
 from cnnbatch.types import ImageRef, Shard, Source
@@ -84,22 +84,10 @@ class EarlierTruth(SourceWrapper):
     def _value(self, body: bytes | str) -> Any:
         if self.answer != "map":
             return json.loads(body)
-        data = self._asset(body) if isinstance(body, str) else body
+        data = self.output.asset(body) if isinstance(body, str) else body
         if not self.meaning.moved:
             return data
         return class_map.png(self.meaning.of(class_map.from_png(data)), compress_level=1)
-
-    def _asset(self, address: str) -> bytes:
-        """Return the file of a map. Raises UserError where there is none."""
-        parts = address.split("/")
-        if parts[0] != "assets" or not {"", ".", ".."}.isdisjoint(parts):
-            raise UserError(f"{redact(self.output.uri)} points to {address!r}, which is no asset of it")
-        try:
-            return self.output.storage.read(self.output.path(*parts))
-        except NotFound:
-            raise UserError(
-                f"{redact(join(self.output.uri, address))} is missing, to which a row points"
-            ) from None
 
     @cached_property
     def _answers(self) -> _Answers:

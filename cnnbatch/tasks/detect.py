@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.trained_files import TrainedInput, TrainedSize
+from cnnbatch.models.trained_files import TrainedColour, TrainedInput, TrainedSize
 from cnnbatch.tasks.weighted import Size, WeightedTask, lists_of
 from cnnbatch.truth import BOX, KEYPOINT, MASK, ModelClasses
 from cnnbatch.types import Head, Runtime
@@ -44,9 +44,11 @@ _OF_HEADS: Mapping[Head, pa.Field[Any]] = {
 
 
 class DetectorInput(TrainedInput):
-    """The one field of `cnnbatch.models.Resizing` that a training may change."""
+    """The fields of `cnnbatch.models.Resizing` that a training may change, the last two by its backbone."""
 
     size: TrainedSize
+    mean: TrainedColour | None = None
+    std: TrainedColour | None = None
 
 
 class Detect(WeightedTask):

@@ -30,6 +30,7 @@ SAMPLE = 48  # photographs on which the stages are measured
 LOOP = 16  # photographs of the loop, after one that warms up
 SHARD = 40
 THIS = "tests.bench.segment"
+TILED = "pyramid_mobilenet_v2"
 
 
 def job(model: str, photos: str, out: str) -> Any:
@@ -118,18 +119,50 @@ def sizes(console: Console) -> None:
     console.print(table)
 
 
+def peak(model: str, side: str, tile: str) -> dict[str, float]:
+    """Segment one square picture; return what the process took at most beyond its start, in MB."""
+    import resource
+
+    import torch
+
+    from cnnbatch.tasks.segment import Segment
+    from cnnbatch.types import Image, ImageRef, Runtime
+
+    torch.set_num_threads(CORES)
+    classes = tuple(f"class {number}" for number in range(12))
+    task = Segment(model=model, weights="random", classes=classes, tile=int(tile) or None, size="own")
+    network = task.load(Runtime("cpu"))
+    pixels = torch.zeros((int(side), int(side), 3), dtype=torch.uint8).permute(2, 0, 1)
+    image = Image(ImageRef("a", "a"), pixels, (int(side), int(side)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (prepared,) = network.prepare(image)
+    network.forward(prepared.pixels[None], torch.tensor([prepared.sizes]))
+    return {"peak": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000}
+
+
+def memory(console: Console) -> None:
+    """Print what large pictures take whole and in tiles."""
+    table = Table("picture", "its bytes, MB", "tiles", "peak beyond the start, MB", title=f"memory, {TILED}")
+    for side, tile in ((2048, 0), (2048, 512), (8192, 512)):
+        found = alone(THIS, "peak", TILED, str(side), str(tile))["peak"]
+        table.add_row(f"{side} x {side}", f"{3 * side * side / 1e6:.0f}", str(tile or "none"), f"{found:.0f}")
+    console.print(table)
+
+
 def main(counts: Mapping[str, int] = COUNTS) -> None:
     """Measure each model on its number of photographs, and the maps."""
     console = Console()
     for model, count in counts.items():
         measure(console, model, count)
     sizes(console)
+    memory(console)
 
 
 if __name__ == "__main__":
     parts: dict[str, Callable[[str, str, str], dict[str, Any]]] = {
         "steady": lambda model, photos, out: steady(job(model, photos, out)),
         "loop": loop,
+        "peak": peak,
     }
     given = sys.argv[1:]
     if given and given[0] in parts:

@@ -16,6 +16,7 @@ from cnnbatch.evaluation.ground_truths import Naming, PlannedImages, ground_trut
 from cnnbatch.evaluation.parts import NO_TRUTH, OTHER_SIZE, UNUSABLE, _without_truth
 from cnnbatch.evaluation.truths import TruthByKey
 from cnnbatch.images import class_map
+from cnnbatch.metrics.numbering import numbering
 from cnnbatch.sources.wrapper import SourceWrapper
 from cnnbatch.truth import MAP_SCHEMA, Class, ModelClasses, classes_of, ignored_of, with_classes, with_ignored
 from cnnbatch.types import Shard, Source
@@ -35,12 +36,15 @@ def naming(names: tuple[str, ...], aliases: dict[str, str | None] | None = None)
     return Naming(ModelClasses(names), aliases or {}, {})
 
 
-def test_known_classes_have_the_model_s_names_and_others_keep_theirs() -> None:
-    table, notes = ground_truth("map").named(maps(NUMBERS, None, NUMBERS), naming(("car", "sky", "road")))
-    assert classes_of(table.schema) == (Class("sky", 0), Class("car", 1), Class("tree", 4))
+def test_known_classes_have_the_model_s_names_and_the_metric_counts_the_others() -> None:
+    true = maps(NUMBERS, None, NUMBERS)
+    table, notes = ground_truth("map").named(true, naming(("auto", "sky", "road"), {"car": "auto"}))
+    assert classes_of(table.schema) == (Class("sky", 0), Class("auto", 1), Class("tree", 4))
     assert ignored_of(table.schema) == {9}
-    assert table.drop(["image_id"]).equals(maps(NUMBERS, None, NUMBERS).drop(["image_id"]))
-    assert not notes
+    assert table.drop(["image_id"]).equals(true.drop(["image_id"]))
+    assert notes == {}
+    known = numbering(table.schema, ("auto", "sky", "road"))
+    assert (known.names, known.unknown) == (("auto", "sky"), ("tree",))
 
 
 def test_the_job_calls_classes_and_leaves_some_out() -> None:
@@ -48,7 +52,7 @@ def test_the_job_calls_classes_and_leaves_some_out() -> None:
     table, notes = ground_truth("map").named(maps(NUMBERS), naming(("plant", "car"), aliases))
     assert classes_of(table.schema) == (Class("car", 1), Class("plant", 4))
     assert ignored_of(table.schema) == {0, 9}
-    assert notes == {"pixels of the class sky, which task.aliases leaves out": 1}
+    assert notes == {"pixels of sky, which task.aliases leaves out": 1}
 
 
 def test_two_classes_of_the_truth_may_be_one_of_the_model() -> None:

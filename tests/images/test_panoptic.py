@@ -19,10 +19,10 @@ Map = NDArray[np.int64]
 
 def transcribed(
     masks: list[NDArray[np.bool_]], scores: list[float], classes: Map, stuff: set[int], rule: Rule
-) -> list[tuple[NDArray[np.bool_], int | None, int | None]]:
+) -> list[tuple[NDArray[np.bool_], bool, int]]:
     """Return the segments as detectron2's ``combine_semantic_and_instance_outputs`` finds them."""
     whole = np.zeros(classes.shape, np.int64)
-    found: list[tuple[NDArray[np.bool_], int | None, int | None]] = []
+    found: list[tuple[NDArray[np.bool_], bool, int]] = []
     for number in sorted(range(len(masks)), key=lambda one: -scores[one]):
         if scores[number] < rule.score:
             break
@@ -37,7 +37,7 @@ def transcribed(
             mask = mask & (whole == 0)
         if not mask.any():  # Which detectron2 would keep as a segment without pixels.
             continue
-        found.append((mask, number, None))
+        found.append((mask, True, number))
         whole[mask] = len(found)
     for label in np.unique(classes):
         if label not in stuff:
@@ -45,7 +45,7 @@ def transcribed(
         mask = (classes == label) & (whole == 0)
         if mask.sum() < rule.stuff_area or not mask.any():
             continue
-        found.append((mask, None, int(label)))
+        found.append((mask, False, int(label)))
         whole[mask] = len(found)
     return found
 
@@ -79,7 +79,7 @@ def test_segments_are_those_of_the_published_rule(
     things = [Thing(run_lengths(mask), one) for mask, one in zip(masks, scores, strict=True)]
     found = segments(things, classes, {1, 3}, rule)
     expected = transcribed(masks, scores, classes, {1, 3}, rule)
-    assert [(one.thing, one.stuff) for one in found] == [(thing, stuff) for _, thing, stuff in expected]
+    assert [[one.is_thing, one.number] for one in found] == [whose for _, *whose in expected]
     for one, (mask, *_) in zip(found, expected, strict=True):
         assert np.array_equal(pixels(one), mask)
         rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))

@@ -123,5 +123,5 @@ def test_an_output_without_a_ground_truth_is_refused(tmp_path: Path) -> None:
 def test_addresses_that_leave_the_output_are_refused(tmp_path: Path) -> None:
     out = output(tmp_path / "out", "map", pa.string(), ["assets/../../secret.png", "/etc/passwd"])
     for name in ("0.jpg", "1.jpg"):
-        with pytest.raises(UserError, match="which is no asset of it"):
+        with pytest.raises(UserError, match="expected the address of an object in the output"):
             rows(source(pictures(tmp_path / name, name), truth=out))

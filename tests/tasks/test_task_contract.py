@@ -46,6 +46,12 @@ TINY: dict[str, dict[str, Any]] = {
         "score_threshold": 0.0,
         "max_objects": 3,
     },
+    "panoptic": {
+        "semantic": {"model": "tests.tiny_segmenter:convolutions"},
+        "instances": {"model": "tests.tiny_instances:seeing", "weights": "random"},
+        "score": 0.0,
+        "stuff_area": 10,
+    },
     "segment": {
         "model": "tests.tiny_segmenter:convolutions",
         "flips": True,
@@ -137,17 +143,19 @@ def _image(number: int) -> Image:
 
 
 def predict(model: Model, pictures: list[Image]) -> pa.RecordBatch:
-    """Take pictures through a model's steps, those of one shape in one batch."""
+    """Take pictures through a model's steps, those of one network and one shape in one batch."""
     prepared = [list(model.prepare(picture)) for picture in pictures]
-    places = [(i, j) for i, inner in enumerate(prepared) for j in range(len(inner))]
-    shapes = dict.fromkeys(tuple(prepared[i][j].pixels.shape) for i, j in places)
+    batches: dict[Any, list[tuple[int, int]]] = {}
+    for i, inner in enumerate(prepared):
+        for j, one in enumerate(inner):
+            batches.setdefault((one.network, one.pixels.shape), []).append((i, j))
     found: dict[tuple[int, int], Any] = {}
-    for shape in shapes:
-        batch = [(i, j) for i, j in places if prepared[i][j].pixels.shape == shape]
+    for (network, _), batch in batches.items():
         pixels = torch.stack([prepared[i][j].pixels for i, j in batch])
         sizes = torch.tensor([prepared[i][j].sizes for i, j in batch])
+        whose: Any = model.networks[network] if network else model  # type: ignore[attr-defined]
         with torch.inference_mode():
-            outputs = model.forward(pixels, sizes)
+            outputs = whose.forward(pixels, sizes)
         found.update(zip(batch, _split(outputs), strict=True))
     return model.rows(
         pictures, prepared, [[found[i, j] for j in range(len(inner))] for i, inner in enumerate(prepared)]

@@ -88,6 +88,8 @@ def test_a_training_begins_with_the_classifiers_weights(tmp_path: Path) -> None:
     train = {"strategy": "head", "epochs": 1, "proposals": 8, "test": 0}
     launch(tiny.job(truth, tmp_path / "out", train, task=task), QUIET)
     state = load_file(tmp_path / "out" / "model.safetensors")
+    colours = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    assert model_of(tmp_path / "out")["preprocessing"] == {"size": [tiny.SIDE, tiny.SIDE], **colours}
     for name, tensor in classifier.features.state_dict().items():
         assert torch.equal(state[f"backbone.body.{name}"], tensor)
     assert np.isfinite(model_of(tmp_path / "out")["validation"]["mask_AP50"])

@@ -220,6 +220,39 @@ def test_maps_are_read_again_where_there_is_no_room(tmp_path: Path) -> None:
     assert {**second, "train/0.jpg": None} == {**first, "train/0.jpg": None}
 
 
+def test_masks_of_objects_are_read_once_too(tmp_path: Path) -> None:
+    for folder, data in (("images", None), ("masks", mask)):
+        (tmp_path / folder).mkdir()
+        for number in range(6):
+            path = tmp_path / folder / f"{number}"
+            if data is None:
+                path.with_suffix(".jpg").write_bytes(jpeg(1, *SIZE[::-1]))
+            else:
+                Image.fromarray(data(number)).save(path.with_suffix(".png"))
+    how = {
+        "url": f"{tmp_path}/images",
+        "format": "object_masks",
+        "truth": f"{tmp_path}/masks",
+        "ignore": (4,),
+    }
+    training = tiny.job(
+        "", tmp_path / "out", input={**how, "subset": {"validation": 0.3, "test": 0.0, "seed": 1}}
+    )
+    found = collected(training)
+    assert found.data.classes == ("object",)
+    assert found.data.numbers == {}
+    source = open_source(parts_of(training, Storage()).train, Storage())
+    recipe: Any = Recording()
+    loader = Loader(recipe, source, found.train, 0, 10**8, DecodeOptions(1, 8))
+    try:
+        first = epoch(loader, 0, recipe)
+        assert {len(row["objects"]) for row in first.values()} == {2}
+        shutil.rmtree(tmp_path / "masks")
+        assert epoch(loader, 1, recipe) == first
+    finally:
+        loader.close()
+
+
 @pytest.mark.slow
 def test_camvid_with_a_block_of_each_sequence_held_out(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

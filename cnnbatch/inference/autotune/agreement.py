@@ -6,7 +6,7 @@ functions over the outputs of the same images, in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,14 +86,33 @@ class LabelGuard(PrecisionGuard):
 
 
 class ObjectsGuard(PrecisionGuard):
-    """Compares ``boxes`` (K, 4) with their ``scores`` and ``labels``."""
+    """Compares ``boxes`` (K, 4) with their ``scores`` and ``labels``, and ``masks`` (K, 1, M, M) if any."""
 
     outputs = frozenset({"boxes", "scores", "labels"})
-    limits = {"boxes matched": Limit(0.98, at_least=True)}
+    limits = {
+        "boxes matched": Limit(0.98, at_least=True),
+        "mask pixels that agree": Limit(0.98, at_least=True),
+    }
+
+    def kept(self, output: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the masks as what is inside."""
+        masks = {"masks": output["masks"] > 0.5} if "masks" in output else {}
+        return {**super().kept(output), **masks}
 
     def measure(self, reference: Outputs, found: Outputs, threshold: float | None) -> dict[str, float]:
-        """Return which part of the sure boxes of either side the other one has."""
-        return {"boxes matched": _boxes(reference, found)}
+        """Return which part of the sure boxes of either side the other has, and how alike their masks are."""
+        pairs = [
+            (here, there, _matches(here, there))
+            for one, other in zip(reference, found, strict=True)
+            for here, there in ((one, other), (other, one))
+        ]
+        total = sum(int((here["scores"] >= SURE_SCORE).sum()) for here, *_ in pairs)
+        matched = sum(len(matches) for *_, matches in pairs)
+        numbers = {"boxes matched": matched / total if total else 1.0}
+        if "masks" in reference[0] and matched:
+            same = [_same_masks(*one) for one in pairs]
+            numbers["mask pixels that agree"] = float(torch.cat(same).float().mean())
+        return numbers
 
 
 class EmbeddingGuard(PrecisionGuard):
@@ -170,11 +189,19 @@ def agreement(reference: Outputs, found: Outputs, threshold: float | None = None
     embeddings for the same.
     """
     measured: dict[str, float] = {}
-    if not reference:
-        return measured
-    for guard in _guards_of(reference[0]):
-        measured |= guard.measure(reference, found, threshold)
-    return measured or PrecisionGuard().measure(reference, found, threshold)
+    for places in _by_network(reference):
+        before, after = ([outputs[place] for place in places] for outputs in (reference, found))
+        for guard in _guards_of(before[0]):
+            measured |= guard.measure(before, after, threshold)
+    return measured or (PrecisionGuard().measure(reference, found, threshold) if reference else measured)
+
+
+def _by_network(outputs: Outputs) -> Iterable[Sequence[int]]:
+    """Return the places of the outputs of each network: those of one have the same names."""
+    places: dict[frozenset[str], list[int]] = {}
+    for place, output in enumerate(outputs):
+        places.setdefault(frozenset(output.keys()), []).append(place)
+    return places.values()
 
 
 def beyond(measured: Mapping[str, float]) -> str:
@@ -211,31 +238,35 @@ def _classes(reference: Tensor, found: Tensor) -> dict[str, float]:
     }
 
 
-def _boxes(reference: Outputs, found: Outputs) -> float:
-    """Return the part of the sure boxes of either side that the other has, too."""
-    matched = total = 0
-    for one, other in zip(reference, found, strict=True):
-        for here, there in ((one, other), (other, one)):
-            sure = here["scores"] >= SURE_SCORE
-            total += int(sure.sum())
-            matched += _matched(here["boxes"][sure], here["labels"][sure], there["boxes"], there["labels"])
-    return matched / total if total else 1.0
+def _matches(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return the sure boxes that have one of the same class at `SAME_IOU` among others, each used once.
 
-
-def _matched(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor) -> int:
-    """Count the boxes that have one of the same class at `SAME_IOU` among the others, each used once."""
+    A pair has the number of either.
+    """
     from torchvision.ops import box_iou  # Which a classifier's workers need not load.
 
-    if not len(boxes) or not len(others):
-        return 0
-    overlaps = box_iou(boxes, others) * (labels[:, None] == other_labels[None])
-    count = 0
-    for row in range(len(boxes)):
+    sure = (here["scores"] >= SURE_SCORE).nonzero()[:, 0]
+    if not len(sure) or not len(there["boxes"]):
+        return []
+    overlaps = box_iou(here["boxes"][sure], there["boxes"])
+    overlaps *= here["labels"][sure][:, None] == there["labels"][None]
+    found = []
+    for row, number in enumerate(sure.tolist()):
         value, column = overlaps[row].max(0)
         if float(value) >= SAME_IOU:
             overlaps[:, column] = 0
-            count += 1
-    return count
+            found.append((number, int(column)))
+    return found
+
+
+def _same_masks(
+    here: Mapping[str, Any], there: Mapping[str, Any], matches: Sequence[tuple[int, int]]
+) -> Tensor:
+    """Return of every pixel of matched boxes' small masks whether both say the same, flat."""
+    rows, columns = [row for row, _ in matches], [column for _, column in matches]
+    first: Tensor = here["masks"][rows] > 0.5
+    second: Tensor = there["masks"][columns] > 0.5
+    return (first == second).flatten()
 
 
 def _embeddings(reference: Tensor, found: Tensor, threshold: float | None) -> dict[str, float]:

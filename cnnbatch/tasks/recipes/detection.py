@@ -153,6 +153,13 @@ class DetectorRecipe:
         names = ("", *self._classes)
         return average_precision(values, names, self._kinds, self._details.sigmas)
 
+    def _input(self) -> dict[str, Any]:
+        """Return how inputs are made; colours are those of the backbone's weights where these are chosen."""
+        how = self._resizing
+        if self._choice.model in torchvision_detectors.names():
+            return {"size": [*how.size]}
+        return {"size": [*how.size], "mean": [*how.mean], "std": [*how.std]}
+
     def learned(self, state: Mapping[str, Tensor]) -> Learned:
         """Return torchvision's own state, and what it takes to build the detector again."""
         detector, prefix = self._detector, "network.module."
@@ -163,7 +170,7 @@ class DetectorRecipe:
                 "library": detector.library,
                 **self._details.record(),
             },
-            preprocessing={"size": list(self._resizing.size)},
+            preprocessing=self._input(),
             classes=self._classes,
             state={name.removeprefix(prefix): tensor for name, tensor in state.items()},
             about={

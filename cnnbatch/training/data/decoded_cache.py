@@ -1,7 +1,7 @@
-"""Decoded pictures, and maps of classes, that are kept from one epoch to the next, as far as memory goes.
+"""Decoded pictures, and truth from files of masks, kept from one epoch to the next as far as memory goes.
 
 What fits is read and decoded once; the rest every time. A picture is kept at the size that the recipe
-decodes it at, before anything is changed at random; a map as the file that it came in.
+decodes it at, before anything is changed at random.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 
 Size = tuple[int, int]
 
-MAPS = 8
-"""Which part of the memory is for maps, of which a file has far fewer bytes than its picture's pixels."""
+MASKS = 8
+"""Which part of the memory is for masks, of which a file has far fewer bytes than its picture's pixels."""
+_VALUE_BYTES = 64  # of Python for a value beside its text
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +42,17 @@ class Kept:
 
 
 class Pictures:
-    """A source whose pictures and maps are kept once they were read, up to ``limit_bytes`` of memory."""
+    """A source whose pictures and masks are kept once they were read, up to ``limit_bytes`` of memory."""
 
     def __init__(self, source: Source, limit_bytes: int) -> None:
         self._source = source
         schema = source.truth_schema
-        self._has_maps = schema is not None and truth_kind(schema)[1].files
-        self._left_for_maps = limit_bytes // MAPS if self._has_maps else 0
-        self._left = limit_bytes - self._left_for_maps
+        of_files = schema is not None and truth_kind(schema)[1].files
+        self._keeps_truth = of_files or getattr(source, "reads_masks", False)
+        self._left_for_truth = limit_bytes // MASKS if self._keeps_truth else 0
+        self._left = limit_bytes - self._left_for_truth
         self._kept: dict[str, Kept] = {}
-        self._maps: dict[str, Mapping[str, Any]] = {}
+        self._rows: dict[str, Mapping[str, Any]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -72,23 +74,23 @@ class Pictures:
         return self._source.truth(shard)
 
     def truth_rows(self, shard: Shard) -> list[Mapping[str, Any]] | None:
-        """Return the truth of a shard, a row an image; maps are read once, as far as there is room."""
-        missing = [ref for ref in shard.refs if ref.key not in self._maps]
+        """Return the truth of a shard, a row an image; masks are read once, as far as there is room."""
+        missing = [ref for ref in shard.refs if ref.key not in self._rows]
         table = self.truth(Shard(shard.index, tuple(missing))) if missing else None
         if table is None and missing:
             return None
         rows = dict(zip((ref.key for ref in missing), table.to_pylist() if table else (), strict=True))
-        found = [rows.get(ref.key) or self._maps[ref.key] for ref in shard.refs]
-        for key, row in rows.items() if self._has_maps else ():
-            self._keep_map(key, row)
+        found = [rows.get(ref.key) or self._rows[ref.key] for ref in shard.refs]
+        for key, row in rows.items() if self._keeps_truth else ():
+            self._keep_row(key, row)
         return found
 
-    def _keep_map(self, key: str, row: Mapping[str, Any]) -> None:
-        size_bytes = sum(len(value) for value in row.values() if isinstance(value, bytes))
+    def _keep_row(self, key: str, row: Mapping[str, Any]) -> None:
+        size_bytes = _value_bytes(row)
         with self._lock:
-            if size_bytes <= self._left_for_maps:
-                self._left_for_maps -= size_bytes
-                self._maps[key] = row
+            if size_bytes <= self._left_for_truth:
+                self._left_for_truth -= size_bytes
+                self._rows[key] = row
 
     def keep(self, key: str, pixels: Tensor, size: Size) -> None:
         """Keep a picture, if there is room."""
@@ -119,6 +121,15 @@ class Pictures:
         found = {ref.key: reader() for ref, reader in zip(lying, readers, strict=True)}
         for ref in shard.refs:
             yield _given(found.pop(ref.key) if ref.key in found else self._kept[ref.key])
+
+
+def _value_bytes(value: Any) -> int:
+    """Return about what a value of a row takes of memory."""
+    if isinstance(value, Mapping):
+        return sum(map(_value_bytes, value.values()))
+    if isinstance(value, list):
+        return sum(map(_value_bytes, value))
+    return _VALUE_BYTES + (len(value) if isinstance(value, bytes | str) else 0)
 
 
 def _given(content: Content | Failure) -> Callable[[], Content | Failure]:

@@ -380,6 +380,30 @@ def test_boxes_are_matched_by_class_and_overlap_from_either_side() -> None:
     assert guard.agreement([boxes()], [boxes()])["boxes matched"] == 1
 
 
+def test_masks_are_compared_where_their_boxes_match() -> None:
+    found = [boxes((0, 0, 100, 100, 0.9, 1), (50, 50, 90, 90, 0.5, 2), (0, 0, 9, 9, 0.1, 1))]
+    masks = torch.zeros((3, 1, 10, 10))
+    masks[0, 0, :5], masks[1, 0, 2:, 2:] = 0.9, 0.6
+    one, same = ([guard.kept({**found[0], "masks": some})] for some in (masks, masks + 0.05))
+    assert one[0]["masks"].dtype == torch.bool
+    measured = guard.agreement(one, same)
+    assert measured == {"boxes matched": 1.0, "mask pixels that agree": 1.0}
+    masks[0, 0, 5:7] = 0.9  # Twenty of the two hundred pixels of sure boxes.
+    other = [guard.kept({**found[0], "masks": masks})]
+    measured = guard.agreement(one, other)
+    assert measured["mask pixels that agree"] == pytest.approx(0.9)
+    assert guard.beyond(measured) == "mask pixels that agree 0.9, at least 0.98"
+
+
+def test_outputs_of_several_networks_are_compared_each_by_its_own() -> None:
+    maps = {"map": torch.zeros((4, 4), dtype=torch.uint8), "confidence": torch.tensor(0.9)}
+    other = {**maps, "map": torch.ones((4, 4), dtype=torch.uint8)}
+    found = boxes((0, 0, 100, 100, 0.9, 1))
+    measured = guard.agreement([maps, found] * 2, [other, found] * 2)
+    assert measured["pixels of the same class"] == 0
+    assert measured["boxes matched"] == 1
+
+
 def test_embeddings_are_compared_by_the_decisions_on_pairs() -> None:
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(120, 16, generator=generator)
