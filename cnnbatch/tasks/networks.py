@@ -25,7 +25,7 @@ class SeveralNetworks:
         self.networks = networks
         models = networks.values()
         licences = dict.fromkeys(getattr(one, "licence", None) for one in models)
-        self.licence = " and ".join(filter(None, licences)) or None
+        self.licence = " and ".join(filter(None, licences))
         self.notes = tuple(
             f"task.{name}: {note}" for name, one in networks.items() for note in getattr(one, "notes", ())
         )

@@ -246,6 +246,19 @@ def test_a_plugin_is_an_address_of_something(sprung: Path, address: str) -> None
         plugins.give([address])
 
 
+@pytest.mark.parametrize("view", ["detect", "segment", "instances"])
+def test_a_network_of_several_is_code_like_that_of_one(tmp_path: Path, sprung: Path, view: str) -> None:
+    views = {one: {"model": "fasterrcnn_resnet50_fpn"} for one in ("detect", "segment", "instances")}
+    views[view] = {"model": "evilmod:build"}
+    place = tmp_path / "out" / "_job"
+    place.mkdir(parents=True)
+    task = {"name": "three_views", **views}
+    (place / "job.yaml").write_text(dump({"kind": "map", "task": task, "input": "photos", "output": "out"}))
+    with pytest.raises(UserError, match=rf"names code to run, 'evilmod:build' in task\.{view}\.model"):
+        load_job(str(place / "job.yaml"))
+    assert not sprung.exists()
+
+
 STUDIES: list[dict[str, Any]] = [
     {"cases": {"a": {"task": {"name": "evilmod:Toy"}}}, "seeds": 2},
     {"vary": {"task.name": ["classify", "evilmod:Toy"]}},

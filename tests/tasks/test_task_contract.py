@@ -57,6 +57,12 @@ TINY: dict[str, dict[str, Any]] = {
         "flips": True,
         "uncertain": 2,
     },
+    "three_views": {
+        "detect": {"model": "tests.tiny_instances:seeing", "weights": "random", "score_threshold": 0.0},
+        "segment": {"model": "tests.tiny_segmenter:convolutions"},
+        "instances": {"model": "tests.tiny_instances:detector", "weights": "random", "score_threshold": 0.0},
+        "names": {"road": "bar"},
+    },
 }
 """The fields that make a task small: random weights, small inputs. A new task adds its own here."""
 
