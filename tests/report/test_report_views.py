@@ -93,6 +93,7 @@ def test_what_is_true_of_each_view_by_objects() -> None:
     entries = answers_among(["boxes", "map", "objects"])
     whole = row(one("cat", masks[0], True), one("sky", masks[1], False))
     boxes = entries["boxes"].truth_of_objects(whole, about)
+    assert boxes is not None
     assert [(found["label"], "mask" in found) for found in boxes] == [("kitty", False)]
     objects = ObjectsReport().truth(whole["objects"], about)
     assert [(found["label"], found["mask"]) for found in objects] == [("kitty", masks[0])]
