@@ -108,6 +108,7 @@ def classify(out: Path, **task: Any) -> MapJob:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code", ["evilmod:build", "os:abort", "this:x", "evilmod:build:x", " os:abort", ":", "a:"]
 )
@@ -357,6 +358,7 @@ def check(model: Path) -> None:
     assert not words or ("model.json" in words and "what to do" in words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FIELDS, ids=".".join)
 def test_a_field_of_any_kind_is_used_or_refused(tmp_path: Path, path: tuple[str, ...]) -> None:
     for value in (LEFT_OUT, None, True, 3, -1, 0, 1e400, "", "x", "\ud800", [], {}, ["x"], [[]], {"x": []}):
@@ -364,6 +366,7 @@ def test_a_field_of_any_kind_is_used_or_refused(tmp_path: Path, path: tuple[str,
         check(tmp_path / "model")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(FIELDS), JSON)
 def test_any_json_in_a_field_is_used_or_refused(tmp_path: Path, path: tuple[str, ...], value: Any) -> None:
