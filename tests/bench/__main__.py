@@ -12,6 +12,7 @@ from tests.bench import (
     new,
     scheduling,
     segment,
+    segment_training,
     sources,
     training,
     whole,
@@ -31,3 +32,4 @@ evaluation.main()
 evaluation_maps.main()
 evaluators.main()
 training.main()
+segment_training.main()

@@ -13,7 +13,10 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -25,7 +28,11 @@ from tests import tiny_maps
 from tests.bench.measuring import SHARED, alone
 
 THIS = "tests.bench.segment_training"
-MODELS = {"lraspp_mobilenet_v3_large": (256, 320), "fcn_resnet50": (128, 160)}
+MODELS = {
+    "pyramid_mobilenet_v2": (256, 320),
+    "lraspp_mobilenet_v3_large": (256, 320),
+    "fcn_resnet50": (128, 160),
+}
 BATCH, WARM, STEPS = 6, 3, 12
 
 
@@ -83,38 +90,35 @@ def measured(model: str, pictures: str, out: str) -> dict[str, float]:
     loader = Loader(recipe, source, collected.train, 0, 0, DecodeOptions(1, BATCH))
     plan = Plan(spec.train, 1, 1e-3, "cpu", precision_for("auto", "cpu", recipe.module))
     loop = Loop(recipe, plan, loader, loader, Team(), Silent())
-    seconds, images = dict.fromkeys(("loading", "step", "network"), 0.0), 0
+    seconds, images, begun = dict.fromkeys(("step", "network", "inputs"), 0.0), 0, 0.0
     recipe.module.train()
-    begun = time.process_time()
     for number, examples in enumerate(loader.training(0, BATCH)):
-        loaded = time.process_time()
-        loop._step(0, number, examples)
-        stepped = time.process_time()
-        _network_alone(loop, examples)
-        ended = time.process_time()
-        if number >= WARM:
-            seconds["loading"] += loaded - begun
-            seconds["step"] += stepped - loaded
-            seconds["network"] += ended - stepped
-            images += len(examples)
+        if number == WARM:
+            seconds, images, begun = dict.fromkeys(seconds, 0.0), 0, time.process_time()
         if number == WARM + STEPS:
             break
-        begun = time.process_time()
+        at = [time.thread_time()]
+        loop._step(0, number, examples)
+        at.append(time.thread_time())
+        inputs = recipe.on_device(loop._batch(examples), Random(0)).inputs
+        at.append(time.thread_time())
+        _run_network(loop, inputs)
+        at.append(time.thread_time())
+        for name, (before, after) in zip(("step", "inputs", "network"), pairwise(at), strict=True):
+            seconds[name] += after - before
+        images += len(examples)
+    whole = time.process_time() - begun
     loader.close()
-    return {name: 1000 * value / images for name, value in seconds.items()}
+    loading = {"loading": whole - sum(seconds.values())}  # What other threads do, and the loop between steps.
+    return {name: 1000 * value / images for name, value in (seconds | loading).items()}
 
 
-def _network_alone(loop: Any, examples: Any) -> None:
-    """Run the network forward and backward on the inputs of a step that are ready."""
-    recipe = loop._recipe
-    batch = recipe.on_device(loop._batch(examples), None if examples is None else _Draw)
+def _run_network(loop: Any, inputs: Sequence[torch.Tensor]) -> None:
+    """Run the network alone forward and backward."""
     with loop._autocast():
-        outputs = loop._module(*batch.inputs)
+        outputs = loop._module(*inputs)
     torch.autograd.backward(outputs, [torch.ones_like(one) for one in outputs])
     loop._optimizer.zero_grad(set_to_none=True)
-
-
-_Draw: Any = object()  # Training inputs are made where there is something to draw with.
 
 
 def main() -> None:
