@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_PIXELS = 32 * 10**6
+from cnnbatch.images.limits import LIMITS
+
+MOST_PIXELS = LIMITS.max_pixels
+"""Of a mask that `pixels` reads, as of a picture that is decoded."""
+
 _LONGEST = 7  # Characters of a number: 35 bits.
 
 
 def pixels(mask: Mapping[str, Any]) -> NDArray[np.bool_] | None:
-    """Return a mask (height, width); None where its runs do not fill its size, or that is too large."""
+    """Return a mask (height, width); None where its runs do not fill its size, or above `MOST_PIXELS`."""
     height, width = mask["size"]
     found = runs(mask["counts"] or "")
     if found is None or height * width > MOST_PIXELS:

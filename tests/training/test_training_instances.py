@@ -22,6 +22,7 @@ from cnnbatch.tasks.recipes.boxes import Boxes, average_precision
 from cnnbatch.tasks.recipes.detection import DetectorRecipe
 from cnnbatch.tasks.recipes.recipe import TrainingData
 from cnnbatch.tasks.recipes.targets import Details
+from cnnbatch.truth import partly
 from cnnbatch.types import Image, ImageRef
 from tests import tiny_instances as tiny
 
@@ -154,6 +155,16 @@ def test_run_lengths_of_an_input_are_its_pixels(number: int) -> None:
 def test_a_mask_that_cannot_be_learned_is_refused(mask: dict[str, Any] | None, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         recipe().example(image(0, mask=mask), None)
+
+
+def test_an_object_whose_polygon_was_left_out_is_left_out() -> None:
+    whole = image(1)
+    assert whole.truth is not None
+    first, second = whole.truth["objects"]
+    problem = partly(1, "polygons", "fewer than three points")
+    truth = {**whole.truth, "objects": [{**first, "mask": None}, second], "problem": problem}
+    (mask,) = recipe().example(replace(whole, truth=truth), None).target.masks
+    assert np.array_equal(mask, recipe().example(whole, None).target.masks[1])
 
 
 def test_crowds_are_not_learned() -> None:

@@ -18,6 +18,7 @@ from cnnbatch.humanize import percent
 from cnnbatch.images import class_map
 from cnnbatch.metrics import Value, semantic
 from cnnbatch.metrics.numbering import of_classes
+from cnnbatch.output.maps import decoded
 from cnnbatch.report import palette
 from cnnbatch.report.answers.entry import (
     DIFFERENCE,
@@ -62,9 +63,7 @@ class ShownMap:
 
     def numbers(self) -> NDArray[np.uint16]:
         """Return the places of the classes, (H, W)."""
-        if isinstance(self.stored, bytes):
-            return self.places[class_map.from_png(self.stored)]
-        return self.places[class_map.from_runs(self.stored, self.size or (0, 0))]
+        return self.places[decoded(self.stored, self.size)]
 
     def pixels(self) -> Counter[str]:
         """Return how many pixels each class has."""
