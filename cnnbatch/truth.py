@@ -114,7 +114,7 @@ _CLASSES = b"classes"
 _IGNORED = b"ignored"
 _SHOWN = 100  # of a model's names, in a message
 _FEW = 20  # of names that it does not know
-_MADE = "made "
+_OTHER_SIZE = " pixels, the image has "
 _PARTLY = re.compile(r"(\d+) of its (\w+) (?:is|are) left out: (.+)", re.DOTALL)
 
 
@@ -222,7 +222,8 @@ def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.
     answer = answer_of(truth.schema)
     stated = zip(truth["width"].to_pylist(), truth["height"].to_pylist(), strict=True)
     problems = [
-        _problem("", width, height, found) or (mask and _problem("with a mask ", *mask[::-1], found))
+        _problem("its ground truth", width, height, found)
+        or (mask and _problem("one of its masks", *mask[::-1], found))
         for (width, height), found, mask in zip(stated, sizes, _mask_sizes(truth[answer], sizes), strict=True)
     ]
     if not any(problems):
@@ -238,7 +239,7 @@ def check_sizes(truth: pa.Table, sizes: Sequence[tuple[int, int] | None]) -> pa.
 def _problem(what: str, width: int | None, height: int | None, found: tuple[int, int] | None) -> str | None:
     if not found or not width or not height or (width, height) == found:
         return None
-    return f"{_MADE}{what}for {width} x {height} pixels, the image has {found[0]} x {found[1]}"
+    return f"{what} is for {width} x {height}{_OTHER_SIZE}{found[0]} x {found[1]}"
 
 
 def partly(count: int, things: str, reason: str) -> str:
@@ -261,7 +262,7 @@ def left_out_of(problem: str) -> tuple[str, int]:
 
 def has_other_size(problem: str) -> bool:
     """Say whether a ``problem`` of an image's truth is that of another size."""
-    return problem.startswith(_MADE)
+    return _OTHER_SIZE in problem
 
 
 def _mask_sizes(
@@ -373,6 +374,8 @@ def match_map_classes(
         return found
     known = model.by_name()
     names = [one.name for one in truth]
+    if all(one.name == str(one.id) for one in truth):
+        raise _unnamed(list(dict.fromkeys(known.values())))
     near = next(((name, ours) for name in names[:_FEW] if (ours := nearest(name, known))), None)
     hint = "{{{}: {}}}".format(*near) if near else "{TRUTH: MODEL}"
     raise UserError(
@@ -380,6 +383,17 @@ def match_map_classes(
         f"  the model's: {_some([*dict.fromkeys(known.values())])}\n"
         "  what to do: name the classes in classes.txt beside the masks, say in task.aliases what each is "
         f"called there, as in 'task.aliases={hint}', or leave the ground truth out (input.truth={NO_TRUTH})"
+    )
+
+
+def _unnamed(ours: Sequence[str]) -> UserError:
+    """Return what to raise for maps whose numbers have no names; ``ours`` are the model's classes."""
+    example = ", ".join(f"{number}: {name}" for number, name in enumerate(ours[:2]))
+    return UserError(
+        "the values of the masks have no names, so which of the model's classes they are is not known\n"
+        f"  the model's: {_some(ours)}\n"
+        "  what to do: name them in classes.txt beside the masks, a line each from the value 0 on, or say "
+        f"'input.relabel={{{example}}}' and so on, or leave the ground truth out (input.truth={NO_TRUTH})"
     )
 
 

@@ -64,7 +64,8 @@ def test_objects_for_another_size_are_left_out(stated: Any, found: Any, kept: bo
     else:
         assert (first["image_id"], first["width"], first["objects"]) == ("1", 40, None)
         assert first["problem"] == (
-            f"made for 40 x 30 pixels, the image has {found[0]} x {found[1]}; its objects are left out"
+            f"its ground truth is for 40 x 30 pixels, the image has {found[0]} x {found[1]}; "
+            "its objects are left out"
         )
         assert after.schema.equals(before.schema, check_metadata=True)
 
@@ -75,7 +76,7 @@ def test_a_mask_of_another_size_leaves_the_image_s_objects_out() -> None:
     before = truth(row, row, {"image_id": "3"})
     assert check_sizes(before, [(40, 30), None, (1, 1)]) is before
     after = check_sizes(before, [(30, 40), (40, 30), (1, 1)]).to_pylist()
-    problem = "made with a mask for 40 x 30 pixels, the image has 30 x 40; its objects are left out"
+    problem = "one of its masks is for 40 x 30 pixels, the image has 30 x 40; its objects are left out"
     assert (after[0]["objects"], after[0]["problem"]) == (None, problem)
     assert after[1:] == before.to_pylist()[1:]
 
@@ -92,7 +93,7 @@ def test_maps_of_another_size_are_left_out() -> None:
     before = table([row, {"image_id": "2", "problem": "two"}], MAP_SCHEMA)
     assert check_sizes(before, [(40, 30), (1, 1)]) is before
     first, second = check_sizes(before, [(41, 30), (1, 1)]).to_pylist()
-    problem = "made for 40 x 30 pixels, the image has 41 x 30; its map is left out"
+    problem = "its ground truth is for 40 x 30 pixels, the image has 41 x 30; its map is left out"
     assert (first["map"], first["problem"]) == (None, problem)
     assert has_other_size(problem)
     assert second == before.to_pylist()[1]

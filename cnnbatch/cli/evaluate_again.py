@@ -22,7 +22,6 @@ from cnnbatch.output.reader import Reader, open_output
 from cnnbatch.report import write_report
 from cnnbatch.sources import open_source
 from cnnbatch.sources.formats import KnownFormat
-from cnnbatch.sources.outputs import is_output
 from cnnbatch.storage import Storage, redact
 from cnnbatch.terminal.screen import Screen
 from cnnbatch.truth import NO_TRUTH
@@ -59,7 +58,6 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
     result = open_output(out)
     output = Output(result.uri, Storage())
     changes = wanted.input_changes()
-    _require_truth(wanted.truth, result)
     aligned = align(_source(result, changes), output, result) if changes else None
     evaluation = evaluate(
         output.uri,
@@ -75,16 +73,6 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
         )
     write_report(output.uri, output.storage, partial(screen.stage, "report", unit="pictures"))
     return evaluation
-
-
-def _require_truth(place: str | None, result: Reader) -> None:
-    """Refuse the output of a job as ground truth."""
-    named = place and place.removesuffix("#objects")
-    if named and is_output(named, result.input_storage()):
-        raise UserError(
-            f"truth: {redact(named)} is the output of a job, and predictions are no ground truth\n"
-            f"  what to do: compare the two with `cnnbatch compare {redact(result.uri)} {redact(named)}`"
-        )
 
 
 def _source(result: Reader, changes: Mapping[str, Any]) -> Any:

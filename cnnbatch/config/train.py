@@ -130,7 +130,9 @@ class Train(Section):
     )
     clip: Positive | None = Field(1.0, description="The gradient's greatest norm; null: any.")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Decay of the weights' average; 0: none."
+        0.0,
+        description="Decay of the weights' moving average; at first it is less, (1 + n) / (10 + n) after n "
+        "updates. 0: no average.",
     )
     judge_first: bool = Field(
         False, description="Validate before the first step, too: what the network begins with."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,6 +15,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader
 from cnnbatch.output.truth_file import truth_file
+from cnnbatch.sources.soundness import CHECKED, Problem, problems_of, unsound
 from cnnbatch.storage import redact
 from cnnbatch.storage.scratch import on_disk, scratch
 from cnnbatch.truth import check_sizes, table
@@ -60,24 +61,55 @@ class TruthByKey:
 def align(source: Source, output: Output, result: Reader) -> Aligned:
     """Write the truth of ``source`` as parts that match those of ``output``; return where.
 
-    Raises UserError where the source has no truth, or none for any image of the output.
+    Raises UserError where the source has no truth, or none for any image of the output, and where files of
+    masks of the first images can't be used.
     """
     truths, used = TruthByKey(source), 0
+    if getattr(source, "reads_masks", False):
+        _require_usable(_parts(truths, output, result))
     folder = output.path("evaluation", "truth")
-    for place, index in enumerate(sorted(output.finished())):
-        columns = result.batches(["key", "width", "height"], place)
-        rows = [row for batch in columns for row in batch.to_pylist()]
-        found, count = truths.of([row["key"] for row in rows])
-        sizes = [(row["width"], row["height"]) if row["width"] else None for row in rows]
-        data = truth_file(check_sizes(found, sizes))
-        output.storage.put(output.path("evaluation", "truth", f"part-{index:08}.parquet"), data)
-        used += count
+    for part in _parts(truths, output, result):
+        uri = output.path("evaluation", "truth", f"part-{part.index:08}.parquet")
+        output.storage.put(uri, truth_file(part.truth))
+        used += part.used
     if not used:
         raise UserError(
             f"expected a truth for the images of {redact(output.uri)}, but none of its keys is among them\n"
             "  what to do: give the truth of the same collection; keys are paths relative to the input's root"
         )
     return Aligned(folder, truths.images - used)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The truth of the images of one part, null where there is none; ``used`` of them have one."""
+
+    index: int
+    keys: Sequence[str]
+    truth: pa.Table
+    used: int
+
+
+def _parts(truths: TruthByKey, output: Output, result: Reader) -> Iterator[_Part]:
+    for place, index in enumerate(sorted(output.finished())):
+        columns = result.batches(["key", "width", "height"], place)
+        rows = [row for batch in columns for row in batch.to_pylist()]
+        keys = [row["key"] for row in rows]
+        found, used = truths.of(keys)
+        sizes = [(row["width"], row["height"]) if row["width"] else None for row in rows]
+        yield _Part(index, keys, check_sizes(found, sizes), used)
+
+
+def _require_usable(parts: Iterable[_Part]) -> None:
+    """Insist that the masks of the first images can be used, as a run does before its first shard."""
+    problems, images = list[Problem](), 0
+    for part in parts:
+        problems += problems_of(part.keys, part.truth)
+        images += len(part.keys)
+        if images >= CHECKED:
+            break
+    if problems:
+        raise unsound(problems, f"the first {images:,} images")
 
 
 def _rows(source: Source) -> Iterator[list[tuple[str, str]]]:

@@ -63,7 +63,7 @@ def from_png(data: bytes) -> Numbers:
             if image.mode == "L" and (bits := data[_PNG_DEPTH]) < 8:  # Pillow has them from 0 to 255.
                 numbers = numbers // (255 // (2**bits - 1))
     except UnidentifiedImageError:
-        raise NotAMap("expected a PNG file, got something else") from None
+        raise NotAMap("it is no whole PNG file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, NotAMap):
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -15,7 +15,7 @@ from cnnbatch.inference import fingerprint
 from cnnbatch.inference.driver.planner import Planner
 from cnnbatch.inference.driver.pools import HANDFUL
 from cnnbatch.job import MapJob
-from cnnbatch.output.evaluation import Evaluation, headline
+from cnnbatch.output.evaluation import Evaluation, headline, notes
 from cnnbatch.output.failures import failed_images
 from cnnbatch.output.folder import Output
 from cnnbatch.output.plan_pages import left_out_of
@@ -27,6 +27,7 @@ from cnnbatch.storage import redact
 from cnnbatch.terminal.screen import EXAMPLES, Screen
 
 TOO_MANY = "more failures than max_failed allows; the same command with --retry-failed tries those again"
+MOST_NOTES = 3
 _PLACES = {"predictions": "predictions", "evaluation": "evaluation.json", "report": "report.html"}
 
 
@@ -127,14 +128,22 @@ def say_summary(summary: Summary, evaluation: Evaluation | None, output: Output,
     cost = f"{summary.seconds:.1f} s ({rate:,.1f} images/s, start-up included)"
     say(f"{summary.images:,}{whole} images in {cost}")
     _say_failed(summary, output, screen)
-    if evaluation is not None:
-        say(f"  {headline(evaluation)}")
+    for line in _judged_lines(evaluation):
+        say(line)
     if ways := ran_by(output):
         say(f"  ran by: {ways} (see the report)")
     say(f"  rows:   {redact(output.path('predictions'))}")
     say(f"  report: {redact(output.path('report.html'))}")
     if summary.exit_status:
         say(TOO_MANY)
+
+
+def _judged_lines(evaluation: Evaluation | None) -> Iterator[str]:
+    """Yield how good the predictions are, and what was counted beside it."""
+    if evaluation is not None:
+        yield f"  {headline(evaluation)}"
+        for note in notes(evaluation, MOST_NOTES):
+            yield f"  note:   {note}"
 
 
 def _say_failed(summary: Summary, output: Output, screen: Screen) -> None:

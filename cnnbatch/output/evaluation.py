@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cnnbatch.errors import UserError
+from cnnbatch.humanize import number
 from cnnbatch.metrics import Value
 from cnnbatch.output import integrity
 from cnnbatch.storage import NotFound, Storage, join, redact
@@ -113,8 +114,18 @@ def lines(evaluation: Evaluation) -> Iterator[str]:
     width = max(map(len, evaluation.metrics), default=0)
     for name, value in evaluation.metrics.items():
         yield f"  {name:{width}}  {_words(value)}"
-    for reason, count in evaluation.notes.items():
-        yield f"  note: {count:,} {reason}"
+    for note in notes(evaluation):
+        yield f"  note: {note}"
+
+
+def notes(evaluation: Evaluation, most: int | None = None) -> Iterator[str]:
+    """Yield what was counted beside the numbers, ``most`` of it, the most frequent first."""
+    ranked = sorted(evaluation.notes.items(), key=lambda note: (-note[1], note[0]))
+    for reason, count in ranked[:most]:
+        things, _, about = reason.partition(" ")
+        yield f"{number(count)} {things.removesuffix('s') if count == 1 else things} {about}"
+    if most is not None and len(ranked) > most:
+        yield f"and {number(len(ranked) - most)} more in evaluation.json"
 
 
 def _words(value: Value) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from cnnbatch.humanize import decimal, number
 from cnnbatch.metrics import Value
+from cnnbatch.output import evaluation as judged
 from cnnbatch.output.evaluation import Evaluation
 
 MOST_NOTES = 20
@@ -147,11 +148,7 @@ def slices(evaluation: Evaluation) -> list[Sliced]:
 
 def notes(evaluation: Evaluation) -> list[str]:
     """Return what was counted beside the numbers, the most frequent first, and which kinds have none."""
-    ranked = sorted(evaluation.notes.items(), key=lambda note: (-note[1], note[0]))
-    lines = lacking(evaluation.metrics)
-    lines += [f"{number(count)} {reason}" for reason, count in ranked[:MOST_NOTES]]
-    rest = len(ranked) - MOST_NOTES
-    return [*lines, f"and {number(rest)} more in evaluation.json"] if rest > 0 else lines
+    return [*lacking(evaluation.metrics), *judged.notes(evaluation, MOST_NOTES)]
 
 
 def meanings(metrics: Mapping[str, Value]) -> dict[str, str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cnnbatch.errors import UserError
 from cnnbatch.images.sizes import Size, stated_size
-from cnnbatch.sources.masks.problems import strange_in
+from cnnbatch.sources.masks.problems import remedies
 from cnnbatch.truth import NO_TRUTH, answer_of, check_sizes
 from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 
@@ -97,20 +97,17 @@ def unsound(found: Sequence[Problem], among: str) -> UserError:
     lines = [f"  {key}: {problem.rpartition('; ')[0] or problem}" for key, problem in found[:_SHOWN]]
     if len(found) > _SHOWN:
         lines.append(f"  and {len(found) - _SHOWN:,} more")
-    head = (
-        f"of {among} {len(found):,} {'has' if len(found) == 1 else 'have'} a ground truth that can't be used:"
-    )
-    return UserError("\n".join([head, *lines, f"  what to do: {_remedy(found)}"]))
-
-
-def _remedy(found: Sequence[Problem]) -> str:
-    strange = sorted({number for _, problem in found for number in strange_in(problem)})
-    if not strange:
-        return f"mend them, or leave the ground truth out (input.truth={NO_TRUTH})"
-    values = ", ".join(map(str, strange))
-    return (
-        f"input.ignore=[{values}] leaves the pixels of these values out, input.relabel makes them others, "
-        "and a line of classes.txt names each"
+    have = "has" if len(found) == 1 else "have"
+    todo = [*remedies([problem for _, problem in found])] or ["mend them"]
+    return UserError(
+        "\n".join(
+            [
+                f"of {among} {len(found):,} {have} a ground truth that can't be used:",
+                *lines,
+                *(f"  what to do: {one}" for one in todo),
+                f"  or leave the ground truth out (input.truth={NO_TRUTH})",
+            ]
+        )
     )
 
 

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cnnbatch.config.train import Train
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Recipe
+from cnnbatch.training.average import MovingAverage
 from cnnbatch.training.data import shuffle
 from cnnbatch.training.data.loader import Loader
 from cnnbatch.training.distributed import Team
@@ -103,9 +103,7 @@ class Loop:
         self._groups = [group for group in recipe.parameters() if group.tensors]
         self._optimizer = optimizer(self._groups, self._spec, plan.rate)
         self._module: nn.Module = team.wrap(module, self._device, narrow=plan.precision == "bf16")
-        decay = self._spec.ema
-        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        self._average = AveragedModel(module, multi_avg_fn=average, use_buffers=True) if decay else None
+        self._average = MovingAverage(module, self._spec.ema) if self._spec.ema else None
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=plan.precision == "fp16")
         self._history = History()
         self._steps = shuffle.count_steps(len(training.refs), self._spec.batch)

@@ -146,7 +146,7 @@ def test_what_is_odd_in_the_truth_is_counted(tmp_path: Path, data: Any, found: A
         for x1, x2 in [(4.0, 4.0), (-2.0, 7.0), (600.0, 641.0), (float("nan"), 8.0)]
     )
     rows[0]["objects"] = [first, second, third, fourth]
-    rows[1] |= {"objects": None, "problem": "made for 3 x 4 pixels, the image has 5 x 6"}
+    rows[1] |= {"objects": None, "problem": "its ground truth is for 3 x 4 pixels, the image has 5 x 6"}
     rows[2] |= {"objects": None}
     pq.write_table(truth.table(rows, table.schema), path)
     assert evaluated(folder).notes == {

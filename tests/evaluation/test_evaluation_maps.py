@@ -131,7 +131,7 @@ def test_a_failed_image_is_a_miss_and_one_without_truth_is_none(
 def test_a_map_that_is_damaged_is_named(tmp_path: Path, predicted: Any, true: Any) -> None:
     folder = write_maps(tmp_path / "out", predicted, true, Maps(MODEL, CLASSES, encoding="asset"))
     asset(folder, 7).write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"the map of 007\.jpg can't be read: expected a PNG"):
+    with pytest.raises(UserError, match=r"the map of 007\.jpg can't be read: it is no whole PNG"):
         evaluated(folder)
     asset(folder, 7).unlink()
     with pytest.raises(UserError, match=r"assets/map/part-00000000/00000007-\w+\.png is missing"):

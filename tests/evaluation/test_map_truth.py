@@ -18,7 +18,16 @@ from cnnbatch.evaluation.truths import TruthByKey
 from cnnbatch.images import class_map
 from cnnbatch.metrics.numbering import numbering
 from cnnbatch.sources.wrapper import SourceWrapper
-from cnnbatch.truth import MAP_SCHEMA, Class, ModelClasses, classes_of, ignored_of, with_classes, with_ignored
+from cnnbatch.truth import (
+    MAP_SCHEMA,
+    Class,
+    ModelClasses,
+    classes_of,
+    ignored_of,
+    match_map_classes,
+    with_classes,
+    with_ignored,
+)
 from cnnbatch.types import Shard, Source
 from tests.conftest import jpeg
 from tests.sourcing import source
@@ -67,8 +76,19 @@ def test_where_none_is_known_nothing_is_judged() -> None:
     assert (table.schema, notes) == (SCHEMA, Counter())
 
 
+def test_values_without_names_are_told_how_to_be_named() -> None:
+    numbers = [Class(str(number), number) for number in range(255)]
+    with pytest.raises(
+        UserError, match=r"(?s)have no names.*: sky, car\n.*relabel=\{0: sky, 1: car\}' and so"
+    ):
+        match_map_classes(ModelClasses(("sky", "car")), numbers, {})
+    trained = match_map_classes(ModelClasses(("0", "1")), numbers, {})
+    assert trained["1"] == "1"
+
+
 def test_images_without_a_map_are_counted_by_their_reason() -> None:
-    problems = ["made for 3 x 4 pixels, the image has 5 x 6; its map is left out", "it has 2 masks", None]
+    size = "its ground truth is for 3 x 4 pixels, the image has 5 x 6; its map is left out"
+    problems = [size, "it has 2 masks", None]
     table = truth.table([{"image_id": "x", "problem": problem} for problem in problems], SCHEMA)
     assert _without_truth(table) == {OTHER_SIZE: 1, UNUSABLE: 1, NO_TRUTH: 1}
 
@@ -96,8 +116,12 @@ def test_whole_maps_of_known_classes_pass_before_the_first_shard(tmp_path: Path)
     ("made", "names", "words"),
     [
         ({}, ("road",), "none of the classes of the ground truth's maps"),
-        ({"size": (48, 63)}, ("car",), r"a.jpg: made for 63 x 48 pixels, the image has 64 x 48"),
-        ({"value": 2}, ("car",), r"(?s)b.jpg: b.png has values which no class has: 2.*input.ignore=\[2\]"),
+        ({"size": (48, 63)}, ("car",), "a.jpg: its ground truth is for 63 x 48 pixels, the image has 64"),
+        (
+            {"value": 2},
+            ("car",),
+            r"(?s)b.jpg: its mask b.png has values which no class has: 2.*input.ignore=\[2\]",
+        ),
     ],
 )
 def test_mistakes_are_refused_before_the_first_shard(

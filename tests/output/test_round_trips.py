@@ -178,7 +178,7 @@ def test_truth_for_another_size_is_said_and_left_out(tmp_path: Path) -> None:
     run(job(tmp_path, tmp_path / "out", input={"url": f"{tmp_path}/all.json"}), RunOptions(quiet=True))
     rows = pq.read_table(tmp_path / "out/_job/truth/part-00000000.parquet").to_pylist()
     assert [row["objects"] is None for row in rows] == [False, False, True, False]
-    assert rows[2]["problem"].startswith("made for 65 x 48 pixels, the image has 64 x 48")
+    assert rows[2]["problem"].startswith("its ground truth is for 65 x 48 pixels, the image has 64 x 48")
 
 
 # What a user sees

@@ -144,7 +144,7 @@ def test_maps_of_large_ids_have_sixteen_bits(tmp_path: Path) -> None:
         (png(NUMBERS, "L"), "1.png: expected a PNG of colours, got one of L"),
         (png(NUMBERS)[:70], "1.png: it is no whole PNG file"),
         (jpeg(1), "1.png: it is no whole PNG file"),
-        (png(NUMBERS[:40]), "made for 64 x 40 pixels, the image has 64 x 48"),
+        (png(NUMBERS[:40]), "its ground truth is for 64 x 40 pixels, the image has 64 x 48"),
     ],
 )
 def test_a_map_that_is_none_is_refused(data: bytes, words: str, tmp_path: Path) -> None:

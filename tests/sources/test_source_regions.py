@@ -224,7 +224,7 @@ def test_a_mask_of_another_size_is_told(tmp_path: Path) -> None:
         (lambda path: picture(0).save(path), r"a.png: expected one value a pixel .* got colours \(RGB\)"),
         (
             lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n cut"),
-            "a.png: expected a PNG file, got something",
+            "a.png: it is no whole PNG file",
         ),
     ],
 )

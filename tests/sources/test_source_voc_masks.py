@@ -137,7 +137,7 @@ def test_a_tree_may_have_classes_of_its_own(tmp_path: Path) -> None:
     ("classes", "words"),
     [
         (CLASSES[:40], "SegmentationClass/a.png is of another size; its objects are left out"),
-        (CLASSES + 30, "SegmentationClass/a.png has values which no class has: 29, 30, 42, 45"),
+        (CLASSES + 30, "its mask SegmentationClass/a.png has values which no class has: 29, 30, 42, 45"),
     ],
 )
 def test_masks_that_do_not_fit_each_other_are_said(

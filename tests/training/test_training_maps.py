@@ -117,10 +117,13 @@ def test_images_without_a_mask_do_not_teach(tmp_path: Path) -> None:
         (
             np.full(SIZE, 9, np.uint8),
             r"(?s)of 14 images that train, validate and test 1 has a ground truth "
-            r"that can't be used:\n  test/x.jpg: testannot/x.png has values which no class has: 9.*"
+            r"that can't be used:\n  test/x.jpg: its mask testannot/x.png has values which no class has: 9.*"
             r"ignore=\[9\]",
         ),
-        (np.zeros((12, 15), np.uint8), "test/x.jpg: made for 15 x 12 pixels, the image has 16 x 12"),
+        (
+            np.zeros((12, 15), np.uint8),
+            "test/x.jpg: its ground truth is for 15 x 12 pixels, the image has 16",
+        ),
     ],
 )
 def test_masks_that_can_not_be_used_stop_the_training_before_it_begins(

@@ -1,14 +1,21 @@
-"""What may be wrong with the masks of a picture, as its row of the ground truth says it."""
+"""What may be wrong with the masks of a picture, as its row of the ground truth says it, and what to do."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from cnnbatch.truth import partly
+from cnnbatch.truth import has_other_size, partly
 
 _SHOWN = 20
 _STRANGE = re.compile(r"which no class has: ([0-9, ]+)")
+_REMEDIES = {
+    "got JPEG": "write the masks as PNG files, from what they were made of: JPEG changes the values",
+    "got colours": "write the number of each pixel's class, not its colour (a palette may have that)",
+    "no whole PNG file": "copy the damaged files again",
+    " masks, ": "keep one mask an image, or say what it is called, as in input.truth='masks/{name}_mask.png'",
+}
+"""What to do, by words of a problem."""
 
 
 class Unusable(Exception):
@@ -29,10 +36,25 @@ def strange(path: str, numbers: Sequence[int]) -> Unusable:
     """Return what to raise for a mask with values that no class has."""
     more = f" and {len(numbers) - _SHOWN:,} more" if len(numbers) > _SHOWN else ""
     shown = ", ".join(map(str, numbers[:_SHOWN]))
-    return Unusable(f"{path} has values which no class has: {shown}{more}")
+    return Unusable(f"its mask {path} has values which no class has: {shown}{more}")
 
 
-def strange_in(problem: str) -> list[int]:
+def remedies(found: Sequence[str]) -> Iterator[str]:
+    """Yield what to do about some problems, each once."""
+    values = sorted({value for problem in found for value in _strange_in(problem)})
+    if values:
+        yield (
+            f"leave the pixels of these values out (input.ignore={values}), make them others "
+            "(input.relabel), or name each in a line of classes.txt"
+        )
+    if any(map(has_other_size, found)):
+        yield "give each image a mask of its size; to resize one, take the nearest value, do not interpolate"
+    for words, remedy in _REMEDIES.items():
+        if any(words in problem for problem in found):
+            yield remedy
+
+
+def _strange_in(problem: str) -> list[int]:
     """Return the values of a problem that no class has; none of another problem."""
     found = _STRANGE.search(problem)
     return [int(number) for number in found[1].split(",") if number.strip()] if found else []

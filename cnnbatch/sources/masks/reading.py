@@ -46,7 +46,7 @@ def values_of(data: bytes, path: str) -> Numbers:
     try:
         return class_map.from_png(data)
     except NotAMap as error:
-        raise Unusable(f"{path}: {error}") from None
+        raise Unusable(f"its mask {path}: {error}") from None
 
 
 def known_numbers(values: Numbers, meaning: Meaning, path: str) -> Numbers:

@@ -49,7 +49,8 @@ def test_each_shard_s_masks_lie_beside_its_rows(tmp_path: Path) -> None:
         else:
             assert np.array_equal(class_map.from_png(row["map"]), NUMBERS)
     assert rows[3]["problem"] is None
-    assert rows[17]["problem"] == "made for 64 x 40 pixels, the image has 64 x 48; its map is left out"
+    words = "its ground truth is for 64 x 40 pixels, the image has 64 x 48; its map is left out"
+    assert rows[17]["problem"] == words
     for part in read:
         assert classes_of(part.schema) == (Class("sky", 0), Class("street", 1))
         assert ignored_of(part.schema) == {255}
@@ -86,7 +87,7 @@ def scenes(folder: Path, count: int = 6) -> list[NDArray[np.uint8]]:
 def segmented(folder: Path, out: str = "out", **fields: Any) -> dict[str, Any]:
     given = {"url": str(folder / "photos"), "truth": str(folder / "masks"), **fields}
     segment = {"name": "segment", "model": COLOURS}
-    cnnbatch.run("segment", quiet=True, task=segment, input=given, output=str(folder / out), compute=INLINE)
+    cnnbatch.run("segment", task=segment, input=given, output=str(folder / out), compute=INLINE)
     found: dict[str, Any] = json.loads((folder / out / "evaluation.json").read_text())
     return found
 
@@ -104,12 +105,15 @@ def test_predictions_are_judged_by_masks(tmp_path: Path) -> None:
     assert again.metrics["mIoU"].value == 1
 
 
-def test_unknown_classes_do_not_count_and_are_said(tmp_path: Path) -> None:
+def test_unknown_classes_do_not_count_and_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     true = scenes(tmp_path)
     lines = (tmp_path / "classes.txt").read_text().splitlines()
     (tmp_path / "classes.txt").write_text("\n".join([*lines[:-1], "asphalt"]))
     found = segmented(tmp_path, ignore=[30])
     pixels = sum(int((one[1:] == 2).sum()) for one in true)
+    assert f"note:   {pixels:,} pixels of asphalt, a class that" in capsys.readouterr().out
     assert found["metrics"]["mIoU"]["value"] == 1
     assert (
         found["notes"]["pixels of asphalt, a class that the model does not know; they do not count"] == pixels
@@ -133,6 +137,27 @@ def test_mistakes_stop_the_run_before_its_first_shard(
     with pytest.raises(UserError, match=words):
         segmented(tmp_path, **fields)
     assert not list((tmp_path / "out").glob("predictions/*"))
+
+
+def test_evaluation_again_refuses_masks_as_a_run_does(tmp_path: Path) -> None:
+    scenes(tmp_path)
+    segmented(tmp_path, ignore=[30])
+    before = sorted((tmp_path / "out/evaluation").rglob("*"))
+    fields = [f"truth={tmp_path / 'masks'}", "ignore=[31]"]
+    with pytest.raises(UserError, match=r"of the first 6 images 6 have a ground truth(?s:.*)ignore=\[30\]"):
+        evaluate_again(str(tmp_path / "out"), fields, Screen(quiet=True))
+    assert sorted((tmp_path / "out/evaluation").rglob("*")) == before
+    fields[1] = "ignore=[30]"
+    assert evaluate_again(str(tmp_path / "out"), fields, Screen(quiet=True)).metrics["mIoU"].value == 1
+
+
+def test_an_earlier_output_is_the_truth_of_an_evaluation(tmp_path: Path) -> None:
+    scenes(tmp_path)
+    for out, relabel in (("out", {}), ("other", {"grass": None})):
+        segmented(tmp_path, out, ignore=[30], relabel=relabel)
+    fields = [f"truth={tmp_path / 'other'}"]
+    found = evaluate_again(str(tmp_path / "out"), fields, Screen(quiet=True))
+    assert (found.images, found.metrics["mIoU"].value, found.notes) == (6, 1, {})
 
 
 def test_an_earlier_output_is_the_truth_of_another(tmp_path: Path) -> None:

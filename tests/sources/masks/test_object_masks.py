@@ -133,7 +133,7 @@ def test_pixels_of_a_class_are_one_object_where_values_are_classes(tmp_path: Pat
     ("masks", "words"),
     [
         ({"a__0": LEFT, "a__1": RIGHT[:40]}, "its masks are of different sizes, 64 x 48 and others"),
-        ({"a__0": LEFT[:, :40]}, "made for 40 x 48 pixels, the image has 64 x 48"),
+        ({"a__0": LEFT[:, :40]}, "its ground truth is for 40 x 48 pixels, the image has 64 x 48"),
         ({"a__0": np.zeros((48, 64, 3), np.uint8)}, "a/0.png: expected one value a pixel"),
     ],
 )

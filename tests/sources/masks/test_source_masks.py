@@ -183,17 +183,39 @@ def test_values_past_the_list_are_refused_with_how_to_ignore_them(tmp_path: Path
     folder = write(tmp_path, a=SKY, b=high, c=higher)
     assert refusal(masked(folder)) == (
         "of the first 3 images 2 have a ground truth that can't be used:\n"
-        "  b.jpg: b.png has values which no class has: 7\n"
-        "  c.jpg: c.png has values which no class has: 9\n"
-        "  what to do: input.ignore=[7, 9] leaves the pixels of these values out, input.relabel makes them "
-        "others, and a line of classes.txt names each"
+        "  b.jpg: its mask b.png has values which no class has: 7\n"
+        "  c.jpg: its mask c.png has values which no class has: 9\n"
+        "  what to do: leave the pixels of these values out (input.ignore=[7, 9]), make them others "
+        "(input.relabel), or name each in a line of classes.txt\n"
+        "  or leave the ground truth out (input.truth=none)"
     )
     row = rows(masked(folder))[1]
     assert (row["map"], row["problem"]) == (
         None,
-        "b.png has values which no class has: 7; its map is left out",
+        "its mask b.png has values which no class has: 7; its map is left out",
     )
     require_sound(masked(folder, ignore=(7, 9)), [Shard(0, tuple(masked(folder).refs()))])
+
+
+def test_each_mistake_has_its_remedy_once(tmp_path: Path) -> None:
+    strange = np.full((48, 64), 9, np.uint8)
+    colour = png(np.zeros((48, 64, 3), np.uint8))
+    folder = write(
+        tmp_path, a=png(SKY[:40]), b=strange, c=colour, d=jpeg(1), e=png(SKY)[:50], f=SKY, g=colour
+    )
+    (folder / "masks/f.PNG").write_bytes(png(SKY))
+    assert refusal(masked(folder)).splitlines()[7:] == [
+        "  what to do: leave the pixels of these values out (input.ignore=[9]), make them others "
+        "(input.relabel), or name each in a line of classes.txt",
+        "  what to do: give each image a mask of its size; to resize one, take the nearest value, "
+        "do not interpolate",
+        "  what to do: write the masks as PNG files, from what they were made of: JPEG changes the values",
+        "  what to do: write the number of each pixel's class, not its colour (a palette may have that)",
+        "  what to do: copy the damaged files again",
+        "  what to do: keep one mask an image, or say what it is called, as in "
+        "input.truth='masks/{name}_mask.png'",
+        "  or leave the ground truth out (input.truth=none)",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -202,8 +224,8 @@ def test_values_past_the_list_are_refused_with_how_to_ignore_them(tmp_path: Path
         (jpeg(3), "a.png: expected a PNG file, got JPEG, whose values are not kept exactly"),
         (png(np.zeros((48, 64, 3), np.uint8)), r"a.png: expected one value a pixel .* got colours \(RGB\)"),
         (png(SKY)[:50], "a.png: it is no whole PNG file"),
-        (b"", "a.png: expected a PNG file, got something else"),
-        (png(SKY[:40]), "made for 64 x 40 pixels, the image has 64 x 48"),
+        (b"", "a.png: it is no whole PNG file"),
+        (png(SKY[:40]), "its ground truth is for 64 x 40 pixels, the image has 64 x 48"),
     ],
 )
 def test_what_is_no_mask_of_its_picture_is_refused(mask: bytes, words: str, tmp_path: Path) -> None:
@@ -217,7 +239,7 @@ def test_what_is_no_mask_of_its_picture_is_refused(mask: bytes, words: str, tmp_
 def test_a_jpeg_among_the_masks_is_no_mask(tmp_path: Path) -> None:
     folder = write(tmp_path, a=None, b=SKY)
     (folder / "masks/a.jpg").write_bytes(png(SKY, "JPEG"))
-    assert "a.jpg: a.jpg: expected a PNG file, got JPEG" in refusal(masked(folder))
+    assert "a.jpg: its mask a.jpg: expected a PNG file, got JPEG" in refusal(masked(folder))
 
 
 def test_two_masks_of_one_picture_are_refused(tmp_path: Path) -> None:
