@@ -287,17 +287,22 @@ def _mask_sizes(
 NO_CLASS = frozenset({"", "__background__", "N/A", "no person"})
 """Names in the places of a network's outputs that stand for no class, as torchvision has them."""
 
+BACKGROUND = frozenset({"__background__", "background"})
+"""What models call the class of the pixels that are in no object."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelClasses:
     """A model's classes: ``names`` and, of its data set, ``ids`` in the same order; an empty name is none.
 
-    ``aliases`` lead from its names to those of that data set, where they differ.
+    ``aliases`` lead from its names to those of that data set, where they differ. ``maps`` is how many of the
+    names, the first, are those of maps, where a model has others besides; 0: all are.
     """
 
     names: Sequence[str]
     ids: Sequence[int] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    maps: int = 0
 
     def by_name(self) -> dict[str, str]:
         """Return the model's name of every name that it or its data set has for a class."""

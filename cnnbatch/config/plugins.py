@@ -19,7 +19,10 @@ from cnnbatch.humanize import meant
 from cnnbatch.storage import redact
 
 CODE_FIELDS = ("task.name", "task.model")
-"""The fields of a job that name code; a study may also have them in its cases, its ranges and its lesson."""
+"""The fields of a job that name code; a study may also have them in its cases, its ranges and its lesson.
+
+A task of several networks has sections of its own, such as ``task.detect``, whose fields name code, too.
+"""
 
 _CODE = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
 _given: set[str] = set()
@@ -60,14 +63,25 @@ def require_given(job: Mapping[str, Any], file: str, fields: Sequence[str], said
         UserError: it does; nothing was imported.
     """
     for field, name in _leaves(job):
-        code = field.endswith(tuple(f".{one}" for one in fields)) and isinstance(name, str)
-        if code and ":" in name and name not in said and name not in _given | installed():
+        if (
+            isinstance(name, str)
+            and _names_code(field, fields)
+            and ":" in name
+            and name not in said
+            and name not in _given | installed()
+        ):
             raise UserError(
                 f"{redact(file)} names code to run, {name!r} in {field.removeprefix('.')}, and lies in an "
                 "output, whose files are data\n"
                 f"  what to do: where you trust that code, give --plugin {name}, or install a package that "
                 f"has it among its entry points ({GROUP})"
             )
+
+
+def _names_code(field: str, fields: Sequence[str]) -> bool:
+    """Say whether the field of a job is one of ``fields``, or the same in a section below."""
+    parts = [one.partition(".") for one in fields]
+    return any(re.search(rf"\.{section}\.(\w+\.)*{last}$", field) for section, _, last in parts)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

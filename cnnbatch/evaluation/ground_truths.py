@@ -174,7 +174,8 @@ class ObjectsTruth(GroundTruth):
         objects, left_out = renamed(truth["objects"].combine_chunks(), names)  # type: ignore[arg-type]
         reason = "truths of the class {}, which task.aliases leaves out"
         notes = Counter({reason.format(label): count for label, count in left_out.items()})
-        return _with_column(truth, "objects", objects), notes
+        schema = _with_names(truth.schema, names)
+        return _with_column(truth, "objects", objects).replace_schema_metadata(schema.metadata), notes
 
     def oddities(self, predictions: pa.Table, truth: pa.Table, classes: ModelClasses | None) -> Counter[str]:
         """Count the boxes that have no area or reach beyond their image."""
@@ -266,6 +267,13 @@ def _in_refs(source: Source, shard: Shard) -> Iterator[str]:
 def _in_files(source: Source, shard: Shard) -> list[str]:
     table = source.truth(shard)
     return [] if table is None else object_labels(table)
+
+
+def _with_names(schema: pa.Schema, names: Aliases) -> pa.Schema:
+    """Return a schema whose classes have other names; one that ``names`` lead to None is left out."""
+    called = [(names.get(one.name, one.name), one.id) for one in classes_of(schema)]
+    known = [Class(name, number) for name, number in called if name is not None]
+    return with_classes(schema, known) if called else schema
 
 
 def _with_column(table: pa.Table, name: str, column: Any) -> pa.Table:

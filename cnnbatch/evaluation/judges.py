@@ -6,9 +6,10 @@ from cnnbatch.config.entries import Entries, as_instance
 from cnnbatch.metrics import Metric, Schemas
 from cnnbatch.metrics.class_maps import MapMetric
 from cnnbatch.metrics.classification import ClassificationMetric
-from cnnbatch.metrics.coco import CocoMetric
+from cnnbatch.metrics.coco import BOXES, CocoMetric
 from cnnbatch.metrics.iou_types import IOU_TYPES
 from cnnbatch.metrics.localization import LocalizationMetric
+from cnnbatch.metrics.object_maps import ObjectMapMetric
 from cnnbatch.metrics.panoptic_objects import PanopticMetric
 from cnnbatch.metrics.voc import VocMetric
 
@@ -20,6 +21,8 @@ METRICS: Entries[Metric | type[Metric]] = Entries(
         "localization": LocalizationMetric(),
         "panoptic": PanopticMetric(),
         "boxes": CocoMetric(IOU_TYPES["boxes"]),
+        "boxes_alone": CocoMetric(IOU_TYPES["boxes"], BOXES),
+        "object_maps": ObjectMapMetric(),
         "voc": VocMetric(),
         "masks": CocoMetric(IOU_TYPES["masks"]),
         "keypoints": CocoMetric(IOU_TYPES["keypoints"]),

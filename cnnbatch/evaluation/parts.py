@@ -160,7 +160,7 @@ def _partials(
     first_place = part << 32  # Above those of all earlier parts.
     classes = order.naming.classes
     names = tuple(classes.names) if classes else None
-    piece = Piece(predictions, truth, first_place, names, asset)
+    piece = Piece(predictions, truth, first_place, names, asset, classes.maps if classes else 0)
     slices = dict(_slices(order.slices, predictions))
     found: dict[Slice, dict[str, Any]] = {slice_: {} for slice_ in (WHOLE, *slices)}
     for name, one in metrics.items():

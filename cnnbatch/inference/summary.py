@@ -15,7 +15,7 @@ from cnnbatch.inference import fingerprint
 from cnnbatch.inference.driver.planner import Planner
 from cnnbatch.inference.driver.pools import HANDFUL
 from cnnbatch.job import MapJob
-from cnnbatch.output.evaluation import Evaluation, headline, notes
+from cnnbatch.output.evaluation import Evaluation, headlines, notes
 from cnnbatch.output.failures import failed_images
 from cnnbatch.output.folder import Output
 from cnnbatch.output.plan_pages import left_out_of
@@ -141,7 +141,7 @@ def say_summary(summary: Summary, evaluation: Evaluation | None, output: Output,
 def _judged_lines(evaluation: Evaluation | None) -> Iterator[str]:
     """Yield how good the predictions are, and what was counted beside it."""
     if evaluation is not None:
-        yield f"  {headline(evaluation)}"
+        yield from (f"  {line}" for line in headlines(evaluation))
         for note in notes(evaluation, MOST_NOTES):
             yield f"  note:   {note}"
 

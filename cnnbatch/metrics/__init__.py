@@ -61,8 +61,8 @@ class Piece:
     """Some images to judge: ``predictions`` and ``truth``, row by row, both with the model's names.
 
     ``predictions`` have ``key``, ``error``, ``width``, ``height`` and the metric's columns. ``first_place``
-    is the place of the first image among all, ``classes`` the model's where they are known. ``asset`` reads
-    what an address in ``predictions`` stands for.
+    is the place of the first image among all, ``classes`` the model's where they are known, of which the
+    first ``maps`` are those of maps (0: all). ``asset`` reads what an address in ``predictions`` stands for.
     """
 
     predictions: pa.Table
@@ -70,6 +70,12 @@ class Piece:
     first_place: int = 0
     classes: tuple[str, ...] | None = None
     asset: Callable[[str], bytes] | None = None
+    maps: int = 0
+
+    @property
+    def map_classes(self) -> tuple[str, ...] | None:
+        """The model's classes whose places are the numbers of maps."""
+        return self.classes[: self.maps] if self.classes and self.maps else self.classes
 
     def take(self, rows: NDArray[np.int64]) -> Piece:
         """Return some of the images."""

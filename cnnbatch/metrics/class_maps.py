@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cnnbatch.errors import UserError
 from cnnbatch.images import class_map
 from cnnbatch.metrics import Evaluated, Metric, Piece, Schemas, semantic
-from cnnbatch.metrics.numbering import numbering
+from cnnbatch.metrics.numbering import Numbering, numbering
 from cnnbatch.metrics.semantic import SemanticPartial
 from cnnbatch.truth import MAP, MAP_RUNS
 from cnnbatch.types import Map
@@ -39,9 +39,17 @@ class MapMetric(Metric):
     def partials(self, piece: Piece, groups: Sequence[NDArray[np.int64]]) -> list[SemanticPartial]:
         """Count the maps of a piece, each once, and add up all of them and each group."""
         keys: list[Any] = piece.predictions["key"].to_pylist()
-        numbers = numbering(piece.truth.schema, piece.classes)
-        counts = semantic.count(keys, _predicted(piece), _true(piece), numbers)
+        counts = semantic.count(keys, _predicted(piece), self.true(piece), self.numbering(piece))
         return [semantic.partial(counts), *(semantic.partial(counts, rows) for rows in groups)]
+
+    def numbering(self, piece: Piece) -> Numbering:
+        """Return which class each number of the true and of the predicted maps stands for."""
+        return numbering(piece.truth.schema, piece.map_classes)
+
+    def true(self, piece: Piece) -> Iterator[class_map.Numbers]:
+        """Yield the true maps."""
+        for key, value in zip(piece.predictions["key"], piece.truth["map"], strict=True):
+            yield _decoded(piece, key.as_py(), value.as_py(), (0, 0))
 
     def merge(self, partials: Sequence[SemanticPartial]) -> SemanticPartial:
         """Add up partials."""
@@ -68,11 +76,6 @@ def _predicted(piece: Piece) -> Iterator[class_map.Numbers | None]:
             yield None
         else:
             yield _decoded(piece, key.as_py(), value.as_py(), (height.as_py(), width.as_py()))
-
-
-def _true(piece: Piece) -> Iterator[class_map.Numbers]:
-    for key, value in zip(piece.predictions["key"], piece.truth["map"], strict=True):
-        yield _decoded(piece, key.as_py(), value.as_py(), (0, 0))
 
 
 def _decoded(piece: Piece, key: str, value: Any, size: tuple[int, int]) -> class_map.Numbers:

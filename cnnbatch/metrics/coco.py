@@ -7,7 +7,7 @@ is ranked at a time (`cnnbatch.metrics.average_precision`), and rows wait on dis
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial as bound
 from typing import Any
@@ -43,6 +43,9 @@ from cnnbatch.metrics.objects import (
     pairs,
 )
 from cnnbatch.types import Map, here
+
+BOXES = "boxes"
+"""The column of boxes, where ``objects`` are of another network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +130,31 @@ def result(merged: MergedCoco, apply: Map = here, intervals: bool = True) -> Eva
 
 
 class CocoMetric(Metric):
-    """Objects judged by objects, by their boxes, masks or keypoints."""
+    """Objects judged by objects, by their boxes, masks or keypoints.
+
+    ``column`` is that of the predictions. Where they have boxes in a column of its own, ``boxes``, these are
+    the ones that are judged, not those around the masks in ``objects``.
+    """
 
     answer = "objects"
 
-    def __init__(self, iou_type: IouType) -> None:
-        self._type = iou_type
+    def __init__(self, iou_type: IouType, column: str = "objects") -> None:
+        self._type, self._column = iou_type, column
 
     def applies(self, schemas: Schemas) -> bool:
         """Say whether both have the field that is compared."""
-        return self._type.field in object_fields(schemas.predictions) & object_fields(schemas.truth)
+        compared, said = self._type.field, schemas.predictions
+        elsewhere = compared == "box" in object_fields(said, BOXES) and self._column != BOXES
+        return compared in object_fields(said, self._column) & object_fields(schemas.truth) and not elsewhere
+
+    def columns(self, predictions: pa.Schema) -> Sequence[str]:
+        """Return which column is judged."""
+        return [self._column]
 
     def partial(self, piece: Piece) -> CocoPartial:
         """Match the detections of some images."""
-        return partial(self._type, piece.predictions, piece.truth, piece.first_place)
+        said = pa.table({"key": piece.predictions["key"], "objects": piece.predictions[self._column]})
+        return partial(self._type, said, piece.truth, piece.first_place)
 
     def merging(self) -> MergedCoco:
         """Return what takes the rows by class."""

@@ -116,9 +116,9 @@ def flatten_things(column: pa.ChunkedArray[Any], labels: Labels) -> Objects:
     return objects.take(things.to_numpy(zero_copy_only=False))
 
 
-def object_fields(schema: pa.Schema) -> set[str]:
-    """Return the fields that a column ``objects`` has for each object; none where it means something else."""
-    kind: Any = schema.field("objects").type if "objects" in schema.names else pa.null()
+def object_fields(schema: pa.Schema, column: str = "objects") -> set[str]:
+    """Return the fields that a column has for each object; none where it means something else."""
+    kind: Any = schema.field(column).type if column in schema.names else pa.null()
     if not pa.types.is_list(kind) or not pa.types.is_struct(kind.value_type):
         return set()
     fields = {one.name: one.type for one in kind.value_type}

@@ -130,7 +130,8 @@ class VocMetric(Metric):
 
     def applies(self, schemas: Schemas) -> bool:
         """Say whether there are boxes, and it is known which objects are difficult."""
-        return schemas.difficult and "box" in object_fields(schemas.predictions)
+        has_boxes = "box" in object_fields(schemas.predictions)
+        return schemas.difficult and has_boxes and not object_fields(schemas.predictions, "boxes")
 
     def partial(self, piece: Piece) -> DetectionPartial:
         """Match the detections of some images."""

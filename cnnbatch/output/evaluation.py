@@ -16,6 +16,9 @@ from cnnbatch.storage import NotFound, Storage, join, redact
 
 Metrics = Mapping[str, Value]
 
+OF_VIEWS = ("AP", "mIoU", "mask_AP")
+"""The first number of each view, where a row has boxes, a map and masks."""
+
 VERSION = 1
 """The newest version of ``evaluation.json`` that can be read; a file that says none is of the first."""
 
@@ -101,11 +104,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def headline(evaluation: Evaluation) -> str:
-    """Return the first of the numbers that has a value, as a line for people."""
+def headlines(evaluation: Evaluation) -> list[str]:
+    """Return the first of the numbers that has a value, as a line for people; of several views each one's."""
     known = {name: value for name, value in evaluation.metrics.items() if value.value is not None}
-    name, value = next(iter(known.items()), ("judged", Value(None, reason="no truth to judge by")))
-    return f"{f'{name}:':7} {_words(value)}"
+    has_views = evaluation.metrics.keys() >= {*OF_VIEWS}
+    names = [name for name in known if name in OF_VIEWS] if has_views else list(known)[:1]
+    shown = {name: known[name] for name in names} or {"judged": Value(None, reason="no truth to judge by")}
+    return [f"{f'{name}:':7} {_words(value)}" for name, value in shown.items()]
 
 
 def lines(evaluation: Evaluation) -> Iterator[str]:

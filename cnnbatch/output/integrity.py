@@ -64,6 +64,7 @@ class _Classes(TypedDict):
     names: list[str]
     ids: NotRequired[list[int]]
     aliases: NotRequired[dict[str, str]]
+    maps: NotRequired[_Natural]
 
 
 @_open

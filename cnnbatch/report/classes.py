@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 
 from cnnbatch.humanize import number
 from cnnbatch.metrics import Value
-from cnnbatch.report.answers import answer_report
 from cnnbatch.report.answers.entry import AnswerReport, ClassLayout
 from cnnbatch.report.context import ReportContext
 from cnnbatch.report.numbers import share
@@ -107,7 +106,7 @@ def confusion_matrix(context: ReportContext) -> tuple[Matrix | None, list[Confus
     sums: Any = cells.group_by("truth").aggregate([("count", "sum")])
     totals = dict(zip(sums["truth"].to_pylist(), sums["count_sum"].to_pylist(), strict=True))
     ranked = sorted(totals, key=lambda label: (-totals[label], label))[:MOST_IN_MATRIX]
-    entry = answer_report(context.truth_kind)
+    entry = next((one for one in context.answers.values() if one.is_confused), None)
     matrix = _matrix(cells, sorted(ranked), totals, entry.unit if entry else AnswerReport.unit)
     return matrix, _confusions(cells, totals) if len(totals) > len(ranked) else []
 

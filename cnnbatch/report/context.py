@@ -98,7 +98,8 @@ class ReportContext:
             schema, kind = file.schema_arrow, _kind_of(file)
             about = AboutTruth(schema, self._names(schema), self.about.classes, self._hidden(kind))
             found = rows_at(file, rows)
-            return [_truth(found.get(row, {}), kind, about) for row in rows]
+            others = {name: one for name, one in self.answers.items() if name != kind}
+            return [_truth(found.get(row, {}), kind, about, others) for row in rows]
 
         return self._read(self._truth(shard), read) or [None] * len(rows)
 
@@ -149,9 +150,15 @@ def _kind_of(file: pq.ParquetFile) -> str | None:
     return next(iter(answers_among(file.schema_arrow.names)), None)
 
 
-def _truth(row: Mapping[str, Any], kind: str | None, about: AboutTruth) -> Truth | None:
+def _truth(
+    row: Mapping[str, Any], kind: str | None, about: AboutTruth, others: Mapping[str, AnswerReport]
+) -> Truth | None:
     """Return what a row of the ground truth says; None where the image has none."""
     entry = answer_report(kind)
     if kind is None or entry is None or row.get(kind) is None:
         return None
-    return Truth(kind, entry.truth(row[kind], about))
+    of_objects = others if kind == "objects" else {}
+    more = {name: one.truth_of_objects(row, about) for name, one in of_objects.items()}
+    return Truth(
+        kind, entry.truth(row[kind], about), {name: one for name, one in more.items() if one is not None}
+    )

@@ -13,12 +13,13 @@ from typing import NamedTuple
 from PIL import Image
 
 from cnnbatch.report.pictures import Picture, jpeg_uri
-from cnnbatch.report.prediction import Prediction
+from cnnbatch.report.prediction import DrawnView, Prediction
 
 MOST_BYTES = 6_000_000
 """Of all pictures of a page: two million less than the page may have."""
 LEVELS = ((1.0, 80), (0.75, 70), (0.5, 60))
 """Of the pictures' sides, and JPEG's quality: what is tried, one after the other."""
+ACTUAL = "Actual"
 TOO_LARGE = "left out, so that the page stays small"
 
 
@@ -40,6 +41,11 @@ class Card:
     views: tuple[View, ...]
     reason: str | None = None
 
+    @property
+    def columns(self) -> int:
+        """How many views stand beside each other: all, or what was predicted above what is true."""
+        return len(self.prediction.views) or len(self.views)
+
 
 def embedded(galleries: Sequence[Sequence[Picture]], most: int = MOST_BYTES) -> list[list[Card]]:
     """Return the cards of all galleries of a page, whose pictures together have at most ``most`` bytes."""
@@ -58,14 +64,34 @@ def _card(picture: Picture, share: float, quality: int) -> Card:
 def _views(picture: Picture, share: float, quality: int) -> Iterator[View]:
     if picture.image is None:
         return
+    if picture.views:
+        yield from _rows_of_views(picture.views, share, quality)
+        return
     about = picture.prediction
-    two = [("Actual", picture.actual, about.actual), ("Predicted", picture.image, about.predicted)]
+    two = [(ACTUAL, picture.actual, about.actual), ("Predicted", picture.image, about.predicted)]
     for name, image, text in (
         [*two, *picture.more] if picture.actual or picture.more else [("", picture.image, "")]
     ):
         if image is not None:
-            small = _shrunk(image, share)
-            yield View(name, jpeg_uri(small, quality), small.width, small.height, text)
+            yield _view(name, image, text, share, quality)
+
+
+def _rows_of_views(views: Sequence[DrawnView], share: float, quality: int) -> Iterator[View]:
+    """Yield what was predicted, then what is true; a truth that is not known has its place, empty."""
+    for one in views:
+        yield _view(one.view.name, one.image, one.view.text, share, quality)
+    if all(one.actual is None for one in views):
+        return
+    for one in views:
+        if one.actual is None:
+            yield View(ACTUAL, "", 0, 0, "not known")
+        else:
+            yield _view(ACTUAL, one.actual, one.view.truth_text, share, quality)
+
+
+def _view(name: str, image: Image.Image, text: str, share: float, quality: int) -> View:
+    small = _shrunk(image, share)
+    return View(name, jpeg_uri(small, quality), small.width, small.height, text)
 
 
 def _shrunk(image: Image.Image, share: float) -> Image.Image:

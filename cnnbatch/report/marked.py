@@ -81,7 +81,9 @@ def colour(label: Any) -> str:
 
 
 def _paint(one: Mapping[str, Any]) -> str:
-    """Return the colour of an object's class; those of segments, which are many, are more."""
+    """Return the colour of an object's class, or its own; those of segments, which are many, are more."""
+    if paint := one.get("paint"):
+        return str(paint)
     if one.get("is_thing") is None:
         return colour(one["label"])
     return palette.css(palette.colour_of(str(one["label"])))

@@ -68,6 +68,8 @@ def find_mistakes(context: ReportContext) -> Mistakes:
     parts = {shard: part for part, shard in enumerate(context.shards)}
     labels, found, held = Labels(), Mistakes(), np.empty(0, _CANDIDATE)
     for entry in context.answers.values():
+        if found.images:
+            break  # Of several answers the first that has mistakes is shown.
         for rows in entry.mistakes(context):
             found.words = entry.mistake_words(context)
             found.images += rows.num_rows

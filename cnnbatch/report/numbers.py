@@ -17,7 +17,13 @@ _UNBOUNDED = ("log_loss", "failed_")  # Where 1 is not the best that there can b
 _KINDS = {"keypoint_": "by keypoints", "mask_": "by masks", "": "by boxes"}  # The most specific first.
 _SEGMENTS = ("PQ", "SQ", "RQ")  # How the numbers of segments begin; they are a group of their own.
 _OF_SEGMENTS = _SEGMENTS[0]
-_GROUPS = {_OF_SEGMENTS: "by segments", **_KINDS}
+_PIXELS = frozenset(
+    {"mIoU", "mIoU_per_image", "pixel_accuracy", "mean_accuracy", "frequency_weighted_IoU"}
+    | {"boundary_F1", "boundary_IoU"}
+)
+"""The numbers of maps, which are a group of their own beside those of objects."""
+_OF_PIXELS = "mIoU"
+_GROUPS = {_OF_SEGMENTS: "by segments", _OF_PIXELS: "by pixels", **_KINDS}
 _SIZES = {"s": "small objects, below 32² pixels", "m": "objects of 32² to 96² pixels", "l": "large objects"}
 _MEANINGS = {
     "top1": "images whose best label is the true one",
@@ -120,7 +126,7 @@ def groups(metrics: Mapping[str, Value]) -> list[NumberGroup]:
     """
     found: dict[str, list[Number]] = {}
     for name, value in metrics.items():
-        found.setdefault(_group(name), []).append(_number(name, value))
+        found.setdefault(_group(name, metrics), []).append(_number(name, value))
     return [NumberGroup(how, found[group]) for group, how in _shown(metrics).items() if group in found]
 
 
@@ -129,7 +135,7 @@ def lacking(metrics: Mapping[str, Value]) -> list[str]:
     shown = _shown(metrics)
     reasons: dict[str, str] = {}
     for name, value in metrics.items():
-        if (group := _group(name)) not in shown:
+        if (group := _group(name, metrics)) not in shown:
             reasons.setdefault(group, value.reason or "not known")
     return [f"no numbers {_GROUPS[group]}: {reason}" for group, reason in reasons.items()]
 
@@ -173,14 +179,19 @@ def share(value: float | None) -> str:
 def _shown(metrics: Mapping[str, Value]) -> dict[str, str]:
     """Return the groups that are shown, and which they are in words where there are several."""
     known = kinds(metrics)
-    if metrics.get(_OF_SEGMENTS, Value(None)).value is None:
-        return known or {"": ""}
-    groups = [_OF_SEGMENTS, *known]
-    return {group: _GROUPS[group] if len(groups) > 1 else "" for group in groups}
+    first, last = ([one] if _has(metrics, one) else [] for one in (_OF_SEGMENTS, _OF_PIXELS))
+    groups = [*first, *known, *(last if known else [])]
+    return {group: _GROUPS[group] if len(groups) > 1 else "" for group in groups} or {"": ""}
 
 
-def _group(name: str) -> str:
-    return _OF_SEGMENTS if name.startswith(_SEGMENTS) else _prefix(name)
+def _has(metrics: Mapping[str, Value], name: str) -> bool:
+    return metrics.get(name, Value(None)).value is not None
+
+
+def _group(name: str, metrics: Mapping[str, Value]) -> str:
+    if name.startswith(_SEGMENTS):
+        return _OF_SEGMENTS
+    return _OF_PIXELS if name in _PIXELS and "AP" in metrics else _prefix(name)
 
 
 def _prefix(name: str) -> str:

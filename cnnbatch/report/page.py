@@ -6,6 +6,7 @@ It asks which kinds of answer there are, never which task it was, so that a new 
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
@@ -104,7 +105,7 @@ def page_html(result: Reader, storage: Storage, begin: Begin) -> str:
         rows=counts.rows,
         legend=_legend(context, counts, [*sample, *least_sure, *wrong]),
         score_name=_score_name(context),
-        unit=next((one.unit for one in context.answers.values()), AnswerReport.unit),
+        unit=_unit(context, counts),
         failures=_failures(result, counts),
         failed=counts.failed.total(),
         runs=list(map(_run, runs[-MOST_RUNS:])),
@@ -188,8 +189,11 @@ def _legend(context: ReportContext, counts: RowCounts, cards: Sequence[Card]) ->
     for kind, entry in context.answers.items():
         answers = [card.prediction.answers[kind] for card in cards if kind in card.prediction.answers]
         truths = (card.prediction.truth for card in cards)
-        true = [one.answer for one in truths if one is not None and one.kind == kind]
-        found += entry.legend([*answers, *true], counts.labels) if answers or true else ()
+        known = (one.of(kind) for one in truths if one is not None)
+        true = [one for one in known if one is not None]
+        if answers or true:
+            found += entry.legend([*answers, *true], counts.labels_of.get(kind, Counter()))
+            found += () if any(card.prediction.views for card in cards) else entry.legend_of_more()
     return found
 
 
@@ -267,6 +271,12 @@ def _scores(counts: RowCounts, context: ReportContext) -> Chart | None:
         across=["0 %", "25 %", "50 %", "75 %", "100 %"],
         summary=f"{percent(sure)} of the images have a {_score_name(context)} of one half or more",
     )
+
+
+def _unit(context: ReportContext, counts: RowCounts) -> str:
+    """Return what the labels that are shown count."""
+    counted = (context.answers[kind].unit for kind, labels in counts.labels_of.items() if labels)
+    return next(counted, AnswerReport.unit)
 
 
 def _score_name(context: ReportContext) -> str:

@@ -25,7 +25,15 @@ from cnnbatch.images.limits import DecodeError, Limits
 from cnnbatch.images.pillow_decode import by_pillow, opened
 from cnnbatch.images.quiet import without_warnings
 from cnnbatch.report.answers.entry import Guess, MoreView
-from cnnbatch.report.prediction import Prediction, drawn, drawn_truth, more_views
+from cnnbatch.report.prediction import (
+    DrawnView,
+    Prediction,
+    drawn,
+    drawn_truth,
+    drawn_views,
+    more_views,
+    side_by_side,
+)
 from cnnbatch.sources import source_of
 from cnnbatch.storage import Forbidden, NotFound, Storage, StorageOptions
 from cnnbatch.types import Content, Failure, Shard
@@ -72,8 +80,9 @@ class NotShown(Exception):
 class Picture:
     """A small picture with what was predicted; ``image`` is None where ``reason`` says why.
 
-    ``actual`` is the same picture with what is true, ``more`` are further views of it. A notebook displays
-    it; `save` writes it with its caption.
+    ``actual`` is the same picture with what is true, ``more`` are further views of it. Of several answers
+    that are drawn ``image`` has all beside each other, ``views`` each alone. A notebook displays it; `save`
+    writes it with its caption.
     """
 
     prediction: Prediction
@@ -81,6 +90,7 @@ class Picture:
     reason: str | None = None
     actual: Image.Image | None = field(default=None, repr=False)
     more: Sequence[MoreView] = field(default=(), repr=False)
+    views: Sequence[DrawnView] = field(default=(), repr=False)
 
     def captioned(self) -> Image.Image:
         """Return the picture, or its placeholder, over a line with its best labels."""
@@ -137,6 +147,9 @@ class Viewer:
             image = small(self._read(prediction), side)
             if not draw:
                 return Picture(prediction, image)
+            if prediction.views:
+                views = drawn_views(image, prediction)
+                return Picture(prediction, side_by_side([one.image for one in views]), views=views)
             actual, more = drawn_truth(image, prediction), more_views(image, prediction)
             return Picture(prediction, drawn(image, prediction), actual=actual, more=more)
         except NotShown as reason:

@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
 from cnnbatch.report.answers import answer_report, answers_among
-from cnnbatch.report.answers.entry import NOTHING_MORE, AboutOutput, Alarm, Guess, MoreView
+from cnnbatch.report.answers.entry import (
+    NOTHING_MORE,
+    AboutOutput,
+    Alarm,
+    AnswerReport,
+    Guess,
+    MoreView,
+)
 from cnnbatch.truth import SURE
 from cnnbatch.types import ImageRef
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is true of an image: an answer of one kind."""
+    """What is true of an image: an answer of one kind; ``others`` say the same as answers of other kinds."""
 
     kind: str
     answer: Any
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, kind: str) -> Any | None:
+        """Return the answer of a kind; None where it is not known."""
+        return self.answer if kind == self.kind else self.others.get(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One of several answers that are drawn each on a picture of its own; ``truth`` is None if not known."""
+
+    kind: str
+    name: str
+    answer: Any
+    text: str
+    truth: Any | None
+    truth_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnView:
+    """The picture of a `View`, and that of its truth where it is known."""
+
+    view: View
+    image: Image.Image
+    actual: Image.Image | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +79,8 @@ class Prediction:
     ref: ImageRef | None = None
     truth: Truth | None = None
     alarm: Alarm | None = None
+    views: tuple[View, ...] = ()
+    """Where it has several answers that are drawn, each of them."""
 
 
 def prediction_of(
@@ -86,12 +121,58 @@ def prediction_of(
         ref=ref,
         truth=truth,
         alarm=alarm,
+        views=_views(entries, answers, row, truth),
     )
 
 
+def _views(
+    entries: Mapping[str, AnswerReport],
+    answers: Mapping[str, Any],
+    row: Mapping[str, Any],
+    truth: Truth | None,
+) -> tuple[View, ...]:
+    """Return the answers that are drawn, where there are several."""
+    found = []
+    for kind, entry in entries.items():
+        if entry.is_drawn:
+            answer, true = answers[kind], truth.of(kind) if truth else None
+            words = "" if true is None else entry.words(true)
+            found.append(View(kind, entry.title(answer), answer, entry.predicted(answer, row), true, words))
+    return tuple(found) if len(found) > 1 else ()
+
+
 def drawn(image: Image.Image, prediction: Prediction) -> Image.Image:
-    """Draw on a small picture what was predicted; return it."""
+    """Draw on a small picture what was predicted; return it, or several beside each other."""
+    if prediction.views:
+        return side_by_side([one.image for one in drawn_views(image, prediction)])
     return _with(image, prediction.size, prediction.answers)
+
+
+def drawn_views(image: Image.Image, prediction: Prediction) -> list[DrawnView]:
+    """Draw each of several answers on a copy of a small picture: a class has one colour in all of them."""
+    known = answers_among(one.kind for one in prediction.views)
+    paints = {
+        name: paint for one in prediction.views for name, paint in known[one.kind].paints(one.answer).items()
+    }
+
+    def draw(kind: str, answer: Any) -> Image.Image:
+        entry = known[kind]
+        own = entry.painted(answer, paints) if paints else answer
+        size = prediction.size
+        return image.copy() if size is None else entry.draw(image.copy(), size[::-1], own)
+
+    return [
+        DrawnView(one, draw(one.kind, one.answer), None if one.truth is None else draw(one.kind, one.truth))
+        for one in prediction.views
+    ]
+
+
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Return pictures of one size beside each other."""
+    whole = Image.new("RGB", (sum(one.width for one in images), images[0].height), "white")
+    for place, one in enumerate(images):
+        whole.paste(one, (place * one.width, 0))
+    return whole
 
 
 def drawn_truth(image: Image.Image, prediction: Prediction) -> Image.Image | None:

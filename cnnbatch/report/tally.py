@@ -69,11 +69,16 @@ class RowCounts:
     vanished: int = 0
     scored: bool = True
     failed: Counter[str] = field(default_factory=Counter)
-    labels: Counter[str] = field(default_factory=Counter)
+    labels_of: dict[str, Counter[str]] = field(default_factory=dict)
     scores: np.ndarray = field(default_factory=lambda: np.zeros(SCORE_BINS, np.int64))
     sample: Least = field(default_factory=lambda: Least(SAMPLE))
     least_sure: Least = field(default_factory=lambda: Least(LEAST_SURE))
     examples: dict[str, Least] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> Counter[str]:
+        """The labels of the first kind of answer that has some."""
+        return next((one for one in self.labels_of.values() if one), Counter())
 
     def merge(self, other: RowCounts) -> None:
         """Add what ``other`` counted; the order of merging changes nothing."""
@@ -82,7 +87,8 @@ class RowCounts:
         self.scored &= other.scored
         self.failed += other.failed
         self.scores += other.scores
-        self._count_labels(other.labels)
+        for kind, counts in other.labels_of.items():
+            self._count_labels(kind, counts)
         self.sample.add(other.sample.places)
         self.least_sure.add(other.least_sure.places)
         for code, least in other.examples.items():
@@ -112,7 +118,7 @@ class RowCounts:
         self.sample.add_rows(ties[good] / 2**64, ties[good], part, rows[good])
         for kind, entry in (answers_among(columns) if answers is None else answers).items():
             if (counted := entry.counted or kind) in columns:
-                self._count_labels(entry.labels(columns[counted].filter(pa.array(good))))
+                self._count_labels(kind, entry.labels(columns[counted].filter(pa.array(good))))
             if entry.score_column in columns:
                 self._add_scores(columns[entry.score_column], ties, part, rows, good)
 
@@ -138,10 +144,11 @@ class RowCounts:
         self.scores += np.histogram(values.clip(0, 1), SCORE_BINS, (0.0, 1.0))[0]
         self.least_sure.add_rows(values, ties[good], part, rows[good])
 
-    def _count_labels(self, counts: Counter[str]) -> None:
-        self.labels.update(counts)
-        if len(self.labels) > 2 * MOST_LABELS:  # Free text instead of classes: the rare ones go.
-            self.labels = Counter(dict(self.labels.most_common(MOST_LABELS)))
+    def _count_labels(self, kind: str, counts: Counter[str]) -> None:
+        held = self.labels_of.setdefault(kind, Counter())
+        held.update(counts)
+        if len(held) > 2 * MOST_LABELS:  # Free text instead of classes: the rare ones go.
+            self.labels_of[kind] = Counter(dict(held.most_common(MOST_LABELS)))
 
 
 def count(result: Reader) -> RowCounts:

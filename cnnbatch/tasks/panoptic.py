@@ -6,8 +6,7 @@ Two networks look at the same decoded picture; what they find is put together by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import numpy as np
@@ -19,14 +18,13 @@ from cnnbatch.humanize import meant
 from cnnbatch.images.panoptic import Rule, Thing, segments
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.instances import Instances
+from cnnbatch.tasks.networks import SeveralNetworks, classes_of_network, of_network
 from cnnbatch.tasks.segment import Segment
 from cnnbatch.tasks.weighted import Names, WeightedTask
 from cnnbatch.truth import BOX, MASK, NO_CLASS, ModelClasses
 from cnnbatch.types import Backend, Precision, Runtime
 
 if TYPE_CHECKING:
-    import torch
-
     from cnnbatch.types import Image, Model, Prepared
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -98,14 +96,14 @@ class Panoptic(Task):
         return PanopticNetworks(self, self.semantic.load(runtime), found.load(runtime))
 
 
-class PanopticNetworks:
-    """Both networks on one device; see `cnnbatch.types.Model` for the steps."""
+class PanopticNetworks(SeveralNetworks):
+    """Both networks on one device."""
 
     def __init__(self, task: Panoptic, semantic: Model, instances: Model) -> None:
+        super().__init__({"semantic": semantic, "instances": instances})
         self._task, self._schema = task, task.columns()
         self._rule = Rule(task.overlap, task.score, task.stuff_area)
-        self.networks: Mapping[str, Model] = {"semantic": semantic, "instances": instances}
-        things, all_pixels = (_classes(one) for one in (instances, semantic))
+        things, all_pixels = (classes_of_network(one) for one in (instances, semantic))
         _require_known(task.stuff or (), all_pixels)
         self._stuff = dict(_stuff(task, things, all_pixels))
         self.classes = ModelClasses(
@@ -113,32 +111,7 @@ class PanopticNetworks:
             things.ids if len(things.ids) == len(things.names) else (),
             {**all_pixels.aliases, **things.aliases},
         )
-        licences = (getattr(one, "licence", None) for one in self.networks.values())
-        self.licence = _joined(dict.fromkeys(filter(None, licences)))
-        self.notes = tuple(
-            f"task.{name}: {note}"
-            for name, one in self.networks.items()
-            for note in getattr(one, "notes", ())
-        )
-        names = dict.fromkeys(name for one in self.networks.values() for name in one.identity)
-        self.identity: Mapping[str, str] = {
-            name: _joined([one.identity.get(name, "") for one in self.networks.values()]) for name in names
-        } | {"stuff": ", ".join(self._stuff.values())}
-
-    def decode_size(self, size: tuple[int, int]) -> None:
-        """Ask for the whole picture: each network resizes it from there."""
-
-    def prepare(self, image: Image) -> Sequence[Prepared]:
-        """Return the inputs of both networks, which say whose they are."""
-        return [
-            replace(one, network=name)
-            for name, model in self.networks.items()
-            for one in model.prepare(image)
-        ]
-
-    def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> Any:
-        """Raise: the inputs go through `networks`, each through its own."""
-        raise NotImplementedError("every input of the task panoptic says which network it is for")
+        self.identity = {**self.identity, "stuff": ", ".join(self._stuff.values())}
 
     def rows(
         self,
@@ -147,10 +120,8 @@ class PanopticNetworks:
         outputs: Sequence[Sequence[Any]],
     ) -> pa.RecordBatch:
         """Build the rows; masks are of the upright original's size."""
-        found = self.networks["instances"].rows(
-            images, *(_of("instances", prepared, values) for values in (prepared, outputs))
-        )
-        maps = [one["map"].numpy() for (one,) in _of("semantic", prepared, outputs)]
+        found = self.rows_of("instances", images, prepared, outputs)
+        maps = [one["map"].numpy() for (one,) in of_network("semantic", prepared, outputs)]
         lists = [
             self._segments(things or [], numbers)
             for things, numbers in zip(found["objects"].to_pylist(), maps, strict=True)
@@ -167,11 +138,6 @@ class PanopticNetworks:
             said = {"label": whose["label"], "score": whose["score"], "box": box, "mask": one.mask}
             found.append({**said, "is_thing": one.is_thing})
         return found
-
-
-def _classes(model: Model) -> ModelClasses:
-    found: ModelClasses = model.classes  # type: ignore[attr-defined]
-    return found
 
 
 def _stuff(task: Panoptic, things: ModelClasses, pixels: ModelClasses) -> Iterator[tuple[int, str]]:
@@ -198,17 +164,3 @@ def _require_known(stuff: Names, pixels: ModelClasses) -> None:
                 f"task.stuff: the semantic network has no class {name!r}{meant(name, pixels.names)}\n"
                 f"  its classes: {', '.join(pixels.names[:100])}"
             )
-
-
-def _of(
-    network: str, prepared: Sequence[Sequence[Prepared]], values: Sequence[Sequence[Any]]
-) -> list[list[Any]]:
-    """Return of each image the ``values`` of those inputs that are for one network."""
-    return [
-        [value for one, value in zip(inputs, some, strict=True) if one.network == network]
-        for inputs, some in zip(prepared, values, strict=True)
-    ]
-
-
-def _joined(texts: Iterable[str]) -> str:
-    return " and ".join(texts)

@@ -108,6 +108,7 @@ def classify(out: Path, **task: Any) -> MapJob:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code", ["evilmod:build", "os:abort", "this:x", "evilmod:build:x", " os:abort", ":", "a:"]
 )
@@ -246,6 +247,19 @@ def test_a_plugin_is_an_address_of_something(sprung: Path, address: str) -> None
         plugins.give([address])
 
 
+@pytest.mark.parametrize("view", ["detect", "segment", "instances"])
+def test_a_network_of_several_is_code_like_that_of_one(tmp_path: Path, sprung: Path, view: str) -> None:
+    views = {one: {"model": "fasterrcnn_resnet50_fpn"} for one in ("detect", "segment", "instances")}
+    views[view] = {"model": "evilmod:build"}
+    place = tmp_path / "out" / "_job"
+    place.mkdir(parents=True)
+    task = {"name": "three_views", **views}
+    (place / "job.yaml").write_text(dump({"kind": "map", "task": task, "input": "photos", "output": "out"}))
+    with pytest.raises(UserError, match=rf"names code to run, 'evilmod:build' in task\.{view}\.model"):
+        load_job(str(place / "job.yaml"))
+    assert not sprung.exists()
+
+
 STUDIES: list[dict[str, Any]] = [
     {"cases": {"a": {"task": {"name": "evilmod:Toy"}}}, "seeds": 2},
     {"vary": {"task.name": ["classify", "evilmod:Toy"]}},
@@ -344,6 +358,7 @@ def check(model: Path) -> None:
     assert not words or ("model.json" in words and "what to do" in words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FIELDS, ids=".".join)
 def test_a_field_of_any_kind_is_used_or_refused(tmp_path: Path, path: tuple[str, ...]) -> None:
     for value in (LEFT_OUT, None, True, 3, -1, 0, 1e400, "", "x", "\ud800", [], {}, ["x"], [[]], {"x": []}):
@@ -351,6 +366,7 @@ def test_a_field_of_any_kind_is_used_or_refused(tmp_path: Path, path: tuple[str,
         check(tmp_path / "model")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(FIELDS), JSON)
 def test_any_json_in_a_field_is_used_or_refused(tmp_path: Path, path: tuple[str, ...], value: Any) -> None:

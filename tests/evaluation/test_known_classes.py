@@ -102,6 +102,7 @@ def test_the_numbers_are_pycocotools_with_a_category_that_has_no_object(tmp_path
     assert values == pytest.approx(judged.reference(data, found).stats.tolist(), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["coco", "voc"])
 def test_an_unknown_class_of_a_late_object_stops_before_the_first_shard(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -152,6 +153,7 @@ def test_a_class_behind_the_first_images_stops_at_its_shard(
     assert len(parts(tmp_path / "out")) == 5
 
 
+@pytest.mark.slow
 def test_of_a_coco_file_every_object_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnbatch.evaluation.ground_truths.LISTED", 2)
     url = coco(tmp_path, ["red", "green", "red", "blue"])

@@ -264,6 +264,7 @@ LARGE_CHUNKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE_CHUNKS)
 @pytest.mark.parametrize("kind", ["png", "png palette 1 clear", "png RGBA16", "apng"])
 def test_a_png_with_large_texts_is_its_picture(kind: str, name: str) -> None:

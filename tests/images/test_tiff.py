@@ -74,6 +74,7 @@ def test_gray_of_every_depth_and_format(dtype: str, order: str) -> None:
         assert np.array_equal(shown(data), gray(255 - expected if inverse else expected)), photometric
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["strips", "tiles", "deflate", "predictor", "tiles predictor", "big"])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "i2", "f4"])

@@ -81,6 +81,7 @@ def test_one_worker_four_workers_and_four_gpus_on_two_nodes_find_the_same(
         assert len(parts(tmp_path / name)) == 4
 
 
+@pytest.mark.slow
 def test_a_report_shows_what_was_found(photos: Callable[[int], Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(job(photos(3), out, pool="inline"), QUIET)

@@ -283,6 +283,7 @@ def assert_same(found: Evaluated, kind: IouType, theirs: COCOeval) -> None:
                 np.testing.assert_allclose(ours, columns, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(made=pictures(BOXES))
 def test_boxes_as_pycocotools(made: list[Picture]) -> None:

@@ -155,6 +155,7 @@ def edge(inside: NDArray[np.bool_]) -> list[tuple[int, int]]:
     ]
 
 
+@pytest.mark.slow
 @given(images=IMAGES)
 def test_as_by_loops_over_pixels(images: list[Pair]) -> None:
     assert numbers(evaluated(images)) == pytest.approx(by_pixels(images), rel=1e-12, nan_ok=True)

@@ -84,6 +84,7 @@ def test_every_torchvision_classifier_builds_and_gives_its_embedding(name: str) 
     assert embedding[1] >= 320
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM)
 def test_timm_classifiers_build_and_give_their_embedding(name: str) -> None:
     logits, embedding = shapes(f"timm/{name}")
@@ -204,6 +205,7 @@ def _dotted(name: str, parts: tuple[str, ...]) -> str:
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_googlenet_files_load_with_and_without_auxiliary_heads(tmp_path: Path, auxiliary: bool) -> None:
     donor = torchvision.models.googlenet(init_weights=False, aux_logits=auxiliary)
@@ -221,6 +223,7 @@ def test_a_file_known_by_its_name_brings_its_own_preprocessing() -> None:
     assert found.preprocessing("/data/mine.safetensors").resize == 232
 
 
+@pytest.mark.slow
 def test_preprocessing_can_be_changed() -> None:
     network = build_classifier(Choice("vit_b_32", "random", preprocessing={"resize": 64, "crop": (64, 64)}))
     assert network.preprocessing.crop == (64, 64)

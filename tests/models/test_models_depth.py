@@ -49,6 +49,7 @@ def outputs(module: nn.Module, names: list[str]) -> dict[str, Tensor]:
     return given
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "layouts"),
     [
@@ -85,6 +86,7 @@ def _vector(output: Tensor, found: Tap) -> Tensor:
     return output.mean(axes) if axes else output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "names"),
     [
@@ -137,6 +139,7 @@ def test_a_network_is_cut_after_a_block(name: str, block: str) -> None:
     assert torch.equal(again.module.get_submodule("head").weight, head.weight)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_cut_network_is_built_again_from_its_file(tmp_path: Path) -> None:
     choice = Choice("resnet18", weights="random:5", preprocessing={"resize": SIDE, "crop": (SIDE, SIDE)})
     cut = shortened(build_classifier(choice), "layer2.1", CLASSES)

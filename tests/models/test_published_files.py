@@ -48,6 +48,7 @@ def weights_of(path: Path, model: str, **arguments: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["net.pth", "renamed.bin", "mobilenet_v3_large-5c1a4163.pth"])
 def test_a_torchvision_file_gets_its_own_entry_s_preprocessing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str

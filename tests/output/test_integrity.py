@@ -120,6 +120,7 @@ def tried(out: Path, good: Path, name: str, data: bytes, reader: int) -> str:
 RECORDS = "begun identity settings classes plan/00000/complete plan/00001/complete plan/00001/applied"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*RECORDS.split(), "settings/*", "runs/*"])
 def test_a_record_that_is_none_is_named(name: str, begun: Path) -> None:
     if name == "classes":
@@ -202,6 +203,7 @@ def test_pages_that_hold_shards_twice_are_refused(begun: Path) -> None:
     assert "00001.parquet is damaged: expected the shards from 1 on" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", [3, 4, 5, 7])
 def test_an_evaluation_that_is_none_is_named_or_left_out(reader: int, begun: Path) -> None:
     for data in (b"", b"[]", b'{"metrics": {"top1": 5}}', b"\xff"):
@@ -329,6 +331,7 @@ def test_a_checkpoint_is_named(name: str, training: Path, tmp_path: Path) -> Non
             assert data is None or name == "best.pt"
 
 
+@pytest.mark.slow
 def test_records_of_a_study_are_named(tmp_path: Path) -> None:
     photos, out = tiny.colours(tmp_path / "colours", 6), tmp_path / "out"
     stopped("step", Recorder, a_study(photos, out))

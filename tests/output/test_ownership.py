@@ -63,6 +63,7 @@ OTHERS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", OTHERS, ids=lambda other: "-".join(other))
 def test_a_plan_without_a_part_is_not_another_jobs(
     other: dict[str, Any], photos: Photos, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -133,6 +134,7 @@ def test_settings_suspects_and_truth_of_another_job_are_discarded(photos: Photos
     assert not (out / "_job" / "settings" / "mps-fp32.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [0, 1, 4, 9])
 def test_a_run_that_ends_while_it_discards_leaves_nothing_wrong(
     moment: int, photos: Photos, tmp_path: Path
@@ -173,6 +175,7 @@ def half_done(folder: Path, out: Path, **chosen: Any) -> dict[str, bytes]:
     return parts(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
@@ -281,6 +284,7 @@ def test_a_training_that_failed_before_its_first_step_is_in_nobodys_way(
         launch(tiny.job(folder, out, {"epochs": 2}), QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["no truth", "one image", "as it is"])
 def test_a_training_that_could_not_begin_leaves_its_output_free(fault: str, tmp_path: Path) -> None:
     folder, out = tiny.colours(tmp_path / "colours", 10), tmp_path / "out"

@@ -239,6 +239,7 @@ def test_a_mistake_in_the_truth_is_one_clear_text(
     assert not (tmp_path / "out" / "predictions").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", BROKEN)
 def test_a_mistake_in_the_truth_costs_nothing_that_is_there(
     damage: Callable[[Path], tuple[str, str]], tmp_path: Path

@@ -139,6 +139,7 @@ def facts(refs: Sequence[ImageRef]) -> set[tuple[str, str, str | None]]:
     return {(ref.key, ref.uri, ref.etag) for ref in refs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["Parquet", "CSV"])
 @pytest.mark.parametrize("url", ["photos", "photos/**/*.jpg", "", "photos/*.png"])
 def test_an_inventory_gives_what_the_listing_gives(

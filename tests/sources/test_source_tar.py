@@ -655,6 +655,7 @@ def test_small_members_cost_few_requests(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(storage.asked) == [1, 6_000_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".tar", ".tgz"])
 def test_an_archive_is_never_held_whole(suffix: str, tmp_path: Path) -> None:
     url = write(tmp_path / f"a{suffix}", [(f"{number}.jpg", bytes(60_000)) for number in range(1000)])

@@ -265,6 +265,7 @@ def test_a_row_of_a_list_that_repeats_a_cell_is_told(tmp_path: Path) -> None:
     assert above < 300  # of 9 GB
 
 
+@pytest.mark.slow
 def test_a_label_of_a_hundred_megabytes_is_told_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": [b"A"], "label": ["x" * 140_000_000]}), path, compression="zstd")

@@ -192,6 +192,7 @@ MALFORMED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", MALFORMED, ids=lambda address: address[:20])
 def test_a_malformed_address_is_one_row(
     address: str, tmp_path: Path, web: WebServer, monkeypatch: pytest.MonkeyPatch

@@ -201,6 +201,7 @@ def test_tiles_give_the_classes_of_the_whole_picture() -> None:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "flips"), [([128, 160], True), (100, False)])
 def test_tiles_are_of_the_input_whatever_its_size(size: Any, flips: bool) -> None:
     pictures = [picture(number, (150, 260)) for number in range(2)]

@@ -57,6 +57,12 @@ TINY: dict[str, dict[str, Any]] = {
         "flips": True,
         "uncertain": 2,
     },
+    "three_views": {
+        "detect": {"model": "tests.tiny_instances:seeing", "weights": "random", "score_threshold": 0.0},
+        "segment": {"model": "tests.tiny_segmenter:convolutions"},
+        "instances": {"model": "tests.tiny_instances:detector", "weights": "random", "score_threshold": 0.0},
+        "names": {"road": "bar"},
+    },
 }
 """The fields that make a task small: random weights, small inputs. A new task adds its own here."""
 
@@ -213,6 +219,7 @@ def test_loading_again_gives_the_same_rows_and_identity(task: Task) -> None:
     assert predict(first, images(1, 2)).equals(predict(second, images(1, 2)))
 
 
+@pytest.mark.slow
 def test_decoding_smaller_is_asked_only_of_larger_pictures(task: Task) -> None:
     model = task.load(Runtime("cpu"))
     for size in (1, 1), (30, 4000), (4000, 30), (600, 800), (6000, 4000):

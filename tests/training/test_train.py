@@ -70,6 +70,7 @@ def test_a_folder_of_labelled_pictures_becomes_a_tested_model(
     assert "top1" in said.out
 
 
+@pytest.mark.slow
 def test_the_trained_folder_is_a_model_for_other_jobs(tmp_path: Path) -> None:
     folder, out = tiny.colours(tmp_path / "colours", 40), tmp_path / "out"
     launch(tiny.job(folder, out), QUIET)
@@ -141,6 +142,7 @@ def test_what_was_interrupted_goes_on_to_the_same_result(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(tmp_path: Path) -> None:
     folder = tiny.colours(tmp_path / "colours", 20)
     found = []
@@ -151,6 +153,7 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(tmp_path: P
     assert not torch.equal(found[0], found[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["head", "last_blocks", "all", "scratch"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adadelta", "adamw", "muon"])
 def test_only_what_the_strategy_says_is_tuned(tmp_path: Path, strategy: str, optimizer: str) -> None:

@@ -79,6 +79,7 @@ def test_the_trained_folder_finds_masks_in_other_pictures(trained: Path, tmp_pat
     assert (found & mask).sum() / (found | mask).sum() > 0.6
 
 
+@pytest.mark.slow
 def test_a_training_begins_with_the_classifiers_weights(tmp_path: Path) -> None:
     torch.manual_seed(3)
     classifier = torchvision.models.mobilenet_v3_small(num_classes=4)

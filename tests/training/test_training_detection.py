@@ -200,6 +200,7 @@ def seen(example: Example) -> tuple[int, int, int, int]:
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_boxes_lie_where_the_rectangles_are_mirrored_or_not(seed: int) -> None:
     made = recipe()

@@ -62,6 +62,7 @@ def test_masks_are_resized_as_torchvision_resizes_them(size: tuple[int, int]) ->
     assert np.array_equal(found, target["masks"].numpy())
 
 
+@pytest.mark.slow
 def test_masks_lie_where_their_objects_are_mirrored_or_not() -> None:
     made = recipe(augment={"colour": 0.0})
     for seed in range(6):
@@ -76,6 +77,7 @@ def test_masks_lie_where_their_objects_are_mirrored_or_not() -> None:
             assert [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] == pytest.approx(box, abs=1.5)
 
 
+@pytest.mark.slow
 def test_both_ways_to_see_a_picture_are_drawn() -> None:
     made = recipe(augment={"colour": 0.0})
     plain = made.example(image(3), None).target.masks
@@ -83,6 +85,7 @@ def test_both_ways_to_see_a_picture_are_drawn() -> None:
     assert found == {plain.tobytes(), np.ascontiguousarray(plain[:, :, ::-1]).tobytes()}
 
 
+@pytest.mark.slow
 def test_the_loss_learns_masks_too() -> None:
     made = recipe()
     examples = [made.example(image(number), Random(number)) for number in (0, 1)]
@@ -98,6 +101,7 @@ def test_the_loss_learns_masks_too() -> None:
     assert all(tensor.grad is not None for tensor in learned)
 
 
+@pytest.mark.slow
 def test_a_validation_judges_masks_and_boxes() -> None:
     made = recipe()
     assert made.metric == "mask_AP50"
@@ -135,6 +139,7 @@ def test_masks_go_with_the_objects_that_are_kept() -> None:
     assert some.take(np.array([2, 0])).masks == (runs[2], runs[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(3))
 def test_run_lengths_of_an_input_are_its_pixels(number: int) -> None:
     target = recipe().example(image(number), None).target
@@ -144,6 +149,7 @@ def test_run_lengths_of_an_input_are_its_pixels(number: int) -> None:
         assert np.array_equal(inside, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
@@ -179,6 +185,7 @@ def test_crowds_are_not_learned() -> None:
 # What training begins with
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["maskrcnn_mobilenet_v3_small_fpn", "maskrcnn_resnet50_fpn"])
 def test_a_new_head_has_the_classes_and_leaves_the_rest(model: str) -> None:
     made = recipe(model, "all")

@@ -84,6 +84,7 @@ def test_points_scale_with_the_picture_and_areas_by_both_sides() -> None:
     assert found.take(np.array([False])).points.shape == (0, 2, 3)
 
 
+@pytest.mark.slow
 def test_the_loss_learns_points_too() -> None:
     made = recipe()
     made.module.train().to(memory_format=torch.channels_last)
@@ -98,6 +99,7 @@ def test_the_loss_learns_points_too() -> None:
     assert all(tensor.grad is not None for group in made.parameters() for tensor in group.tensors)
 
 
+@pytest.mark.slow
 def test_a_validation_judges_points_by_the_given_sigmas() -> None:
     made = recipe()
     assert made.metric == "keypoint_AP50"
@@ -134,6 +136,7 @@ def test_another_number_of_points_is_refused() -> None:
 # What training begins with
 
 
+@pytest.mark.slow
 def test_a_network_of_other_points_gets_a_new_last_layer(tmp_path: Path) -> None:
     name = "keypointrcnn_mobilenet_v3_small_fpn"
     whole = build_detector(Choice(name, "random:5"), ["keypoints"])

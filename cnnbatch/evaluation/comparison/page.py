@@ -154,7 +154,11 @@ def _legend(found: Comparison, some: Sequence[Pair]) -> list[Swatch]:
         for kind, answer in picture.prediction.answers.items():
             answers.setdefault(kind, []).append(answer)
     entries = answers_among(answers)
-    return [swatch for kind, entry in entries.items() for swatch in entry.legend(answers[kind], counts)]
+    return [
+        swatch
+        for kind, entry in entries.items()
+        for swatch in (*entry.legend(answers[kind], counts), *entry.legend_of_more())
+    ]
 
 
 def _drawn(picture: Picture, one: Prediction) -> Picture:

@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cnnbatch.config.entries import Entries, as_instance
+from cnnbatch.report.answers.boxes import BoxesReport
 from cnnbatch.report.answers.entry import AnswerReport
 from cnnbatch.report.answers.label import LabelReport
 from cnnbatch.report.answers.map import MapReport
 from cnnbatch.report.answers.objects import ObjectsReport
 
 ANSWERS: Entries[AnswerReport | type[AnswerReport]] = Entries(
-    "report", {"label": LabelReport, "objects": ObjectsReport, "map": MapReport}, AnswerReport
+    "report",
+    {"label": LabelReport, "boxes": BoxesReport, "map": MapReport, "objects": ObjectsReport},
+    AnswerReport,
 )
+"""Where an output has several, the first comes first."""
 
 
 def answers_among(columns: Iterable[str]) -> dict[str, AnswerReport]:

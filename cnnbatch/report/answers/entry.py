@@ -136,6 +136,9 @@ class AnswerReport:
     score_name: ClassVar[str] = "best score"
     """What that column has of an image, in words."""
 
+    is_confused: ClassVar[bool] = False
+    """Whether an evaluation counts which of its classes is taken for which."""
+
     is_drawn: ClassVar[bool] = False
     """Whether it is drawn on the picture: then what is true is a picture beside what was predicted."""
 
@@ -179,12 +182,28 @@ class AnswerReport:
         """Return an answer so that it has the colours of another one, which is shown beside it."""
         return answer
 
+    def title(self, answer: Any) -> str:
+        """Return what its picture is called, where a row has several answers that are drawn."""
+        return ""
+
+    def paints(self, answer: Any) -> Mapping[str, str]:
+        """Return the colours of classes, as in CSS, that others in the same row are to have, too."""
+        return {}
+
+    def painted(self, answer: Any, paints: Mapping[str, str]) -> Any:
+        """Return an answer that is drawn in the colours of another one in the same row."""
+        return answer
+
     def more_views(self, image: Image.Image, answer: Any, truth: Any | None) -> Sequence[MoreView]:
         """Return what else is shown beside an answer and what is true, on copies of the small picture."""
         return ()
 
     def legend(self, answers: Iterable[Any], counts: Counter[str]) -> Sequence[Swatch]:
         """Return the colours of some answers and of what is true; ``counts`` are the `labels` of all."""
+        return ()
+
+    def legend_of_more(self) -> Sequence[Swatch]:
+        """Return the colours of `more_views`."""
         return ()
 
     def labels(self, answers: pa.Array[Any]) -> Counter[str]:
@@ -198,6 +217,10 @@ class AnswerReport:
     def truth(self, answer: Any, about: AboutTruth) -> Any:
         """Return a ground truth as it is shown: with the model's names, without hidden fields."""
         return answer
+
+    def truth_of_objects(self, row: Mapping[str, Any], about: AboutTruth) -> Any | None:
+        """Return what is true by a row of a ground truth of ``objects``; None where that does not say it."""
+        return None
 
     def hidden_fields(self, column: pa.DataType | None) -> AbstractSet[str]:
         """Return the fields that a ground truth may have and this column of predictions has not."""

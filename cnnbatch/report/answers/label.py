@@ -26,6 +26,7 @@ class LabelReport(AnswerReport):
 
     columns = ("score", "top")
     score_column = "score"
+    is_confused = True
 
     def caption(self, answer: Any, row: Mapping[str, Any]) -> str:
         """Return ``dog, 97 %``."""

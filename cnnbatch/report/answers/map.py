@@ -16,6 +16,7 @@ from PIL import Image
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import percent
 from cnnbatch.images import class_map
+from cnnbatch.images.painted import painted
 from cnnbatch.metrics import Value, semantic
 from cnnbatch.metrics.numbering import of_classes
 from cnnbatch.output.maps import decoded
@@ -33,7 +34,7 @@ from cnnbatch.report.answers.entry import (
     Swatch,
 )
 from cnnbatch.report.layers import difference, heat, overlaid
-from cnnbatch.truth import Class, classes_of
+from cnnbatch.truth import BACKGROUND, Class, classes_of
 
 NONE = 65_535
 """The number of pixels of no class, or that do not count."""
@@ -79,7 +80,12 @@ class MapReport(AnswerReport):
     unit = "pixels"
     score_column = "confidence"
     score_name = "mean confidence"
+    is_confused = True
     is_drawn = True
+
+    def title(self, answer: Any) -> str:
+        """Return the name of this view."""
+        return "Semantic segmentation"
 
     def opened(self, answer: Any, row: Mapping[str, Any], about: AboutOutput) -> ShownMap:
         """Return the map of any of the encodings."""
@@ -97,6 +103,25 @@ class MapReport(AnswerReport):
         return ShownMap(
             answer, None, _places({number: places[name] for number, name in known.items()}), names
         )
+
+    def truth_of_objects(self, row: Mapping[str, Any], about: AboutTruth) -> ShownMap | None:
+        """Return the class of each pixel by the masks of true objects; None where one has no mask."""
+        names = {name: place for place, name in enumerate(about.classes)}
+        background = next((place for name, place in names.items() if name in BACKGROUND), None)
+        objects = [{**one, "label": about.names.get(one["label"]) or one["label"]} for one in row["objects"]]
+        size = next((tuple(one["mask"]["size"]) for one in objects if one["mask"]), None)
+        height, width = size or (row["height"], row["width"])
+        if not height or not width:
+            return None
+        found = painted(objects, names, (height, width), background)
+        places = _places({place: place for place in names.values()})
+        return (
+            None if found is None else ShownMap(class_map.png(found, 1), None, places, tuple(about.classes))
+        )
+
+    def paints(self, answer: ShownMap) -> Mapping[str, str]:
+        """Return the colours of the map's classes."""
+        return dict(zip(answer.names, map(palette.css, palette.colours(answer.names)), strict=True))
 
     def words(self, answer: Any) -> str:
         """Return ``road 41 %, sky 20 %``: the classes that cover most."""
@@ -153,7 +178,11 @@ class MapReport(AnswerReport):
             paints |= dict(zip(names, map(palette.css, palette.colours(names)), strict=True))
         ranked = sorted(filter(counts.__getitem__, paints), key=lambda name: -counts[name])
         shown = [name for name in ranked[:_MOST_SWATCHES] if not palette.is_background(name)]
-        return [*(Swatch(paints[name], name) for name in shown), _WRONG, _IGNORED]
+        return [Swatch(paints[name], name) for name in shown]
+
+    def legend_of_more(self) -> Sequence[Swatch]:
+        """Return the colours of where prediction and truth differ."""
+        return (_WRONG, _IGNORED)
 
     def labels(self, answers: pa.Array[Any]) -> Counter[str]:
         """Count the pixels of all images by their classes, from ``map_classes``."""
@@ -178,8 +207,12 @@ class MapReport(AnswerReport):
             yield found.append_column("score", score).filter(rows["missed"].is_valid())
 
     def class_layouts(self, metrics: Mapping[str, Value]) -> Sequence[ClassLayout]:
-        """Return the one table."""
-        return (ClassLayout("classes", "", "Pixels", "IoU", ("accuracy", "boundary_F1", "boundary_IoU")),)
+        """Return the table, which has another name where objects have theirs, too."""
+        numbers = ("accuracy", "boundary_F1", "boundary_IoU")
+        return (
+            ClassLayout("classes", "", "Pixels", "IoU", numbers),
+            ClassLayout("map_classes", "by pixels", "Pixels", "IoU", numbers),
+        )
 
 
 def _fetched(address: str, about: AboutOutput) -> bytes:

@@ -56,6 +56,19 @@ class ObjectsReport(AnswerReport):
         """Draw boxes, masks and keypoints."""
         return marked(image, size, answer)
 
+    def title(self, answer: Iterable[Mapping[str, Any]]) -> str:
+        """Return the name of this view."""
+        objects = list(answer)
+        return (
+            "Detection" if objects and not any("mask" in one for one in objects) else "Instance segmentation"
+        )
+
+    def painted(
+        self, answer: Iterable[Mapping[str, Any]], paints: Mapping[str, str]
+    ) -> tuple[Mapping[str, Any], ...]:
+        """Return the objects with the colours of their classes."""
+        return tuple({**one, "paint": paints.get(str(one["label"]))} for one in answer)
+
     def labels(self, answers: pa.Array[Any]) -> Counter[str]:
         """Count the images by the classes that were detected in them for sure."""
         sure = [{one["label"] for one in row or () if is_sure(one)} for row in answers.to_pylist()]
@@ -66,16 +79,20 @@ class ObjectsReport(AnswerReport):
         return dict.fromkeys(str(one["label"]) for one in truth)
 
     def truth(self, answer: Iterable[Mapping[str, Any]], about: AboutTruth) -> tuple[Mapping[str, Any], ...]:
-        """Return the true objects with the model's names of their classes."""
-        named = [{**one, "label": about.names.get(one["label"]) or one["label"]} for one in answer]
+        """Return the true objects with the model's names of their classes.
+
+        Of a ground truth that has stuff, too, only things, where no prediction says which is which.
+        """
+        things = [one for one in answer if "is_thing" not in about.hidden or one["is_thing"] is not False]
+        named = [{**one, "label": about.names.get(one["label"]) or one["label"]} for one in things]
         return tuple(
             {name: value for name, value in one.items() if name not in about.hidden} for one in named
         )
 
     def hidden_fields(self, column: pa.DataType | None) -> AbstractSet[str]:
-        """Return masks and keypoints where no prediction has them: like is compared with like."""
+        """Return the fields that no prediction has: like is compared with like."""
         of_one: Any = getattr(column, "value_type", ())
-        return {"mask", "keypoints"} - {field.name for field in of_one}
+        return {"mask", "keypoints", "is_thing"} - {field.name for field in of_one}
 
     def mistake_words(self, tables: EvaluationTables) -> MistakeWords:
         """Return that they are false alarms, or the worst by panoptic quality."""
@@ -93,7 +110,7 @@ class ObjectsReport(AnswerReport):
         if _is_panoptic(tables):
             yield from _worst(tables)
             return
-        prefix = next(iter(kinds(tables.evaluation.metrics) if tables.evaluation else ()), "")
+        prefix = self.foremost(tables)
         own = [prefix + name for name in ("mistake", "mistake_score", "truths", "found")]
         thresholds = _thresholds(tables, prefix)
         for batch in tables.images([*WHERE, *own]):
@@ -103,6 +120,10 @@ class ObjectsReport(AnswerReport):
             least = [thresholds.get(label, SURE) for label in labels]
             counts: Any = pc.greater_equal(rows["score"], pa.array(least, pa.float64()))
             yield rows.filter(counts)  # Null, so left out, where an image has none.
+
+    def foremost(self, tables: EvaluationTables) -> str:
+        """Return by what objects were judged foremost: how the names of its numbers begin."""
+        return next(iter(kinds(tables.evaluation.metrics) if tables.evaluation else ()), "")
 
     def class_layouts(self, metrics: Mapping[str, Value]) -> Sequence[ClassLayout]:
         """Return a table for each way of judging: by segments, boxes, masks or keypoints."""

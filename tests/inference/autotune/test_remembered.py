@@ -95,6 +95,7 @@ def files() -> list[Path]:
     return sorted(remembered.folder().glob("*"))
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_not_measured_again(
     photos: Photos, tmp_path: Path, passes: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +191,7 @@ def test_what_the_job_names_wins_and_is_remembered_apart(photos: Photos, tmp_pat
     assert len(files()) == 2  # Where both are named, or one that leaves nothing open, nothing is measured.
 
 
+@pytest.mark.slow
 def test_a_damaged_file_costs_a_note(
     photos: Photos, tmp_path: Path, passes: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +345,7 @@ def test_no_batch_is_taken_that_measuring_would_not_try(batch: int, taken: bool,
     assert (recall.recalled(order, plain) is found) == taken
 
 
+@pytest.mark.slow
 def test_broken_pictures_are_no_reason_for_the_next_job(photos: Photos, tmp_path: Path) -> None:
     folder = photos(110)
     for path in sorted(folder.rglob("*.jpg"))[::4]:
@@ -432,6 +435,7 @@ def test_the_priors_way_is_taken_again_and_by_what_resumes(
     assert (kept(out), way(out), way(tmp_path / "second")) == (settled, "eager bf16", "eager bf16")
 
 
+@pytest.mark.slow
 def test_a_larger_job_measures_what_the_prior_has_settled(
     photos: Photos, tmp_path: Path, passes: list[int]
 ) -> None:

@@ -134,6 +134,7 @@ def test_what_says_something_else_is_out(photos: Photos, tmp_path: Path) -> None
     assert labels(out) == {"compile"}
 
 
+@pytest.mark.slow
 def test_random_weights_have_nothing_to_guard_and_say_so(photos: Photos, tmp_path: Path) -> None:
     folder, out = photos(110), tmp_path / "out"
     run(job(folder, out, {"shift": {"openvino": 1}, "weights": "random:0"}), QUIET)
@@ -161,6 +162,7 @@ def test_a_way_that_the_network_refuses_does_not_end_the_run(photos: Photos, tmp
         run(job(folder, tmp_path / "named", {"refused": "openvino"}, backend="openvino"), QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "share"), [(99, 100.0), (110, 0.1)], ids=["few images", "a small budget"])
 def test_a_job_that_is_too_small_waits_for_nothing(
     count: int, share: float, photos: Photos, tmp_path: Path
@@ -174,6 +176,7 @@ def test_a_job_that_is_too_small_waits_for_nothing(
         assert "10% of what this job takes" in kept["trials"][0]["reason"]
 
 
+@pytest.mark.slow
 def test_broken_pictures_are_no_sample(photos: Photos, tmp_path: Path) -> None:
     folder, out = photos(110), tmp_path / "out"
     for path in sorted(folder.rglob("*.jpg"))[:20]:

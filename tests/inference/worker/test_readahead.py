@@ -101,6 +101,7 @@ def opened() -> Patient:
     return model
 
 
+@pytest.mark.slow
 def test_no_more_images_are_read_than_the_window_holds(ahead: Any) -> None:
     source = Counted()
     taken: list[int] = []

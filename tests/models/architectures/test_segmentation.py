@@ -249,6 +249,7 @@ LAYERS = """
 """The layers of voc-fcn32s, in order: what each convolution takes and gives, and its side."""
 
 
+@pytest.mark.slow
 def test_layers_are_the_papers() -> None:
     with torch.device("meta"):
         network = PaperFCN(21, 32)
@@ -266,6 +267,7 @@ def test_layers_are_the_papers() -> None:
     assert parameters(PaperFCN(21, 8)) - parameters(network) == 10_773 + 5_397 + 2 * 21 * 21 * 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [8, 16, 32])
 @pytest.mark.parametrize("size", [(1, 1), (50, 70), (97, 64)])
 def test_the_papers_network_takes_any_size(stride: Any, size: tuple[int, int]) -> None:
@@ -285,6 +287,7 @@ class Means(nn.Module):
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stride", "source"), [(32, 32), (16, 32), (16, 16), (8, 32), (8, 16), (8, 8)])
 def test_scores_lie_over_their_pixels(stride: Any, source: int) -> None:
     """A ramp stays a ramp, by means and by bilinear enlargement: what is cropped wrongly is shifted."""
@@ -307,6 +310,7 @@ class _Nothing(nn.Module):
         return 0 * maps
 
 
+@pytest.mark.slow
 def test_an_fcn_begins_as_the_one_with_a_skip_less() -> None:
     torch.manual_seed(0)
     coarse = FCN(VGG16(), {8: 256, 16: 512, 32: 512}, 3, 32, width=8).eval()

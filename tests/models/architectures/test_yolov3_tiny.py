@@ -32,6 +32,7 @@ def photograph(name: str) -> Image:
     return Image(ImageRef(name, name), pixels, size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coffee.png", "motorcycle_left.png", "rocket.jpg"])
 def test_rows_are_opencvs_boxes_in_pixels_of_the_original(
     tiny: Files,  # noqa: F811

@@ -238,6 +238,7 @@ def test_keras_files_load_exactly(tmp_path: Path, name: str, legacy: bool) -> No
     assert network.library == "keras " + ".".join(keras.__version__.split(".")[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [SMALL, LARGER])
 def test_tensors_saved_as_safetensors_come_back_exactly(tmp_path: Path, name: str) -> None:
     module = build(name, "random:7").module
@@ -253,6 +254,7 @@ def test_tensors_saved_as_safetensors_come_back_exactly(tmp_path: Path, name: st
         assert torch.equal(module(pixels), again(pixels))
 
 
+@pytest.mark.slow
 def test_random_weights_follow_from_their_seed() -> None:
     one, two, three = (build(SMALL, f"random:{seed}") for seed in (1, 2, 1))
     states = [network.module.state_dict() for network in (one, two, three)]
@@ -336,6 +338,7 @@ def test_the_last_layer_is_torchs_and_its_features_are_given() -> None:
     assert tuple(features.shape) == (2, 1024)
 
 
+@pytest.mark.slow
 def test_statistics_are_counted_in_training_alone_and_layer_by_layer() -> None:
     module: Any = build(SMALL, "random").module
     pixels = pictures(SMALL, count=4)
@@ -356,6 +359,7 @@ def test_statistics_are_counted_in_training_alone_and_layer_by_layer() -> None:
     assert torch.equal(now, module(pixels))
 
 
+@pytest.mark.slow
 def test_what_is_frozen_gets_no_gradient_and_everything_else_does() -> None:
     module: Any = build(SMALL, "random").module.requires_grad_(True).train()
     module.features.layers["conv"].requires_grad_(False)
@@ -390,6 +394,7 @@ def test_copies_are_whole_and_their_own(name: str) -> None:
         module.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [SMALL, "EfficientNetB0", "ConvNeXtTiny"])
 def test_in_bfloat16_it_computes_in_bfloat16(name: str) -> None:
     module: Any = build(name, "random").module
@@ -424,6 +429,7 @@ def test_nothing_goes_to_keras_own_device() -> None:
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.slow
 def test_users_settings_of_keras_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = logits(build(SMALL, "random"), pictures(SMALL))
     keras.config.set_image_data_format("channels_first")

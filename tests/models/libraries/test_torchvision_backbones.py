@@ -89,6 +89,7 @@ def test_every_family_of_classifiers_is_tried() -> None:
     assert {one.removeprefix("mobilenet") for one in others - ours - without} <= {"v2", "v3"}
 
 
+@pytest.mark.slow
 def test_on_a_resnet_it_is_torchvisions_own_network() -> None:
     plain = _resnet_fpn_extractor(torchvision.models.resnet18(weights=None), 5)
     expected = MaskRCNN(plain, 3, min_size=64, max_size=96, rpn_post_nms_top_n_test=30).eval()
@@ -102,6 +103,7 @@ def test_on_a_resnet_it_is_torchvisions_own_network() -> None:
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["maskrcnn_mobilenet_v2_fpn", "keypointrcnn_shufflenet_v2_x0_5_fpn"])
 def test_detectors_are_built_on_any_backbone(name: str) -> None:
     head: Any = "masks" if name.startswith("mask") else "keypoints"
@@ -126,6 +128,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_training_may_begin_with_the_classifiers_weights(classifier: Path) -> None:
     choice = Choice("maskrcnn_mobilenet_v2_fpn", str(classifier), classes=("cat",))
     found = build_detector(choice, ["masks"], head_seed=0)
@@ -137,6 +140,7 @@ def test_a_training_may_begin_with_the_classifiers_weights(classifier: Path) -> 
     assert len(found.weights) == 64
 
 
+@pytest.mark.slow
 def test_a_file_of_the_classifier_may_lack_its_head(classifier: Path, tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in load_file(classifier).items() if name.startswith("features.")}
     save_file(state, tmp_path / "features.safetensors")
@@ -149,6 +153,7 @@ def test_a_file_of_the_classifier_may_lack_its_head(classifier: Path, tmp_path: 
         build_detector(choice, ["masks"], head_seed=0)
 
 
+@pytest.mark.slow
 def test_so_may_one_of_torchvisions_own(tmp_path: Path) -> None:
     torch.manual_seed(7)
     whole = torchvision.models.resnet50()
@@ -173,6 +178,7 @@ def test_a_classifiers_weights_alone_predict_nothing(classifier: Path, weights: 
         build_detector(choice, ["masks"])
 
 
+@pytest.mark.slow
 def test_a_whole_detectors_weights_come_back(tmp_path: Path) -> None:
     made = build_detector(
         Choice("maskrcnn_mobilenet_v3_small_fpn", "random:1", classes=("cat", "dog")), ["masks"]

@@ -93,6 +93,7 @@ def run(request: pytest.FixtureRequest) -> Executable:
     return executable(pyramid(), (maps(2),), Runtime("cpu", backend=request.param, batch=BATCH))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, BATCH])
 def test_every_backend_gives_what_the_network_does(run: Executable, count: int) -> None:
     with torch.inference_mode():

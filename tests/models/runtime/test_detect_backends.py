@@ -121,6 +121,7 @@ def test_what_is_compiled_once_finds_the_same() -> None:
             assert_same(seen(other, image, count), exact)
 
 
+@pytest.mark.slow
 def test_only_parts_of_pictures_are_compiled_for_full_batches_of_few_shapes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -151,6 +152,7 @@ def detector(name: str, model: Any) -> Detector:
     return Detector(module, resizing, (), parts=module.parts, box_parts=module.box_parts)
 
 
+@pytest.mark.slow
 def test_what_is_no_part_stays_in_float32() -> None:
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     plain, narrow = (detector(name, reference(name)) for _ in range(2))
@@ -179,6 +181,7 @@ def test_every_part_stands_where_it_was() -> None:
         assert isinstance(built.module.get_submodule(part), Part)
 
 
+@pytest.mark.slow
 def test_a_picture_without_proposals_goes_through_the_parts_of_boxes() -> None:
     name = "fasterrcnn_mobilenet_v3_large_320_fpn"
     model = reference(name)

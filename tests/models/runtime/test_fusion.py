@@ -55,6 +55,7 @@ def test_every_kind_of_network_computes_the_same(name: str, device: str) -> None
         assert kinds(fused, FusedConvolution) == 0
 
 
+@pytest.mark.slow
 def test_activations_go_into_the_convolution_where_onednn_is() -> None:
     if not torch._C._has_mkldnn or platform.machine() != "x86_64":
         pytest.skip("oneDNN's fused convolutions are used on x86-64 only")
@@ -169,6 +170,7 @@ def test_a_network_that_can_not_be_traced_stays_as_it_is(kind: type[Hooked]) -> 
     assert fuse(plain, "cpu", noise((8, 8))) is plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_types_compute_on_every_processor(dtype: torch.dtype) -> None:
     plain = settled(models.mobilenet_v2())

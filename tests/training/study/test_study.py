@@ -128,6 +128,7 @@ def test_its_page_leads_to_the_trials_and_says_what_auto_is_worth(quadrants: Pat
     assert (quadrants / "report.html").read_text() == page
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
