@@ -36,8 +36,8 @@ TORCH = """
     tasks.recipes.inside tasks.recipes.masks_inside tasks.recipes.segmentation_inside
     tasks.recipes.segmentation_augment tasks.recipes.segmentation_losses tasks.recipes.segmenter_start
     tasks.recipes.detection tasks.recipes.targets training.checkpoints training.data.decoded_cache
-    training.data.loader training.distributed training.lesson training.loop training.optimizers
-    training.worker
+    training.average training.data.loader training.distributed training.lesson training.loop
+    training.optimizers training.worker
 """
 RAY = """
     cluster.private_ray cluster.session inference.driver.ray_workers training.driver training.study.sweep

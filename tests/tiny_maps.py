@@ -81,13 +81,14 @@ def build(classes: tuple[str, ...] | None = None) -> Segmenter:
 
 def job(folder: Path | str, out: Path | str, train: dict[str, Any] | None = None, **fields: Any) -> TrainJob:
     """Return a training of the small segmenter, in this process, on windows of 48 x 64 pixels."""
-    augment = {"crop_size": (48, 64), "scale": (0.8, 1.25), **(train or {}).pop("augment", {})}
-    settings = {"strategy": "scratch", "epochs": 2, "batch": 8, "learning_rate": 0.01, "augment": augment}
+    asked = train or {}
+    augment = {"crop_size": (48, 64), "scale": (0.8, 1.25), **asked.get("augment", {})}
+    settings = {"strategy": "scratch", "epochs": 2, "batch": 8, "learning_rate": 0.01}
     return TrainJob.model_validate(
         {
             "kind": "train",
             "task": {"name": "segment", "model": "tests.tiny_maps:build", **fields.pop("task", {})},
-            "train": {**settings, **(train or {})},
+            "train": {**settings, **asked, "augment": augment},
             "input": fields.pop("input", str(folder)),
             "output": str(out),
             "compute": {

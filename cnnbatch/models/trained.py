@@ -27,10 +27,11 @@ from cnnbatch.storage import Forbidden, Storage, Unreadable, join, normalize, re
 _LIBRARIES = ("timm/", "keras/")
 
 
-def with_trained(choice: Choice, task: str, input: type[TrainedInput]) -> Choice:
+def with_trained(choice: Choice, task: str, input: type[TrainedInput], trains: bool = False) -> Choice:
     """Return ``choice``, where its model or its weights are a trained folder with what that folder says.
 
-    ``input`` is what the folder has to say of its network's inputs.
+    ``input`` is what the folder has to say of its network's inputs. What ``trains`` may begin with the
+    weights of another architecture; whether any of them fit is for whoever loads them.
 
     Raises:
         UserError: the model is a place without a trained model, one for another ``task`` or architecture, or
@@ -46,7 +47,8 @@ def with_trained(choice: Choice, task: str, input: type[TrainedInput]) -> Choice
         raise UserError(f"task.model: {_instead(normalize(choice.model), storage)}")
     if may_be_folder(choice.weights) and (about := read_model(choice.weights, storage)) is not None:
         require_trained(about, task, input, choice.weights)
-        _require_same(choice.model, about["architecture"]["model"], choice.weights)
+        if not trains:
+            _require_same(choice.model, about["architecture"]["model"], choice.weights)
         return _of_folder(replace(choice, weights="DEFAULT"), about, choice.weights)
     return choice
 

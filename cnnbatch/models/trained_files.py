@@ -49,7 +49,8 @@ _Interval = Annotated[tuple[_Number, _Number], Field(strict=False)]
 TrainedSide = Annotated[int, Field(ge=1, le=_MOST_SIDE)]
 TrainedSize = Annotated[tuple[TrainedSide, TrainedSide], Field(strict=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-TrainedColour = Annotated[tuple[_Positive, _Positive, _Positive], Field(strict=False)]
+TrainedColour = Annotated[tuple[_Number, _Number, _Number], Field(strict=False)]
+TrainedDeviations = Annotated[tuple[_Positive, _Positive, _Positive], Field(strict=False)]
 
 
 class TrainedInput(BaseModel):

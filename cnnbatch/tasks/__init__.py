@@ -66,6 +66,10 @@ class Task(BaseModel):
             EnvironmentFault: it is not here, and could not be fetched.
         """
 
+    def require_weights_to_train(self) -> None:
+        """Have what a training begins with on this machine; raises as `require_weights` does."""
+        self.require_weights()
+
     def recipe(self, spec: Train, data: TrainingData) -> Recipe:
         """Return how its network is trained on ``data``; a task without one does not train."""
         raise NotImplementedError

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.trained_files import TrainedColour, TrainedInput, TrainedSize
+from cnnbatch.models.trained_files import TrainedColour, TrainedDeviations, TrainedInput, TrainedSize
 from cnnbatch.tasks.weighted import Size, WeightedTask, lists_of
 from cnnbatch.truth import BOX, KEYPOINT, MASK, ModelClasses
 from cnnbatch.types import Head, Runtime
@@ -48,7 +48,7 @@ class DetectorInput(TrainedInput):
 
     size: TrainedSize
     mean: TrainedColour | None = None
-    std: TrainedColour | None = None
+    std: TrainedDeviations | None = None
 
 
 class Detect(WeightedTask):

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.trained_files import TrainedInput, TrainedSize
+from cnnbatch.models.trained_files import TrainedColour, TrainedDeviations, TrainedInput, TrainedSize
 from cnnbatch.output.assets import as_asset
 from cnnbatch.tasks.weighted import Side, Size, WeightedTask, lists_of
 from cnnbatch.truth import BOX, MAP, MAP_CLASSES, MAP_RUNS, ModelClasses
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from cnnbatch.config.train import Train
     from cnnbatch.images.class_map import Numbers
-    from cnnbatch.models import Segmenter
+    from cnnbatch.models import Choice, Segmenter
+    from cnnbatch.tasks.recipes.recipe import Recipe, TrainingData
     from cnnbatch.types import Image, Prepared
 
 Scale = Annotated[float, Field(ge=0.1, le=10)]
@@ -46,8 +48,16 @@ _MAPS: Mapping[str, pa.Field[Any]] = {
 class SegmenterInput(TrainedInput):
     """The fields of `cnnbatch.models.Resizing` that a training may change."""
 
-    fit: Literal["sides", "stretch", "own", "multiples"]
-    size: TrainedSize
+    fit: Literal["sides", "stretch", "letterbox", "own", "multiples"]
+    size: TrainedSize | None = None
+    mean: TrainedColour
+    std: TrainedDeviations
+
+    @model_validator(mode="after")
+    def _can_be_applied(self) -> Self:
+        if self.size is None and self.fit not in ("own", "multiples"):
+            raise ValueError(f"expected a size beside fit {self.fit!r}")
+        return self
 
 
 class Segment(WeightedTask):
@@ -124,6 +134,28 @@ class Segment(WeightedTask):
         from cnnbatch.models.segmenters import build_segmenter
 
         build_segmenter(self.choice(self._input()))
+
+    def require_weights_to_train(self) -> None:
+        """Build the segmenter as a training begins with it, and forget it."""
+        from cnnbatch.tasks.recipes.segmenter_start import require_weights
+
+        require_weights(self._begun_with())
+
+    def recipe(self, spec: Train, data: TrainingData) -> Recipe:
+        """Return how a segmenter learns the classes of ``data``; UserError for one that does not train."""
+        from cnnbatch.tasks.recipes.segmentation import SegmenterRecipe
+
+        if self.aliases:
+            raise UserError(
+                "task.aliases: a training learns the classes by the names that its ground truth has\n"
+                "  what to do: leave it out, and give input.relabel where they are to be others"
+            )
+        return SegmenterRecipe(self._begun_with(), spec, data)
+
+    def _begun_with(self) -> Choice:
+        """Return what a training begins with; the job's classes are those to be learned."""
+        without = self.model_copy(update={"classes": None})
+        return without.choice(self._input(), trains=True)
 
     def _input(self) -> dict[str, Any]:
         """Return the fields of `cnnbatch.models.Resizing` that the job changes."""

@@ -82,8 +82,10 @@ class WeightedTask(Task):
         """Return the names in the job, else those in the trained folder that is the model."""
         return self.choice({}).classes
 
-    def choice(self, preprocessing: Mapping[str, Any]) -> Choice:
+    def choice(self, preprocessing: Mapping[str, Any], trains: bool = False) -> Choice:
         """Return which network the job means; ``preprocessing`` replaces fields of what its weights ask for.
+
+        With ``trains`` the weights may be the folder of a training of another architecture.
 
         Raises:
             UserError: the file of the classes can't be read, or a trained folder is none.
@@ -101,7 +103,7 @@ class WeightedTask(Task):
             adapter=self.adapter,
             storage=Storage(self.storage),
         )
-        return with_trained(choice, self.trained_to or self.name, self.trained_input)
+        return with_trained(choice, self.trained_to or self.name, self.trained_input, trains)
 
 
 def read_names(uri: str) -> tuple[str, ...]:

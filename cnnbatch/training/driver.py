@@ -63,7 +63,7 @@ def fit(order: TrainingOrder, note: Callable[[str], object]) -> Iterator[Trainin
     """
     compute = order.job.compute
     if order.decision.strategy != "scratch":
-        order.job.task.require_weights()  # Else Ray Train would try again and again.
+        order.job.task.require_weights_to_train()  # Else Ray Train would try again and again.
     session.connect(compute, note)
     with session.faults():
         yield from _fit(order, group_for(compute))

@@ -101,7 +101,7 @@ def _fit(order: TrainingOrder, note: Callable[[str], object]) -> Iterator[Traini
         return
     if trains_here(order.job.compute):
         if order.decision.strategy != "scratch":
-            order.job.task.require_weights()  # Said before a process is started.
+            order.job.task.require_weights_to_train()  # Said before a process is started.
         yield from local.fit(order)
         return
     from cnnbatch.training.driver import fit

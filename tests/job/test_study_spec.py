@@ -209,7 +209,14 @@ def test_the_lesson_of_the_curves_takes_all_of_a_small_collection() -> None:
         assert (trial.job.input.url, trial.job.input.sample) == ("photos", 1.0)
 
 
-TRAININGS = {"finetune", "finetune_demo", "train_detector", "train_instances", "train_keypoints"}
+TRAININGS = {
+    "finetune",
+    "finetune_demo",
+    "train_detector",
+    "train_instances",
+    "train_keypoints",
+    "train_segmenter",
+}
 
 
 @pytest.mark.parametrize("name", sorted(set(job_names()) - TRAININGS))

@@ -19,7 +19,7 @@ from cnnbatch.errors import EnvironmentFault
 from cnnbatch.inference.run import RunOptions
 from cnnbatch.launch import launch
 from cnnbatch.training.driver import group_for
-from tests import tiny
+from tests import tiny, tiny_maps
 from tests.clusters import cluster_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -99,3 +99,12 @@ def test_the_loss_of_a_node_leaves_the_others_training(cluster: Cluster, alone: 
         cluster.remove_node(second, allow_graceful=False)
         training.result(timeout=300)
     assert losses(out) == pytest.approx(losses(alone), abs=1e-4)
+
+
+def test_two_workers_have_the_loss_of_all_pixels_of_a_step(cluster: Cluster, tmp_path: Path) -> None:
+    tiny_maps.folders(tmp_path / "made", 20, 4, 2)
+    train = {"strategy": "head", "epochs": 3, "batch": 7, "loss": {"dice": 0.5, "focal": 0.2, "balance": 0.5}}
+    launch(tiny_maps.job(tmp_path / "made", tmp_path / "alone", train), QUIET)
+    on_two = {"pool": "ray", "device": "cpu", "workers": 2}
+    launch(tiny_maps.job(tmp_path / "made", tmp_path / "out", train, compute=on_two), QUIET)
+    require_alike(tmp_path / "out", tmp_path / "alone", 1e-4)

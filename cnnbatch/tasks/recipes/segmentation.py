@@ -184,7 +184,7 @@ class SegmenterRecipe:
         segmenter, prefix = self._segmenter, "network.module."
         return Learned(
             architecture={"task": "segment", "model": self._choice.model, "library": segmenter.library},
-            preprocessing={"fit": self._resizing.fit, "size": list(self._resizing.size)},
+            preprocessing=_input(self._resizing),
             classes=self._classes,
             state={
                 name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
@@ -233,6 +233,12 @@ def _require_applicable(spec: Train) -> None:
             "  what to do: leave it out; train.augment has crop_size, scale, aspect, flip, colour, gamma and "
             "cast, and train.loss.balance has rare classes count more"
         )
+
+
+def _input(how: Resizing) -> dict[str, Any]:
+    """Return the fields of a resizing that a job can change; one of the picture's own size has no other."""
+    size = {} if how.fit in ("own", "multiples") else {"size": list(how.size)}
+    return {"fit": how.fit, **size, "mean": list(how.mean), "std": list(how.std)}
 
 
 def _crop(how: Augment, resizing: Resizing) -> Size:

@@ -48,6 +48,16 @@ def segmenter_to_train(choice: Choice, strategy: Strategy, classes: tuple[str, .
     return replace(begun, classes=classes, ids=(), aliases={})
 
 
+def require_weights(choice: Choice) -> None:
+    """Have the weights on this machine that a training of some classes would begin with.
+
+    Raises:
+        UserError: there are none of that name, or they do not fit.
+        EnvironmentFault: they are not here, and could not be fetched.
+    """
+    build_segmenter(replace(choice, classes=choice.classes or ("a", "b")), new_head=True)
+
+
 def _random(choice: Choice, classes: tuple[str, ...], seed: int = 0) -> Choice:
     return replace(choice, weights=f"random:{seed}", sha256=None, key_map=None, classes=classes)
 

@@ -142,7 +142,7 @@ def require_weights(trials: Sequence[StudyTrial]) -> None:
     tasks = [trial.job.task for trial in trials if trial.job.train.strategy != "scratch"]
     for task in {repr(task): task for task in tasks}.values():
         try:
-            task.require_weights()
+            task.require_weights_to_train()
         except EnvironmentFault as fault:
             raise EnvironmentFault(f"nothing was trained: {fault.what}", fault.mend) from fault
         except UserError as error:

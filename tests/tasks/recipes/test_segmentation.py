@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -15,11 +16,15 @@ from torch.nn import functional
 from cnnbatch.config.train import Train
 from cnnbatch.errors import UserError
 from cnnbatch.images import class_map
-from cnnbatch.models import Choice
+from cnnbatch.models import Choice, Segmenter
 from cnnbatch.models.segmenters import build_segmenter
+from cnnbatch.models.trained_files import Learned, put_model
+from cnnbatch.storage import Storage
+from cnnbatch.tasks.recipes.auxiliary_head import AuxiliaryHead
 from cnnbatch.tasks.recipes.recipe import TrainingData
-from cnnbatch.tasks.recipes.segmentation import SegmenterRecipe
+from cnnbatch.tasks.recipes.segmentation import SegmenterRecipe, Training
 from cnnbatch.tasks.recipes.segmentation_losses import IGNORED
+from cnnbatch.tasks.segment import Segment
 from cnnbatch.types import Image, ImageRef
 from tests import tiny_maps as tiny
 
@@ -66,6 +71,9 @@ def test_what_was_learned_fits_the_segmenter() -> None:
         name: tensor.shape for name, tensor in built.module.state_dict().items()
     }
     assert learned.architecture["task"] == "segment"
+    assert learned.preprocessing == {"fit": "own", "mean": [0.5] * 3, "std": [0.25] * 3}
+    sized = recipe(choice=replace(CHOICE, preprocessing={"fit": "stretch", "size": (64, 96)}))
+    assert sized.learned(sized.module.state_dict()).preprocessing["size"] == [64, 96]
 
 
 def test_the_same_classes_keep_their_outputs_and_others_get_new_ones(tmp_path: Path) -> None:
@@ -188,3 +196,67 @@ def test_numbers_of_classes_that_are_not_learned_do_not_count() -> None:
     target = made.example(image(1), None).target.numpy()
     assert np.array_equal(target == 1, numbers == 2)
     assert np.array_equal(target == IGNORED, (numbers == 1) | (numbers == 255))
+
+
+def coarse(tmp_path: Path) -> tuple[Segmenter, Path]:
+    """Return FCN-32s over a small network, and the folder of a training that has written it."""
+    made = build_segmenter(Choice("fcn32s_mobilenet_v2", "random:3", classes=tiny.CLASSES))
+    architecture = {"task": "segment", "model": "fcn32s_mobilenet_v2", "library": made.library}
+    how = {"fit": "multiples", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    put_model(Storage(), str(tmp_path), Learned(architecture, how, tiny.CLASSES, made.module.state_dict()))
+    return made, tmp_path
+
+
+def test_fcn_begins_as_the_one_with_a_skip_less(tmp_path: Path) -> None:
+    before, folder = coarse(tmp_path)
+    task = Segment(model="fcn16s_mobilenet_v2", weights=str(folder))
+    task.require_weights_to_train()
+    data = TrainingData(tiny.CLASSES, PIXELS, 10, NUMBERS)
+    made = task.recipe(Train(strategy="all"), data)
+    pixels = torch.rand(1, 3, 128, 160)
+    with torch.inference_mode():
+        (found,) = made.module.eval()(pixels)
+        expected = functional.interpolate(before.module.eval()(pixels), scale_factor=2, mode="bilinear")
+    inside = (..., slice(1, -1), slice(1, -1))  # At the edges a deconvolution has zeros beside the maps.
+    assert torch.allclose(found[inside], expected[inside], atol=1e-4)
+    others = TrainingData(("a", "b", "c"), {}, 10, {"a": 0, "b": 1, "c": 2})
+    fresh = task.recipe(Train(strategy="all"), others)
+    with torch.inference_mode():
+        assert not torch.allclose(fresh.module.eval()(pixels)[0][inside], expected[inside], atol=1e-2)
+
+
+def test_a_folder_of_another_architecture_does_not_predict(tmp_path: Path) -> None:
+    _, folder = coarse(tmp_path)
+    task = Segment(model="fcn16s_mobilenet_v2", weights=str(folder))
+    with pytest.raises(UserError, match="was trained from 'fcn32s_mobilenet_v2', expected one from fcn16s"):
+        task.choice({})
+
+
+AUXILIARY = {"fcn_resnet50": 1024, "deeplabv3_mobilenet_v3_large": 40}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [*AUXILIARY, "lraspp_mobilenet_v3_large"])
+def test_torchvisions_segmenters_learn_with_their_auxiliary_head(model: str) -> None:
+    made = recipe("head", Choice(model, "random:0"), augment={"crop_size": (64, 64)})
+    examples = [made.example(image(number), Random(number)) for number in range(2)]
+    batch = made.on_device(made.collate(examples, training=True), Random(0))
+    losses = made.loss(made.module.train()(*batch.inputs), batch)
+    assert set(losses) == ({"cross_entropy", "auxiliary"} if model in AUXILIARY else {"cross_entropy"})
+    torch.stack([*losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    tuned = {name: tensor for name, tensor in made.module.named_parameters() if tensor.requires_grad}
+    assert all(tensor.grad is not None for tensor in tuned.values())
+    assert any("auxiliary" in name for name in tuned) == (model in AUXILIARY)
+    learned = made.learned(made.module.state_dict())
+    build_segmenter(Choice(model, "random:1", classes=tiny.CLASSES)).module.load_state_dict(learned.state)
+    assert len(made.module.eval()(*batch.inputs)) == 1
+
+
+def test_an_average_has_an_auxiliary_head_of_its_own() -> None:
+    body = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
+    made = Training(body, AuxiliaryHead(body[0], torch.nn.Conv2d(4, 2, 1))).train()
+    other = deepcopy(made)
+    pixels = torch.rand(1, 3, 4, 4)
+    assert len(other(pixels)) == 2
+    with pytest.raises(AssertionError):
+        made.auxiliary()  # type: ignore[misc]  # It was not the one that saw something.
