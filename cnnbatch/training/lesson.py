@@ -58,7 +58,8 @@ def strips(recipe: Any, state: Mapping[str, Tensor], loader: Loader) -> list[dic
 def _strip(strip: Strip) -> dict[str, Any]:
     """Return a strip as JSON values."""
     colours = palette.colours(strip.classes) if strip.classes else np.array([_INSIDE], np.uint8)
-    rows = [[{"name": one.name, "picture": _drawn(one, colours)} for one in row] for row in strip.rows]
+    clear = np.array([palette.is_background(name) for name in strip.classes] or [False], np.bool_)
+    rows = [[{"name": one.name, "picture": _drawn(one, colours, clear)} for one in row] for row in strip.rows]
     there = {
         int(place)
         for row in strip.rows
@@ -69,13 +70,13 @@ def _strip(strip: Strip) -> dict[str, Any]:
     legend = [
         {"colour": palette.css(colour), "name": name}
         for place, (name, colour) in enumerate(zip(strip.classes, colours, strict=False))
-        if place in there
+        if place in there and not clear[place]
     ]
     return {"title": strip.title, "text": strip.text, "rows": rows, "legend": legend}
 
 
-def _drawn(shown: Shown, colours: NDArray[np.uint8]) -> str:
-    """Return a picture with what lies over it, as a JPEG in base64."""
+def _drawn(shown: Shown, colours: NDArray[np.uint8], clear: NDArray[np.bool_]) -> str:
+    """Return a picture with what lies over it, as a JPEG in base64; classes that are ``clear`` hide nothing."""
     image = Image.fromarray(shown.pixels.permute(1, 2, 0).contiguous().numpy())
     scale = ROW_SIDE / max(image.size)
     size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
@@ -83,7 +84,7 @@ def _drawn(shown: Shown, colours: NDArray[np.uint8]) -> str:
     if shown.places is not None:
         places = np.where(shown.places < 0, len(colours), shown.places).astype(np.int32)
         numbers = np.asarray(Image.fromarray(places).resize(size, Image.Resampling.NEAREST))
-        image = overlaid(image, numbers, colours, np.zeros(len(colours), np.bool_))
+        image = overlaid(image, numbers, colours, clear)
     for box in shown.boxes:
         ImageDraw.Draw(image).rectangle([scale * side for side in box], outline=_OUTLINE, width=2)
     return _encoded(image)
