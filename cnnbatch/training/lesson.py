@@ -76,7 +76,7 @@ def _strip(strip: Strip) -> dict[str, Any]:
 
 
 def _drawn(shown: Shown, colours: NDArray[np.uint8], clear: NDArray[np.bool_]) -> str:
-    """Return a picture with what lies over it, as a JPEG in base64; classes that are ``clear`` hide nothing."""
+    """Return a picture with what lies over it, as a JPEG in base64; a ``clear`` class hides nothing."""
     image = Image.fromarray(shown.pixels.permute(1, 2, 0).contiguous().numpy())
     scale = ROW_SIDE / max(image.size)
     size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
