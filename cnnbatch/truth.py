@@ -115,7 +115,7 @@ _IGNORED = b"ignored"
 _SHOWN = 100  # of a model's names, in a message
 _FEW = 20  # of names that it does not know
 _OTHER_SIZE = " pixels, the image has "
-_PARTLY = re.compile(r"(\d+) of its (\w+) are left out: (.+)", re.DOTALL)
+_PARTLY = re.compile(r"(\d+) of its (\w+) (?:is|are) left out: (.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +244,12 @@ def _problem(what: str, width: int | None, height: int | None, found: tuple[int,
 
 def partly(count: int, things: str, reason: str) -> str:
     """Return the ``problem`` of an image of whose truth ``things``, such as polygons, are left out."""
-    return f"{count} of its {things} are left out: {reason}"
+    return f"{count} of its {things} {'is' if count == 1 else 'are'} left out: {reason}"
+
+
+def is_partly(problem: str | None) -> bool:
+    """Say whether a ``problem`` of an image's truth is one of `partly`: the rest of it can be used."""
+    return _PARTLY.fullmatch(problem or "") is not None
 
 
 def left_out_of(problem: str) -> tuple[str, int]:

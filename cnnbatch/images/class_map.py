@@ -127,7 +127,8 @@ def from_runs(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Numb
         inside = rle.pixels(one["mask"])
         if inside is None or inside.shape != size:
             raise NotAMap(
-                f"the mask of class {one['class']} is damaged or not of {size[1]} x {size[0]} pixels"
+                f"the mask of class {one['class']} is damaged or not of {size[1]} x {size[0]} pixels, "
+                f"or these are more than {rle.MOST_PIXELS:,}"
             )
         numbers[inside] = one["class"]
     return numbers

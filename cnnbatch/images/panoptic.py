@@ -86,12 +86,12 @@ def _of_things(
         if not area:
             continue
         begin, inside = int(edges[0]), np.repeat(np.arange(len(lengths) - 1) % 2 == 0, lengths[1:])
-        before = taken[begin : begin + len(inside)]
-        own = inside & ~before
-        if (area - int(own.sum())) / area > rule.overlap or not own.any():
+        taken_here = taken[begin : begin + len(inside)]  # A view: what is added to it is taken.
+        left = inside & ~taken_here
+        if (area - int(left.sum())) / area > rule.overlap or not left.any():
             continue
-        before |= own
-        yield number, begin + _edges(own)
+        taken_here |= left
+        yield number, begin + _edges(left)
 
 
 def _of_stuff(
@@ -108,10 +108,10 @@ def _of_stuff(
 
 
 def _lengths(mask: Mapping[str, Any], size: tuple[int, int]) -> Integers:
-    lengths = rle.runs(mask["counts"] or "")
     if tuple(mask["size"]) != size:
         raise ValueError(f"a mask was made for {tuple(mask['size'])} (height, width), the map has {size}")
-    if lengths is None or lengths.sum() != size[0] * size[1] or lengths.min(initial=0) < 0:
+    lengths = rle.lengths_of(mask)
+    if lengths is None:
         raise ValueError("the run lengths of a mask are damaged: they do not fill its size")
     return lengths
 

@@ -9,20 +9,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_PIXELS = 32 * 10**6
+from cnnbatch.images.limits import LIMITS
+
+MOST_PIXELS = LIMITS.max_pixels
+"""Of a mask that `pixels` reads, as of a picture that is decoded."""
+
 _LONGEST = 7  # Characters of a number: 35 bits.
 
 
 def pixels(mask: Mapping[str, Any]) -> NDArray[np.bool_] | None:
-    """Return a mask (height, width); None where its runs do not fill its size, or that is too large."""
+    """Return a mask (height, width); None where its runs do not fill its size, or above `MOST_PIXELS`."""
     height, width = mask["size"]
-    found = runs(mask["counts"] or "")
-    if found is None or height * width > MOST_PIXELS:
-        return None
-    if found.sum() != height * width or found.min(initial=0) < 0:
+    found = lengths_of(mask) if height * width <= MOST_PIXELS else None
+    if found is None:
         return None
     inside = np.repeat(np.arange(len(found)) % 2 == 1, found)
     return inside.reshape(width, height).T
+
+
+def lengths_of(mask: Mapping[str, Any]) -> NDArray[np.int64] | None:
+    """Return the run lengths of a mask; None where they are damaged or do not fill its size."""
+    height, width = mask["size"]
+    found = runs(mask["counts"] or "")
+    if found is None or found.sum() != height * width or found.min(initial=0) < 0:
+        return None
+    return found
 
 
 def runs(counts: str) -> NDArray[np.int64] | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from itertools import chain
+from threading import Thread
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -27,7 +28,7 @@ from cnnbatch.output import lock, ownership, plan
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader
-from cnnbatch.report import write_report
+from cnnbatch.report import preload, write_report
 from cnnbatch.sources import open_source
 from cnnbatch.sources.regions import begun_earlier
 from cnnbatch.storage import Storage, normalize, redact
@@ -261,9 +262,16 @@ def _predict(running: _Running, workers: _Workers, work: Iterator[Work | None]) 
         order = LoadOrder(job, running.source, output, True, workers.tuned.kept(), workers.tuned.remembered())
         yield from predict_inline(order, chain(head, work), workers.tuned)
         return
-    yield from workers.scheduler().predict(chain(head, work), suspects)
+    yield from workers.scheduler().predict(chain(head, work, _when_all_is_sent(running)), suspects)
     for index in suspects:
         output.storage.delete(output.suspect(index))
+
+
+def _when_all_is_sent(running: _Running) -> Iterator[Work]:
+    """Yield nothing; while the last shards are predicted, import what the report needs."""
+    if not running.options.only_rows:
+        Thread(target=preload, daemon=True).start()
+    yield from ()
 
 
 def _require_object_labels(running: _Running) -> None:

@@ -33,6 +33,16 @@ def write_report(output: str, storage: Storage, begin: Begin = lambda total: lam
     return uri
 
 
+def preload() -> None:
+    """Import what `write_report` needs, while there is nothing else to do."""
+    from importlib import import_module
+
+    import pyarrow as pa
+
+    import_module("cnnbatch.report.page")
+    pa.array([{}])  # With the first of these pyarrow imports pandas, where that is installed.
+
+
 def notebook_html(result: Reader) -> str:
     """Return a few pictures and the counts of ``result`` as a fragment of HTML."""
     from cnnbatch.report.page import fragment_html

@@ -143,9 +143,9 @@ def truth_facts(truths: TruthCounts) -> list[Fact]:
 
 
 def comparison(found: Description) -> list[DataSetCounts]:
-    """Return the set and published ones; images without truth, or of another size, don't count."""
+    """Return the set and published ones of labels and objects; images without truth don't count."""
     truths = found.truths
-    if truths is None:
+    if truths is None or truths.numbers:
         return []
     objects = truths.objects if truths.an_image.count else None
     mean = truths.an_image.mean if truths.an_image.count else None
@@ -157,7 +157,7 @@ def troubles(found: Description) -> list[Examples]:
     rows = [_examples(code, meaning(code), named, found) for code, named in sorted(found.failed.items())]
     if found.truths:
         wrong = found.truths.misfits, found.truths.absent, found.truths.remarks
-        made = ("unusable", "Their maps are not theirs, or no maps.") if found.truths.numbers else _WRONG_SIZE
+        made = ("unusable", "Their masks can't be used.") if found.truths.numbers else _WRONG_SIZE
         rows += [
             _examples(*made, wrong[0], found),
             _examples("without truth", "The truth does not know them.", wrong[1], found),
@@ -226,7 +226,9 @@ def print_collection(url: str, found: Description, console: Console) -> None:
     _print_facts(facts(found), console)
     if found.truths:
         _print_facts(truth_facts(found.truths), console)
-        console.print("", _class_table(found.truths), "", _comparison_table(comparison(found)), sep="\n")
+        console.print("", _class_table(found.truths), sep="\n")
+        if compared := comparison(found):
+            console.print("", _comparison_table(compared), sep="\n")
     for trouble in troubles(found):
         console.print(f"\n{trouble.name}: {number(trouble.count)}. {trouble.meaning}", soft_wrap=True)
         for key, words in trouble.examples:

@@ -94,7 +94,8 @@ def file_of(image: Image.Image, kind: str) -> bytes:
         (file_of(Image.new("RGB", (4, 4)), "PNG"), r"one value a pixel .* got colours \(RGB\)"),
         (file_of(Image.new("L", (4, 4)), "JPEG"), "expected a PNG file, got JPEG, whose values are not kept"),
         (file_of(Image.new("L", (64, 64)), "PNG")[:60], "no whole PNG file"),
-        (b"", "got something else"),
+        (b"", "it is no whole PNG file"),
+        (b"a text", "it is no whole PNG file"),
     ],
 )
 def test_what_is_no_map_is_said(data: bytes, words: str) -> None:

@@ -15,7 +15,8 @@ from pycocotools import mask as coco
 from torch.nn.functional import interpolate
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from cnnbatch.images import pasted_masks, rle
+from cnnbatch.images import class_map, pasted_masks, rle
+from cnnbatch.images.limits import LIMITS
 from cnnbatch.images.pasted_masks import pasted
 
 Floats = NDArray[np.float32]
@@ -171,3 +172,15 @@ def test_pixels_come_back_from_edges(height: int, width: int, seed: int) -> None
 )
 def test_damaged_run_lengths_are_none(counts: str) -> None:
     assert rle.pixels({"size": [4, 3], "counts": counts}) is None
+
+
+def test_a_mask_may_be_as_large_as_a_picture_that_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    (mask,) = rle.from_edges([np.array([1, 3])], (4, 3))
+    monkeypatch.setattr(rle, "MOST_PIXELS", 12)
+    assert rle.pixels(mask) is not None
+    monkeypatch.setattr(rle, "MOST_PIXELS", 11)
+    assert rle.pixels(mask) is None
+    with pytest.raises(class_map.NotAMap, match="or these are more than 11"):
+        class_map.from_runs([{"class": 0, "mask": mask}], (4, 3))
+    monkeypatch.undo()
+    assert LIMITS.max_pixels == rle.MOST_PIXELS

@@ -12,6 +12,7 @@ import pytest
 
 import cnnbatch
 from cnnbatch.errors import UserError
+from cnnbatch.images import class_map
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.inference.worker import worker as worker_module
 from cnnbatch.job import MapJob
@@ -145,6 +146,14 @@ def test_an_address_that_leads_nowhere_is_told(tmp_path: Path) -> None:
         map_of("assets/../../secret", Storage(), str(tmp_path))
     with pytest.raises(UserError, match="is missing, which a row names"):
         map_of(f"assets/map/part-00000000/00000000-{'0' * 16}.png", Storage(), str(tmp_path))
+
+
+def test_run_lengths_of_no_class_need_a_size(tmp_path: Path) -> None:
+    found = map_of([], Storage(), str(tmp_path), (3, 4))
+    assert found.shape == (3, 4)
+    assert set(found.ravel().tolist()) == {class_map.NONE}
+    with pytest.raises(class_map.NotAMap, match="of no class, so its size has to be given"):
+        map_of([], Storage(), str(tmp_path))
 
 
 @pytest.mark.slow

@@ -525,6 +525,7 @@ def test_hostile_classes_stay_text_everywhere(tmp_path: Path) -> None:
     assert page.text.count(HOSTILE) > 4
 
 
+@pytest.mark.slow
 def test_pictures_that_compress_badly_become_smaller(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     noise = Image.fromarray(random.integers(0, 256, (400, 400, 3), np.uint8))

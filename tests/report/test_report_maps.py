@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,17 @@ def test_the_difference_is_red_where_it_is_wrong_and_dark_where_nothing_counts()
     assert red.tolist() == [False, True, False, False]
     assert gray.tolist() == [False, False, True, False]
     assert view.text == "mIoU 0.50, 67 % of the pixels right"
+
+
+def test_what_the_model_does_not_know_does_not_count_and_is_in_the_legend() -> None:
+    said = opened(np.array([[2, 2, 3, 3]], np.uint8).repeat(2, 0))
+    true = truth_of(np.array([[3, 7, 7, 10]], np.uint8).repeat(2, 0), [*CLASSES, Class("tree", 7)])
+    (view,) = MapReport().more_views(Image.new("RGB", (4, 2), "white"), said, true)
+    dark = np.asarray(view.image)[0].max(axis=1) < 120
+    assert dark.tolist() == [False, True, True, False]
+    assert view.text == "mIoU 1.00, 100 % of the pixels right"
+    names = [one.name for one in MapReport().legend([said, true], Counter({"sky": 9, "road": 5}))]
+    assert names == ["sky", "road", "tree"]
 
 
 def test_what_is_background_leaves_the_picture_as_it_is() -> None:

@@ -102,14 +102,24 @@ def test_the_page_has_every_way_and_why_one_won(out: Path) -> None:
 
 def test_the_report_is_made_without_torch(out: Path) -> None:
     write_settings(out, CPU, MEASURED)
-    assert "torch" not in loaded_by_the_report(out)
+    assert "torch" not in loaded_by_the_report(out, "pass")
     assert "How it ran" in (out / "report.html").read_text()
 
 
-def loaded_by_the_report(folder: Path) -> set[str]:
+@pytest.mark.slow
+def test_what_a_run_preloads_is_what_the_report_would_have_to_import(out: Path) -> None:
+    write_settings(out, CPU, MEASURED)
+    large = {"cnnbatch.report.page", "pandas"}  # pandas is what pyarrow imports, where it is installed.
+    assert large <= loaded_by_the_report(out, "pass")
+    assert not large & loaded_by_the_report(out, "from cnnbatch.report import preload; preload()")
+
+
+def loaded_by_the_report(folder: Path, first: str) -> set[str]:
+    """Return the modules that are loaded while the report is written, not those that ``first`` had loaded."""
     code = (
         "import sys; from cnnbatch.report import write_report; from cnnbatch.storage import Storage;"
-        f"write_report({str(folder)!r}, Storage()); print(*sys.modules)"
+        f"{first}; before = {{*sys.modules}};"
+        f"write_report({str(folder)!r}, Storage()); print(*sys.modules.keys() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     return set(done.stdout.split())

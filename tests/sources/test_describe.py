@@ -319,7 +319,7 @@ def test_pixels_of_maps_are_counted(tmp_path: Path) -> None:
     assert re.search(r"Not counted +20 · 33 % of all", said)
     assert re.search(r"Class +Images +Pixels +Share +Mean share of an image", said)
     assert re.search(r"sky +2 +36 +90 % +60 %", said)
-    assert "unusable: 2. Their maps are not theirs, or no maps." in said
+    assert "unusable: 2. Their masks can't be used." in said
     assert "By pixels." in page_html("maps", found, [])
 
 

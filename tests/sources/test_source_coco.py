@@ -30,7 +30,7 @@ from cnnbatch.sources.coco import source as coco
 from cnnbatch.sources.coco.rows import row_of
 from cnnbatch.sources.coco.source import Coco
 from cnnbatch.storage import Storage
-from cnnbatch.truth import Class, classes_of
+from cnnbatch.truth import Class, classes_of, left_out_of, partly
 from cnnbatch.types import ImageRef, Shard, Source
 from tests.places import SHARED
 from tests.servers import Bucket, Reply, WebServer
@@ -199,6 +199,10 @@ def test_polygons_of_two_points_are_left_out_and_counted(tmp_path: Path) -> None
     whole = coco_mask.merge(coco_mask.frPyObjects([shapes[0][1]], 30, 40))
     assert row["objects"][0]["mask"]["counts"].encode() == whole["counts"]
     assert row["problem"] == "3 of its polygons are left out: fewer than three points"
+    assert left_out_of(row["problem"])[1] == 3
+    one = partly(1, "polygons", "fewer than three points")
+    assert one == "1 of its polygons is left out: fewer than three points"
+    assert left_out_of(one)[1] == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 50)), min_size=3, max_size=6))
@@ -524,16 +528,19 @@ MISTAKES: list[tuple[Any, str]] = [
     (broken(categories=[{"id": 0, "name": "a"}, {"id": 1, "name": "a"}]), r"have the same name 'a'"),
     (broken(categories=[{"id": "x"}]), r"categories\[0\]: there is no 'name'"),
     (broken(categories=[{"id": 1.5, "name": "x"}]), r"categories\[0\]: the id must be"),
-    (mask([[1, 2, 3]]), r"expected the segmentation as polygons"),
+    (mask([[1, 2, 3]]), r"expected a polygon of the segmentation as \[x, y, x, y, ...\], got a list of 3"),
     (mask([1, 2, 3, 4]), r"expected the segmentation as polygons"),
     (mask({"counts": "111"}), r"expected the segmentation as polygons"),
     (mask({"counts": [1200], "size": [0, 40]}), r"expected the segmentation as polygons"),
-    (mask({"counts": [1199], "size": [30, 40]}), r"expected run lengths of 30 x 40 pixels"),
-    (mask({"counts": [1201, -1], "size": [30, 40]}), r"expected run lengths of 30 x 40 pixels"),
-    (mask({"counts": [1200.0], "size": [30, 40]}), r"expected run lengths of 30 x 40 pixels"),
-    (mask({"counts": "99999", "size": [30, 40]}), r"expected run lengths of 30 x 40 pixels"),
-    (mask({"counts": "zz", "size": [30, 40]}), r"expected run lengths of 30 x 40 pixels"),
-    (mask({"counts": "o" * 50, "size": [30, 40]}), r"expected run lengths of 30 x 40 pixels"),
+    (
+        mask({"counts": [1199], "size": [30, 40]}),
+        r"expected run lengths of 40 x 30 pixels in the segmentation, 1,200 in all, got 1,199",
+    ),
+    (mask({"counts": [1201, -1], "size": [30, 40]}), r"expected run lengths in the segmentation as numbers"),
+    (mask({"counts": [1200.0], "size": [30, 40]}), r"expected run lengths in the segmentation as numbers"),
+    (mask({"counts": "99999", "size": [30, 40]}), r"expected run lengths of 40 x 30 pixels"),
+    (mask({"counts": "zz", "size": [30, 40]}), r"expected run lengths .* or as COCO's text, got text"),
+    (mask({"counts": "o" * 50, "size": [30, 40]}), r"expected run lengths .* or as COCO's text, got text"),
     (
         mask({"counts": [1201], "size": [1201, 1]}),
         r"annotations\[0\]: its run lengths are of 1 x 1201 pixels, its image of 40 x 30",

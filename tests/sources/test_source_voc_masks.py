@@ -107,7 +107,7 @@ def test_objects_of_no_class_are_left_out_and_counted(tmp_path: Path) -> None:
     bare = np.where(OBJECTS == 3, 0, CLASSES).astype(np.uint8)
     row = rows(source(str(tree(tmp_path, a=(bare, OBJECTS))), truth="SegmentationObject"))["JPEGImages/a.jpg"]
     assert [one["label"] for one in row["objects"]] == ["person", "person"]
-    assert row["problem"] == "1 of its objects are left out: no class in their pixels"
+    assert row["problem"] == "1 of its objects is left out: no class in their pixels"
 
 
 def test_classes_are_relabelled_for_pixels_and_for_objects(tmp_path: Path) -> None:

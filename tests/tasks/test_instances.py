@@ -38,6 +38,7 @@ def model() -> ObjectDetector:
     return ObjectDetector(task, tiny.detector(), Runtime("cpu"))
 
 
+@pytest.mark.slow
 def test_masks_equal_torchvisions_own_pipeline(model: ObjectDetector) -> None:
     torch.manual_seed(0)
     whole: Any = copy.deepcopy(tiny.detector().module.get_submodule("module"))

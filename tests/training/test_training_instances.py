@@ -22,6 +22,7 @@ from cnnbatch.tasks.recipes.boxes import Boxes, average_precision
 from cnnbatch.tasks.recipes.detection import DetectorRecipe
 from cnnbatch.tasks.recipes.recipe import TrainingData
 from cnnbatch.tasks.recipes.targets import Details
+from cnnbatch.truth import partly
 from cnnbatch.types import Image, ImageRef
 from tests import tiny_instances as tiny
 
@@ -113,6 +114,7 @@ def test_a_validation_judges_masks_and_boxes() -> None:
     assert sizes == {tuple(size) for size in batch.inputs[1].tolist()}
 
 
+@pytest.mark.slow
 def test_a_perfect_mask_has_an_average_precision_of_one() -> None:
     made = recipe()
     truth = made.collate([made.example(image(number), None) for number in range(6)], training=False).truth
@@ -162,6 +164,17 @@ def test_a_mask_that_cannot_be_learned_is_refused(mask: dict[str, Any] | None, w
         recipe().example(image(0, mask=mask), None)
 
 
+def test_an_object_whose_polygon_was_left_out_is_left_out() -> None:
+    whole = image(1)
+    assert whole.truth is not None
+    first, second = whole.truth["objects"]
+    problem = partly(1, "polygons", "fewer than three points")
+    truth = {**whole.truth, "objects": [{**first, "mask": None}, second], "problem": problem}
+    (mask,) = recipe().example(replace(whole, truth=truth), None).target.masks
+    assert np.array_equal(mask, recipe().example(whole, None).target.masks[1])
+
+
+@pytest.mark.slow
 def test_crowds_are_not_learned() -> None:
     made = recipe()
     (target,) = made.collate([made.example(image(0, crowd=True), None)], training=True).inputs[2][:1]
@@ -189,6 +202,7 @@ def test_a_new_head_has_the_classes_and_leaves_the_rest(model: str) -> None:
         assert is_of_classes or torch.equal(new[name], tensor)
 
 
+@pytest.mark.slow
 def test_fewer_proposals_are_learned_from_where_the_job_says_so() -> None:
     heads: Any = recipe().module.get_submodule("network.module.roi_heads")
     assert heads.fg_bg_sampler.batch_size_per_image == 16

@@ -59,8 +59,10 @@ def make(kind: str, network: Network, name: str, classes: int, points: int | Non
     pyramid = Pyramid(body(network, name))
     strides = [level.stride for level in pyramid.body.levels]
     sizes = tuple((8 * stride,) for stride in [*strides, 2 * strides[-1]])
-    how, own = network.preprocessing, {} if points is None else {"num_keypoints": points}
-    options: dict[str, Any] = {"image_mean": list(how.mean), "image_std": list(how.std), **own}
+    how = network.preprocessing
+    options: dict[str, Any] = {"image_mean": list(how.mean), "image_std": list(how.std)}
+    if points is not None:
+        options["num_keypoints"] = points
     module: nn.Module = KINDS[kind](
         pyramid,
         num_classes=classes,

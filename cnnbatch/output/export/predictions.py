@@ -19,6 +19,7 @@ from cnnbatch.images import class_map
 from cnnbatch.images.class_map import Numbers
 from cnnbatch.output import reader
 from cnnbatch.output.folder import Output
+from cnnbatch.output.maps import map_of
 from cnnbatch.output.plan_pages import listings_of
 from cnnbatch.storage import Storage, normalize
 from cnnbatch.truth import NO_CLASS, ModelClasses
@@ -183,9 +184,7 @@ class Predictions:
     def _numbers(self, key: str, value: Any, size: tuple[int, int]) -> Numbers:
         """Return a map of any encoding."""
         try:
-            if isinstance(value, list):
-                return class_map.from_runs(value, size)
-            return class_map.from_png(self.output.asset(value) if isinstance(value, str) else value)
+            return map_of(value, self.output.storage, self.uri, size)
         except class_map.NotAMap as error:
             raise UserError(
                 f"the map of {key} can't be read: {error}\n  what to do: make the output anew"

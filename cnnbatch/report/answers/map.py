@@ -19,6 +19,7 @@ from cnnbatch.images import class_map
 from cnnbatch.images.painted import painted
 from cnnbatch.metrics import Value, semantic
 from cnnbatch.metrics.numbering import of_classes
+from cnnbatch.output.maps import decoded
 from cnnbatch.report import palette
 from cnnbatch.report.answers.entry import (
     DIFFERENCE,
@@ -53,6 +54,7 @@ class ShownMap:
 
     It is decoded when it is looked at, since a page has many; where it is damaged, that raises NotAMap.
     ``uncertain`` are the least certain regions of a prediction: a ``box``, and its certainty as ``score``.
+    Of a ground truth only the first ``judged`` of the names count: the model does not know the others.
     """
 
     stored: bytes | Sequence[Mapping[str, Any]]
@@ -60,12 +62,11 @@ class ShownMap:
     places: NDArray[np.uint16]
     names: Sequence[str]
     uncertain: Sequence[Mapping[str, Any]] = ()
+    judged: int = NONE
 
     def numbers(self) -> NDArray[np.uint16]:
         """Return the places of the classes, (H, W)."""
-        if isinstance(self.stored, bytes):
-            return self.places[class_map.from_png(self.stored)]
-        return self.places[class_map.from_runs(self.stored, self.size or (0, 0))]
+        return self.places[decoded(self.stored, self.size)]
 
     def pixels(self) -> Counter[str]:
         """Return how many pixels each class has."""
@@ -101,9 +102,8 @@ class MapReport(AnswerReport):
         known = {int(one.id): about.names.get(one.name) or one.name for one in classes_of(about.schema)}
         names = tuple(dict.fromkeys([*about.classes, *known.values()]))
         places = {name: place for place, name in enumerate(names)}
-        return ShownMap(
-            answer, None, _places({number: places[name] for number, name in known.items()}), names
-        )
+        of_numbers = _places({number: places[name] for number, name in known.items()})
+        return ShownMap(answer, None, of_numbers, names, judged=len(about.classes) or NONE)
 
     def truth_of_objects(self, row: Mapping[str, Any], about: AboutTruth) -> ShownMap | None:
         """Return the class of each pixel by the masks of true objects; None where one has no mask."""
@@ -153,14 +153,14 @@ class MapReport(AnswerReport):
         if truth is not None:
             truth = self.aligned(truth, answer)
             said, true = answer.numbers(), truth.numbers()
+            true = np.where(true < truth.judged, true, np.uint16(NONE))
             wrong, left_out = _small(said, image) != _small(true, image), _small(true, image) == NONE
             views.append(
                 MoreView(DIFFERENCE, difference(image, wrong, left_out), _compared(said, true, truth))
             )
         if answer.uncertain and answer.size:
-            views.append(
-                MoreView("Least certain", heat(image, answer.size, answer.uncertain), "the brightest most so")
-            )
+            drawn = heat(image, answer.size, answer.uncertain)
+            views.append(MoreView("Least certain regions", drawn, "the brighter, the less certain"))
         return views
 
     def aligned(self, answer: ShownMap, other: ShownMap) -> ShownMap:
@@ -174,10 +174,12 @@ class MapReport(AnswerReport):
 
     def legend(self, answers: Iterable[ShownMap], counts: Counter[str]) -> Sequence[Swatch]:
         """Return the colours of the classes: those of most pixels first, then those that only truths have."""
-        paints: dict[str, str] = {}
-        for names in dict.fromkeys(tuple(one.names) for one in answers):
+        maps, paints = list(answers), dict[str, str]()
+        for names in dict.fromkeys(tuple(one.names) for one in maps):
             paints |= dict(zip(names, map(palette.css, palette.colours(names)), strict=True))
-        ranked = sorted(filter(counts.__getitem__, paints), key=lambda name: -counts[name])
+        drawn = sum(map(_pixels, maps), Counter[str]())
+        there = (name for name in paints if counts[name] or drawn[name])
+        ranked = sorted(there, key=lambda name: (-counts[name], -drawn[name]))
         shown = [name for name in ranked[:_MOST_SWATCHES] if not palette.is_background(name)]
         return [Swatch(paints[name], name) for name in shown]
 
@@ -222,6 +224,14 @@ def _fetched(address: str, about: AboutOutput) -> bytes:
         return about.asset(address) if about.asset else b""
     except UserError:
         return b""
+
+
+def _pixels(shown: ShownMap) -> Counter[str]:
+    """Return how many pixels each class has; nothing of a map that is damaged."""
+    try:
+        return shown.pixels()
+    except class_map.NotAMap:
+        return Counter()
 
 
 def _compared(said: NDArray[np.uint16], true: NDArray[np.uint16], truth: ShownMap) -> str:

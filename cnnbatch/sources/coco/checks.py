@@ -15,6 +15,7 @@ _FARTHEST = 1e9  # pixels
 _LONGEST = 10_000_000  # pixels of one outline; pycocotools keeps every fifth of one
 _LARGEST = 2**31
 _NUMBERS = {int, float}
+_MASKS = "the segmentation as polygons [[x, y, ...], ...] or {counts, size}"
 _COUNTS = re.compile(r"[0-o]*")
 
 
@@ -75,17 +76,26 @@ def problem_of_segments(segments: Any) -> str | None:
 
 def _problem_of_mask(mask: Any) -> str | None:
     if isinstance(mask, list):
-        if not all(_numbers(polygon) and len(polygon) % 2 == 0 for polygon in mask):
-            return _expected("the segmentation as polygons [[x, y, ...], ...] or {counts, size}", mask)
-        if any(_outline(polygon) > _LONGEST for polygon in mask):
-            return f"a polygon of the segmentation is longer than {_LONGEST:,} pixels"
-        return None
+        return next(filter(None, map(_problem_of_polygon, mask)), None)
     counts, size = (mask.get("counts"), mask.get("size")) if isinstance(mask, dict) else (None, None)
     if not _numbers(size) or len(size) != 2 or None in map(side, size):
-        return _expected("the segmentation as polygons [[x, y, ...], ...] or {counts, size}", mask)
+        return _expected(_MASKS, mask)
     runs = _runs(counts) if isinstance(counts, str) else counts
-    if not _whole(runs) or sum(runs) != size[0] * size[1]:
-        return _expected(f"run lengths of {size[0]} x {size[1]} pixels in the segmentation", counts)
+    if not _whole(runs):
+        return _expected("run lengths in the segmentation as numbers from 0 on or as COCO's text", counts)
+    if sum(runs) != size[0] * size[1]:
+        wanted = f"run lengths of {size[1]} x {size[0]} pixels in the segmentation"
+        return f"expected {wanted}, {size[0] * size[1]:,} in all, got {sum(runs):,}"
+    return None
+
+
+def _problem_of_polygon(polygon: Any) -> str | None:
+    if not _numbers(polygon):
+        return _expected(_MASKS, polygon)
+    if len(polygon) % 2:
+        return _expected("a polygon of the segmentation as [x, y, x, y, ...]", polygon)
+    if _outline(polygon) > _LONGEST:
+        return f"a polygon of the segmentation is longer than {_LONGEST:,} pixels"
     return None
 
 

@@ -29,6 +29,8 @@ VALUES = 1 << 16
 LEFT_OUT = -1
 
 _NUMBERS = re.compile(r"(\d{1,5})(?:\s*-\s*(\d{1,5}))?")
+_VOID = ("void", "unlabelled", "unlabeled", "ignore", "ignored")
+"""What sets call the value of pixels without a class."""
 _SHOWN = 20  # of a set's classes, in a message
 
 
@@ -88,6 +90,7 @@ def meaning_of(input: Input, listed: Sequence[Class]) -> Meaning:
     Raises UserError for a class that is not there, and for what is no relabelling.
     """
     given = {int(one.id): one.name for one in listed}
+    _require_shifted(input.relabel, given.get(0, ""))
     rules = _rules(input.relabel).through(given)
     if not listed and not rules.names:
         given = {number: str(number) for number in range(NONE)}
@@ -101,6 +104,16 @@ def meaning_of(input: Input, listed: Sequence[Class]) -> Meaning:
     moved = np.flatnonzero(numbers != np.arange(VALUES))
     pairs = tuple(zip(moved.tolist(), numbers[moved].tolist(), strict=True))
     return Meaning(kept, frozenset(ignored), pairs, bool(listed or rules.names))
+
+
+def _require_shifted(relabel: Mapping[str, int | str | None] | str, first: str) -> None:
+    """Refuse a list that names what ``reduce_zero_label`` leaves out: each value would have a wrong name."""
+    if isinstance(relabel, str) and first.lower() in _VOID:
+        raise UserError(
+            f"input.relabel={relabel}: expected the list of classes to begin with that of the value 1, which "
+            f"becomes 0; it begins with {first!r}\n"
+            f"  what to do: remove that line, or say input.ignore=[{first}] and no input.relabel"
+        )
 
 
 @dataclass(frozen=True)

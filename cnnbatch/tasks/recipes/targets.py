@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cnnbatch.tasks.recipes import masks
 from cnnbatch.tasks.recipes.boxes import Boxes, Size
+from cnnbatch.truth import is_partly
 from cnnbatch.types import Head
 
 if TYPE_CHECKING:
@@ -72,15 +73,20 @@ class Target:
 def target(image: Image, size: Size, labels: Mapping[str, int], details: Details) -> Target:
     """Return the objects of a picture that is resized to ``size``, clipped to it; none without an area.
 
-    ``labels`` are the numbers of the classes that are learned. Raises ValueError for an object of another
-    class, for one that lacks what is learned of it, and for a truth that was made for another size.
+    ``labels`` are the numbers of the classes that are learned. An object whose mask was left out of the truth
+    as it was read, which its ``problem`` says, is left out, too: detectron2's ``load_coco_json``.
+    Raises ValueError for an object of another class, for one that lacks what is learned of it, and for a
+    truth that was made for another size.
     """
     truth = image.truth or {}
     stated = truth.get("height"), truth.get("width")
     if all(stated) and stated != image.size:
         raise ValueError(f"its truth was made for {stated} (height, width), it has {image.size}")
     learned, known = [], []
+    needs_mask = "masks" in details.heads and is_partly(truth.get("problem"))
     for one in truth.get("objects") or []:
+        if needs_mask and one.get("mask") is None:
+            continue
         is_learned = not (one.get("crowd") or one.get("ignore"))
         if is_learned and one["label"] not in labels:
             raise ValueError(f"an object's label {one['label']!r} is none of the classes")

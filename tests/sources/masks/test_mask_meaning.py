@@ -89,6 +89,14 @@ def test_values_are_shifted_as_reduce_zero_label_does() -> None:
     assert shifted.strange(shifted.of(np.array([[5, 9, 9]], np.uint8))) == [4, 8]
 
 
+def test_a_list_that_names_what_reduce_zero_label_leaves_out_is_refused() -> None:
+    words = r"begins with 'Void'\n.*remove that line, or say input.ignore=\[Void\]"
+    with pytest.raises(UserError, match=words):
+        meaning(("Void", "sky", "road"), relabel="reduce_zero_label")
+    shifted = meaning(("sky", "road"), relabel="reduce_zero_label")
+    assert shifted.classes == (Class("sky", 0), Class("road", 1))
+
+
 def test_values_without_a_list_have_names_by_relabel_or_their_numbers() -> None:
     trimap = meaning((), relabel={"1": "animal", "3": "animal", "2": "background"})
     assert trimap.classes == (Class("animal", 1), Class("background", 2))

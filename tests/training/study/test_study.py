@@ -96,6 +96,7 @@ def test_a_study_is_a_training_for_each_combination_and_run(quadrants: Path) -> 
     assert large["train_images"] + large["validation_images"] + large["test_images"] == 60
 
 
+@pytest.mark.slow
 def test_its_numbers_are_those_of_its_trials(quadrants: Path) -> None:
     rows = pq.read_table(quadrants / "study.parquet").to_pylist()
     found = numbers(quadrants)
