@@ -33,6 +33,7 @@ TORCH = """
     models.segmenters models.tiles models.trained models.views
     report.collection tasks.recipes.augment tasks.recipes.auxiliary_head tasks.recipes.tuned_blocks
     tasks.recipes.boxes tasks.recipes.classification tasks.recipes.segmentation
+    tasks.recipes.inside tasks.recipes.masks_inside tasks.recipes.segmentation_inside
     tasks.recipes.segmentation_augment tasks.recipes.segmentation_losses tasks.recipes.segmenter_start
     tasks.recipes.detection tasks.recipes.targets training.checkpoints training.data.decoded_cache
     training.average training.data.loader training.distributed training.lesson training.loop

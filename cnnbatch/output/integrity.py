@@ -132,9 +132,30 @@ class _Strategy(TypedDict):
 
 
 @_open
+class _Picture(TypedDict):
+    name: str
+    picture: str
+
+
+@_open
+class _Swatch(TypedDict):
+    colour: str
+    name: str
+
+
+@_open
+class _Strip(TypedDict):
+    title: str
+    text: str
+    rows: list[list[_Picture]]
+    legend: list[_Swatch]
+
+
+@_open
 class _Inside(TypedDict):
     pictures: list[str]
     layers: list[dict[str, Any]]
+    strips: NotRequired[list[_Strip]]
 
 
 @_open

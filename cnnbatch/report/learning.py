@@ -33,6 +33,7 @@ class Learning(NamedTuple):
     pictures: Sequence[str] = ()
     layers: Chart | None = None
     depths: Chart | None = None
+    strips: Sequence[Mapping[str, Any]] = ()
 
 
 def learning(output: Output, metrics: pa.Table | None) -> Learning | None:
@@ -49,7 +50,14 @@ def learning(output: Output, metrics: pa.Table | None) -> Learning | None:
     layers = _layers(shown["layers"]) if len(shown["layers"]) > 1 else None
     depths = _depths(decided["depths"]) if len(decided.get("depths", ())) > 1 else None
     return Learning(
-        decided.get("strategy", ""), decided.get("why", ""), facts, charts, shown["pictures"], layers, depths
+        strategy=decided.get("strategy", ""),
+        why=decided.get("why", ""),
+        facts=facts,
+        charts=charts,
+        pictures=shown["pictures"],
+        layers=layers,
+        depths=depths,
+        strips=shown.get("strips", ()),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a lesson shows of a training's inside: pictures as the network got them, and which blocks changed."""
+"""What a lesson shows of a training's inside: pictures as the network got them, changes, and what it sees."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from cnnbatch.report import palette
+from cnnbatch.report.layers import overlaid
+from cnnbatch.tasks.recipes.inside import Shown, Strip
 from cnnbatch.training.data.loader import Loader
 
 PICTURES = 12
 SIDE = 160
+ROWS, ROW_SIDE = 4, 240
+"""Pictures of the validation that are shown with what is inside, and how large."""
+
+_OUTLINE = "#ffd23f"
+_INSIDE = (66, 105, 181)
 
 
 def pictures(loader: Loader) -> list[str]:
@@ -32,9 +42,61 @@ def pictures(loader: Loader) -> list[str]:
     return found
 
 
+def strips(recipe: Any, state: Mapping[str, Tensor], loader: Loader) -> list[dict[str, Any]]:
+    """Return what the recipe shows of its network with the weights ``state``, on pictures of the validation.
+
+    See `tasks.recipes.recipe.Recipe`; pictures are JPEGs in base64. Nothing where the recipe shows nothing.
+    """
+    if not hasattr(recipe, "inside"):
+        return []
+    recipe.module.load_state_dict(state)
+    recipe.module.cpu().eval()
+    examples = [*islice((example for some in loader.validating(ROWS) for example in some), ROWS)]
+    return [_strip(one) for one in recipe.inside(examples)] if examples else []
+
+
+def _strip(strip: Strip) -> dict[str, Any]:
+    """Return a strip as JSON values."""
+    colours = palette.colours(strip.classes) if strip.classes else np.array([_INSIDE], np.uint8)
+    clear = np.array([palette.is_background(name) for name in strip.classes] or [False], np.bool_)
+    rows = [[{"name": one.name, "picture": _drawn(one, colours, clear)} for one in row] for row in strip.rows]
+    there = {
+        int(place)
+        for row in strip.rows
+        for one in row
+        if one.places is not None
+        for place in np.unique(one.places)
+    }
+    legend = [
+        {"colour": palette.css(colour), "name": name}
+        for place, (name, colour) in enumerate(zip(strip.classes, colours, strict=False))
+        if place in there and not clear[place]
+    ]
+    return {"title": strip.title, "text": strip.text, "rows": rows, "legend": legend}
+
+
+def _drawn(shown: Shown, colours: NDArray[np.uint8], clear: NDArray[np.bool_]) -> str:
+    """Return a picture with what lies over it, as a JPEG in base64; a ``clear`` class hides nothing."""
+    image = Image.fromarray(shown.pixels.permute(1, 2, 0).contiguous().numpy())
+    scale = ROW_SIDE / max(image.size)
+    size = (max(1, round(scale * image.width)), max(1, round(scale * image.height)))
+    image = image.resize(size, Image.Resampling.BICUBIC if shown.smooth else Image.Resampling.NEAREST)
+    if shown.places is not None:
+        places = np.where(shown.places < 0, len(colours), shown.places).astype(np.int32)
+        numbers = np.asarray(Image.fromarray(places).resize(size, Image.Resampling.NEAREST))
+        image = overlaid(image, numbers, colours, clear)
+    for box in shown.boxes:
+        ImageDraw.Draw(image).rectangle([scale * side for side in box], outline=_OUTLINE, width=2)
+    return _encoded(image)
+
+
 def _jpeg(pixels: Tensor) -> str:
+    return _encoded(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))
+
+
+def _encoded(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
 from time import monotonic
@@ -70,7 +70,7 @@ def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send
             examples = [*loaders[0].failed.examples(), *loaders[1].failed.examples()]
             failed = {"failed": dict(counts), "examples": examples}
             _finish(order, recipe, history, {"precision": precision, "learning_rate": rate, **failed})
-            _lesson_ends(order, recipe, begun, loaders[0])
+            _lesson_ends(order, recipe, begun, loaders)
             send(TrainingMessage("end", {}))
     except Broken as broken:
         if team.rank == 0:
@@ -98,13 +98,18 @@ def _lesson_begins(order: TrainingOrder, recipe: Any) -> dict[str, torch.Tensor]
 
 
 def _lesson_ends(
-    order: TrainingOrder, recipe: Any, begun: Mapping[str, torch.Tensor] | None, loader: Loader
+    order: TrainingOrder, recipe: Any, begun: Mapping[str, torch.Tensor] | None, loaders: Sequence[Loader]
 ) -> None:
     """Keep what the report shows of a lesson's inside."""
     if begun is None:
         return
-    layers = lesson.changes(begun, recipe.learned(_best(order)["learned"]).state)
-    order.output.decide("training/inside", {"pictures": lesson.pictures(loader), "layers": layers})
+    best, (training, validation) = _best(order)["learned"], loaders
+    shown = {
+        "pictures": lesson.pictures(training),
+        "layers": lesson.changes(begun, recipe.learned(best).state),
+        "strips": lesson.strips(recipe, best, validation),
+    }
+    order.output.decide("training/inside", shown)
 
 
 def precision_for(asked: str, device: str, module: nn.Module) -> str:

@@ -209,6 +209,13 @@ def test_the_lesson_of_the_curves_takes_all_of_a_small_collection() -> None:
         assert (trial.job.input.url, trial.job.input.sample) == ("photos", 1.0)
 
 
+def test_the_lesson_of_the_skips_trains_each_of_the_three() -> None:
+    job = load_job("fcn_skips", ["input=photos", "output=out", "lesson=true"])
+    assert isinstance(job, StudyJob)
+    models = [str(getattr(trial.job.task, "model", "")) for trial in trials_of(in_force(job, True))]
+    assert models == [f"fcn{stride}s_mobilenet_v2" for stride in (32, 16, 8)]
+
+
 TRAININGS = {
     "finetune",
     "finetune_demo",
@@ -222,7 +229,7 @@ TRAININGS = {
 @pytest.mark.parametrize("name", sorted(set(job_names()) - TRAININGS))
 def test_a_job_without_a_lesson_says_so(name: str) -> None:
     fields = ["input=photos", "output=out", "lesson=true"]
-    has_one = name in ("transfer_2x2", "transfer_curves", "sweep")
+    has_one = name in ("transfer_2x2", "transfer_curves", "sweep", "fcn_skips")
     if has_one:
         job = load_job(name, fields)
         assert isinstance(job, StudyJob)

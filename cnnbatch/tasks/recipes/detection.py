@@ -29,9 +29,10 @@ from cnnbatch.models.libraries import torchvision_detectors
 from cnnbatch.models.resizing import Resizing, Size, prepare
 from cnnbatch.models.runtime.structure import flatten
 from cnnbatch.models.trained_files import Learned
-from cnnbatch.tasks.recipes import augment, targets, tuned_blocks
+from cnnbatch.tasks.recipes import augment, masks_inside, targets, tuned_blocks
 from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
 from cnnbatch.tasks.recipes.boxes import Boxes, average_precision
+from cnnbatch.tasks.recipes.inside import Strip
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
 from cnnbatch.tasks.recipes.targets import Details
 from cnnbatch.truth import named_alike
@@ -159,6 +160,14 @@ class DetectorRecipe:
         if self._choice.model in torchvision_detectors.names():
             return {"size": [*how.size]}
         return {"size": [*how.size], "mean": [*how.mean], "std": [*how.std]}
+
+    def inside(self, examples: Sequence[Example]) -> list[Strip]:
+        """Return the way from a proposal to a mask, of a network that learns masks."""
+        if "masks" not in self._details.heads:
+            return []
+        rcnn, how = self._detector.module.get_submodule("module"), self._resizing
+        pictures = [(example.pixels, example.size) for example in examples]
+        return masks_inside.strips(rcnn, pictures, self._classes, how.mean, how.std)
 
     def learned(self, state: Mapping[str, Tensor]) -> Learned:
         """Return torchvision's own state, and what it takes to build the detector again."""

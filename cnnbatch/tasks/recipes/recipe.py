@@ -74,7 +74,12 @@ class Parameters:
 
 
 class Recipe(Protocol):
-    """How a task's network is trained."""
+    """How a task's network is trained.
+
+    It may also have ``inside``: called with examples of the validation, when the best weights are in
+    `module`, on the CPU and not training, it returns what a lesson shows of the network, each a
+    `tasks.recipes.inside.Strip`.
+    """
 
     module: nn.Module
     """Called with a batch's inputs; parameters that are not learned do not require gradients."""

@@ -28,8 +28,10 @@ from cnnbatch.models.trained_files import Learned
 from cnnbatch.tasks.recipes import augment, segmentation_losses, tuned_blocks
 from cnnbatch.tasks.recipes.applicable import asked
 from cnnbatch.tasks.recipes.auxiliary_head import AuxiliaryHead, auxiliary_head
+from cnnbatch.tasks.recipes.inside import Strip
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
 from cnnbatch.tasks.recipes.segmentation_augment import window
+from cnnbatch.tasks.recipes.segmentation_inside import Seen, strips
 from cnnbatch.tasks.recipes.segmentation_losses import IGNORED
 from cnnbatch.tasks.recipes.segmenter_start import segmenter_to_train
 
@@ -165,6 +167,17 @@ class SegmenterRecipe:
         """Return ``mIoU``, ``mean_accuracy`` and ``pixel_accuracy`` of all images' pixels together."""
         count = len(self._classes)
         return semantic.of_confusion(sum(values, np.zeros((count, count), np.int64)))
+
+    def inside(self, examples: Sequence[Example]) -> list[Strip]:
+        """Return the backbone's features by depth, and what each of them contributes to the classes."""
+        batch = self.on_device(self.collate(examples, training=False), None)
+        pixels = [one[None] for some in batch.inputs for one in some]
+        pictures = [
+            Seen(one, whole.canvas.picture, whole.places.numpy().astype(np.int64))
+            for one, whole in zip(pixels, batch.truth, strict=True)
+        ]
+        how = self._resizing
+        return list(strips(self._segmenter.module, pictures, self._classes, how.mean, how.std))
 
     def learned(self, state: Mapping[str, Tensor]) -> Learned:
         """Return the network's own state, and what it takes to build it again."""
