@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -20,27 +18,13 @@ from cnnbatch.job import MapJob, TrainJob, parse_job
 from cnnbatch.launch import launch
 from cnnbatch.training import loop
 from cnnbatch.training.distributed import Team
-from cnnbatch.training.worker import Recorder, precision_for
+from cnnbatch.training.worker import precision_for
 from tests import tiny
+from tests.training.trained import launch_twice, metrics_of, model_of, require_same, weights_of
 
 QUIET = RunOptions(quiet=True)
 USED = {"name": "classify", "model": "tests.tiny:build"}
 """A network of another package, which a job names itself; a trained folder is its weights."""
-
-
-def model_of(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "model.json").read_text())
-    return found
-
-
-def weights_of(out: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(out / "model.safetensors")
-
-
-def metrics_of(out: Path) -> list[dict[str, Any]]:
-    return pq.read_table(out / "metrics.parquet").to_pylist()
 
 
 def test_a_folder_of_labelled_pictures_becomes_a_tested_model(
@@ -104,15 +88,9 @@ def test_a_second_call_finds_nothing_to_do_and_another_job_is_refused(tmp_path: 
         launch(tiny.job(folder, out, {"epochs": 2}), QUIET)
 
 
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "accumulate"), [(3, 1), (9, 1), (8, 2)])
-def test_what_was_interrupted_goes_on_to_the_same_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, accumulate: int
-) -> None:
+def test_what_was_interrupted_goes_on_to_the_same_result(tmp_path: Path, step: int, accumulate: int) -> None:
     folder = tiny.colours(tmp_path / "colours", 40)
     settings = {
         "ema": 0.5,
@@ -121,25 +99,9 @@ def test_what_was_interrupted_goes_on_to_the_same_result(
         "accumulate": accumulate,
     }
     launch(tiny.job(folder, tmp_path / "whole", settings), QUIET)
-    taken = Recorder.step
-
-    def dies(recorder: Recorder, row: Mapping[str, float]) -> None:
-        taken(recorder, row)
-        if row["step"] == step:
-            raise Killed
-
     out = tmp_path / "broken"
-    monkeypatch.setattr(Recorder, "step", dies)
-    with pytest.raises(Killed):
-        launch(tiny.job(folder, out, settings), QUIET)
-    monkeypatch.setattr(Recorder, "step", taken)
-    launch(tiny.job(folder, out, settings), QUIET)
-    whole, broken = weights_of(tmp_path / "whole"), weights_of(out)
-    assert whole.keys() == broken.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, broken[name]), name
-    losses = [[row["loss"] for row in metrics_of(one)] for one in (tmp_path / "whole", out)]
-    assert losses[0] == losses[1]
+    launch_twice(lambda: tiny.job(folder, out, settings), step)
+    require_same(tmp_path / "whole", out)
 
 
 @pytest.mark.slow

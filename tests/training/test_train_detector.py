@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -16,27 +14,12 @@ from cnnbatch.errors import UserError
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob
 from cnnbatch.launch import launch
-from cnnbatch.training.worker import Recorder
 from tests import tiny_detections as tiny
+from tests.training.trained import launch_twice, metrics_of, model_of, require_same, weights_of
 
 QUIET = RunOptions(quiet=True)
 CLASSES = ("green", "red")
 SETTINGS = {"epochs": 25, "batch": 8, "learning_rate": 0.003}
-
-
-def model_of(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "model.json").read_text())
-    return found
-
-
-def weights_of(out: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(out / "model.safetensors")
-
-
-def metrics_of(out: Path) -> list[dict[str, Any]]:
-    return pq.read_table(out / "metrics.parquet").to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +93,6 @@ def test_a_file_of_coco_trains_the_classes_that_have_objects(tmp_path: Path) -> 
     assert "AP" in json.loads((tmp_path / "out" / "evaluation.json").read_text())["metrics"]
 
 
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
 SAVING = {"batch": 8, "ema": 0.5, "augment": {"colour": 0.2}, "checkpoint_s": 1e-9}
 
 
@@ -128,26 +107,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3])
 def test_what_was_interrupted_goes_on_to_the_same_result(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    uninterrupted: Path, tmp_path: Path, step: int
 ) -> None:
     voc = uninterrupted.parent / "voc"
-    taken = Recorder.step
-
-    def dies(recorder: Recorder, row: Mapping[str, float]) -> None:
-        taken(recorder, row)
-        if row["step"] == step:
-            raise Killed
-
     out = tmp_path / "broken"
-    monkeypatch.setattr(Recorder, "step", dies)
-    with pytest.raises(Killed):
-        launch(tiny.job(voc, out, SAVING), QUIET)
-    monkeypatch.setattr(Recorder, "step", taken)
-    launch(tiny.job(voc, out, SAVING), QUIET)
-    whole, broken = weights_of(uninterrupted), weights_of(out)
-    assert all(torch.equal(tensor, broken[name]) for name, tensor in whole.items())
-    losses = [[row["loss"] for row in metrics_of(one)] for one in (uninterrupted, out)]
-    assert losses[0] == losses[1]
+    launch_twice(lambda: tiny.job(voc, out, SAVING), step)
+    require_same(uninterrupted, out)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob
 from cnnbatch.launch import launch
 from tests import tiny_instances as tiny
+from tests.training.trained import model_of
 
 QUIET = RunOptions(quiet=True)
 SETTINGS = {
@@ -28,11 +28,6 @@ SETTINGS = {
     "validation": 0.1,
     "test": 0.2,
 }
-
-
-def model_of(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "model.json").read_text())
-    return found
 
 
 @pytest.fixture(scope="module")

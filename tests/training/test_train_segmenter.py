@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,26 +16,11 @@ from cnnbatch.images import class_map
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob
 from cnnbatch.launch import launch
-from cnnbatch.training.worker import Recorder
 from tests import tiny_maps as tiny
+from tests.training.trained import launch_twice, metrics_of, model_of, require_same, weights_of
 
 QUIET = RunOptions(quiet=True)
 SETTINGS = {"epochs": 12, "batch": 8, "learning_rate": 0.02, "loss": {"dice": 0.5, "balance": 0.5}}
-
-
-def model_of(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "model.json").read_text())
-    return found
-
-
-def weights_of(out: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(out / "model.safetensors")
-
-
-def metrics_of(out: Path) -> list[dict[str, Any]]:
-    return pq.read_table(out / "metrics.parquet").to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +109,6 @@ def test_classes_of_which_no_pixel_trains_are_left_out(tmp_path: Path) -> None:
     assert model_of(tmp_path / "out")["classes"] == ["ground", "red"]
 
 
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
 SAVING = {
     "batch": 8,
     "ema": 0.5,
@@ -149,26 +128,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("step", [1, 3])
 def test_what_was_interrupted_goes_on_to_the_same_result(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    uninterrupted: Path, tmp_path: Path, step: int
 ) -> None:
     made = uninterrupted.parent / "made"
-    taken = Recorder.step
-
-    def dies(recorder: Recorder, row: Mapping[str, float]) -> None:
-        taken(recorder, row)
-        if row["step"] == step:
-            raise Killed
-
     out = tmp_path / "broken"
-    monkeypatch.setattr(Recorder, "step", dies)
-    with pytest.raises(Killed):
-        launch(tiny.job(made, out, SAVING), QUIET)
-    monkeypatch.setattr(Recorder, "step", taken)
-    launch(tiny.job(made, out, SAVING), QUIET)
-    whole, broken = weights_of(uninterrupted), weights_of(out)
-    assert all(torch.equal(tensor, broken[name]) for name, tensor in whole.items())
-    losses = [[row["loss"] for row in metrics_of(one)] for one in (uninterrupted, out)]
-    assert losses[0] == losses[1]
+    launch_twice(lambda: tiny.job(made, out, SAVING), step)
+    require_same(uninterrupted, out)
 
 
 @pytest.mark.parametrize(

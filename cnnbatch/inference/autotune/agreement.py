@@ -6,6 +6,7 @@ functions over the outputs of the same images, in the same order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,11 @@ class Limit:
     def holds(self, value: float) -> bool:
         """Say whether ``value`` is within."""
         return value >= self.bound if self.at_least else value <= self.bound
+
+    def worst(self, values: Sequence[float]) -> float:
+        """Return the value that is nearest to the limit, or beyond it; one that is no number is the worst."""
+        undefined = next((value for value in values if math.isnan(value)), None)
+        return (min if self.at_least else max)(values) if undefined is None else undefined
 
     def to_json(self) -> dict[str, float]:
         """Return the limit as JSON values: ``{"at_least": 0.99}`` or ``{"at_most": 0.03}``."""
@@ -186,13 +192,14 @@ def agreement(reference: Outputs, found: Outputs, threshold: float | None = None
     """Return what can be measured of how ``found`` agrees with ``reference``, as `limits` names it.
 
     Nothing, where there is none. ``threshold`` is the cosine similarity from which on the task takes two
-    embeddings for the same.
+    embeddings for the same. Where several networks are measured alike, the worst of them counts.
     """
     measured: dict[str, float] = {}
     for places in _by_network(reference):
         before, after = ([outputs[place] for place in places] for outputs in (reference, found))
         for guard in _guards_of(before[0]):
-            measured |= guard.measure(before, after, threshold)
+            for name, value in guard.measure(before, after, threshold).items():
+                measured[name] = guard.limits[name].worst([value, measured.get(name, value)])
     return measured or (PrecisionGuard().measure(reference, found, threshold) if reference else measured)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -405,6 +406,25 @@ def test_outputs_of_several_networks_are_compared_each_by_its_own() -> None:
     measured = guard.agreement([maps, found] * 2, [other, found] * 2)
     assert measured["pixels of the same class"] == 0
     assert measured["boxes matched"] == 1
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_of_two_networks_of_objects_the_worse_counts(backwards: bool) -> None:
+    one = boxes((0, 0, 100, 100, 0.9, 1))
+    other = boxes((100, 100, 200, 200, 0.9, 1))
+    masks = {"masks": torch.ones((1, 1, 4, 4), dtype=torch.bool)}
+    reference, found = [one, {**one, **masks}], [other, {**one, **masks}]
+    if backwards:
+        reference, found = reference[::-1], found[::-1]
+    measured = guard.agreement(reference, found)
+    assert measured == {"boxes matched": 0.0, "mask pixels that agree": 1.0}
+    assert guard.beyond(measured) == "boxes matched 0, at least 0.98"
+
+
+def test_the_worst_of_several_numbers_is_one_that_is_none() -> None:
+    assert guard.Limit(0.9, at_least=True).worst([0.8, 0.95]) == 0.8
+    assert guard.Limit(0.1, at_least=False).worst([0.8, 0.95]) == 0.95
+    assert math.isnan(guard.Limit(0.1, at_least=False).worst([0.8, math.nan]))
 
 
 def test_embeddings_are_compared_by_the_decisions_on_pairs() -> None:
