@@ -76,11 +76,6 @@ class ThreeViews(Task):
         """Build the three networks on ``runtime.device``."""
         return ThreeNetworks(self, {view: getattr(self, view).load(runtime) for view in VIEWS})
 
-    def require_weights(self) -> None:
-        """Build each network, and forget it."""
-        for view in VIEWS:
-            getattr(self, view).require_weights()
-
     def _called(self, names: Iterable[str]) -> list[str]:
         """Return what the rows call classes of these names."""
         return [self.names.get(name, name) for name in names]
