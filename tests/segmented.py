@@ -18,7 +18,8 @@ from pycocotools import mask as rle
 from cnnbatch import truth
 from cnnbatch.images import class_map
 from cnnbatch.output.part import ENGINE_COLUMNS
-from cnnbatch.truth import Class, ModelClasses
+from cnnbatch.truth import Class
+from cnnbatch.truth.classes import ModelClasses
 from tests.outputs import Part, write_job, write_part
 
 JOB = """\

@@ -24,7 +24,7 @@ from cnnbatch.output.folder import Output
 from cnnbatch.output.maps import map_of
 from cnnbatch.output.plan_pages import listings_of
 from cnnbatch.storage import Storage, normalize
-from cnnbatch.truth import NO_CLASS, ModelClasses
+from cnnbatch.truth.classes import NO_CLASS, ModelClasses
 from cnnbatch.types import ImageRef
 
 _ROWS = 256  # with their objects as Python values

@@ -37,8 +37,9 @@ from cnnbatch.output.export.places import Tree, path_of, spool
 from cnnbatch.output.export.polygons import outline
 from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.storage import Storage
-from cnnbatch.truth import BOX, KEYPOINT, MASK, OBJECTS_SCHEMA, Class, ModelClasses, with_classes
+from cnnbatch.truth import BOX, KEYPOINT, MASK, OBJECTS_SCHEMA, Class, with_classes
 from cnnbatch.truth import table as truth_table
+from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import Shard
 from tests.outputs import bad, good, write_job, write_output, write_part
 from tests.servers import Bucket
