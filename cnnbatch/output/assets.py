@@ -112,7 +112,7 @@ class _Place:
         return column if self.field is None else pc.struct_field(column.flatten(), self.field)
 
     def stems(self, column: Any, stems: Sequence[str]) -> list[str]:
-        """Return how the names of the files begin: by the row, and of objects also by the place in its list."""
+        """Return how the names of the files begin; of objects by their places in the lists, too."""
         if self.field is None:
             return [*stems]
         counts = pc.fill_null(pc.list_value_length(column), 0).to_pylist()
