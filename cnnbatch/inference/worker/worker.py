@@ -40,7 +40,8 @@ from cnnbatch.output.folder import Output
 from cnnbatch.output.part import PartSpool, part_rows, part_schema, sweep
 from cnnbatch.output.truth_file import truth_file
 from cnnbatch.storage import AlreadyExists, Changed, redact
-from cnnbatch.truth import ModelClasses, check_sizes
+from cnnbatch.truth.classes import ModelClasses
+from cnnbatch.truth.problems import check_sizes
 from cnnbatch.types import Failure, Model, Receipt, Shard, Source
 
 if TYPE_CHECKING:
