@@ -51,7 +51,8 @@ class FacePipeline:
         with torch.inference_mode():
             found = self._detector(pictures, sizes)
             chips = [self._aligned(*one) for one in zip(pictures, sizes.tolist(), found, strict=True)]
-            embeddings = self._embedded(torch.cat(chips)).cpu().split([len(one) for one in chips])
+            vectors = self._embedded(torch.cat(chips)).cpu()
+            embeddings = torch.split(vectors, [len(one) for one in chips])
             return [
                 {**{name: one[name].cpu() for name in _FOUND}, "embeddings": vectors, "chips": cut.cpu()}
                 for one, vectors, cut in zip(found, embeddings, chips, strict=True)
@@ -65,7 +66,9 @@ class FacePipeline:
     def _embedded(self, chips: Tensor) -> Tensor:
         """Return the embeddings (K, D) of ``chips`` (K, height, width, 3), float32, normalised."""
         found = [
-            self._embedder(self._normalized(some)).float() for some in chips.split(self._count) if len(some)
+            self._embedder(self._normalized(some)).float()
+            for some in torch.split(chips, self._count)
+            if len(some)
         ]
         vectors = torch.cat(found) if found else torch.zeros(0, self._chip.dimensions)
         if not bool(vectors.isfinite().all()):

@@ -17,7 +17,8 @@ def seen(yaw: float, pitch: float, roll: float, scale: float, x: float, y: float
     about_x = np.array([[1, 0, 0], [0, np.cos(b), np.sin(b)], [0, -np.sin(b), np.cos(b)]])
     about_z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
     turned = HEAD @ (about_z @ about_y @ about_x).T
-    return (scale * turned[:, :2] + (x, y))[None]
+    points: np.ndarray = scale * turned[:, :2] + (x, y)
+    return points[None]
 
 
 ANGLE = st.floats(-80, 80)

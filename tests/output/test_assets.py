@@ -182,7 +182,8 @@ def test_objects_have_assets_too(tmp_path: Path) -> None:
     stored = sink.stored(rows.slice(0, 4), 7, [3, 4, 5, 8])
     sink.close()
     assert stored.schema.equals(sink.schema, check_metadata=True)
-    first, failed, empty, last = stored["objects"].to_pylist()
+    found: Any = stored["objects"].to_pylist()
+    first, failed, empty, last = found
     assert (failed, empty) == (None, [])
     assert [one["label"] for one in (*first, *last)] == ["a", "b", "c", "d"]
     assert last[0]["crop"] is None
