@@ -30,7 +30,8 @@ TORCH = """
     models.libraries.torchvision_segmenters
     models.mtcnn.detector models.mtcnn.published models.mtcnn.windows models.network models.onnx
     models.onnx.choice models.onnx.classifier models.onnx.detector models.onnx.detr models.onnx.engines
-    models.onnx.module models.onnx.segmenter models.onnx.torchvision_export models.onnx.yolo
+    models.onnx.face_heads models.onnx.faces models.onnx.module models.onnx.segmenter
+    models.onnx.torchvision_export models.onnx.yolo
     models.pixel_classes models.pixel_network models.preprocessing models.published models.resizing
     models.runtime.backends models.runtime.converted models.runtime.fusion
     models.runtime.network_digest models.runtime.parts models.runtime.structure models.segmenter
