@@ -19,7 +19,8 @@ from pycocotools.cocoeval import COCOeval
 
 from cnnbatch import truth
 from cnnbatch.output.part import ENGINE_COLUMNS
-from cnnbatch.truth import BOX, Class, ModelClasses
+from cnnbatch.truth import BOX, Class
+from cnnbatch.truth.classes import ModelClasses
 from tests.outputs import Part, write_job, write_part
 
 FOUND = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32()), ("box", BOX)]))

@@ -18,7 +18,8 @@ from pycocotools import mask as rle
 from cnnbatch import truth
 from cnnbatch.images import class_map
 from cnnbatch.output.part import ENGINE_COLUMNS
-from cnnbatch.truth import Class, ModelClasses
+from cnnbatch.truth import Class
+from cnnbatch.truth.classes import ModelClasses
 from tests.outputs import Part, write_job, write_part
 
 JOB = """\
@@ -124,22 +125,24 @@ def asset(folder: Path, place: int) -> Path:
 
 @dataclass(frozen=True)
 class Segment:
-    """An object of a panoptic picture."""
+    """An object of a panoptic picture; ``runs`` are written instead of those of its mask."""
 
     label: str
     inside: NDArray[np.bool_]
     is_thing: bool | None
     score: float | None = None
     crowd: bool = False
+    runs: str | None = None
 
     def row(self) -> Row:
         mask = rle.encode(np.asfortranarray(self.inside, np.uint8))
+        runs = mask["counts"].decode() if self.runs is None else self.runs
         x, y, width, height = rle.toBbox(mask).tolist()
         return {
             "label": self.label,
             "score": self.score,
             "box": {"x1": x, "y1": y, "x2": x + width, "y2": y + height},
-            "mask": {"size": list(self.inside.shape), "counts": mask["counts"].decode()},
+            "mask": {"size": list(self.inside.shape), "counts": runs},
             "is_thing": self.is_thing,
             "crowd": self.crowd,
             "area": float(self.inside.sum()),

@@ -29,14 +29,8 @@ from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import PART, Output
 from cnnbatch.output.reader import Reader
 from cnnbatch.storage import NotFound, Storage, join
-from cnnbatch.truth import (
-    ModelClasses,
-    answer_of,
-    classes_of,
-    match_classes,
-    no_known_label,
-    with_new_fields,
-)
+from cnnbatch.truth import answer_of, classes_of, with_new_fields
+from cnnbatch.truth.classes import ModelClasses, match_classes, no_known_label
 from cnnbatch.types import Map, here
 
 MOST_VALUES = 100

@@ -18,19 +18,8 @@ from cnnbatch.images import class_map
 from cnnbatch.metrics.objects import Labels, flatten
 from cnnbatch.sources.objects import TRUTH
 from cnnbatch.sources.soundness import require_sound
-from cnnbatch.truth import (
-    Class,
-    ModelClasses,
-    classes_of,
-    ignored_of,
-    match_classes,
-    match_map_classes,
-    no_known_label,
-    object_labels,
-    renamed,
-    with_classes,
-    with_ignored,
-)
+from cnnbatch.truth import Class, classes_of, ignored_of, object_labels, renamed, with_classes, with_ignored
+from cnnbatch.truth.classes import ModelClasses, match_classes, match_map_classes, no_known_label
 from cnnbatch.types import Shard, Source
 
 UNKNOWN = "images of a class that the model does not know, which count as mistakes"

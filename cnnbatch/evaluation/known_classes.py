@@ -17,7 +17,8 @@ from cnnbatch.evaluation.ground_truths import Aliases, GroundTruth, PlannedImage
 from cnnbatch.evaluation.judges import judges
 from cnnbatch.job import MapJob
 from cnnbatch.metrics import Schemas
-from cnnbatch.truth import ModelClasses, answer_of
+from cnnbatch.truth import answer_of
+from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import Shard, Source
 
 Shards = Callable[[], Iterable[Shard | None]]

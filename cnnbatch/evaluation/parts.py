@@ -19,7 +19,8 @@ from cnnbatch.metrics import Metric, Piece
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import Output
 from cnnbatch.storage import NotFound, Storage, StorageOptions, join
-from cnnbatch.truth import answer_of, has_other_size, left_out_of, with_new_fields
+from cnnbatch.truth import answer_of, with_new_fields
+from cnnbatch.truth.problems import has_other_size, left_out_of
 
 Slice = tuple[str, str] | None
 """A column and one of its values; None stands for all images."""

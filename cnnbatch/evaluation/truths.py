@@ -18,7 +18,8 @@ from cnnbatch.output.truth_file import truth_file
 from cnnbatch.sources.soundness import CHECKED, Problem, problems_of, unsound
 from cnnbatch.storage import redact
 from cnnbatch.storage.scratch import on_disk, scratch
-from cnnbatch.truth import check_sizes, table
+from cnnbatch.truth import table
+from cnnbatch.truth.problems import check_sizes
 from cnnbatch.types import Shard, Source
 
 _IMAGES = 1000  # at a time

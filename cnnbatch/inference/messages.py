@@ -138,9 +138,9 @@ class Ready:
     ``open`` where measuring may find better ones; ``trials`` what measuring found, as JSON values;
     ``remembered`` is by what they were taken without measuring, ``found`` what is to be remembered of it;
     ``operators_on_cpu`` what its accelerator lacks; ``identity`` is what can change a row; ``classes`` are
-    the model's, a `truth.ModelClasses` as JSON values, where it has any; ``rss_bytes`` is what the process
-    took, ``left_bytes`` what its host or cgroup still has; ``notes`` are the model's sentences for the
-    person who runs the job.
+    the model's, a `truth.classes.ModelClasses` as JSON values, where it has any; ``rss_bytes`` is what
+    the process took, ``left_bytes`` what its host or cgroup still has; ``notes`` are the model's sentences
+    for the person who runs the job.
     """
 
     settings: Mapping[str, Any]

@@ -16,7 +16,8 @@ from cnnbatch.metrics.class_maps import ENCODINGS, MapMetric
 from cnnbatch.metrics.numbering import Numbering, of_classes
 from cnnbatch.metrics.objects import object_fields
 from cnnbatch.metrics.semantic import SemanticPartial
-from cnnbatch.truth import BACKGROUND, Class, classes_of
+from cnnbatch.truth import Class, classes_of
+from cnnbatch.truth.classes import BACKGROUND
 from cnnbatch.types import Map
 
 Numbers = NDArray[np.uint16]

@@ -1,8 +1,8 @@
 """Networks as values: architecture, weights, preprocessing and class names together.
 
-A model outside this package is a function that returns a `Network`, a `Detector` or a `Segmenter`, and is
-named ``mypackage.module:build``. What is named here is imported when it is asked for, since most of it loads
-torch.
+A model outside this package is a function that returns a `Network`, a `Detector`, a `Segmenter`, a
+`FaceDetector` or a `FaceEmbedder`, and is named ``mypackage.module:build``. What is named here is imported
+when it is asked for, since most of it loads torch.
 """
 
 from __future__ import annotations
@@ -16,16 +16,30 @@ if TYPE_CHECKING:
     from cnnbatch.models.building import build_classifier
     from cnnbatch.models.choice import Choice
     from cnnbatch.models.detector import Detector
+    from cnnbatch.models.face_detector import FaceDetector
+    from cnnbatch.models.face_embedder import FaceEmbedder
     from cnnbatch.models.network import Network
     from cnnbatch.models.preprocessing import Preprocessing
     from cnnbatch.models.resizing import Resizing
     from cnnbatch.models.segmenter import Segmenter
 
-__all__ = ["Choice", "Detector", "Network", "Preprocessing", "Resizing", "Segmenter", "build_classifier"]
+__all__ = [
+    "Choice",
+    "Detector",
+    "FaceDetector",
+    "FaceEmbedder",
+    "Network",
+    "Preprocessing",
+    "Resizing",
+    "Segmenter",
+    "build_classifier",
+]
 
 _MODULES = {
     "Choice": "choice",
     "Detector": "detector",
+    "FaceDetector": "face_detector",
+    "FaceEmbedder": "face_embedder",
     "Network": "network",
     "Preprocessing": "preprocessing",
     "Resizing": "resizing",

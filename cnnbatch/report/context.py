@@ -23,7 +23,8 @@ from cnnbatch.report.answers.entry import AboutOutput, AboutTruth, AnswerReport
 from cnnbatch.report.prediction import Truth
 from cnnbatch.report.tally import RankedRow
 from cnnbatch.storage import NotFound, Storage, Unreadable, join
-from cnnbatch.truth import ModelClasses, classes_of, match_classes
+from cnnbatch.truth import classes_of
+from cnnbatch.truth.classes import ModelClasses, match_classes
 
 ROWS_IN_A_BATCH = 4096
 T = TypeVar("T")

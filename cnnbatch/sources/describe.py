@@ -22,7 +22,7 @@ from cnnbatch.sources.counts import Named, Spread, TruthCounts
 from cnnbatch.sources.files.left_out import left_out_by
 from cnnbatch.storage import Storage
 from cnnbatch.storage.unique import Copies, contents
-from cnnbatch.truth import check_sizes
+from cnnbatch.truth.problems import check_sizes
 from cnnbatch.types import Content, Failure, ImageRef, Shard
 
 if TYPE_CHECKING:

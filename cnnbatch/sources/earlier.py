@@ -25,7 +25,8 @@ from cnnbatch.sources.masks.meaning import VALUES, Meaning, meaning_of
 from cnnbatch.sources.wrapper import SourceWrapper
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.storage.scratch import on_disk, scratch
-from cnnbatch.truth import Class, ModelClasses
+from cnnbatch.truth import Class
+from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import ImageRef, Shard, Source
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ import pyarrow as pa
 from cnnbatch.errors import UserError
 from cnnbatch.images.sizes import Size, stated_size
 from cnnbatch.sources.masks.problems import remedies
-from cnnbatch.truth import NO_TRUTH, answer_of, check_sizes
+from cnnbatch.truth import NO_TRUTH, answer_of
+from cnnbatch.truth.problems import check_sizes
 from cnnbatch.types import Content, Failure, ImageRef, Shard, Source
 
 CHECKED = 1000

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cnnbatch.models.trained_files import TrainedInput, TrainedSide, TrainedSize
 from cnnbatch.tasks.weighted import Names, Side, Size, WeightedTask, lists_of
-from cnnbatch.truth import ModelClasses
+from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import Runtime
 
 if TYPE_CHECKING:

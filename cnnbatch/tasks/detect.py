@@ -16,7 +16,8 @@ from pydantic import Field
 from cnnbatch.errors import UserError
 from cnnbatch.models.trained_files import TrainedColour, TrainedDeviations, TrainedInput, TrainedSize
 from cnnbatch.tasks.weighted import Size, WeightedTask, lists_of
-from cnnbatch.truth import BOX, KEYPOINT, MASK, ModelClasses
+from cnnbatch.truth import BOX, KEYPOINT, MASK
+from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import Head, Runtime
 
 if TYPE_CHECKING:

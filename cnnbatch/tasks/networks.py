@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from cnnbatch.truth import ModelClasses
+from cnnbatch.truth.classes import ModelClasses
 
 if TYPE_CHECKING:
     import pyarrow as pa

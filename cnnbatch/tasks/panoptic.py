@@ -21,7 +21,8 @@ from cnnbatch.tasks.instances import Instances
 from cnnbatch.tasks.networks import SeveralNetworks, classes_of_network, of_network
 from cnnbatch.tasks.segment import Segment
 from cnnbatch.tasks.weighted import Names, WeightedTask
-from cnnbatch.truth import BOX, MASK, NO_CLASS, ModelClasses
+from cnnbatch.truth import BOX, MASK
+from cnnbatch.truth.classes import NO_CLASS, ModelClasses
 from cnnbatch.types import Backend, Precision, Runtime
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from cnnbatch.errors import UserError
 from cnnbatch.models.trained_files import TrainedColour, TrainedDeviations, TrainedInput, TrainedSize
 from cnnbatch.output.assets import as_asset
 from cnnbatch.tasks.weighted import Side, Size, WeightedTask, lists_of
-from cnnbatch.truth import BOX, MAP, MAP_CLASSES, MAP_RUNS, ModelClasses
+from cnnbatch.truth import BOX, MAP, MAP_CLASSES, MAP_RUNS
+from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import Runtime
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from cnnbatch.tasks.detect import Detect
 from cnnbatch.tasks.instances import Instances
 from cnnbatch.tasks.networks import SeveralNetworks, classes_of_network
 from cnnbatch.tasks.segment import Segment
-from cnnbatch.truth import ModelClasses, renamed
+from cnnbatch.truth import renamed
+from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import Backend, Precision, Runtime
 
 if TYPE_CHECKING:

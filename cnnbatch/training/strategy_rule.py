@@ -21,7 +21,7 @@ from cnnbatch.config.train import Strategy
 from cnnbatch.tasks.recipes.recipe import TrainingData
 from cnnbatch.training import probes
 from cnnbatch.training.messages import Decision
-from cnnbatch.truth import named_alike
+from cnnbatch.truth.classes import named_alike
 
 FEW = 100
 """Images a class below which a training set is small."""

@@ -313,7 +313,7 @@ def test_a_package_guards_its_own_kind(installed: Install, tmp_path: Path) -> No
 
 
 def test_labels_and_objects_are_not_all_that_a_truth_may_be() -> None:
-    from cnnbatch.truth import check_sizes
+    from cnnbatch.truth.problems import check_sizes
 
     table = pa.table({"image_id": ["a"], "number": [1.0], "width": [3], "height": [4], "problem": [None]})
     assert check_sizes(table, [(9, 9)]).equals(table)

@@ -23,7 +23,8 @@ from cnnbatch.metrics import Evaluated, Metric, Piece, Value
 from cnnbatch.output.evaluation import lines
 from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.storage import Storage
-from cnnbatch.truth import LABEL_SCHEMA, ModelClasses
+from cnnbatch.truth import LABEL_SCHEMA
+from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import Map
 from tests.outputs import write_job, write_part
 

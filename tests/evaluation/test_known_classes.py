@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 import cnnbatch
-from cnnbatch import truth
 from cnnbatch.cli.evaluate_again import evaluate_again
 from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
@@ -29,6 +28,8 @@ from cnnbatch.report.answers import objects as report_objects
 from cnnbatch.storage import Storage
 from cnnbatch.tasks.detect import Detect
 from cnnbatch.terminal.screen import Screen
+from cnnbatch.truth import LABEL_SCHEMA, Class, table
+from cnnbatch.truth.classes import ModelClasses, match_classes, no_known_label
 from tests import judged
 from tests.outputs import good, write_output
 from tests.sourcing import source
@@ -242,8 +243,8 @@ def write_labels(folder: Path, labels: Sequence[str | None]) -> None:
     write_output(folder, [rows])
     (folder / "_job" / "classes.json").write_text(json.dumps({"names": ["cat", "dog"], "ids": []}))
     (folder / "_job" / "truth").mkdir()
-    table = truth.table([{"label": one} for one in labels], truth.LABEL_SCHEMA)
-    pq.write_table(table, folder / "_job" / "truth" / "part-00000000.parquet")
+    truth = table([{"label": one} for one in labels], LABEL_SCHEMA)
+    pq.write_table(truth, folder / "_job" / "truth" / "part-00000000.parquet")
 
 
 def test_an_output_is_not_judged_by_labels_of_which_none_is_known(tmp_path: Path) -> None:
@@ -258,11 +259,11 @@ def test_an_output_is_not_judged_by_labels_of_which_none_is_known(tmp_path: Path
 
 
 def test_a_message_names_a_few_of_many_classes() -> None:
-    model = truth.ModelClasses([f"name {number}" for number in range(1000)])
+    model = ModelClasses([f"name {number}" for number in range(1000)])
     labels = [f"n{number:08}" for number in range(1000)]
-    texts = [str(truth.no_known_label(model, labels))]
+    texts = [str(no_known_label(model, labels))]
     with pytest.raises(UserError) as raised:
-        truth.match_classes(model, [truth.Class(label, label) for label in labels], {})
+        match_classes(model, [Class(label, label) for label in labels], {})
     for text in (*texts, str(raised.value)):
         assert re.search(r"n00000019'? and 980 more\n", text)
         assert len(text) < 2500

@@ -18,16 +18,8 @@ from cnnbatch.evaluation.truths import TruthByKey
 from cnnbatch.images import class_map
 from cnnbatch.metrics.numbering import numbering
 from cnnbatch.sources.wrapper import SourceWrapper
-from cnnbatch.truth import (
-    MAP_SCHEMA,
-    Class,
-    ModelClasses,
-    classes_of,
-    ignored_of,
-    match_map_classes,
-    with_classes,
-    with_ignored,
-)
+from cnnbatch.truth import MAP_SCHEMA, Class, classes_of, ignored_of, with_classes, with_ignored
+from cnnbatch.truth.classes import ModelClasses, match_map_classes
 from cnnbatch.types import Shard, Source
 from tests.conftest import jpeg
 from tests.sourcing import source

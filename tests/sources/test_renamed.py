@@ -10,7 +10,8 @@ import pytest
 
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.ground_truths import PlannedImages, ground_truth
-from cnnbatch.truth import Class, ModelClasses, classes_of
+from cnnbatch.truth import Class, classes_of
+from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import Shard, Source
 from tests.sourcing import fill, source
 

@@ -30,7 +30,8 @@ from cnnbatch.sources.coco import source as coco
 from cnnbatch.sources.coco.rows import row_of
 from cnnbatch.sources.coco.source import Coco
 from cnnbatch.storage import Storage
-from cnnbatch.truth import Class, classes_of, left_out_of, partly
+from cnnbatch.truth import Class, classes_of
+from cnnbatch.truth.problems import left_out_of, partly
 from cnnbatch.types import ImageRef, Shard, Source
 from tests.places import SHARED
 from tests.servers import Bucket, Reply, WebServer

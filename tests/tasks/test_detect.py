@@ -26,7 +26,8 @@ from cnnbatch.models.libraries.torchvision_detectors import TorchvisionDetector,
 from cnnbatch.models.resizing import prepare
 from cnnbatch.tasks.detect import Detect, ObjectDetector
 from cnnbatch.tasks.keypoints import Keypoints
-from cnnbatch.truth import Class, ModelClasses, match_classes
+from cnnbatch.truth import Class
+from cnnbatch.truth.classes import ModelClasses, match_classes
 from cnnbatch.types import Image, ImageRef, Runtime
 from tests.tasks.test_task_contract import predict
 

@@ -22,7 +22,7 @@ from cnnbatch.tasks.recipes.boxes import Boxes, average_precision
 from cnnbatch.tasks.recipes.detection import DetectorRecipe
 from cnnbatch.tasks.recipes.recipe import TrainingData
 from cnnbatch.tasks.recipes.targets import Details
-from cnnbatch.truth import partly
+from cnnbatch.truth.problems import partly
 from cnnbatch.types import Image, ImageRef
 from tests import tiny_instances as tiny
 

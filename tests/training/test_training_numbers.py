@@ -19,7 +19,7 @@ from cnnbatch.training.optimizers import Muon, learning_rate, optimizer, orthogo
 from cnnbatch.training.schedules import factor
 from cnnbatch.training.strategy import epochs_for
 from cnnbatch.training.strategy_rule import Depth, by_table, figures
-from cnnbatch.truth import named_alike
+from cnnbatch.truth.classes import named_alike
 from tests import tiny
 
 

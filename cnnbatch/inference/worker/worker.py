@@ -40,7 +40,8 @@ from cnnbatch.output.folder import Output
 from cnnbatch.output.part import PartSpool, part_rows, part_schema, sweep
 from cnnbatch.output.truth_file import truth_file
 from cnnbatch.storage import AlreadyExists, Changed, redact
-from cnnbatch.truth import ModelClasses, check_sizes
+from cnnbatch.truth.classes import ModelClasses
+from cnnbatch.truth.problems import check_sizes
 from cnnbatch.types import Failure, Model, Receipt, Shard, Source
 
 if TYPE_CHECKING:
@@ -69,10 +70,11 @@ class Worker:
         self._source = source
         self._output = output
         self.journal = journal
-        self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
+        columns = getattr(self.model, "columns", None) or job.task.columns()
+        self._schema = part_schema(source.columns, job.input.keep, columns)
         self._assets = AssetSink(output, self._schema)
         self._aliases = aliases_of(job)
-        self._judged_by = judged_by(source.truth_schema, job.task.columns())
+        self._judged_by = judged_by(source.truth_schema, columns)
         overlaps, on_device = settings.type != "cpu", _on_device(settings)
         decoding = DecodeOptions(settings.decode_threads, settings.window, overlaps, on_device)
         self._ahead = ReadAhead(source, self.model, journal, decoding)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from cnnbatch.config.entries import Entries
 from cnnbatch.errors import UserError
-from cnnbatch.humanize import nearest
+from cnnbatch.humanize import counted, nearest
 from cnnbatch.output.export.coco import CocoResults
 from cnnbatch.output.export.csv_file import CsvTable
 from cnnbatch.output.export.format import ExportFormat
@@ -51,30 +51,32 @@ class ExportSummary:
 
     def lines(self) -> Iterator[str]:
         """Yield what was written, and everything that was not."""
-        counts, objects = self.counts, f"{self.counts.objects:,} objects of "
-        yield f"{objects if counts.objects else ''}{counts.images:,} images: {redact(self.to)}"
+        counts = self.counts
+        objects = f"{counted(counts.objects, 'object')} of " if counts.objects else ""
+        yield f"{objects}{counted(counts.images, 'image')}: {redact(self.to)}"
         if self.others:
             yield f"  not written: {', '.join(self.others)}; --column NAME writes one of them instead"
         if failed := counts.failed.total():
             codes = ", ".join(f"{code} {count:,}" for code, count in sorted((+counts.failed).items()))
-            yield f"  failed: {failed:,} images ({codes}); {self.format.failed}"
+            yield f"  failed: {counted(failed, 'image')} ({codes}); {self.format.failed}"
         if self.progress:
             yield f"  not finished: the run has made {self.progress}; its command goes on with the rest"
-        if counts.vanished:
-            yield f"  gone from the input: {counts.vanished:,} images; {self.format.gone}"
-        if counts.unknown:
-            yield (
-                f"  not in the COCO file of the truth: {counts.unknown:,} images; left out, as tools refuse "
-                "results of images that the file doesn't name"
-            )
-        if counts.unread:
-            yield f"  gone, damaged or too large: {counts.unread:,} images; they have no picture"
-        if counts.stuff:
-            yield f"  of stuff, not of things: {counts.stuff:,} segments; --format panoptic has them"
-        if counts.low:
-            yield f"  below the threshold: {counts.low:,} objects"
-        if counts.strange:
-            yield f"  without a label or with numbers that are none: {counts.strange:,} objects; left out"
+        yield from (
+            f"  {why}: {counted(count, noun)}{rest}" for why, count, noun, rest in self._left_out() if count
+        )
+
+    def _left_out(self) -> Iterator[tuple[str, int, str, str]]:
+        """Yield why something was not written, how many of what, and what there is instead."""
+        counts, format = self.counts, self.format
+        yield "gone from the input", counts.vanished, "image", f"; {format.gone}"
+        tools = "; left out, as tools refuse results of images that the file doesn't name"
+        yield "not in the COCO file of the ground truth", counts.unknown, "image", tools
+        yield "gone, damaged or too large", counts.unread, "image", "; they have no picture"
+        yield "of stuff, not of things", counts.stuff, "segment", "; --format panoptic has them"
+        yield "damaged, or of another size than the image", counts.bad_masks, "mask", f"; {format.bad_masks}"
+        yield "empty, or covered by others", counts.hidden, "segment", "; left out"
+        yield "below the threshold", counts.low, "object", ""
+        yield "without a label or with numbers that are none", counts.strange, "object", "; left out"
 
 
 def export(

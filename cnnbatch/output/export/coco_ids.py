@@ -15,7 +15,8 @@ from cnnbatch.errors import UserError
 from cnnbatch.output import integrity
 from cnnbatch.output.export.predictions import Predictions
 from cnnbatch.storage import NotFound, redact, without_query
-from cnnbatch.truth import Class, ModelClasses, classes_of
+from cnnbatch.truth import Class, classes_of
+from cnnbatch.truth.classes import ModelClasses
 
 Id = int | str
 
@@ -102,7 +103,7 @@ def category_ids(
 ) -> dict[str, Id]:
     """Return the id of each of ``names``: the truth's, else the model's where it is free, else a new one.
 
-    ``aliases`` lead from the truth's names to the model's, as `cnnbatch.truth.match_classes` takes them.
+    ``aliases`` lead from the truth's names to the model's, as `truth.classes.match_classes` takes them.
     """
     by_name, by_id = model.by_name() | {name: name for name in names}, model.by_id(truth)
     found: dict[str, Id] = {}

@@ -17,8 +17,8 @@ class ExportFormat(ABC):
     another. With ``any_column`` it takes every output, and all other columns are plain ones. ``one_by_one``
     are the kinds whose single objects are written or left out by their scores, from ``least_score`` on unless
     a person says another; ``may_lack_scores`` says that scores are written on request alone, ``stuff`` that
-    segments are written that are no things. ``failed`` and ``gone`` end the sentences that count the images
-    that failed, and those gone from the input.
+    segments are written that are no things. ``failed``, ``gone`` and ``bad_masks`` end the sentences that
+    count the images that failed, those gone from the input, and the masks that can't be read.
     """
 
     kinds: ClassVar[Sequence[str]] = ("objects", "boxes")
@@ -29,6 +29,7 @@ class ExportFormat(ABC):
     stuff: ClassVar[bool] = False
     failed: ClassVar[str] = "they have no file"
     gone: ClassVar[str] = "left out"
+    bad_masks: ClassVar[str] = "left out"
 
     @classmethod
     def held(cls, columns: Collection[str]) -> list[str]:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cnnbatch.errors import UserError
-from cnnbatch.images import rle
 from cnnbatch.images.class_map import colours
 from cnnbatch.output.export.coco_ids import Id, TruthIds
 from cnnbatch.output.export.coco_json import JsonArray, described, images_of, to_json
@@ -41,8 +40,11 @@ class CocoPanoptic(ExportFormat):
     def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
         """Write below ``to`` the PNG files, then the JSON file of segments, images and categories.
 
-        Of segments that overlap, a pixel belongs to the first; one without pixels is left out. Categories are
-        those that have a segment. Raises UserError where the objects do not say whether they are things.
+        Of segments that overlap, a pixel belongs to the first; one that has no pixel left is left out and
+        counted. Categories are those that have a segment.
+
+        Raises:
+            UserError: the objects do not say whether they are things.
         """
         if not (predictions.has("mask") and predictions.has("is_thing")):
             raise UserError(
@@ -54,7 +56,7 @@ class CocoPanoptic(ExportFormat):
         truth = TruthIds(predictions)
         categories = truth.categories(predictions.class_names())
         with spool() as folder, Tree(storage, to) as tree:
-            written = _Written(folder, categories)
+            written = _Written(folder, categories, predictions)
             with written.segments, written.images:
                 for number, image in images_of(predictions, truth):
                     written.images.add(described(number, image))
@@ -67,10 +69,10 @@ class CocoPanoptic(ExportFormat):
 class _Written:
     """The lists of the JSON file as they grow on the local disk; ``categories`` leads to ids."""
 
-    def __init__(self, folder: Path, categories: Mapping[str, Id]) -> None:
+    def __init__(self, folder: Path, categories: Mapping[str, Id], predictions: Predictions) -> None:
         self.segments = JsonArray(folder / "segments", '{"annotations":[', "],")
         self.images = JsonArray(folder / "images", '"images":[', "],")
-        self._folder, self._categories = folder, categories
+        self._folder, self._categories, self._predictions = folder, categories, predictions
         self._shades = dict(zip(categories, colours(len(categories) + 1)[1:].tolist(), strict=True))
         self._things: dict[str, bool] = {}
 
@@ -78,7 +80,7 @@ class _Written:
         """Add the segments of one image, whose PNG file is returned."""
         ids, taken, listed = np.zeros((image.height, image.width), np.uint32), {0}, []
         for one in image.objects:
-            inside = _free_pixels(one, ids)
+            inside = self._pixels_left(one, ids)
             if inside is not None:
                 id = _free(self._shades[one.label], taken)
                 ids[inside] = id
@@ -86,6 +88,18 @@ class _Written:
                 listed.append({"id": id, "category_id": self._categories[one.label], **_measured(inside)})
         self.segments.add({"image_id": number, "file_name": path, "segments_info": listed})
         return _png(ids)
+
+    def _pixels_left(self, one: Found, ids: NDArray[np.uint32]) -> NDArray[np.bool_] | None:
+        """Return the pixels of a segment that no other one has; None, and counted, where there are none."""
+        inside = self._predictions.pixels(one, (ids.shape[0], ids.shape[1]))
+        if inside is not None:
+            inside &= ids == 0
+            if inside.any():
+                return inside
+        counts = self._predictions.counts
+        counts.objects -= 1
+        counts.hidden += inside is not None or one.mask is None  # A damaged one is counted as that.
+        return None
 
     def whole(self) -> Path:
         """Return the finished JSON file."""
@@ -104,15 +118,6 @@ class _Written:
 
 def _path(key: str) -> str:
     return path_of(key, _IMAGES)
-
-
-def _free_pixels(one: Found, ids: NDArray[np.uint32]) -> NDArray[np.bool_] | None:
-    """Return the pixels of a segment that no other one has; None where there are none."""
-    inside = rle.pixels(one.mask) if one.mask else None
-    if inside is None or inside.shape != ids.shape:
-        return None
-    inside = inside & (ids == 0)
-    return inside if inside.any() else None
 
 
 def _free(shade: list[int], taken: set[int]) -> int:

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from cnnbatch.errors import UserError
-from cnnbatch.images import rle
 from cnnbatch.output.export.format import ExportFormat
 from cnnbatch.output.export.places import Tree, encoded, path_of, require_free, require_unique
 from cnnbatch.output.export.predictions import Found, NotPainted, Painter, Predictions
@@ -36,6 +36,7 @@ class Pictures(ExportFormat):
     failed = "they have no picture"
     least_score = SURE
     stuff = True
+    bad_masks = "not drawn, and their cut-outs are the whole box"
 
     def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
         """Write ``overlays/KEY.jpg`` of every image and ``cutouts/KEY/NUMBER CLASS.png`` of its things.
@@ -55,7 +56,7 @@ class Pictures(ExportFormat):
         with Tree(storage, to, waiting=_AT_ONCE) as tree, ThreadPoolExecutor(_THREADS, "pictures") as pool:
             for part in predictions.parts:
                 for rows in _some(predictions, part):
-                    made = pool.map(lambda row: _pictures(paint, *row), rows)
+                    made = pool.map(lambda row: _pictures(predictions, paint, *row), rows)
                     for files in made:
                         predictions.counts.unread += files is None
                         for name, data in files or ():
@@ -83,7 +84,11 @@ def _some(predictions: Predictions, part: int) -> Iterator[Sequence[Row]]:
 
 
 def _pictures(
-    paint: Painter, row: Mapping[str, Any], objects: Sequence[Found], ref: ImageRef | None
+    predictions: Predictions,
+    paint: Painter,
+    row: Mapping[str, Any],
+    objects: Sequence[Found],
+    ref: ImageRef | None,
 ) -> list[tuple[str, bytes]] | None:
     """Return the files of one image; None where it can't be read."""
     try:
@@ -93,23 +98,28 @@ def _pictures(
     path = _path(row["key"])
     files = [(f"overlays/{path}.jpg", _file(overlay, "JPEG", quality=_QUALITY))]
     for number, one in enumerate(objects):
-        cut = cut_out(image, one) if one.is_thing is not False else None
+        inside = predictions.pixels(one, (image.height, image.width))
+        cut = cut_out(image, one.box, inside) if one.is_thing is not False else None
         if cut is not None:
             name = encoded(one.label).replace("/", "%2F")[:_LONGEST]
             files.append((f"cutouts/{path}/{number:03} {name}.png", _file(cut, "PNG")))
     return files
 
 
-def cut_out(image: Image.Image, one: Found) -> Image.Image | None:
-    """Return the part of an image in an object's box, transparent where its mask is not; None of no area."""
-    (left, top), (right, bottom) = np.floor(one.box[:2]).astype(int), np.ceil(one.box[2:]).astype(int)
+def cut_out(
+    image: Image.Image, box_xyxy: tuple[float, float, float, float], inside: NDArray[np.bool_] | None
+) -> Image.Image | None:
+    """Return the part of an image in an object's box, transparent where its mask is not; None of no area.
+
+    ``inside`` are the pixels of the mask, as large as the image; None where the object has no mask.
+    """
+    (left, top), (right, bottom) = np.floor(box_xyxy[:2]).astype(int), np.ceil(box_xyxy[2:]).astype(int)
     box = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
     if box[0] >= box[2] or box[1] >= box[3]:
         return None
     cut = image.crop(box)
-    mask = rle.pixels(one.mask) if one.mask else None
-    if mask is not None and mask.shape == image.size[::-1]:
-        cut.putalpha(Image.fromarray(np.uint8(255) * mask[box[1] : box[3], box[0] : box[2]]))
+    if inside is not None:
+        cut.putalpha(Image.fromarray(np.uint8(255) * inside[box[1] : box[3], box[0] : box[2]]))
     return cut
 
 

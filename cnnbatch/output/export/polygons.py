@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-
-from cnnbatch.images.rle import pixels
+from numpy.typing import NDArray
 
 _SIDES = (  # of a pixel at (0, 0): the neighbour (y, x), and the edge (x, y) -> (x, y), pixel on the right
     ((-1, 0), (0, 0), (1, 0)),
@@ -17,17 +15,14 @@ _SIDES = (  # of a pixel at (0, 0): the neighbour (y, x), and the edge (x, y) ->
 )
 
 
-def outline(mask: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Return one closed polygon [(x, y)] around all pixels of a mask in COCO's run lengths; [] of none.
-
-    A mask whose runs do not fill its size has none.
+def outline(inside: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return one closed polygon [(x, y)] around all pixels of a mask (height, width); [] of an empty one.
 
     Parts and holes are joined to the first loop by lines that go there and back, which enclose nothing:
     by the even-odd rule the polygon holds exactly the mask's pixels.
     """
     joined: list[tuple[int, int]] = []
-    inside = pixels(mask)
-    for loop in _loops(np.pad(inside, 1)) if inside is not None else ():
+    for loop in _loops(np.pad(inside, 1)):
         corners = _corners(loop)
         joined += [*corners, corners[0], joined[0]] if joined else [*corners, corners[0]]
     # A single loop closes by itself; of several, the last line back to the first does.

@@ -6,23 +6,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from PIL import Image
 
 from cnnbatch.errors import UserError
-from cnnbatch.images import class_map
+from cnnbatch.images import class_map, rle
 from cnnbatch.images.class_map import Numbers
 from cnnbatch.output import reader
 from cnnbatch.output.folder import Output
 from cnnbatch.output.maps import map_of
 from cnnbatch.output.plan_pages import listings_of
 from cnnbatch.storage import Storage, normalize
-from cnnbatch.truth import NO_CLASS, ModelClasses
+from cnnbatch.truth.classes import NO_CLASS, ModelClasses
 from cnnbatch.types import ImageRef
 
 _ROWS = 256  # with their objects as Python values
@@ -51,7 +53,8 @@ class ExportCounts:
 
     ``images`` are written with what was predicted, ``failed`` those without by code; ``unknown`` ones
     the truth's file doesn't name, ``unread`` could not be shown. Of the objects ``low`` are below the
-    threshold, ``strange`` no objects, ``stuff`` no things, in formats that have only these.
+    threshold, ``strange`` no objects, ``stuff`` no things, in formats that have only these. ``bad_masks``
+    can't be read or are of another size than their image; ``hidden`` segments have no pixel left to them.
     """
 
     images: int = 0
@@ -63,6 +66,8 @@ class ExportCounts:
     strange: int = 0
     stuff: int = 0
     unread: int = 0
+    bad_masks: int = 0
+    hidden: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,7 @@ class Predictions:
         self.uri = normalize(uri)
         self.options = options
         self.counts = ExportCounts()
+        self._counting_masks = Lock()
         self.with_stuff = False
         self.column, self.others = "", list[str]()
         self.result = reader.open_output(uri, storage)
@@ -251,6 +257,19 @@ class Predictions:
         self.counts.low += int((low & ~gone & ~stuff).sum())
         self.counts.objects += int(kept.sum())
         return kept
+
+    def pixels(self, one: Found, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+        """Return the mask of an object, of an image of ``size`` (height, width); None where it has none.
+
+        None also, and counted, where it can't be read or is of another size. May be called in any thread.
+        """
+        if one.mask is None:
+            return None
+        inside = rle.pixels(one.mask) if tuple(one.mask["size"]) == size else None
+        if inside is None:
+            with self._counting_masks:
+                self.counts.bad_masks += 1
+        return inside
 
     def _things(self, flat: Any) -> np.ndarray:
         """Say of each object whether it is a thing: 1, stuff: 0, or neither: -1; int [N]."""

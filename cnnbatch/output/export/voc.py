@@ -90,7 +90,7 @@ def _write_objects(predictions: Predictions, tree: Tree, files: _Spooled) -> Non
             files.add(_LIST, [path])
             for label, lines in _results(path, image):
                 files.add(_RESULTS.format(encoded(label, _NOT_A_NAME)), lines)
-            for name, data in voc_png.of_objects(image, numbers) if masks else ():
+            for name, data in voc_png.of_objects(predictions, image, numbers) if masks else ():
                 tree.write(f"{name}/{path}.png", data)
             files.add(voc_png.LIST, [path] if masks else [])
 

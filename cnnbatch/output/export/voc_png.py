@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from cnnbatch.errors import UserError
-from cnnbatch.images import class_map, rle
-from cnnbatch.output.export.predictions import ImageMap, ImageObjects
+from cnnbatch.images import class_map
+from cnnbatch.output.export.predictions import ImageMap, ImageObjects, Predictions
 
 CLASSES, OBJECTS = "SegmentationClass", "SegmentationObject"
 LIST = "ImageSets/Segmentation/predicted.txt"
@@ -36,15 +36,17 @@ def of_map(image: ImageMap) -> bytes:
     return class_map.png(np.where(none, class_map.NONE, numbers).astype(np.uint8))
 
 
-def of_objects(image: ImageObjects, numbers: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
+def of_objects(
+    predictions: Predictions, image: ImageObjects, numbers: Mapping[str, int]
+) -> Iterator[tuple[str, bytes]]:
     """Yield the files of an image's masks: their classes, by their ``numbers`` from 1 on, and the objects.
 
     The surest lie on top. Objects are numbered in their order; from the 255th on they are void there.
     """
     classes, objects = (np.zeros((image.height, image.width), np.uint8) for _ in range(2))
     for place, one in sorted(enumerate(image.objects, 1), key=lambda pair: pair[1].score):
-        inside = rle.pixels(one.mask) if one.mask else None
-        if inside is not None and inside.shape == classes.shape:
+        inside = predictions.pixels(one, (image.height, image.width))
+        if inside is not None:
             classes[inside] = numbers[one.label]
             objects[inside] = min(place, class_map.NONE)
     yield CLASSES, class_map.png(classes)

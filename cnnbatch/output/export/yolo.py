@@ -27,6 +27,7 @@ class YoloLabels(ExportFormat):
     """Ultralytics' labels: a text file an image."""
 
     may_lack_scores = True
+    bad_masks = "written as their boxes"
 
     def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
         """Write below ``to`` a file an image in ``labels``, and ``data.yaml``.
@@ -62,7 +63,7 @@ def _data(numbers: dict[str, int], points: int) -> str:
 def _lines(image: ImageObjects, numbers: dict[str, int], predictions: Predictions) -> Iterator[str]:
     masks = predictions.has("mask") and not predictions.has("keypoints")
     for one in image.objects:
-        places = _outline(one, image) if masks else _box(one, image)
+        places = _outline(one, image, predictions) if masks else _box(one, image)
         score = [f"{one.score:.6f}"] if predictions.options.scores else []
         yield " ".join([str(numbers[one.label]), *places, *_points(one, image), *score])
 
@@ -73,10 +74,11 @@ def _box(one: Found, image: ImageObjects) -> list[str]:
     return [_number(value) for value in ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)]
 
 
-def _outline(one: Found, image: ImageObjects) -> list[str]:
-    """Return the corners of a mask; of an empty one those of the box, for a file is of one kind."""
+def _outline(one: Found, image: ImageObjects, predictions: Predictions) -> list[str]:
+    """Return the corners of a mask; of an empty or damaged one the box's, for a file is of one kind."""
     x1, y1, x2, y2 = one.box
-    corners = outline(one.mask) if one.mask else []
+    inside = predictions.pixels(one, (image.height, image.width))
+    corners = [] if inside is None else outline(inside)
     return [_number(value) for value in _parts(corners or [(x1, y1), (x2, y1), (x2, y2), (x1, y2)], image)]
 
 

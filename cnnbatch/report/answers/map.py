@@ -34,7 +34,8 @@ from cnnbatch.report.answers.entry import (
     Swatch,
 )
 from cnnbatch.report.layers import difference, heat, overlaid
-from cnnbatch.truth import BACKGROUND, Class, classes_of
+from cnnbatch.truth import Class, classes_of
+from cnnbatch.truth.classes import BACKGROUND
 
 NONE = 65_535
 """The number of pixels of no class, or that do not count."""

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from cnnbatch.sources.objects import of_coco
-from cnnbatch.truth import partly
+from cnnbatch.truth.problems import partly
 
 _LEAST = 6  # Numbers of a polygon: three points.
 

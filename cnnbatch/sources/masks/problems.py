@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from cnnbatch.truth import has_other_size, partly
+from cnnbatch.truth.problems import has_other_size, partly
 
 _SHOWN = 20
 _STRANGE = re.compile(r"which no class has: ([0-9, ]+)")

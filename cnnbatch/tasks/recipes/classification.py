@@ -24,7 +24,7 @@ from cnnbatch.models.trained_files import Learned
 from cnnbatch.tasks.recipes import augment, tuned_blocks
 from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
-from cnnbatch.truth import named_alike
+from cnnbatch.truth.classes import named_alike
 
 if TYPE_CHECKING:
     from cnnbatch.types import Image

@@ -35,7 +35,7 @@ from cnnbatch.tasks.recipes.boxes import Boxes, average_precision
 from cnnbatch.tasks.recipes.inside import Strip
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
 from cnnbatch.tasks.recipes.targets import Details
-from cnnbatch.truth import named_alike
+from cnnbatch.truth.classes import named_alike
 from cnnbatch.types import Head
 
 if TYPE_CHECKING:

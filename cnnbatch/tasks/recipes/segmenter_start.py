@@ -17,7 +17,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.models import Choice, Segmenter
 from cnnbatch.models.choice import ONNX
 from cnnbatch.models.segmenters import build_segmenter
-from cnnbatch.truth import named_alike
+from cnnbatch.truth.classes import named_alike
 
 
 def segmenter_to_train(choice: Choice, strategy: Strategy, classes: tuple[str, ...], seed: int) -> Segmenter:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cnnbatch.tasks.recipes import masks
 from cnnbatch.tasks.recipes.boxes import Boxes, Size
-from cnnbatch.truth import is_partly
+from cnnbatch.truth.problems import is_partly
 from cnnbatch.types import Head
 
 if TYPE_CHECKING:

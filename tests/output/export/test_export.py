@@ -37,8 +37,9 @@ from cnnbatch.output.export.places import Tree, path_of, spool
 from cnnbatch.output.export.polygons import outline
 from cnnbatch.output.part import ENGINE_COLUMNS
 from cnnbatch.storage import Storage
-from cnnbatch.truth import BOX, KEYPOINT, MASK, OBJECTS_SCHEMA, Class, ModelClasses, with_classes
+from cnnbatch.truth import BOX, KEYPOINT, MASK, OBJECTS_SCHEMA, Class, with_classes
 from cnnbatch.truth import table as truth_table
+from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import Shard
 from tests.outputs import bad, good, write_job, write_output, write_part
 from tests.servers import Bucket
@@ -134,11 +135,12 @@ def read(path: Path) -> Any:
 @pytest.mark.parametrize("format", OF_BOXES)
 def test_what_is_left_out_is_said(out: Path, tmp_path: Path, format: str) -> None:
     lines = list(written(out, format, tmp_path / "to", score_threshold=0.9).lines())
-    count = 2 if format == "csv" else 1  # of a table nothing is left out but by the threshold
-    assert lines[0] == f"{count} objects of 2 images: {tmp_path / 'to'}"
+    # Of a table nothing is left out but by the threshold.
+    count = "2 objects" if format == "csv" else "1 object"
+    assert lines[0] == f"{count} of 2 images: {tmp_path / 'to'}"
     assert lines[1].startswith("  failed: 2 images (not_found 1, truncated 1); ")
-    assert lines[2].startswith("  gone from the input: 1 images; ")
-    assert lines[3:] == ["  below the threshold: 1 objects"]
+    assert lines[2].startswith("  gone from the input: 1 image; ")
+    assert lines[3:] == ["  below the threshold: 1 object"]
 
 
 def test_a_run_that_has_not_ended_is_said(out: Path, tmp_path: Path) -> None:
@@ -395,7 +397,7 @@ def test_coco_results_have_the_ids_of_the_truths_file(tmp_path: Path) -> None:
         put_truth(out, index, ids, Class("human", 3), Class("horse", 1))
     summary = written(out, "coco", tmp_path / "results.json")
     assert list(summary.lines())[0].startswith("3 objects of 2 images")
-    assert list(summary.lines())[1].startswith("  not in the COCO file of the truth: 2 images")
+    assert list(summary.lines())[1].startswith("  not in the COCO file of the ground truth: 2 images")
     truth = COCO(str(path))
     results = truth.loadRes(str(tmp_path / "results.json"))
     assert evaluated(truth, results, "bbox") == pytest.approx(1)
@@ -650,14 +652,14 @@ def as_mask(pixels: np.ndarray) -> dict[str, Any]:
 @settings(max_examples=100)
 def test_an_outline_holds_the_masks_pixels(pixels: np.ndarray) -> None:
     """Whatever it is made of: several parts, holes, corners that touch."""
-    corners = outline(as_mask(pixels))
+    corners = outline(pixels)
     assert np.array_equal(filled(corners, (pixels.shape[0], pixels.shape[1])), pixels)
 
 
 def test_an_outline_has_no_more_points_than_it_turns() -> None:
     pixels = np.zeros((20, 30), bool)
     pixels[5:15, 3:28] = True
-    assert sorted(outline(as_mask(pixels))) == [(3, 5), (3, 15), (28, 5), (28, 15)]
+    assert sorted(outline(pixels)) == [(3, 5), (3, 15), (28, 5), (28, 15)]
 
 
 def test_yolo_masks_are_polygons(tmp_path: Path) -> None:
@@ -702,8 +704,8 @@ def test_csv_of_labels_has_a_row_an_image(tmp_path: Path) -> None:
     out = write_output(tmp_path / "out", [[image], [bad("b.jpg", "empty", "no bytes")]])
     summary = written(out, "csv", tmp_path / "to")
     assert list(summary.lines()) == [
-        f"1 images: {tmp_path / 'to'}",
-        "  failed: 1 images (empty 1); their rows say so",
+        f"1 image: {tmp_path / 'to'}",
+        "  failed: 1 image (empty 1); their rows say so",
     ]
     first, second = rows_of(tmp_path / "to" / "predictions.csv")
     assert (first["label"], first["score"], first["width"]) == ("cat", "0.9", "640")

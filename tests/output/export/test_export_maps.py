@@ -237,12 +237,37 @@ def test_panoptic_says_which_images_failed_and_gives_a_pixel_to_the_first(tmp_pa
         None,
     ]
     out = write_segments(tmp_path / "out", said, [[], []], SEGMENTS, parts=1)
-    written(out, "panoptic", tmp_path / "to")
+    summary = written(out, "panoptic", tmp_path / "to")
     ((ids, infos),) = read_panoptic(tmp_path / "to").values()
     assert [info["name"] for info in infos] == ["CAR", "sky"]
     assert [int((ids == info["id"]).sum()) for info in infos] == [20 * 64, 10 * 64]
+    assert (summary.counts.objects, summary.counts.hidden, summary.counts.bad_masks) == (2, 1, 0)
+    assert "  empty, or covered by others: 1 segment; left out" in summary.lines()
     images = json.loads((tmp_path / "to" / "panoptic.json").read_text())["images"]
     assert images[1]["error"] == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("format", "objects", "what"),
+    [
+        ("panoptic", 2, "left out"),
+        ("voc", 3, "left out"),
+        ("yolo", 3, "written as their boxes"),
+        ("pictures", 4, "not drawn, and their cut-outs are the whole box"),
+    ],
+)
+def test_masks_that_cannot_be_read_are_counted(
+    tmp_path: Path, photos: Path, format: str, objects: int, what: str
+) -> None:
+    left, right = (np.tile(side, (SIZE[0], 1)) for side in (np.arange(64) < 30, np.arange(64) >= 30))
+    good = Segment("CAR", left, True, 0.9)
+    smaller = Segment("CAR", np.ones((10, 64), np.bool_), True, 0.8)  # Of another size than its image.
+    damaged = Segment("PERSON", right, True, 0.7, runs="3")  # Runs that do not fill the mask.
+    said = [[good, smaller, damaged, Segment("sky", right, False, 0.6)]]
+    out = write_segments(tmp_path / "out", said, [[]], SEGMENTS, photos, parts=1)
+    summary = written(out, format, tmp_path / "to")
+    assert (summary.counts.objects, summary.counts.bad_masks) == (objects, 2)
+    assert f"  damaged, or of another size than the image: 2 masks; {what}" in summary.lines()
 
 
 def test_panoptic_is_for_segments_alone(tmp_path: Path, maps: Sequence[Map]) -> None:
