@@ -19,10 +19,11 @@ TORCH = """
     models.architectures.darknet_layers
     models.architectures.darknet_models models.architectures.dlib_resnet
     models.architectures.fcn models.architectures.feature_maps
-    models.architectures.pyramid models.architectures.segmentation models.architectures.segnet
+    models.architectures.inception_resnet models.architectures.iresnet models.architectures.pyramid
+    models.architectures.segmentation models.architectures.segnet
     models.architectures.suppression models.architectures.unet models.building models.catalogue
-    models.choice models.depth models.detector models.detector_heads models.detectors models.face_detector
-    models.face_embedder models.heads
+    models.choice models.depth models.detector models.detector_heads models.detectors models.face_alignment
+    models.face_detector models.face_embedder models.heads
     models.libraries.keras_layers models.libraries.keras_models models.libraries.timm_models
     models.libraries.torchvision_backbones models.libraries.torchvision_detectors
     models.libraries.torchvision_models models.libraries.torchvision_rcnn
