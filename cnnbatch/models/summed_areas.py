@@ -67,7 +67,7 @@ class SummedAreas(ABC):
         return self._means(self._crops(*at), down.lengths, across.lengths[:, None])
 
     def _means(self, sums: Tensor, down: Indices, across: Indices) -> Tensor:
-        """Divide sums (..., h, w, 3) by the pixels of their cells: ``down`` (..., h) by ``across`` (..., 1, w).
+        """Divide sums (..., h, w, 3) by their cells' pixels: ``down`` (..., h) times ``across`` (..., 1, w).
 
         By one after the other, as adaptive_avg_pool2d does, which rounds twice.
         """
