@@ -221,6 +221,19 @@ def test_tables_made_by_torch_give_the_same_faces(ours: MTCNN, monkeypatch: pyte
     same(found_in(ours, pictures), by_opencv)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_finds_the_same_faces(ours: MTCNN) -> None:
+    pictures = [photograph("astronaut.png")[:240, 90:350], crowd(1, 2)]
+    module = MTCNN()
+    module.load_state_dict(ours.state_dict())
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        found = found_in(module.cuda(), pictures)
+    for one, other in zip(found, found_in(ours, pictures), strict=True):
+        torch.testing.assert_close(one["boxes"], other["boxes"], rtol=0, atol=0.05)
+        torch.testing.assert_close(one["scores"], other["scores"], rtol=0, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_face_in_twenty_white_megapixels_is_found(ours: MTCNN) -> None:
     face = photograph("astronaut.png")[:300, 80:380]
