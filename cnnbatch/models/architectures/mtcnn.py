@@ -1,0 +1,118 @@
+"""The three networks of MTCNN: proposals in a whole picture, then refinement of crops, then landmarks.
+
+Source: Zhang, Zhang, Li and Qiao 2016, "Joint Face Detection and Alignment using Multi-task Cascaded
+Convolutional Networks", https://arxiv.org/abs/1604.02878, figure 2. Names of layers, the order in which maps
+are flattened and the pools that round up are those of the published weights (facenet-pytorch 2.6.0).
+
+All of them are meant for ``channels_last``: max-pooling is vectorised over channels there, and half of the
+time of R- and O-Net otherwise. Inputs are float32, (value - 127.5) / 128.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, prelu
+
+STRIDE, CELL = 2, 12
+"""In pixels of a level: P-Net answers for windows of 12 x 12, every second pixel."""
+
+
+class PNet(nn.Module):
+    """The proposal network, fully convolutional; 6,632 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.prelu1 = nn.Conv2d(3, 10, 3), _PReLU(10)
+        self.pool1 = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.conv2, self.prelu2 = nn.Conv2d(10, 16, 3), _PReLU(16)
+        self.conv3, self.prelu3 = nn.Conv2d(16, 32, 3), _PReLU(32)
+        self.conv4_1, self.conv4_2 = nn.Conv2d(32, 2, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores (N, h, w) and the offsets (N, h, w, 4) of all windows of (N, 3, H, W).
+
+        Output row i is of the input rows from 2 i to 2 i + 11. Offsets are those of x1, y1, x2 and y2, in
+        shares of the window's sides.
+        """
+        features = self.pool1(self.prelu1(self.conv1(pixels)))
+        features = self.prelu3(self.conv3(self.prelu2(self.conv2(features))))
+        # Both heads are one product of matrices: as convolutions of 1 x 1 they take a sixth of the time.
+        weight = torch.cat([self.conv4_1.weight, self.conv4_2.weight]).flatten(1)
+        bias = torch.cat([self.conv4_1.bias, self.conv4_2.bias])  # type: ignore[list-item]
+        answers = linear(features.permute(0, 2, 3, 1), weight, bias)
+        return _face(answers), answers[..., 2:]
+
+
+class RNet(nn.Module):
+    """The refinement network, for crops of 24 x 24 pixels; 100,178 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.prelu1 = nn.Conv2d(3, 28, 3), _PReLU(28)
+        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.conv2, self.prelu2 = nn.Conv2d(28, 48, 3), _PReLU(48)
+        self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.conv3, self.prelu3 = nn.Conv2d(48, 64, 2), _PReLU(64)
+        self.dense4, self.prelu4 = nn.Linear(576, 128), nn.PReLU(128)
+        self.dense5_1, self.dense5_2 = nn.Linear(128, 2), nn.Linear(128, 4)
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores (K,) and the offsets (K, 4) of crops (K, 3, 24, 24)."""
+        features = self.pool1(self.prelu1(self.conv1(crops)))
+        features = self.pool2(self.prelu2(self.conv2(features)))
+        features = self.prelu3(self.conv3(features))
+        features = self.prelu4(self.dense4(_flat(features)))
+        return _face(self.dense5_1(features)), self.dense5_2(features)
+
+
+class ONet(nn.Module):
+    """The output network, for crops of 48 x 48 pixels; 389,040 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.prelu1 = nn.Conv2d(3, 32, 3), _PReLU(32)
+        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.conv2, self.prelu2 = nn.Conv2d(32, 64, 3), _PReLU(64)
+        self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.conv3, self.prelu3 = nn.Conv2d(64, 64, 3), _PReLU(64)
+        self.pool3 = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.conv4, self.prelu4 = nn.Conv2d(64, 128, 2), _PReLU(128)
+        self.dense5, self.prelu5 = nn.Linear(1152, 256), nn.PReLU(256)
+        self.dense6_1, self.dense6_2, self.dense6_3 = nn.Linear(256, 2), nn.Linear(256, 4), nn.Linear(256, 10)
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the scores (K,), offsets (K, 4) and landmarks (K, 5, 2) of crops (K, 3, 48, 48).
+
+        Landmarks are (x, y) in shares of the window's sides, from its top left.
+        """
+        features = self.pool1(self.prelu1(self.conv1(crops)))
+        features = self.pool2(self.prelu2(self.conv2(features)))
+        features = self.pool3(self.prelu3(self.conv3(features)))
+        features = self.prelu4(self.conv4(features))
+        features = self.prelu5(self.dense5(_flat(features)))
+        points = self.dense6_3(features).unflatten(1, (2, 5)).transpose(1, 2)  # All x come before all y.
+        return _face(self.dense6_1(features)), self.dense6_2(features), points
+
+
+class _PReLU(nn.PReLU):
+    """A PReLU for maps in ``channels_last``: torch's own goes pixel by pixel there, six times as slowly."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return what torch's does for maps (N, C, H, W)."""
+        if not features.is_contiguous(memory_format=torch.channels_last):
+            return prelu(features, self.weight)
+        channels, height, width = features.shape[1:]
+        rows = features.permute(0, 2, 3, 1).reshape(-1, width * channels)
+        found = prelu(rows, self.weight.repeat(width))
+        return found.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _flat(features: Tensor) -> Tensor:
+    """Return maps (K, C, H, W) as (K, W * H * C), in which order the published weights read them."""
+    return features.permute(0, 3, 2, 1).flatten(1)
+
+
+def _face(answers: Tensor) -> Tensor:
+    """Return the softmax over the first two answers at its second place, which is that of a face."""
+    return (answers[..., 1] - answers[..., 0]).sigmoid()
