@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,13 @@ from cnnbatch.terminal import say
 if TYPE_CHECKING:
     from cnnbatch.output.export.predictions import Painter
     from cnnbatch.output.reader import Reader
+
+
+class Faces(Enum):
+    """How faces are hidden."""
+
+    blur = "blur"
+    cover = "cover"
 
 
 def export(
@@ -29,6 +37,12 @@ def export(
         bool,
         typer.Option("--scores", help="End YOLO's lines with the score; such files are not for training."),
     ] = False,
+    faces: Annotated[
+        Faces | None,
+        typer.Option(
+            "--faces", help="With pictures: blur or cover the faces that were found, and draw nothing."
+        ),
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Write the predictions in OUT as other tools read them, as COCO, VOC or YOLO have it, or as pictures."""
@@ -37,7 +51,7 @@ def export(
         from cnnbatch.output.export import ExportOptions, export
 
         give(plugin)
-        options = ExportOptions(score_threshold, scores, _painter)
+        options = ExportOptions(score_threshold, scores, _painter, faces.value if faces else None)
         for line in export(output, format, to, options).lines():
             say(line)
         return 0
