@@ -7,8 +7,9 @@ from collections.abc import Callable
 from cnnbatch.config import plugins
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import meant
+from cnnbatch.models import onnx
 from cnnbatch.models.building import external, from_choice
-from cnnbatch.models.choice import Choice
+from cnnbatch.models.choice import ONNX, Choice
 from cnnbatch.models.face_detector import FaceDetector, check
 from cnnbatch.models.mtcnn.published import mtcnn
 
@@ -35,9 +36,11 @@ def build_face_detector(choice: Choice) -> FaceDetector:
 def _face_detector(choice: Choice) -> FaceDetector:
     if plugins.is_code(choice.model):
         return external(choice, FaceDetector)
+    if choice.model == ONNX:
+        return onnx.face_detector(choice)
     if choice.model in OWN:
         return OWN[choice.model](choice)
     raise UserError(
-        f"task.detector: no face detector is called {choice.model!r}{meant(choice.model, names())}\n"
-        f"  expected one of {', '.join(names())}, or a function of yours (mypackage.module:build)"
+        f"task.detector: no face detector is called {choice.model!r}{meant(choice.model, [*names(), ONNX])}\n"
+        f"  expected one of {', '.join([*names(), ONNX])}, or a function of yours (mypackage.module:build)"
     )

@@ -4,8 +4,9 @@ Source: Zhang, Zhang, Li and Qiao 2016, "Joint Face Detection and Alignment usin
 Convolutional Networks", https://arxiv.org/abs/1604.02878, figure 2. Names of layers, the order in which maps
 are flattened and the pools that round up are those of the published weights (facenet-pytorch 2.6.0).
 
-All of them are meant for ``channels_last``: max-pooling is vectorised over channels there, and half of the
-time of R- and O-Net otherwise. Inputs are float32, (value - 127.5) / 128.
+All of them are meant for ``channels_last``, in which their convolutions are twice as fast on a CPU, and have
+activations and pools of their own for it: with so few channels torch's take longer than the convolutions.
+Inputs are float32, (value - 127.5) / 128.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class PNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.prelu1 = nn.Conv2d(3, 10, 3), _PReLU(10)
-        self.pool1 = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.pool1 = _MaxPool(2, 2, ceil_mode=True)
         self.conv2, self.prelu2 = nn.Conv2d(10, 16, 3), _PReLU(16)
         self.conv3, self.prelu3 = nn.Conv2d(16, 32, 3), _PReLU(32)
         self.conv4_1, self.conv4_2 = nn.Conv2d(32, 2, 1), nn.Conv2d(32, 4, 1)
@@ -50,9 +51,9 @@ class RNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.prelu1 = nn.Conv2d(3, 28, 3), _PReLU(28)
-        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.pool1 = _MaxPool(3, 2, ceil_mode=True)
         self.conv2, self.prelu2 = nn.Conv2d(28, 48, 3), _PReLU(48)
-        self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.pool2 = _MaxPool(3, 2, ceil_mode=True)
         self.conv3, self.prelu3 = nn.Conv2d(48, 64, 2), _PReLU(64)
         self.dense4, self.prelu4 = nn.Linear(576, 128), nn.PReLU(128)
         self.dense5_1, self.dense5_2 = nn.Linear(128, 2), nn.Linear(128, 4)
@@ -72,11 +73,11 @@ class ONet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.prelu1 = nn.Conv2d(3, 32, 3), _PReLU(32)
-        self.pool1 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.pool1 = _MaxPool(3, 2, ceil_mode=True)
         self.conv2, self.prelu2 = nn.Conv2d(32, 64, 3), _PReLU(64)
-        self.pool2 = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.pool2 = _MaxPool(3, 2, ceil_mode=True)
         self.conv3, self.prelu3 = nn.Conv2d(64, 64, 3), _PReLU(64)
-        self.pool3 = nn.MaxPool2d(2, 2, ceil_mode=True)
+        self.pool3 = _MaxPool(2, 2, ceil_mode=True)
         self.conv4, self.prelu4 = nn.Conv2d(64, 128, 2), _PReLU(128)
         self.dense5, self.prelu5 = nn.Linear(1152, 256), nn.PReLU(256)
         self.dense6_1, self.dense6_2, self.dense6_3 = nn.Linear(256, 2), nn.Linear(256, 4), nn.Linear(256, 10)
@@ -101,11 +102,43 @@ class _PReLU(nn.PReLU):
     def forward(self, features: Tensor) -> Tensor:
         """Return what torch's does for maps (N, C, H, W)."""
         if not features.is_contiguous(memory_format=torch.channels_last):
-            return prelu(features, self.weight)
+            return super().forward(features)
         channels, height, width = features.shape[1:]
         rows = features.permute(0, 2, 3, 1).reshape(-1, width * channels)
-        found = prelu(rows, self.weight.repeat(width))
+        found = prelu(rows, self.weight.expand(width, channels).reshape(-1))
         return found.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
+class _MaxPool(nn.MaxPool2d):
+    """A pool of every second place for maps in ``channels_last``, by comparing whole rows, then columns.
+
+    Two to seven times as fast as torch's on a CPU, which compares each window's pixels anew.
+    """
+
+    kernel_size: int
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return what torch's does for maps (N, C, H, W)."""
+        if features.device.type != "cpu" or not features.is_contiguous(memory_format=torch.channels_last):
+            pooled: Tensor = super().forward(features)
+            return pooled
+        by_rows = _maxima(features.permute(0, 2, 3, 1), 1, self.kernel_size)
+        return _maxima(by_rows, 2, self.kernel_size).permute(0, 3, 1, 2)
+
+
+def _maxima(values: Tensor, dim: int, size: int) -> Tensor:
+    """Return the maxima of windows of ``size`` along ``dim``, two apart; the last may be cut off."""
+    count = -(-(values.shape[dim] - size) // 2) + 1
+    first, *others = (_every_second(values, dim, start, count) for start in range(size))
+    found = first.clone(memory_format=torch.contiguous_format)
+    for other in others:
+        found.narrow(dim, 0, other.shape[dim]).clamp_(min=other)
+    return found
+
+
+def _every_second(values: Tensor, dim: int, start: int, count: int) -> Tensor:
+    """Return at most ``count`` of the places ``start``, ``start`` + 2 and so on."""
+    return values[(slice(None),) * dim + (slice(start, start + 2 * count - 1, 2),)]
 
 
 def _flat(features: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ _OVERLAP_IN_LEVEL, _OVERLAP = 0.5, 0.7
 
 _GROUP_PIXELS = 16_000_000  # of the pictures whose tables of sums, 16 bytes a pixel, are kept at once
 _PASS_PIXELS = 100_000  # of one pass of P-Net, whose largest maps have 40 bytes a pixel
-_R_CROPS, _O_CROPS = 128, 32  # of one pass
+_R_CROPS, _O_CROPS = 128, 16  # of one pass
 
 
 class MTCNN(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnnbatch.models.architectures.mtcnn import ONet, PNet, RNet, _PReLU
+from cnnbatch.models.architectures.mtcnn import ONet, PNet, RNet, _MaxPool, _PReLU
 from cnnbatch.models.network import seeded
 
 LAYOUTS = torch.contiguous_format, torch.channels_last
@@ -21,6 +21,18 @@ def test_prelu_is_torchs_in_both_layouts(shape: tuple[int, ...], layout: torch.m
         ours.load_state_dict(theirs.state_dict())
         features = torch.randn(shape).contiguous(memory_format=layout)
         torch.testing.assert_close(ours(features), theirs(features), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("shape", [(2, 10, 7, 12), (1, 3, 8, 9), (3, 5, 3, 4), (2, 7, 10, 5), (0, 4, 6, 6)])
+def test_pools_are_torchs_in_both_layouts(
+    shape: tuple[int, ...], size: int, layout: torch.memory_format
+) -> None:
+    with seeded(1):
+        features = torch.randn(shape).contiguous(memory_format=layout)
+    expected = nn.MaxPool2d(size, 2, ceil_mode=True)(features) if len(features) else torch.zeros(0, 4, 3, 3)
+    assert torch.equal(_MaxPool(size, 2, ceil_mode=True)(features), expected)
 
 
 @pytest.mark.parametrize(
