@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest, nsmallest
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from cnnbatch.report.context import ReportContext
 from cnnbatch.report.tally import RankedRow
@@ -41,12 +41,15 @@ def hardest_pairs(context: ReportContext, sizes: Sequence[int]) -> list[Pair]:
     table = context.table("pairs", _COLUMNS)
     if table is None:
         return []
-    ends, found = np.cumsum(sizes), list[Pair]()
-    for same, order in ((False, "descending"), (True, "ascending")):
-        kind = table.filter(pc.and_(pc.equal(table["same"], same), pc.is_valid(table["score"])))
-        rows = kind.sort_by([("score", order)]).slice(0, MOST).to_pylist()
-        found += [_pair(row, ends) for row in rows]
-    return found
+    ends = np.cumsum(sizes)
+    rows = [row for row in table.to_pylist() if row["score"] is not None]
+    strangers = nlargest(MOST, (row for row in rows if not row["same"]), key=_score)
+    of_one = nsmallest(MOST, (row for row in rows if row["same"]), key=_score)
+    return [_pair(row, ends) for row in (*strangers, *of_one)]
+
+
+def _score(row: Mapping[str, Any]) -> float:
+    return float(row["score"])
 
 
 def _pair(row: Mapping[str, Any], ends: Any) -> Pair:

@@ -16,7 +16,8 @@ from cnnbatch.output.assets import as_asset
 from cnnbatch.output.embeddings import EmbeddingSpace
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.weighted import WeightedTask, lists_of
-from cnnbatch.truth import BOX, KEYPOINT, ModelClasses
+from cnnbatch.truth import BOX, KEYPOINT
+from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import Backend, Image, Precision, Prepared, Runtime
 
 if TYPE_CHECKING:

@@ -291,7 +291,8 @@ def _changes(here: Mapping[str, Any], there: Mapping[str, Any], matches: Sequenc
     """Return how much the embeddings of matched boxes differ, as a part of their lengths."""
     rows, columns = [row for row, _ in matches], [column for _, column in matches]
     first, second = here["embeddings"][rows], there["embeddings"][columns]
-    return (first - second).norm(dim=1) / first.norm(dim=1).clamp(min=1e-12)
+    changes: Tensor = (first - second).norm(dim=1) / first.norm(dim=1).clamp(min=1e-12)
+    return changes
 
 
 def _embeddings(reference: Tensor, found: Tensor, threshold: float | None) -> dict[str, float]:
