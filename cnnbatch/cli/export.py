@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,6 +43,14 @@ def export(
             "--faces", help="With pictures: blur or cover the faces that were found, and draw nothing."
         ),
     ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            "--column",
+            metavar="boxes|map|objects",
+            help="Which answer to write where a row has several, as three_views has; else its objects.",
+        ),
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Write the predictions in OUT as other tools read them, as COCO, VOC or YOLO have it, or as pictures."""
@@ -51,7 +59,8 @@ def export(
         from cnnbatch.output.export import ExportOptions, export
 
         give(plugin)
-        options = ExportOptions(score_threshold, scores, _painter, faces.value if faces else None)
+        hide: Any = faces.value if faces else None
+        options = ExportOptions(score_threshold, scores, column, _painter, hide)
         for line in export(output, format, to, options).lines():
             say(line)
         return 0

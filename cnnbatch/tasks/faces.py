@@ -7,13 +7,13 @@ its pixels. The price: canvases of a few shapes, which hold some black beside th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from cnnbatch.output.assets import as_asset
-from cnnbatch.output.embeddings import EmbeddingSpace
+from cnnbatch.output.embeddings import EmbeddingSpace, Metric, Normalisation
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.weighted import WeightedTask, lists_of
 from cnnbatch.truth import BOX, KEYPOINT
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from cnnbatch.models.face_detector import FaceDetector
     from cnnbatch.models.face_embedder import FaceEmbedder
+
+Colour = Annotated[tuple[float, float, float], Field(strict=False)]
 
 LABEL = "face"
 QUALITY = pa.struct([(name, pa.float32()) for name in ("size", "blur", "yaw", "pitch", "roll")])
@@ -52,7 +54,22 @@ class FaceEmbedding(WeightedTask):
 
     name: str = "face_embedder"
     model: str = "dlib_resnet"
-    adapters: ClassVar[tuple[str, ...]] = ("embedding",)
+    adapters: ClassVar[tuple[str, ...]] = ("arcface", "dlib", "facenet")
+    mean: Colour | None = None
+    """Of an ONNX file, where it is not its convention's: what is subtracted from values of 0 to 255."""
+    std: Colour | None = None
+    """The same: what the rest is divided by."""
+    channels: Literal["RGB", "BGR"] | None = None
+    """The same: the order of the colours."""
+    normalisation: Normalisation | None = None
+    """The same: whether embeddings are divided by their Euclidean length (``l2``)."""
+    metric: Metric | None = None
+    """The same: by which distance embeddings are compared."""
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of the embedder that the job replaces."""
+        named = self.model_dump(include={"mean", "std", "channels", "normalisation", "metric"})
+        return {name: value for name, value in named.items() if value is not None}
 
 
 class Faces(Task):
@@ -115,7 +132,7 @@ class Faces(Task):
         for name in ("min_size", "min_score", "max_faces"):
             if (value := getattr(self, name)) is not None:
                 setattr(detector.module, name, value)
-        return detector, build_face_embedder(self.embedder.choice({}))
+        return detector, build_face_embedder(self.embedder.choice(self.embedder.changes()))
 
 
 class FaceModel:
@@ -135,7 +152,7 @@ class FaceModel:
         self._pipeline = FacePipeline(detector, embedder, runtime)
         self.classes = ModelClasses((LABEL,))
         self.licence = " and ".join(dict.fromkeys(filter(None, (detector.licence, embedder.licence))))
-        self.notes = (*detector.notes, *embedder.notes, *_on_licence(task, embedder))
+        self.notes = (*detector.notes, *embedder.notes)
         self.identity: Mapping[str, str] = {
             "weights": f"{detector.weights} and {embedder.weights}",
             "preprocessing": _described(embedder),
@@ -244,9 +261,3 @@ def _jpeg(chip: NDArray[np.uint8]) -> bytes:
 def _described(embedder: FaceEmbedder) -> str:
     """Return what is done to a face before it is embedded, for the fingerprint."""
     return repr((embedder.size, embedder.template, embedder.mean, embedder.std, embedder.channels))
-
-
-def _on_licence(task: Faces, embedder: FaceEmbedder) -> tuple[str, ...]:
-    if embedder.allows_commercial_use:
-        return ()
-    return (f"the weights of {task.embedder.model} may not be used commercially: {embedder.licence}",)

@@ -125,4 +125,6 @@ def test_a_licence_that_forbids_commercial_use_is_said(photos: Path, tmp_path: P
     from cnnbatch.types import Runtime
 
     task = Faces.model_validate(job(photos, tmp_path, "tests.tiny_faces:unit_colour").task.model_dump())
-    assert any("may not be used commercially: research" in note for note in task.load(Runtime("cpu")).notes)
+    assert any(
+        "is not for commercial use: licence research" in note for note in task.load(Runtime("cpu")).notes
+    )

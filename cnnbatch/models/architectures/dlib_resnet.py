@@ -19,17 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnnbatch.errors import UserError
+from cnnbatch.models.face_conventions import DLIB
 from cnnbatch.models.weights import dlib_file
 from cnnbatch.models.weights.dlib_file import DlibLayer, DlibNetwork
-
-MEAN = (122.782, 117.001, 104.298)
-"""Of R, G and B in 0..255, which dlib subtracts."""
-
-SCALE = 256.0
-"""What dlib divides by then."""
-
-SIZE = (150, 150)
-"""The (height, width) of a chip."""
 
 DIMENSIONS = 128
 
@@ -125,10 +117,10 @@ def load_weights(module: DlibResNet, path: Path) -> None:
 
 def _misfit(module: DlibResNet, network: DlibNetwork) -> str:
     """Say where a file differs from the module, if it does."""
-    if network.size != SIZE:
-        return f"expected chips of {SIZE}, got {network.size}"
-    if not np.allclose(network.means, MEAN, atol=1e-3):
-        return f"expected the means {MEAN}, got {network.means}"
+    if network.size != DLIB.size:
+        return f"expected chips of {DLIB.size}, got {network.size}"
+    if not np.allclose(network.means, DLIB.mean, atol=1e-3):
+        return f"expected the means {DLIB.mean}, got {network.means}"
     wanted = list(_layers(module))
     if len(wanted) != len(network.layers):
         return f"expected {len(wanted)} layers, got {len(network.layers)}"

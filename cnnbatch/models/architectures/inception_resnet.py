@@ -14,12 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SIZE = (160, 160)
-"""The (height, width) of a chip that the published weights were trained on."""
-
-MEAN, STD = 127.5, 128.0
-"""Of every channel in 0..255: facenet-pytorch's ``fixed_image_standardization``."""
-
 DIMENSIONS = 512
 
 CLASSIFIER = "logits."

@@ -13,11 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-SIZE = (112, 112)
-"""The (height, width) of a chip."""
-
-MEAN, STD = 127.5, 127.5
-"""Of every channel in 0..255."""
+from cnnbatch.models.face_conventions import ARCFACE
 
 DIMENSIONS = 512
 
@@ -44,7 +40,7 @@ class IResNet(nn.Module):
         self._layers = [f"layer{place}" for place in range(1, len(widths) + 1)]
         self.bn2 = nn.BatchNorm2d(inputs)
         self.dropout = nn.Dropout(0.0)
-        height, width = (side >> len(widths) for side in SIZE)
+        height, width = (side >> len(widths) for side in ARCFACE.size)
         self.fc = nn.Linear(inputs * height * width, dimensions)
         self.features = nn.BatchNorm1d(dimensions)
         self.features.weight.requires_grad_(False)  # As published: the loss sets the length.

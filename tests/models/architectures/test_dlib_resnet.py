@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models.architectures import dlib_resnet
 from cnnbatch.models.architectures.dlib_resnet import DlibResNet, Level
+from cnnbatch.models.face_conventions import DLIB
 from cnnbatch.models.weights import dlib_file
 from cnnbatch.models.weights.dlib_file import DlibLayer
 from cnnbatch.storage.package import locate
@@ -39,7 +40,7 @@ def official() -> Path:
 def normalised(chips: NDArray[np.uint8]) -> torch.Tensor:
     """Return chips (N, 150, 150, 3) as the module wants them."""
     pixels = torch.from_numpy(chips).permute(0, 3, 1, 2).float()
-    return (pixels - torch.tensor(dlib_resnet.MEAN).view(3, 1, 1)) / dlib_resnet.SCALE
+    return (pixels - torch.tensor(DLIB.mean).view(3, 1, 1)) / torch.tensor(DLIB.std).view(3, 1, 1)
 
 
 def as_dlib_runs_it(layers: tuple[DlibLayer, ...], x: torch.Tensor) -> torch.Tensor:
