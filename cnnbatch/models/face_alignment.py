@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.face_embedder import Template
+from cnnbatch.models.face_conventions import Template
 
 Size = tuple[int, int]
 """(height, width) in pixels."""

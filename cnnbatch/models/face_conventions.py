@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from cnnbatch.models.face_embedder import Template
+Template = tuple[tuple[float, float], ...]
+"""Where (x, y) the left eye, the right eye, the nose, and the left and the right corner of the mouth lie in
+a chip, in pixels: five pairs, left and right as the picture shows them. The centre of the pixel in the first
+row and column is at (0, 0)."""
 
 Size = tuple[int, int]
 Channels = tuple[float, float, float]

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.face_conventions import EmbedderConvention
+from cnnbatch.models.face_conventions import EmbedderConvention, Template
 from cnnbatch.models.passes import trying
-
-Template = tuple[tuple[float, float], ...]
-"""Where (x, y) the left eye, the right eye, the nose, and the left and the right corner of the mouth lie in
-a chip, in pixels: five pairs, left and right as the picture shows them. The centre of the pixel in the first
-row and column is at (0, 0)."""
 
 
 @dataclass(frozen=True)

@@ -122,10 +122,11 @@ class MTCNN(nn.Module):
         ``rows`` are those of P-Net's answers; ``first`` is the number of the first picture.
         """
         pixels = torch.stack([table.resized(level, rows_of(rows)) for table in tables])
-        scores, offsets = self.pnet(_input(pixels))
+        scores, features = self.pnet(_input(pixels))
         at = (scores >= _P_SCORE).nonzero()
         chosen = at.unbind(1)
-        return at.cpu() + torch.tensor([first, rows.start, 0]), scores[chosen].cpu(), offsets[chosen].cpu()
+        offsets = self.pnet.offsets(features[chosen])
+        return at.cpu() + torch.tensor([first, rows.start, 0]), scores[chosen].cpu(), offsets.cpu()
 
     def _refined(self, tables: Sequence[SummedAreas], windows: Windows) -> Windows:
         """Return the squares in which R-Net sees a face."""
