@@ -22,8 +22,9 @@ from torchvision.models import WeightsEnum
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import meant
 from cnnbatch.models import catalogue
-from cnnbatch.models.architectures import darknet_models
+from cnnbatch.models.architectures import darknet_models, face_models
 from cnnbatch.models.libraries.keras_table import MODELS, KerasModel
+from cnnbatch.models.mtcnn import published as mtcnn
 from cnnbatch.storage import Unreadable
 from cnnbatch.storage.cache import cache_folder
 from cnnbatch.storage.package import locate
@@ -48,9 +49,11 @@ class PublishedModel:
     """A model with its default weights.
 
     ``answer`` is its kind of answer, with what it has beside a box as in ``objects.mask``, and ``embedding``
-    where it is published without a classifier. ``input_size`` is (height, width) in pixels, None where any
-    will do or nothing is said; ``accuracy`` is in percent, on ``data``; ``at_hand``: the weights are on this
-    machine, else ``download_mb`` is what they weigh, in megabytes.
+    where it is published without a classifier. A network for faces has ``objects.embedding``; its family says
+    whether it detects or embeds them. ``weights`` are ``FILE`` where a person has to bring them.
+    ``input_size`` is (height, width) in pixels, None where any will do or nothing is said; ``accuracy`` is in
+    percent, on ``data``; ``at_hand``: the weights are on this machine, else ``download_mb`` is what they
+    weigh, in megabytes.
     """
 
     name: str
@@ -92,8 +95,59 @@ OWN = {
         data="COCO-test-dev",
         licence="MIT",
     ),
+    mtcnn.FILES["onet"][0]: PublishedModel(
+        name="mtcnn",
+        answer="objects.embedding",
+        family="face_detector",
+        library="cnnbatch",
+        weights="DEFAULT",
+        parameters=495_850,
+        licence="MIT",
+    ),
+    face_models.DLIB_WEIGHTS[0]: PublishedModel(
+        name="dlib_resnet",
+        answer="objects.embedding",
+        family="face_embedder",
+        library="cnnbatch",
+        weights="DEFAULT",
+        parameters=5_607_488,
+        input_size=(150, 150),
+        accuracy={"accuracy": 99.38},
+        data="LFW",
+        licence="CC0-1.0",
+    ),
 }
-"""This package's own models, by where their weights lie; both come as the data of a package."""
+"""This package's own models, by where their weights lie, which come as the data of packages."""
+
+_FACE_EMBEDDER = PublishedModel(
+    name="", answer="objects.embedding", family="face_embedder", library="cnnbatch", weights="FILE"
+)
+FROM_FILES = (
+    replace(
+        _FACE_EMBEDDER,
+        name="facenet",
+        parameters=23_482_624,
+        input_size=(160, 160),
+        accuracy={"accuracy": 99.65},
+        data="LFW",
+        licence="MIT, trained on VGGFace2 (non-commercial research)",
+    ),
+    replace(
+        _FACE_EMBEDDER,
+        name="iresnet50",
+        parameters=43_590_848,
+        input_size=(112, 112),
+        licence="non-commercial research",
+    ),
+    replace(
+        _FACE_EMBEDDER,
+        name="iresnet100",
+        parameters=65_156_160,
+        input_size=(112, 112),
+        licence="non-commercial research",
+    ),
+)
+"""This package's own models whose published weights a person brings as a file."""
 
 
 class _Entry(NamedTuple):
@@ -151,6 +205,8 @@ def _no_such(pattern: str, known: list[str]) -> UserError:
 def _own() -> Iterator[_Entry]:
     for address, row in OWN.items():
         yield _Entry(row.name, row.family, partial(replace, row, at_hand=_is_installed(address)))
+    for row in FROM_FILES:
+        yield _Entry(row.name, row.family, partial(replace, row))
 
 
 def _is_installed(address: str) -> bool:

@@ -19,10 +19,14 @@ from typer.testing import CliRunner
 from cnnbatch.cli.app import app
 from cnnbatch.cli.models import TASKS, listing
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models import catalogue, published
+from cnnbatch.models import catalogue, face_detectors, face_embedders, published
 from cnnbatch.models.architectures import darknet, darknet_models
+from cnnbatch.models.architectures.dlib_resnet import DlibResNet
+from cnnbatch.models.architectures.inception_resnet import InceptionResnetV1
+from cnnbatch.models.architectures.iresnet import BLOCKS, IResNet
 from cnnbatch.models.building import find
 from cnnbatch.models.libraries import keras_models
+from cnnbatch.models.mtcnn.detector import MTCNN
 from cnnbatch.models.published import PublishedModel
 from cnnbatch.storage.package import locate
 from tests import models_page
@@ -91,6 +95,36 @@ def test_yolo_has_the_parameters_of_its_file() -> None:
     module = darknet.build(text, "yolov3-tiny")
     assert one("yolov3_tiny").parameters == sum(p.numel() for p in module.parameters())
     assert darknet_models.YOLOV3_TINY.weights[0] in published.OWN
+
+
+def test_networks_for_faces_are_listed_with_their_licences() -> None:
+    rows = {row.name: row for row in listing(task="faces")}
+    assert {name for name, row in rows.items() if row.family == "face_embedder"} == set(
+        face_embedders.names()
+    )
+    assert {name for name, row in rows.items() if row.family == "face_detector"} == set(
+        face_detectors.names()
+    )
+    assert all(row.licence for row in rows.values())
+    assert {name for name, row in rows.items() if "non-commercial" in (row.licence or "")} == {
+        "facenet",
+        "iresnet50",
+        "iresnet100",
+    }
+    assert {row.weights for row in rows.values() if not row.at_hand} >= {"FILE"}
+
+
+def test_networks_for_faces_have_the_parameters_of_their_modules() -> None:
+    with torch.device("meta"):
+        made: dict[str, nn.Module] = {
+            "mtcnn": MTCNN(),
+            "dlib_resnet": DlibResNet(),
+            "facenet": InceptionResnetV1(),
+            "iresnet50": IResNet(BLOCKS[50]),
+            "iresnet100": IResNet(BLOCKS[100]),
+        }
+    for name, module in made.items():
+        assert one(name).parameters == sum(p.numel() for p in module.parameters())
 
 
 def test_every_model_of_ours_and_of_torchvision_is_listed() -> None:
@@ -204,7 +238,7 @@ def test_the_command_prints_a_table_a_task() -> None:
     assert "resnet50 resnet 25.6 M 224 x 224 top1 80.9, top5 95.4 IMAGENET1K_V2 no, 98 MB" in lines
     assert "fcos_resnet50_fpn fcos 32.3 M AP 39.2 COCO_V1 no, 124 MB" in lines
     tasks = [line for line in lines if line in TASKS.values()]
-    assert tasks == ["classify", "detect", "instances", "keypoints", "segment"]
+    assert tasks == ["classify", "detect", "instances", "keypoints", "segment", "faces"]
     assert f"{len(timm.list_models()):,} more are timm's: cnnbatch models 'timm/*'" in result.stdout
 
 
@@ -225,6 +259,7 @@ def test_the_command_says_what_was_meant() -> None:
 
 def test_the_page_of_names_is_that_of_the_listing() -> None:
     assert models_page.PAGE.read_text(encoding="utf-8") == models_page.page(), "python -m tests.models_page"
+    known = {*keras_models.names(), *face_detectors.names(), *face_embedders.names(), "onnx"}
     for line in models_page.page().splitlines():
         name = line.split("`")[1] if line.startswith("| ") and "`" in line else ""
-        assert not name or name in keras_models.names() or find(name).name == name
+        assert not name or name in known or find(name).name == name
