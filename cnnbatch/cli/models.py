@@ -25,7 +25,7 @@ TASKS = {
     "objects.mask": "instances",
     "objects.keypoints": "keypoints",
     "map": "segment",
-    "objects.embedding": "faces",
+    "faces": "faces",
 }
 """What a listing calls models by their kind of answer, in its order."""
 

@@ -24,7 +24,7 @@ from cnnbatch.humanize import meant
 from cnnbatch.models import catalogue
 from cnnbatch.models.architectures import darknet_models, face_models
 from cnnbatch.models.libraries.keras_table import MODELS, KerasModel
-from cnnbatch.models.mtcnn import published as mtcnn
+from cnnbatch.models.mtcnn.published import FILES as MTCNN_FILES
 from cnnbatch.storage import Unreadable
 from cnnbatch.storage.cache import cache_folder
 from cnnbatch.storage.package import locate
@@ -48,9 +48,9 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 class PublishedModel:
     """A model with its default weights.
 
-    ``answer`` is its kind of answer, with what it has beside a box as in ``objects.mask``, and ``embedding``
-    where it is published without a classifier. A network for faces has ``objects.embedding``; its family says
-    whether it detects or embeds them. ``weights`` are ``FILE`` where a person has to bring them.
+    ``answer`` is its kind of answer, with what it has beside a box as in ``objects.mask``, ``embedding``
+    where it is published without a classifier, and ``faces`` where it finds faces or embeds them. ``weights``
+    are ``FILE`` where a person has to bring them.
     ``input_size`` is (height, width) in pixels, None where any will do or nothing is said; ``accuracy`` is in
     percent, on ``data``; ``at_hand``: the weights are on this machine, else ``download_mb`` is what they
     weigh, in megabytes.
@@ -95,10 +95,10 @@ OWN = {
         data="COCO-test-dev",
         licence="MIT",
     ),
-    mtcnn.FILES["onet"][0]: PublishedModel(
+    MTCNN_FILES["pnet"][0]: PublishedModel(
         name="mtcnn",
-        answer="objects.embedding",
-        family="face_detector",
+        answer="faces",
+        family="mtcnn",
         library="cnnbatch",
         weights="DEFAULT",
         parameters=495_850,
@@ -106,8 +106,8 @@ OWN = {
     ),
     face_models.DLIB_WEIGHTS[0]: PublishedModel(
         name="dlib_resnet",
-        answer="objects.embedding",
-        family="face_embedder",
+        answer="faces",
+        family="dlib_resnet",
         library="cnnbatch",
         weights="DEFAULT",
         parameters=5_607_488,
@@ -119,33 +119,31 @@ OWN = {
 }
 """This package's own models, by where their weights lie, which come as the data of packages."""
 
-_FACE_EMBEDDER = PublishedModel(
-    name="", answer="objects.embedding", family="face_embedder", library="cnnbatch", weights="FILE"
+_ARCFACE = PublishedModel(
+    name="iresnet50",
+    answer="faces",
+    family="iresnet",
+    library="cnnbatch",
+    weights="FILE",
+    parameters=43_590_848,
+    input_size=(112, 112),
+    licence="non-commercial research",
 )
 FROM_FILES = (
-    replace(
-        _FACE_EMBEDDER,
+    PublishedModel(
         name="facenet",
+        answer="faces",
+        family="inception_resnet",
+        library="cnnbatch",
+        weights="FILE",
         parameters=23_482_624,
         input_size=(160, 160),
         accuracy={"accuracy": 99.65},
         data="LFW",
         licence="MIT, trained on VGGFace2 (non-commercial research)",
     ),
-    replace(
-        _FACE_EMBEDDER,
-        name="iresnet50",
-        parameters=43_590_848,
-        input_size=(112, 112),
-        licence="non-commercial research",
-    ),
-    replace(
-        _FACE_EMBEDDER,
-        name="iresnet100",
-        parameters=65_156_160,
-        input_size=(112, 112),
-        licence="non-commercial research",
-    ),
+    _ARCFACE,
+    replace(_ARCFACE, name="iresnet100", parameters=65_156_160),
 )
 """This package's own models whose published weights a person brings as a file."""
 

@@ -25,8 +25,8 @@ from cnnbatch.models.architectures.dlib_resnet import DlibResNet
 from cnnbatch.models.architectures.inception_resnet import InceptionResnetV1
 from cnnbatch.models.architectures.iresnet import BLOCKS, IResNet
 from cnnbatch.models.building import find
+from cnnbatch.models.choice import Choice
 from cnnbatch.models.libraries import keras_models
-from cnnbatch.models.mtcnn.detector import MTCNN
 from cnnbatch.models.published import PublishedModel
 from cnnbatch.storage.package import locate
 from tests import models_page
@@ -99,12 +99,7 @@ def test_yolo_has_the_parameters_of_its_file() -> None:
 
 def test_networks_for_faces_are_listed_with_their_licences() -> None:
     rows = {row.name: row for row in listing(task="faces")}
-    assert {name for name, row in rows.items() if row.family == "face_embedder"} == set(
-        face_embedders.names()
-    )
-    assert {name for name, row in rows.items() if row.family == "face_detector"} == set(
-        face_detectors.names()
-    )
+    assert {*rows} == {*face_embedders.names(), *face_detectors.names()}
     assert all(row.licence for row in rows.values())
     assert {name for name, row in rows.items() if "non-commercial" in (row.licence or "")} == {
         "facenet",
@@ -114,10 +109,9 @@ def test_networks_for_faces_are_listed_with_their_licences() -> None:
     assert {row.weights for row in rows.values() if not row.at_hand} >= {"FILE"}
 
 
-def test_networks_for_faces_have_the_parameters_of_their_modules() -> None:
+def test_face_embedders_have_the_parameters_of_their_modules() -> None:
     with torch.device("meta"):
         made: dict[str, nn.Module] = {
-            "mtcnn": MTCNN(),
             "dlib_resnet": DlibResNet(),
             "facenet": InceptionResnetV1(),
             "iresnet50": IResNet(BLOCKS[50]),
@@ -141,6 +135,13 @@ def test_every_model_of_ours_and_of_torchvision_is_listed() -> None:
 def test_our_detectors_are_listed() -> None:
     detectors = pytest.importorskip("cnnbatch.models.detectors")
     assert set(detectors.names()) < names(listing())
+
+
+def test_our_face_detectors_are_listed() -> None:
+    listed = {row.name: row for row in listing(task="faces")}
+    assert {*face_detectors.names()} <= {*listed}
+    module = face_detectors.build_face_detector(Choice("mtcnn", "random")).module
+    assert listed["mtcnn"].parameters == sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "fasterrcnn_resnet50_fpn"])

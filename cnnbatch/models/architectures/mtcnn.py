@@ -31,18 +31,22 @@ class PNet(nn.Module):
         self.conv4_1, self.conv4_2 = nn.Conv2d(32, 2, 1), nn.Conv2d(32, 4, 1)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scores (N, h, w) and the offsets (N, h, w, 4) of all windows of (N, 3, H, W).
+        """Return the scores (N, h, w) and the features (N, h, w, 32) of all windows of (N, 3, H, W).
 
-        Output row i is of the input rows from 2 i to 2 i + 11. Offsets are those of x1, y1, x2 and y2, in
-        shares of the window's sides.
+        Output row i is of the input rows from 2 i to 2 i + 11.
         """
         features = self.pool1(self.prelu1(self.conv1(pixels)))
-        features = self.prelu3(self.conv3(self.prelu2(self.conv2(features))))
-        # Both heads are one product of matrices: as convolutions of 1 x 1 they take a sixth of the time.
-        weight = torch.cat([self.conv4_1.weight, self.conv4_2.weight]).flatten(1)
-        bias = torch.cat([self.conv4_1.bias, self.conv4_2.bias])  # type: ignore[list-item]
-        answers = linear(features.permute(0, 2, 3, 1), weight, bias)
-        return _face(answers), answers[..., 2:]
+        features = self.prelu3(self.conv3(self.prelu2(self.conv2(features)))).permute(0, 2, 3, 1)
+        # The softmax of two logits is the sigmoid of their difference, which one product of matrices gives.
+        weight, bias = (one[1:] - one[:1] for one in _head(self.conv4_1))
+        return linear(features, weight, bias).squeeze(-1).sigmoid(), features
+
+    def offsets(self, features: Tensor) -> Tensor:
+        """Return how windows of these features (K, 32) are to be moved, (K, 4).
+
+        Offsets are those of x1, y1, x2 and y2, in shares of the window's sides.
+        """
+        return linear(features, *_head(self.conv4_2))
 
 
 class RNet(nn.Module):
@@ -139,6 +143,12 @@ def _maxima(values: Tensor, dim: int, size: int) -> Tensor:
 def _every_second(values: Tensor, dim: int, start: int, count: int) -> Tensor:
     """Return at most ``count`` of the places ``start``, ``start`` + 2 and so on."""
     return values[(slice(None),) * dim + (slice(start, start + 2 * count - 1, 2),)]
+
+
+def _head(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Return the weight (C, D) and the bias (C,) of a convolution of 1 x 1."""
+    assert convolution.bias is not None
+    return convolution.weight.flatten(1), convolution.bias
 
 
 def _flat(features: Tensor) -> Tensor:
