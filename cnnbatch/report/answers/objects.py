@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from cnnbatch.metrics import Value
+from cnnbatch.report.answers import segments
 from cnnbatch.report.answers.entry import (
     WHERE,
     AboutTruth,
@@ -21,6 +22,7 @@ from cnnbatch.report.answers.entry import (
     ClassLayout,
     EvaluationTables,
     MistakeWords,
+    MoreView,
 )
 from cnnbatch.report.marked import marked
 from cnnbatch.report.numbers import kinds
@@ -55,6 +57,24 @@ class ObjectsReport(AnswerReport):
     ) -> Image.Image:
         """Draw boxes, masks and keypoints."""
         return marked(image, size, answer)
+
+    def difference(
+        self,
+        image: Image.Image,
+        answer: Sequence[Mapping[str, Any]],
+        truth: Sequence[Mapping[str, Any]],
+    ) -> MoreView | None:
+        """Return where segments are wrong; other objects are drawn, and counted, one by one."""
+        return segments.quality(image, answer, truth) if segments.are_segments(answer, truth) else None
+
+    def disagreement(
+        self,
+        image: Image.Image,
+        answer: Sequence[Mapping[str, Any]],
+        other: Sequence[Mapping[str, Any]],
+    ) -> MoreView | None:
+        """Return where the classes of segments differ."""
+        return segments.disagreement(image, answer, other) if segments.are_segments(answer, other) else None
 
     def title(self, answer: Iterable[Mapping[str, Any]]) -> str:
         """Return the name of this view."""
@@ -127,12 +147,12 @@ class ObjectsReport(AnswerReport):
 
     def class_layouts(self, metrics: Mapping[str, Value]) -> Sequence[ClassLayout]:
         """Return a table for each way of judging: by segments, boxes, masks or keypoints."""
-        segments = [ClassLayout("panoptic_classes", "by segments", "Segments", "PQ", ("SQ", "RQ"))]
+        of_segments = [ClassLayout("panoptic_classes", "by segments", "Segments", "PQ", ("SQ", "RQ"))]
         of_prefixes = [
             ClassLayout(f"{prefix}classes", how, "Objects", f"{prefix}AP", (f"{prefix}AP50", *_POINT))
             for prefix, how in kinds(metrics).items()
         ]
-        return [*(segments if _is_known(metrics, "PQ") else ()), *of_prefixes]
+        return [*(of_segments if _is_known(metrics, "PQ") else ()), *of_prefixes]
 
 
 def _is_panoptic(tables: EvaluationTables) -> bool:
