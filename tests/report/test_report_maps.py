@@ -67,7 +67,7 @@ def test_the_page_of_maps(tmp_path: Path) -> None:
     html = report(judged(tmp_path / "out"))
     text, page = words(html), Page(html)
     assert "mIoU mean over the classes of the IoU of their pixels" in text
-    assert "The worst" in page.headings
+    assert "Worst images" in page.headings
     assert "The images with the lowest mIoU of their own, the worst first" in text
     assert "By class that most pixels are missed of" in text
     assert "Difference: mIoU 1.00, pixel accuracy 1.00" in text

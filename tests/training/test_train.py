@@ -48,7 +48,7 @@ def test_a_folder_of_labelled_pictures_becomes_a_tested_model(
     assert all(row["label"] == row["key"].split("/")[0] for row in predicted)
     assert json.loads((out / "evaluation.json").read_text())["metrics"]["top1"]["value"] == 1
     page = (out / "report.html").read_text()
-    assert "How it learned" in page
+    assert '<h2 id="training">Training</h2>' in page
     assert "the job says so" in page
     assert "epoch 4/4" in said.err
     assert "top1" in said.out
@@ -299,7 +299,7 @@ def test_auto_looks_at_several_depths_and_keeps_what_it_saw(
     rows = cnnbatch.open(str(out / "_job" / "training" / "features")).arrow(["key", "embedding"]).to_pylist()
     assert {len(row["embedding"]) for row in rows} == {8 + 8 + 16 + 16}
     page = (out / "report.html").read_text()
-    assert "What its features tell, by depth" in page
+    assert "Linear probe by layer" in page
 
 
 def test_precision_is_what_the_processor_is_fast_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ MOST_FAILED = 6
 """Pictures of images that failed in only one output, so that there is room for others."""
 MOST_ROWS = 20
 
-_TITLES = {"key": "Image", "truth": "Truth", "a": "A", "b": "B"}
+_TITLES = {"key": "Image", "truth": "Ground truth", "a": "A", "b": "B"}
 
 
 class Caption(NamedTuple):
@@ -219,7 +219,7 @@ def _tables(found: Comparison) -> Iterator[Table]:
     unit = found.measure.unit
     if found.metrics:
         yield Table(
-            "By their truth",
+            "Metrics",
             changed(found),
             ("Metric", "A", "B", "B − A", "95 % interval"),
             [(name, *cells(one)) for name, one in found.metrics.items()],

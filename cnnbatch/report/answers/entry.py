@@ -99,7 +99,7 @@ class MistakeWords:
     lead: str
     by: str = "class"
     order: str = "the most confident first"
-    title: str = "Where it was sure and wrong"
+    title: str = "Most confident errors"
 
 
 class EvaluationTables(Protocol):

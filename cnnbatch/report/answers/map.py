@@ -209,7 +209,7 @@ class MapReport(AnswerReport):
     def mistake_words(self, tables: EvaluationTables) -> MistakeWords:
         """Return that they are the worst."""
         lead = "The images with the lowest mIoU of their own"
-        return MistakeWords(lead, "class that most pixels are missed of", "the worst first", "The worst")
+        return MistakeWords(lead, "class that most pixels are missed of", "the worst first", "Worst images")
 
     def mistakes(self, tables: EvaluationTables) -> Iterator[pa.Table]:
         """Yield the images that are not right all over, by the mIoU that they lack."""

@@ -1,4 +1,4 @@
-"""Objects in reports: drawn on the picture, counted in words, and the false alarms among them."""
+"""Objects in reports: drawn on the picture, counted in words, and the false positives among them."""
 
 from __future__ import annotations
 
@@ -115,14 +115,16 @@ class ObjectsReport(AnswerReport):
         return {"mask", "keypoints", "is_thing"} - {field.name for field in of_one}
 
     def mistake_words(self, tables: EvaluationTables) -> MistakeWords:
-        """Return that they are false alarms, or the worst by panoptic quality."""
+        """Return that they are false positives, or the worst by panoptic quality."""
         if _is_panoptic(tables):
             lead = "The images with the lowest panoptic quality of their own"
-            return MistakeWords(lead, "class of the largest segment missed", "the worst first", "The worst")
-        return MistakeWords("Images with a false alarm at or above the score of its class's best F1")
+            return MistakeWords(
+                lead, "class of the largest segment missed", "the worst first", "Worst images"
+            )
+        return MistakeWords("Images with a false positive at or above the score of its class's best F1")
 
     def mistakes(self, tables: EvaluationTables) -> Iterator[pa.Table]:
-        """Yield the images with a false alarm that counts, by what objects were judged foremost.
+        """Yield the images with a false positive that counts, by what objects were judged foremost.
 
         Of segments, yield those with a missed one instead, by the panoptic quality that they lack. An alarm
         counts from the score of its class's best F1 on, and from `SURE` on where that is not known.
