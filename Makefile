@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NAMES := $(PYTHON) python3.14 python3.13 python3.12 python3.11 python3 python
 
-# Sums of the wheels' sizes as the index states them, printed by `make lock`; torch is the CUDA build on Linux.
-DOWNLOAD_Linux_x86_64 := 3.6 GB (torch with CUDA; 7 GB on disk)
-DOWNLOAD_Linux_aarch64 := 3.7 GB (torch with CUDA)
-DOWNLOAD_Darwin_arm64 := 0.6 GB
+# Sums of the files' sizes as the index states them, printed by `make lock`; torch is the CUDA build on Linux.
+DOWNLOAD_Linux_x86_64 := 3.8 GB (torch with CUDA; 7 GB on disk)
+DOWNLOAD_Linux_aarch64 := 3.9 GB (torch with CUDA)
+DOWNLOAD_Darwin_arm64 := 0.8 GB
 MACHINE := $(shell uname -sm | tr ' ' '_')
 DOWNLOAD := $(DOWNLOAD_$(MACHINE))
 

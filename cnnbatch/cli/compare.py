@@ -30,6 +30,14 @@ def compare(
     score_threshold: Annotated[
         float, typer.Option("--score-threshold", help="In the agreement, leave out objects that score less.")
     ] = 0.5,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            "--column",
+            metavar="boxes|map|objects",
+            help="Which answer to compare where rows have several, as three_views has; else their objects.",
+        ),
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Compare two outputs over the same images: where they differ and, with ground truth, which is better."""
@@ -43,7 +51,10 @@ def compare(
         from cnnbatch.terminal.screen import Screen
 
         give(plugin)
-        storage, options = Storage(), CompareOptions(iou, score_threshold, read_gates(fail_under or []))
+        storage, options = (
+            Storage(),
+            CompareOptions(iou, score_threshold, read_gates(fail_under or []), column),
+        )
         with Screen(quiet=False) as screen:
             found = compare(a, b, options, storage, screen)
         show(found, plain_console())

@@ -16,7 +16,7 @@ def evaluate(
         typer.Argument(
             metavar="[KEY=VALUE]...",
             help="truth, format, label, split, relabel, ignore: other ground truth than the job's; slices, "
-            "aliases, workers.",
+            "aliases, workers. Of faces truth may be a list of pairs or people: face, absent, draws.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no numbers.")] = False,

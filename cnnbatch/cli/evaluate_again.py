@@ -15,6 +15,9 @@ from cnnbatch.config.mistakes import read_fields
 from cnnbatch.config.section import Section, Text, Texts
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
+from cnnbatch.evaluation.face_embeddings import Which, has_embeddings
+from cnnbatch.evaluation.face_lists import read_face_list
+from cnnbatch.evaluation.recognition import RecognitionTerms, evaluate_faces
 from cnnbatch.evaluation.truths import align
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import Output
@@ -38,6 +41,11 @@ class EvaluateFields(Section):
     ignore: Ignored | None = None
     slices: Texts | None = None
     aliases: dict[str, str | None] | None = None
+    face: Which = Field("centre", description="Of a list of faces: which face of a picture counts.")
+    absent: Annotated[int, Field(ge=0)] = Field(
+        10, description="Of a list of people: how many are absent from the gallery of an open set."
+    )
+    draws: Annotated[int, Field(ge=1, le=1000)] = Field(20, description="How often others are absent.")
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
         "auto", description="auto: one for few images, else all CPUs."
     )
@@ -57,6 +65,11 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
     wanted = read_fields(EvaluateFields, {}, fields, "the fields of evaluate; nothing was read")
     result = open_output(out)
     output = Output(result.uri, Storage())
+    if wanted.truth and has_embeddings(result.schema):
+        faces = read_face_list(wanted.truth, Storage())
+        if faces is not None:
+            terms = RecognitionTerms(wanted.face, wanted.absent, wanted.draws)
+            return _reported(evaluate_faces(result, faces, wanted.truth, terms), output, screen)
     changes = wanted.input_changes()
     aligned = align(_source(result, changes), output, result) if changes else None
     evaluation = evaluate(
@@ -71,6 +84,10 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
             f"{redact(output.uri)} has no ground truth that its predictions can be evaluated against\n"
             "  what to do: say where it lies, as in truth=instances.json"
         )
+    return _reported(evaluation, output, screen)
+
+
+def _reported(evaluation: Evaluation, output: Output, screen: Screen) -> Evaluation:
     write_report(output.uri, output.storage, partial(screen.stage, "report", unit="pictures"))
     return evaluation
 

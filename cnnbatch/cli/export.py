@@ -29,6 +29,14 @@ def export(
         bool,
         typer.Option("--scores", help="End YOLO's lines with the score; such files are not for training."),
     ] = False,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            "--column",
+            metavar="boxes|map|objects",
+            help="Which answer to write where a row has several, as three_views has; else its objects.",
+        ),
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Write the predictions in OUT as other tools read them, as COCO, VOC or YOLO have it, or as pictures."""
@@ -37,7 +45,7 @@ def export(
         from cnnbatch.output.export import ExportOptions, export
 
         give(plugin)
-        options = ExportOptions(score_threshold, scores, _painter)
+        options = ExportOptions(score_threshold, scores, column, _painter)
         for line in export(output, format, to, options).lines():
             say(line)
         return 0

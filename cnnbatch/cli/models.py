@@ -25,6 +25,7 @@ TASKS = {
     "objects.mask": "instances",
     "objects.keypoints": "keypoints",
     "map": "segment",
+    "faces": "faces",
 }
 """What a listing calls models by their kind of answer, in its order."""
 

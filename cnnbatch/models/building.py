@@ -193,12 +193,10 @@ def _made(
 
 
 class _Built(Protocol):
-    """What the value that a function of another package returns has: `Network`, and `Detector`."""
+    """What a network as one value has: `Network`, `Detector`, `FaceDetector` and the others."""
 
     @property
     def module(self) -> nn.Module: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
     @property
     def weights(self) -> str: ...
     @property
@@ -246,11 +244,9 @@ def external(choice: Choice, kind: type[Built]) -> Built:
         )
     if choice.features is not None and isinstance(built, Network):
         built = shortened(built, choice.features, choice.classes or built.classes)
-    found: Built = replace(
-        built,
-        classes=choice.classes or built.classes,
-        library=built.library or library(choice.model.partition(":")[0].partition(".")[0]),
-    )
+    given = {"classes": choice.classes} if choice.classes else {}
+    own = built.library or library(choice.model.partition(":")[0].partition(".")[0])
+    found: Built = replace(built, library=own, **given)
     return found if choice.seed is not None else _external_weights(choice, found)
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+
+from cnnbatch.errors import UserError
+from cnnbatch.models.passes import trying
 
 Faces = Mapping[str, Tensor]
 """Of one picture, the best first: ``boxes`` [K, 4] float32 (x1, y1, x2, y2) in pixels of the input,
@@ -30,3 +34,35 @@ class FaceDetector:
     weights: str = ""
     library: str = ""
     notes: tuple[str, ...] = ()
+
+
+_PROBE = (64, 96)
+_WANTED = {"boxes": (4,), "scores": (), "keypoints": (5, 2)}
+
+
+def check(detector: FaceDetector, model: str) -> None:
+    """Run one black picture through a detector, so that what does not fit is found before the first image.
+
+    Raises:
+        UserError: it refuses it, or gives other than `Faces`.
+    """
+    height, width = _PROBE
+    try:
+        with torch.inference_mode(), trying():
+            found = detector.module(
+                torch.zeros(1, 3, height, width, dtype=torch.uint8), torch.tensor([[height, width]])
+            )
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"task.detector: {model} refuses a picture of {height} x {width} pixels: {error}\n"
+            "  what to do: look at the model itself"
+        ) from error
+    shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in found]
+    wanted = [{name: (len(one["scores"]), *rest) for name, rest in _WANTED.items()} for one in found[:1]]
+    if len(found) != 1 or shapes != wanted:
+        raise UserError(
+            f"task.detector: {model} is expected to give for each picture boxes (K, 4), scores (K,) and "
+            f"keypoints (K, 5, 2); got {shapes}"
+        )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-Template = tuple[tuple[float, float], ...]
-"""Where (x, y) the left eye, the right eye, the nose, and the left and the right corner of the mouth lie in
-a chip, in pixels: five pairs, left and right as the picture shows them. The centre of the pixel in the first
-row and column is at (0, 0)."""
+from cnnbatch.errors import UserError
+from cnnbatch.models.face_conventions import EmbedderConvention, Template
+from cnnbatch.models.passes import trying
 
 
 @dataclass(frozen=True)
@@ -47,3 +47,48 @@ class FaceEmbedder:
     library: str = ""
     parts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def embedder(module: nn.Module, dimensions: int, how: EmbedderConvention) -> FaceEmbedder:
+    """Return a network as an embedder that follows a convention; what is said of its weights comes later."""
+    return FaceEmbedder(
+        module=module,
+        template=how.template,
+        size=how.size,
+        dimensions=dimensions,
+        mean=how.mean,
+        std=how.std,
+        channels=how.channels,
+        normalisation=how.normalisation,
+        metric=how.metric,
+    )
+
+
+def check(found: FaceEmbedder, model: str) -> None:
+    """Run one black chip through an embedder, so that what does not fit is found before the first image.
+
+    Raises:
+        UserError: it refuses it, gives other than a vector of its dimensions, or that is not finite.
+    """
+    height, width = found.size
+    try:
+        with torch.inference_mode(), trying():
+            vectors = found.module(torch.zeros(1, 3, height, width))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise UserError(
+            f"task.embedder: {model} refuses a chip of {height} x {width} pixels: {error}\n"
+            "  what to do: look at the model itself"
+        ) from error
+    if not isinstance(vectors, Tensor) or vectors.shape != (1, found.dimensions):
+        what = f"shape {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise UserError(
+            f"task.embedder: {model} is expected to give a vector of {found.dimensions} numbers for each "
+            f"chip, (N, {found.dimensions}); got {what}"
+        )
+    if not bool(vectors.isfinite().all()):
+        raise UserError(
+            f"task.embedder: {model} gives infinite or undefined numbers for a black chip\n"
+            "  what to do: look whether the weights are damaged"
+        )

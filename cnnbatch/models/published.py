@@ -24,6 +24,7 @@ from cnnbatch.humanize import meant
 from cnnbatch.models import catalogue
 from cnnbatch.models.architectures import darknet_models
 from cnnbatch.models.libraries.keras_table import MODELS, KerasModel
+from cnnbatch.models.mtcnn.published import FILES as MTCNN_FILES
 from cnnbatch.storage import Unreadable
 from cnnbatch.storage.cache import cache_folder
 from cnnbatch.storage.package import locate
@@ -47,10 +48,11 @@ _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 class PublishedModel:
     """A model with its default weights.
 
-    ``answer`` is its kind of answer, with what it has beside a box as in ``objects.mask``, and ``embedding``
-    where it is published without a classifier. ``input_size`` is (height, width) in pixels, None where any
-    will do or nothing is said; ``accuracy`` is in percent, on ``data``; ``at_hand``: the weights are on this
-    machine, else ``download_mb`` is what they weigh, in megabytes.
+    ``answer`` is its kind of answer, with what it has beside a box as in ``objects.mask``, ``embedding``
+    where it is published without a classifier, and ``faces`` where it finds faces or embeds them.
+    ``input_size`` is (height, width) in pixels, None where any will do or nothing is said; ``accuracy`` is in
+    percent, on ``data``; ``at_hand``: the weights are on this machine, else ``download_mb`` is what they
+    weigh, in megabytes.
     """
 
     name: str
@@ -92,8 +94,17 @@ OWN = {
         data="COCO-test-dev",
         licence="MIT",
     ),
+    MTCNN_FILES["pnet"][0]: PublishedModel(
+        name="mtcnn",
+        answer="faces",
+        family="mtcnn",
+        library="cnnbatch",
+        weights="DEFAULT",
+        parameters=495_850,
+        licence="MIT",
+    ),
 }
-"""This package's own models, by where their weights lie; both come as the data of a package."""
+"""This package's own models, by where their weights lie; all of them come as the data of a package."""
 
 
 class _Entry(NamedTuple):

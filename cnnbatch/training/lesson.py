@@ -45,13 +45,15 @@ def pictures(loader: Loader) -> list[str]:
 def strips(recipe: Any, state: Mapping[str, Tensor], loader: Loader) -> list[dict[str, Any]]:
     """Return what the recipe shows of its network with the weights ``state``, on pictures of the validation.
 
-    See `tasks.recipes.recipe.Recipe`; pictures are JPEGs in base64. Nothing where the recipe shows nothing.
+    The pictures are spread over their listing, in which neighbours may be frames of one film. See
+    `tasks.recipes.recipe.Recipe`; pictures are JPEGs in base64. Nothing where the recipe shows nothing.
     """
     if not hasattr(recipe, "inside"):
         return []
     recipe.module.load_state_dict(state)
     recipe.module.cpu().eval()
-    examples = [*islice((example for some in loader.validating(ROWS) for example in some), ROWS)]
+    parts = (loader.validating(1, rank, ROWS) for rank in range(ROWS))
+    examples = [one for part in parts for one in islice((each for some in part for each in some), 1)]
     return [_strip(one) for one in recipe.inside(examples)] if examples else []
 
 

@@ -7,6 +7,7 @@ from tests.bench import (
     evaluation,
     evaluation_maps,
     evaluators,
+    face_detection,
     forward,
     masks,
     new,
@@ -26,6 +27,7 @@ whole.main()
 detect.main()
 segment.main()
 masks.main()
+face_detection.main()
 sources.main()
 new.main()
 evaluation.main()

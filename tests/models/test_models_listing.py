@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 from cnnbatch.cli.app import app
 from cnnbatch.cli.models import TASKS, listing
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models import catalogue, published
+from cnnbatch.models import catalogue, face_detectors, published
 from cnnbatch.models.architectures import darknet, darknet_models
 from cnnbatch.models.building import find
+from cnnbatch.models.choice import Choice
 from cnnbatch.models.libraries import keras_models
 from cnnbatch.models.published import PublishedModel
 from cnnbatch.storage.package import locate
@@ -107,6 +108,13 @@ def test_every_model_of_ours_and_of_torchvision_is_listed() -> None:
 def test_our_detectors_are_listed() -> None:
     detectors = pytest.importorskip("cnnbatch.models.detectors")
     assert set(detectors.names()) < names(listing())
+
+
+def test_our_face_detectors_are_listed() -> None:
+    listed = {row.name: row for row in listing(task="faces")}
+    assert {*face_detectors.names()} <= {*listed}
+    module = face_detectors.build_face_detector(Choice("mtcnn", "random")).module
+    assert listed["mtcnn"].parameters == sum(p.numel() for p in module.parameters())
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "fasterrcnn_resnet50_fpn"])
@@ -204,7 +212,7 @@ def test_the_command_prints_a_table_a_task() -> None:
     assert "resnet50 resnet 25.6 M 224 x 224 top1 80.9, top5 95.4 IMAGENET1K_V2 no, 98 MB" in lines
     assert "fcos_resnet50_fpn fcos 32.3 M AP 39.2 COCO_V1 no, 124 MB" in lines
     tasks = [line for line in lines if line in TASKS.values()]
-    assert tasks == ["classify", "detect", "instances", "keypoints", "segment"]
+    assert tasks == ["classify", "detect", "instances", "keypoints", "segment", "faces"]
     assert f"{len(timm.list_models()):,} more are timm's: cnnbatch models 'timm/*'" in result.stdout
 
 

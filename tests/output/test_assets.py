@@ -164,3 +164,36 @@ def test_assets_lie_in_a_bucket_as_well(scenes: Any, bucket: Bucket) -> None:
     found: list[Any] = cnnbatch.open(out, storage).arrow(["map"])["map"].to_pylist()
     for address, expected in zip(found, classes, strict=True):
         assert np.array_equal(map_of(address, storage, out), expected)
+
+
+def test_objects_have_assets_too(tmp_path: Path) -> None:
+    crop = as_asset(pa.field("crop", pa.large_binary()), "jpg")
+    label = pa.field("label", pa.string(), metadata={"about": "kept"})
+    schema = pa.schema([pa.field("objects", pa.list_(pa.struct([label, crop])))])
+    faces = [
+        [{"label": "a", "crop": b"one"}, {"label": "b", "crop": b"two"}],
+        None,
+        [],
+        [{"label": "c", "crop": None}, {"label": "d", "crop": b"three"}],
+    ]
+    rows = pa.RecordBatch.from_pylist([{"objects": one} for one in faces], schema=schema)
+    output = Output(str(tmp_path), Storage())
+    sink = AssetSink(output, schema)
+    stored = sink.stored(rows.slice(0, 4), 7, [3, 4, 5, 8])
+    sink.close()
+    assert stored.schema.equals(sink.schema, check_metadata=True)
+    found: Any = stored["objects"].to_pylist()
+    first, failed, empty, last = found
+    assert (failed, empty) == (None, [])
+    assert [one["label"] for one in (*first, *last)] == ["a", "b", "c", "d"]
+    assert last[0]["crop"] is None
+    for one, place, data in (
+        (first[0], "00000003.0", b"one"),
+        (first[1], "00000003.1", b"two"),
+        (last[1], "00000008.1", b"three"),
+    ):
+        assert one["crop"].startswith(f"assets/crop/part-00000007/{place}-")
+        assert (tmp_path / one["crop"]).read_bytes() == data
+    part = pa.Table.from_batches([stored])
+    sink.remove(part, part.slice(0, 1))
+    assert {path.name[:10] for path in (tmp_path / "assets").rglob("*.jpg")} == {"00000003.0", "00000003.1"}

@@ -17,29 +17,16 @@ from cnnbatch.report.answers.map import NONE, MapReport
 from cnnbatch.report.answers.objects import ObjectsReport
 from cnnbatch.truth import OBJECTS_SCHEMA
 from tests import tiny_instances as tiny
+from tests import tiny_views
 from tests.report.test_report import Page, report, words
 
-SIZE = (64, 96)
-IMAGES = 4
-CLASSES = ["background", "bar", "disc"]
+SIZE, CLASSES = tiny_views.SIZE, tiny_views.CLASSES
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an output of three views."""
-    folder = tmp_path_factory.mktemp("views")
-    truth = tiny.write_coco(folder / "photos", IMAGES, SIZE)
-    seeing = {"model": "tests.tiny_instances:seeing", "weights": "random"}
-    segment = {"model": "tests.tiny_segmenter:convolutions", "classes": CLASSES}
-    cnnbatch.run(
-        "three_views",
-        quiet=True,
-        task={"detect": seeing, "segment": segment, "instances": seeing},
-        input=str(truth),
-        output=str(folder / "out"),
-        compute={"pool": "inline", "precision": "fp32", "backend": "eager"},
-    )
-    return folder / "out"
+    return tiny_views.output(tmp_path_factory.mktemp("views"))
 
 
 def test_each_view_has_its_picture_and_its_truth_below(output: Path) -> None:

@@ -33,11 +33,11 @@ def test_a_segmenter_shows_what_its_maps_contribute(tmp_path: Path) -> None:
     depths, parts = strips_of(tmp_path / "out")
     assert len(depths["rows"]) == len(parts["rows"]) == 4
     assert [one["name"].split(",")[0] for one in depths["rows"][0]] == [
-        "picture",
+        "input",
         *(f"stride {stride}" for stride in (2, 4, 8, 16, 32)),
     ]
-    assert parts["rows"][0][0]["name"].startswith("the coarsest map alone: ")
-    assert parts["rows"][0][-1]["name"] == "what is true"
+    assert parts["rows"][0][0]["name"].startswith("stride 32 alone: ")
+    assert parts["rows"][0][-1]["name"] == "ground truth"
     assert {one["name"] for one in parts["legend"]} <= set(tiny_maps.CLASSES)
 
 

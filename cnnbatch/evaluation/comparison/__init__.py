@@ -96,20 +96,33 @@ def measure_of(a: Side, b: Side, options: CompareOptions) -> Measure:
 
     Raises UserError where they have no kind of answer in common that can be.
     """
-    first, second = (side.result.schema for side in (a, b))
-    for kind in MEASURES.among(first.names):
-        measure = MEASURES[kind]
-        columns = [one.field(kind).type for one in (first, second) if kind in one.names]
-        if len(columns) == 2 and all(map(measure.fits, columns)):
-            found = measure.of(kind, options, columns)
-            found.about = about_output(a.result, a.storage), about_output(b.result, b.storage)
-            return found
+    kinds = comparable_kinds(a, b)
+    if options.column is not None and options.column not in kinds and kinds:
+        raise UserError(
+            f"--column: expected one of {', '.join(kinds)}, which both outputs have, got {options.column!r}"
+        )
+    if kinds:
+        kind = options.column or kinds[0]
+        columns = [side.result.schema.field(kind).type for side in (a, b)]
+        found = MEASURES[kind].of(kind, options, columns)
+        found.about = about_output(a.result, a.storage), about_output(b.result, b.storage)
+        return found
     lines = [f"  {redact(side.result.uri)} has {', '.join(side.result.schema.names)}" for side in (a, b)]
     raise UserError(
         "expected two outputs of one task, with labels, boxes of objects or maps in both:\n"
         + "\n".join(lines)
         + "\n  what to do: compare outputs of the same task"
     )
+
+
+def comparable_kinds(a: Side, b: Side) -> list[str]:
+    """Return the columns of both outputs that can be compared, in the order of `MEASURES`."""
+    schemas = [side.result.schema for side in (a, b)]
+    return [
+        kind
+        for kind in MEASURES.among(schemas[0].names)
+        if kind in schemas[1].names and all(MEASURES[kind].fits(one.field(kind).type) for one in schemas)
+    ]
 
 
 class JudgedRows:
@@ -186,6 +199,10 @@ def _notes(
         "images have another ground truth in B": changes.other_truths if changes else 0,
         **common.measure.excluded,
     }
+    others = [kind for kind in comparable_kinds(a, b) if kind != common.measure.kind]
+    if others:
+        compared, more = common.measure.kind, " or ".join(others)
+        notes.append(f"the column {compared} is compared; --column NAME compares {more} instead")
     return notes + [f"{count:,} {words}" for words, count in counts.items() if count]
 
 

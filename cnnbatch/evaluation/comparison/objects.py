@@ -128,11 +128,19 @@ class ObjectMeasure(Measure):
 
     def _boxes(self, batch: pa.RecordBatch, side: int) -> Objects:
         """Return the boxes that can be compared, by image and class; those left out are counted."""
-        found = flatten(pa.chunked_array([batch["objects"]]), self.labels)
+        found = flatten(pa.chunked_array([batch[self.kind]]), self.labels)
         usable = IOU_TYPES["boxes"].usable(found)
         found = by_group(comparable(found, usable, self.excluded, f"boxes of {'AB'[side]}"))
         self.classes[side].add(found.label, _scores(found))
         return found
+
+
+class BoxMeasure(ObjectMeasure):
+    """The column ``boxes`` of outputs that have objects with masks, too."""
+
+    columns = {"boxes": OBJECTS}
+    leaves = ("boxes.label", "boxes.score", "boxes.box")
+    image_scores = (ImageScore("AP", "truths"),)
 
 
 def _unmatched(found: Objects, matched: NDArray[np.int64], batch: pa.RecordBatch) -> NDArray[np.float64]:

@@ -25,12 +25,14 @@ class CompareOptions:
     """How outputs are compared.
 
     Boxes whose IoU is at least ``iou`` are the same; objects that score less than ``score_threshold`` don't
-    count; ``gates`` are what the comparison must reach. Raises UserError for numbers out of range.
+    count; ``gates`` are what the comparison must reach; ``column`` is which of several answers is compared,
+    None: the first that both outputs have. Raises UserError for numbers out of range.
     """
 
     iou: float = 0.5
     score_threshold: float = SURE
     gates: Sequence[Gate] = ()
+    column: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.iou <= 1:

@@ -108,7 +108,10 @@ def pairs(found: Comparison) -> list[Pair]:
     some = listed.filter(failed).slice(0, MOST_FAILED)
     rows = [*some.to_pylist(), *listed.filter(pc.invert(failed)).slice(0, PICTURES - len(some)).to_pylist()]
     least = found.options.score_threshold
-    sides = [list(_predictions(found.a, rows, "a", least)), list(_predictions(found.b, rows, "b", least))]
+    sides = [
+        list(_predictions(side, rows, name, least, found.measure.kind))
+        for side, name in ((found.a, "a"), (found.b, "b"))
+    ]
     pictures = viewer_of(found.a.result).pictures(sides[0], PICTURE_SIDE, draw=False)
     other = viewer_of(found.b.result)
     for place, picture in enumerate(pictures):
@@ -174,16 +177,23 @@ def _drawn(picture: Picture, one: Prediction) -> Picture:
 
 
 def _predictions(
-    side: Side, rows: Sequence[Mapping[str, Any]], name: str, least: float
+    side: Side, rows: Sequence[Mapping[str, Any]], name: str, least: float, kind: str
 ) -> Iterator[Prediction]:
     """Yield what an output says of each image, with the objects that the comparison counts."""
     parts = list(side.parts)
     places = [RankedRow(0.0, 0, parts.index(row[f"part_{name}"]), row[f"row_{name}"]) for row in rows]
-    columns = shown_columns(side.result.schema.names)
+    columns = _shown(side.result.schema.names, kind)
     about = about_output(side.result, side.storage)
     for place, row in zip(places, fetch(side.result, places, columns), strict=True):
         ref = side.result.refs(place.part, [place.row])[0]
         yield prediction_of(row, ref, least=least, about=about)
+
+
+def _shown(names: Sequence[str], kind: str) -> list[str]:
+    """Return the columns that say what a picture shows; of several that are drawn, the ``kind`` compared."""
+    drawn_ones = {name for name, one in answers_among(names).items() if one.is_drawn}
+    apart = drawn_ones - {kind} if kind in drawn_ones else ()
+    return shown_columns([name for name in names if name not in apart])
 
 
 def _names(found: Comparison) -> list[str]:

@@ -70,10 +70,11 @@ class Worker:
         self._source = source
         self._output = output
         self.journal = journal
-        self._schema = part_schema(source.columns, job.input.keep, job.task.columns())
+        columns = getattr(self.model, "columns", None) or job.task.columns()
+        self._schema = part_schema(source.columns, job.input.keep, columns)
         self._assets = AssetSink(output, self._schema)
         self._aliases = aliases_of(job)
-        self._judged_by = judged_by(source.truth_schema, job.task.columns())
+        self._judged_by = judged_by(source.truth_schema, columns)
         overlaps, on_device = settings.type != "cpu", _on_device(settings)
         decoding = DecodeOptions(settings.decode_threads, settings.window, overlaps, on_device)
         self._ahead = ReadAhead(source, self.model, journal, decoding)

@@ -13,12 +13,14 @@ from cnnbatch.models.detector import Detector
 from cnnbatch.models.onnx.choice import open_file
 from cnnbatch.models.onnx.classifier import classifier
 from cnnbatch.models.onnx.detr import detr
+from cnnbatch.models.onnx.face_embedder import face_embedder
+from cnnbatch.models.onnx.faces import face_detector
 from cnnbatch.models.onnx.segmenter import segmenter
 from cnnbatch.models.onnx.torchvision_export import torchvision
 from cnnbatch.models.onnx.yolo import yolo
 from cnnbatch.models.weights.onnx_files import OnnxFile
 
-__all__ = ["classifier", "detector", "segmenter"]
+__all__ = ["classifier", "detector", "face_detector", "face_embedder", "segmenter"]
 
 _ADAPTERS: Mapping[str, Callable[[Choice, OnnxFile], Detector]] = {
     "torchvision": torchvision,

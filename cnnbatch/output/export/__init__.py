@@ -6,7 +6,7 @@ once before, where a form needs to know them all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cnnbatch.config.entries import Entries
@@ -41,18 +41,21 @@ FORMATS: Entries[type[ExportFormat]] = Entries(
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
-    """What was written where; `lines` says it."""
+    """What was written where; `lines` says it. ``others`` are the answers that could be written instead."""
 
     format: type[ExportFormat]
     to: str
     counts: ExportCounts
     progress: str | None = None
+    others: Sequence[str] = ()
 
     def lines(self) -> Iterator[str]:
         """Yield what was written, and everything that was not."""
         counts = self.counts
         objects = f"{counted(counts.objects, 'object')} of " if counts.objects else ""
         yield f"{objects}{counted(counts.images, 'image')}: {redact(self.to)}"
+        if self.others:
+            yield f"  not written: {', '.join(self.others)}; --column NAME writes one of them instead"
         if failed := counts.failed.total():
             codes = ", ".join(f"{code} {count:,}" for code, count in sorted((+counts.failed).items()))
             yield f"  failed: {counted(failed, 'image')} ({codes}); {self.format.failed}"
@@ -96,16 +99,36 @@ def export(
     predictions = Predictions(output, storage, options)
     predictions.with_stuff = FORMATS[format].stuff
     _require_fitting(predictions, format)
+    predictions.column, predictions.others = _chosen(predictions, format)
+    _require_meaning(predictions, format)
     if options.score_threshold is None:
         predictions.options = replace(options, score_threshold=FORMATS[format].least_score)
     FORMATS[format]().write(predictions, storage, normalize(to))
-    return ExportSummary(FORMATS[format], normalize(to), predictions.counts, predictions.progress())
+    others = () if FORMATS[format].any_column else predictions.others
+    return ExportSummary(FORMATS[format], normalize(to), predictions.counts, predictions.progress(), others)
+
+
+def _chosen(predictions: Predictions, format: str) -> tuple[str, list[str]]:
+    """Return the column that is written, and those that could be written instead."""
+    held, asked = FORMATS[format].held(predictions.columns), predictions.options.column
+    if asked is not None and asked not in held:
+        where = redact(predictions.uri)
+        if not held:
+            raise UserError(
+                f"--column: {where} has no answers that --format {format} tells apart\n"
+                "  what to do: leave it out"
+            )
+        raise UserError(
+            f"--column: expected one of {', '.join(held)}, got {asked!r}: of these --format {format} can "
+            f"write one, in {where}"
+        )
+    column = asked or next(iter(held), "")
+    return column, [name for name in held if name != column]
 
 
 def _require_fitting(predictions: Predictions, format: str) -> None:
-    """Refuse a format, and options, that mean nothing for the output's predictions."""
-    where, options, chosen = redact(predictions.uri), predictions.options, FORMATS[format]
-    columns = predictions.columns
+    """Refuse a format that means nothing for the output's predictions."""
+    where, chosen, columns = redact(predictions.uri), FORMATS[format], predictions.columns
     if not chosen.holds(columns):
         able = (name for name, one in FORMATS.items() if one.holds(columns))
         raise UserError(
@@ -113,9 +136,14 @@ def _require_fitting(predictions: Predictions, format: str) -> None:
             f"{', '.join(columns)}\n"
             f"  what to do: give --format {' or '.join(able)}"
         )
+
+
+def _require_meaning(predictions: Predictions, format: str) -> None:
+    """Refuse options that mean nothing for what is written."""
+    where, options, chosen = redact(predictions.uri), predictions.options, FORMATS[format]
     if options.score_threshold is not None and not 0 <= options.score_threshold <= 1:
         raise UserError(f"--score-threshold: expected a number from 0 to 1, got {options.score_threshold}")
-    if options.score_threshold and not set(chosen.one_by_one) & set(chosen.held(columns)):
+    if options.score_threshold and predictions.column not in chosen.one_by_one:
         raise UserError(
             f"--score-threshold is for {' or '.join(chosen.one_by_one)}, and {where} has none\n"
             "  what to do: leave it out"

@@ -22,7 +22,7 @@ from cnnbatch.storage import Storage
 class CocoResults(ExportFormat):
     """COCO's results in one file, and their images and categories in another."""
 
-    kinds = ("objects", "map")
+    kinds = ("objects", "boxes", "map")
     failed = "the file of the images says so"
 
     def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
@@ -52,7 +52,7 @@ class CocoResults(ExportFormat):
 
 
 def _names(predictions: Predictions) -> list[str]:
-    return predictions.class_names() if "objects" in predictions.columns else predictions.map_names()
+    return predictions.class_names() if predictions.are_objects else predictions.map_names()
 
 
 def _results(

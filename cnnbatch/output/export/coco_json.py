@@ -15,7 +15,7 @@ to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=
 
 def images_of(predictions: Predictions, truth: TruthIds) -> Iterator[tuple[Id, ImageObjects | ImageMap]]:
     """Yield every image that is in the input still, with its id."""
-    images = predictions.images if "objects" in predictions.columns else predictions.maps
+    images = predictions.images if predictions.are_objects else predictions.maps
     for part in predictions.parts:
         for number, image in zip(truth.images(part), images(part), strict=True):
             if image is not None and number is not None:

@@ -32,7 +32,7 @@ _OBJECT = ("object", "label", "score", "x1", "y1", "x2", "y2")
 class CsvTable(ExportFormat):
     """One table of text; what is neither an object nor a vector is a plain column."""
 
-    kinds = ("objects", "label")
+    kinds = ("objects", "boxes", "label")
     any_column = True
     stuff = True
     failed = gone = "their rows say so"
@@ -47,7 +47,7 @@ class CsvTable(ExportFormat):
         with spool() as folder:
             with (folder / "rows").open("w", encoding="utf-8", newline="") as file:
                 table = csv.writer(file)
-                columns = _columns(predictions.result.schema)
+                columns = _columns(predictions)
                 table.writerow(_header(predictions, columns))
                 for part in predictions.parts:
                     for batch in predictions.batches(predictions.columns, part):
@@ -55,24 +55,21 @@ class CsvTable(ExportFormat):
             storage.put(target, folder / "rows")
 
 
-def _columns(schema: pa.Schema) -> list[str]:
+def _columns(predictions: Predictions) -> list[str]:
     """Return the columns that are written as they are: all but the errors, the objects, vectors and maps."""
-    kinds: list[tuple[str, Any]] = [(one.name, one.type) for one in schema]
+    kinds: list[tuple[str, Any]] = [(one.name, one.type) for one in predictions.result.schema]
     vectors = {
         name for name, kind in kinds if pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)
     }
     vectors |= {name for name, kind in kinds if name == "map" and kind in (MAP, MAP_RUNS)}
-    return [name for name, _ in kinds if name not in {"error", "objects"} | vectors]
+    apart = {"error", *([predictions.column] if predictions.are_objects else ())}
+    return [name for name, _ in kinds if name not in apart | vectors]
 
 
 def _header(predictions: Predictions, columns: Sequence[str]) -> list[str]:
     """Return the names of the cells; a column kept from the input that has one of ours is ``input_NAME``."""
-    ours = [*_ERROR, *(_object_names(predictions) if _has_objects(predictions) else ())]
+    ours = [*_ERROR, *(_object_names(predictions) if predictions.are_objects else ())]
     return [*(f"input_{name}" if name in ours else name for name in columns), *ours]
-
-
-def _has_objects(predictions: Predictions) -> bool:
-    return "objects" in predictions.columns
 
 
 def _object_names(predictions: Predictions) -> list[str]:
@@ -84,11 +81,11 @@ def _rows(predictions: Predictions, batch: pa.RecordBatch, columns: Sequence[str
     cells = [_cells(batch[name]) for name in columns]
     cells += [_cells(pc.struct_field(batch["error"], name)) for name in ("code", "stage", "message")]
     images = zip(*cells, strict=True)
-    if not _has_objects(predictions):
+    if not predictions.are_objects:
         yield from map(list, images)
         return
     names = _object_names(predictions)[len(_OBJECT) :]
-    found = predictions.found(batch["objects"], np.zeros(batch.num_rows, bool))
+    found = predictions.found(batch, np.zeros(batch.num_rows, bool))
     for image, objects in zip(images, found, strict=True):
         if not objects:
             yield [*image, *[None] * (len(_OBJECT) + len(names))]

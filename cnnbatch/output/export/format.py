@@ -13,17 +13,17 @@ from cnnbatch.storage import Storage
 class ExportFormat(ABC):
     """One format: which kinds of answer it can hold, how it is written, and what it has of failed images.
 
-    ``kinds`` are the columns that it holds. With ``any_column`` it takes every output, and what is none of
-    its kinds is a plain column. ``one_by_one`` are the kinds whose single objects are written or left out
-    by their scores, from ``least_score`` on unless a person says another; ``may_lack_scores`` says that
-    scores are written on request alone, ``stuff`` that segments are written that are no things. ``failed``,
-    ``gone`` and ``bad_masks`` end the sentences that count the images that failed, those gone from the input,
-    and the masks that can't be read.
+    ``kinds`` are the columns that it holds, one of an output at a time: the first unless a person says
+    another. With ``any_column`` it takes every output, and all other columns are plain ones. ``one_by_one``
+    are the kinds whose single objects are written or left out by their scores, from ``least_score`` on unless
+    a person says another; ``may_lack_scores`` says that scores are written on request alone, ``stuff`` that
+    segments are written that are no things. ``failed``, ``gone`` and ``bad_masks`` end the sentences that
+    count the images that failed, those gone from the input, and the masks that can't be read.
     """
 
-    kinds: ClassVar[Sequence[str]] = ("objects",)
+    kinds: ClassVar[Sequence[str]] = ("objects", "boxes")
     any_column: ClassVar[bool] = False
-    one_by_one: ClassVar[Collection[str]] = ("objects",)
+    one_by_one: ClassVar[Collection[str]] = ("objects", "boxes")
     may_lack_scores: ClassVar[bool] = False
     least_score: ClassVar[float | None] = None
     stuff: ClassVar[bool] = False

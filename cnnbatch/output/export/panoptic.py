@@ -33,6 +33,7 @@ _STEP = 0x0B0907  # from one id of a class to the next, so that their colours ar
 class CocoPanoptic(ExportFormat):
     """COCO's panoptic segmentation: ``panoptic.json``, and a PNG file an image in ``panoptic``."""
 
+    kinds = ("objects",)
     failed = "the JSON file says so"
     stuff = True
 

@@ -32,7 +32,7 @@ _LONGEST = 60  # of a class's name in that of a file
 class Pictures(ExportFormat):
     """A picture an image with what was predicted on it, and one of each object that has a mask or a box."""
 
-    kinds = ("objects", "map")
+    kinds = ("objects", "boxes", "map")
     failed = "they have no picture"
     least_score = SURE
     stuff = True
@@ -69,10 +69,10 @@ Row = tuple[Mapping[str, Any], Sequence[Found], ImageRef | None]
 def _some(predictions: Predictions, part: int) -> Iterator[Sequence[Row]]:
     """Yield the rows of a part that did not fail, with their objects and where they lie, some at a time."""
     start = 0
-    for batch in predictions.batches(predictions.columns, part):
+    columns = [name for name in predictions.columns if name not in predictions.others]
+    for batch in predictions.batches(columns, part):
         codes, gone = predictions.count(batch), batch["vanished"].to_numpy(zero_copy_only=False)
-        has_objects = "objects" in batch.schema.names
-        found = predictions.found(batch["objects"], gone) if has_objects else [[] for _ in codes]
+        found = predictions.found(batch, gone) if predictions.are_objects else [[] for _ in codes]
         places = [place for place, code in enumerate(codes) if code is None and not gone[place]]
         refs = predictions.result.refs(part, [start + place for place in places])
         rows: list[Row] = [

@@ -36,12 +36,14 @@ _ENGINES = ("key", "width", "height", "error", "vanished")
 class ExportOptions:
     """What is written: objects from ``score_threshold`` on (None: all), in YOLO's files with ``scores``.
 
+    ``column`` is which of an output's answers is written, where a format holds several; None: the first.
     ``paint`` gives what draws an output's predictions on its images, of objects those from a score on; only
     `pictures` needs it.
     """
 
     score_threshold: float | None = None
     scores: bool = False
+    column: str | None = None
     paint: Callable[[reader.Reader, float], Painter] | None = None
 
 
@@ -124,7 +126,11 @@ class ImageObjects:
 
 
 class Predictions:
-    """The finished parts of one output; raises UserError where there are none."""
+    """The finished parts of one output; raises UserError where there are none.
+
+    ``column`` is the one that a format writes, "" where it writes none apart from all others; ``others`` are
+    those that it could write instead.
+    """
 
     def __init__(self, uri: str, storage: Storage, options: ExportOptions) -> None:
         self.uri = normalize(uri)
@@ -132,6 +138,7 @@ class Predictions:
         self.counts = ExportCounts()
         self._counting_masks = Lock()
         self.with_stuff = False
+        self.column, self.others = "", list[str]()
         self.result = reader.open_output(uri, storage)
         self.output = Output(self.uri, storage)
         self.footers = self.result.receipts()
@@ -142,10 +149,16 @@ class Predictions:
         """The numbers of the parts, as in ``footers``."""
         return range(len(self.footers))
 
+    @property
+    def are_objects(self) -> bool:
+        """Whether the column that is written has objects."""
+        return self.has("box")
+
     def has(self, field: str) -> bool:
-        """Say whether the objects have ``mask`` or ``keypoints``."""
-        kind: Any = self.result.schema.field("objects").type
-        return any(one.name == field for one in kind.value_type)
+        """Say whether the column that is written has objects, and these a field, such as ``mask``."""
+        kind: Any = self.result.schema.field(self.column).type if self.column else pa.null()
+        elements = kind.value_type if pa.types.is_list(kind) else pa.null()
+        return pa.types.is_struct(elements) and any(one.name == field for one in elements)
 
     def progress(self) -> str | None:
         """Return how far the output's run has come; None where it has ended, or where no plan tells."""
@@ -170,10 +183,10 @@ class Predictions:
 
     def images(self, part: int) -> Iterator[ImageObjects | None]:
         """Yield one a row of a part: the image with its objects, None where it is gone from the input."""
-        for batch in self.batches([*_ENGINES, "objects"], part):
+        for batch in self.batches([*_ENGINES, self.column], part):
             columns = [batch[name].to_pylist() for name in _ENGINES[:3]]
             codes, gone = self.count(batch), batch["vanished"].to_numpy(zero_copy_only=False)
-            rows = zip(*columns, self.found(batch["objects"], gone), codes, strict=True)
+            rows = zip(*columns, self.found(batch, gone), codes, strict=True)
             yield from (
                 None if vanished else ImageObjects(*row) for row, vanished in zip(rows, gone, strict=True)
             )
@@ -198,7 +211,9 @@ class Predictions:
 
     def map_names(self) -> list[str]:
         """Return the names of a map's numbers: the model's, in its order."""
-        return list(self.model().names) or [str(number) for number in range(class_map.NONE)]
+        model = self.model()
+        names = model.names[: model.maps or None]
+        return list(names) or [str(number) for number in range(class_map.NONE)]
 
     def count(self, batch: pa.RecordBatch) -> list[str | None]:
         """Count the images of a batch; return the error's code of each."""
@@ -213,8 +228,9 @@ class Predictions:
                 self.counts.failed[code] += 1
         return codes
 
-    def found(self, column: Any, gone: np.ndarray) -> list[list[Found]]:
+    def found(self, batch: pa.RecordBatch, gone: np.ndarray) -> list[list[Found]]:
         """Return the objects of each row that are written; none of one that is ``gone``, bool [N]."""
+        column: Any = batch[self.column]
         counts = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
         flat = column.flatten()
         kept = self._kept(flat, np.repeat(gone, counts))
@@ -275,7 +291,9 @@ class Predictions:
     def model(self) -> ModelClasses:
         """Return the classes that the model gave with the output; none where it has none."""
         kept = self.output.decided("classes") or {"names": ()}
-        return ModelClasses(kept["names"], kept.get("ids") or (), kept.get("aliases") or {})
+        return ModelClasses(
+            kept["names"], kept.get("ids") or (), kept.get("aliases") or {}, kept.get("maps") or 0
+        )
 
     def class_names(self) -> list[str]:
         """Return the model's classes in its order, then what other labels the objects have.
@@ -291,9 +309,11 @@ class Predictions:
         with self.output.storage.open(self.footers[part].part) as file:
             parquet = pq.ParquetFile(file)
             leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
-            labels = [leaf for leaf in leaves if leaf.startswith("objects.") and leaf.endswith(".label")]
+            labels = [
+                leaf for leaf in leaves if leaf.startswith(f"{self.column}.") and leaf.endswith(".label")
+            ]
             for batch in parquet.iter_batches(columns=labels):
-                objects: Any = batch["objects"]
+                objects: Any = batch[self.column]
                 found.update(pc.struct_field(objects.flatten(), "label").unique().to_pylist())
         return {label for label in found if label is not None}
 

@@ -57,7 +57,7 @@ _OBJECT = """\
 class VocTree(ExportFormat):
     """PASCAL VOC's tree: an XML file an image, the results by class, and PNG files of masks and maps."""
 
-    kinds = ("objects", "map")
+    kinds = ("objects", "boxes", "map")
 
     def write(self, predictions: Predictions, storage: Storage, to: str) -> None:
         """Write below ``to`` an XML file an image, the list of these, and the results, a file a class.
@@ -69,7 +69,7 @@ class VocTree(ExportFormat):
         require_unique(predictions.keys, _path, ".xml")
         with spool() as folder, Tree(storage, to) as tree:
             files = _Spooled(folder)
-            if "objects" in predictions.columns:
+            if predictions.are_objects:
                 _write_objects(predictions, tree, files)
             else:
                 _write_maps(predictions, tree, files)

@@ -49,7 +49,7 @@ class ObjectsReport(AnswerReport):
     def shown(
         self, answer: Iterable[Mapping[str, Any]], least: float, alarm: Alarm | None
     ) -> tuple[Mapping[str, Any], ...]:
-        """Return the objects from the score ``least`` on, and the false alarm, marked as such."""
+        """Return the objects from the score ``least`` on, and the false positive, marked as such."""
         return tuple(_shown(answer, float(np.float32(least)), alarm))  # As scores are, of 32 bits.
 
     def draw(

@@ -44,17 +44,19 @@ def unnormalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) ->
     return (255 * (pixels * width + centre)).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
-def principal(features: Tensor) -> Tensor:
-    """Return a feature map (C, h, w) as a picture, uint8 (3, h, w): its principal components as colours.
+def principal(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Return feature maps (C, h, w) as pictures, uint8 (3, h, w): their principal components as colours.
 
-    The first three, the greatest as red, each stretched over what 96 % of its values take.
+    The components are those of all maps together, so that a colour is the same in all pictures. The first
+    three, the greatest as red, each stretched over what 96 % of its values take.
     """
-    flat = features.float().flatten(1).T  # [h * w, C]
+    flat = torch.cat([one.float().flatten(1).T for one in maps])  # [sum of h * w, C]
     flat = flat - flat.mean(0)
     _, _, axes = torch.linalg.svd(flat, full_matrices=False)
-    found = flat @ axes[:3].T  # [h * w, at most 3]
+    found = flat @ axes[:3].T  # [sum of h * w, at most 3]
     low, high = (torch.quantile(found, share, dim=0) for share in (0.02, 0.98))
     shares = ((found - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
     padded = nn.functional.pad(shares, (0, 3 - shares.shape[1]), value=0.5)
     colours: Tensor = (255 * padded).round().to(torch.uint8)
-    return colours.T.reshape(3, *features.shape[1:]).cpu()
+    parts = torch.split(colours, [one.shape[1] * one.shape[2] for one in maps])
+    return [part.T.reshape(3, *one.shape[1:]).cpu() for part, one in zip(parts, maps, strict=True)]

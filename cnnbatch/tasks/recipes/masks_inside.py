@@ -19,9 +19,9 @@ from cnnbatch.tasks.recipes.inside import Box, Shown, Strip, unnormalized
 
 _MOST = 20
 _TEXT = (
-    "The surest object of each picture. The first network proposes boxes where something seems to be (the "
-    "best are drawn); the second gives each a class and moves it to a better place; for the best, the mask "
-    "head gives 28 x 28 probabilities in its box, which are enlarged to the box and cut at one half."
+    "The most confident object of each picture. The first stage proposes boxes that may hold an object (the "
+    f"best {_MOST} are drawn); the second gives each a class and refines its box. For the best, the mask "
+    "head predicts 28 x 28 probabilities inside the box, which are resized to the box and cut off at 0.5."
 )
 _HALF = 0.5
 
@@ -63,10 +63,10 @@ def _row(
     places = torch.where(inside, 0, -1).cpu().numpy()
     return [
         Shown(f"{len(proposals[0])} proposals", picture, boxes=_boxes(proposals[0][:_MOST])),
-        Shown("the one that was taken", picture, boxes=_boxes(proposals[0][proposal][None])),
-        Shown(f"its class and its better box: {said}", picture, boxes=_boxes(best)),
-        Shown("its mask, 28 x 28", small, smooth=False),
-        Shown("pasted, above one half", picture, places, _boxes(best)),
+        Shown("the proposal of this object", picture, boxes=_boxes(proposals[0][proposal][None])),
+        Shown(f"class and refined box: {said}", picture, boxes=_boxes(best)),
+        Shown("mask, 28 x 28", small, smooth=False),
+        Shown("pasted mask, above 0.5", picture, places, _boxes(best)),
     ]
 
 

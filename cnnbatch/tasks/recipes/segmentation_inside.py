@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from cnnbatch.tasks.recipes.inside import Shown, Strip, principal, unnormalized
 
 _DEPTHS = (
-    "The features of the backbone, the finest first: the three directions in which they vary most are red, "
-    "green and blue, so that pixels of one colour look alike to the network there. Edges and texture come "
-    "first; farther in, a few large pixels stand for whole things."
+    "Feature maps of the backbone, the finest first. Their first three principal components are red, green "
+    "and blue, so that regions of one colour look alike to the network, in all pictures. Early maps have "
+    "edges and texture; in late ones a few large cells stand for whole objects."
 )
 _PARTS = (
-    "The same trained network, given one feature map of the backbone more from picture to picture, the "
-    "coarsest first. A map that it is not given is replaced by its mean over the picture. What the coarsest "
-    "says, the encoder has found out; each finer map is a skip, which says where."
+    "The predictions of the same trained network when its head gets the coarsest feature map alone, then one "
+    "finer map more from picture to picture. A map that the head does not get is replaced by its mean over "
+    "the picture. The coarsest map says which classes there are; the finer ones, the skips, say where."
 )
 
 
@@ -44,15 +44,16 @@ def strips(
 ) -> Iterator[Strip]:
     """Yield the feature maps by depth, and what each contributes; nothing for a backbone of one map."""
     with torch.inference_mode():
-        depths, parts = [], []
-        for one in pictures:
-            maps = _maps(module, one.pixels)
-            if len(maps) < 2:
-                return
-            whole = Shown("picture", unnormalized(_cut(one.pixels, one)[0], mean, std))
-            depths.append([whole, *_by_depth(maps, one)])
-            parts.append([*_by_parts(module, list(maps), one, whole), _true(whole, one.truth)])
-    yield Strip("What the backbone has, by depth", _DEPTHS, depths)
+        maps = [_maps(module, one.pixels) for one in pictures]
+        if len(maps[0]) < 2:
+            return
+        inputs = [Shown("input", unnormalized(_cut(one.pixels[0], one), mean, std)) for one in pictures]
+        depths = [[whole, *row] for whole, row in zip(inputs, _by_depth(maps, pictures), strict=True)]
+        parts = [
+            [*_by_parts(module, list(maps[0]), one, whole), _true(whole, one.truth)]
+            for one, whole in zip(pictures, inputs, strict=True)
+        ]
+    yield Strip("Feature maps by depth", _DEPTHS, depths)
     yield Strip("What encoder and skips contribute", _PARTS, parts, classes)
 
 
@@ -63,12 +64,25 @@ def _maps(module: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
     return dict(sorted(named.items(), key=lambda pair: -pair[1].shape[1]))
 
 
-def _by_depth(maps: Mapping[str, Tensor], one: Seen) -> Iterator[Shown]:
-    for features in maps.values():
-        stride = round(one.pixels.shape[2] / features.shape[1])
-        top, left, bottom, right = (-(-side // stride) for side in one.inside)
-        name = f"stride {stride}, {features.shape[0]} channels"
-        yield Shown(name, principal(features[:, top:bottom, left:right]), smooth=False)
+def _by_depth(maps: Sequence[Mapping[str, Tensor]], pictures: Sequence[Seen]) -> list[list[Shown]]:
+    """Return a row of maps for each picture; each is as large as the picture, its cells are squares."""
+    columns = []
+    for name, first in maps[0].items():
+        stride = round(pictures[0].pixels.shape[2] / first.shape[1])
+        title = f"stride {stride}, {first.shape[0]} channels"
+        drawn = principal([one[name] for one in maps])
+        columns.append(
+            [
+                Shown(title, _cut(_enlarged(cells, one), one), smooth=False)
+                for cells, one in zip(drawn, pictures, strict=True)
+            ]
+        )
+    return [[*row] for row in zip(*columns, strict=True)]
+
+
+def _enlarged(cells: Tensor, one: Seen) -> Tensor:
+    """Return a picture (3, h, w) at the size of the network's input."""
+    return nn.functional.interpolate(cells[None], one.pixels.shape[2:], mode="nearest")[0]
 
 
 def _by_parts(module: nn.Module, names: Sequence[str], one: Seen, whole: Shown) -> Iterator[Shown]:
@@ -84,10 +98,10 @@ def _by_parts(module: nn.Module, names: Sequence[str], one: Seen, whole: Shown) 
             continue
         before = logits
         logits = nn.functional.interpolate(logits, one.pixels.shape[2:], mode="bilinear", align_corners=False)
-        places = _cut(logits, one)[0].argmax(0).cpu().numpy()
-        name = "the coarsest map alone" if count == 1 else f"and that at {_stride(names, count)}"
+        places = _cut(logits[0], one).argmax(0).cpu().numpy()
+        name = f"{_stride(names, count)} alone" if count == 1 else f"with {_stride(names, count)}"
         share = _right(places, one.truth)
-        yield Shown(f"{name}: {share:.0%} of the pixels right".replace("%", " %"), whole.pixels, places)
+        yield Shown(f"{name}: {share:.0%} of pixels correct".replace("%", " %"), whole.pixels, places)
 
 
 def _stride(names: Sequence[str], count: int) -> str:
@@ -113,12 +127,13 @@ def _given(module: nn.Module, names: Collection[str]) -> Iterator[None]:
 
 
 def _cut(pixels: Tensor, one: Seen) -> Tensor:
+    """Return of (C, H, W) what is picture."""
     top, left, bottom, right = one.inside
-    return pixels[:, :, top:bottom, left:right]
+    return pixels[:, top:bottom, left:right]
 
 
 def _true(whole: Shown, truth: NDArray[np.int64]) -> Shown:
-    return Shown("what is true", whole.pixels, _resized(truth, whole.pixels.shape[1:]))
+    return Shown("ground truth", whole.pixels, _resized(truth, whole.pixels.shape[1:]))
 
 
 def _right(places: NDArray[np.int64], truth: NDArray[np.int64]) -> float:

@@ -52,7 +52,7 @@ def write_study_report(output: Output, found: Findings) -> None:
         title=Fact(*found.title),
         output=redact(output.uri),
         headline=_headline(found),
-        lesson={"images": LESSON_IMAGES, "epochs": LESSON_EPOCHS} if found.lesson else None,
+        lesson=_lesson(found),
         cut=[f"{path}: {value}" for path, value in found.cut.items()],
         sections=[_section(place, case, found) for place, case in enumerate(found.cases)],
         quadrants=found.show == "quadrants",
@@ -64,6 +64,13 @@ def write_study_report(output: Output, found: Findings) -> None:
         metric=found.metric.replace("_", " "),
     )
     output.storage.put(output.path("report.html"), page.encode())
+
+
+def _lesson(found: Findings) -> dict[str, int | None] | None:
+    """Return what bounds a lesson's trainings; the epochs are None where the study says them itself."""
+    if not found.lesson:
+        return None
+    return {"images": LESSON_IMAGES, "epochs": None if "train.epochs" in found.cut else LESSON_EPOCHS}
 
 
 def _headline(found: Findings) -> list[Fact]:

@@ -52,8 +52,11 @@ def test_each_map_of_the_backbone_adds_its_part() -> None:
         f"stride {stride}, {channels} channels"
         for stride, channels in ((2, 16), (4, 24), (8, 32), (16, 96), (32, 320))
     ]
-    sizes = [(64, 96), *((64 // stride, 96 // stride) for stride in (2, 4, 8, 16, 32))]
-    assert [tuple(one.pixels.shape[1:]) for one in depths.rows[0]] == sizes
+    assert all(tuple(one.pixels.shape[1:]) == (64, 96) for row in depths.rows for one in row)
+    for row in depths.rows:
+        for stride, one in zip((2, 4, 8, 16, 32), row[1:], strict=True):
+            cells = one.pixels[:, ::stride, ::stride]
+            assert torch.equal(one.pixels, cells.repeat_interleave(stride, 1).repeat_interleave(stride, 2))
     module: Any = made.module.get_submodule("network.module")
     for number, row in enumerate(parts.rows):
         batch = made.on_device(made.collate([example(made, number, (70, 90))], training=False), None)
@@ -74,7 +77,7 @@ def test_each_map_of_the_backbone_adds_its_part() -> None:
         assert not np.array_equal(shown[0], shown[2])
         counted = shown[3] >= 0
         share = float((shown[2][counted] == shown[3][counted]).mean())
-        assert row[2].name == f"and that at stride 8: {share:.0%} of the pixels right".replace("%", " %")
+        assert row[2].name == f"with stride 8: {share:.0%} of pixels correct".replace("%", " %")
     assert parts.classes == tiny_maps.CLASSES
 
 
@@ -95,7 +98,7 @@ def test_the_mask_is_that_of_the_surest_detection() -> None:
     (strip,) = masks_inside.strips(rcnn, [(pixels, size)], tiny_instances.CLASSES, MEAN, STD)
     proposals, taken, box, mask, pasted = strip.rows[0]
     label, score = tiny_instances.CLASSES[int(found["labels"][0]) - 1], float(found["scores"][0])
-    assert box.name == f"its class and its better box: {label}, {score:.2f}"
+    assert box.name == f"class and refined box: {label}, {score:.2f}"
     assert box.boxes[0] == pytest.approx(found["boxes"][0].tolist(), abs=1e-3)
     assert taken.boxes[0] in proposals.boxes or len(proposals.boxes) == 20
     small = found["masks"][0, 0]
@@ -107,20 +110,23 @@ def test_the_mask_is_that_of_the_surest_detection() -> None:
 
 def test_the_directions_in_which_features_vary_most_are_colours() -> None:
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(12, 9, 7)) * np.array([9.0, 5, 2, *[0.01] * 9])[:, None, None]
-    flat = features.reshape(12, -1).T
+    spread = np.array([9.0, 5, 2, *[0.01] * 9])[:, None, None]
+    maps = [spread * rng.normal(size=(12, *size)) for size in ((9, 7), (4, 6))]
+    flat = np.concatenate([one.reshape(12, -1).T for one in maps])
     flat = flat - flat.mean(0)
     _, vectors = np.linalg.eigh(flat.T @ flat)
     expected = flat @ vectors[:, ::-1][:, :3]
-    found = principal(torch.from_numpy(features)).reshape(3, -1).numpy().astype(float)
+    pictures = principal([torch.from_numpy(one) for one in maps])
+    assert [tuple(one.shape) for one in pictures] == [(3, 9, 7), (3, 4, 6)]
+    found = np.concatenate([one.reshape(3, -1).numpy().astype(float) for one in pictures], axis=1)
     for own, one in zip(expected.T, found, strict=True):
         assert abs(np.corrcoef(own, one)[0, 1]) > 0.97
 
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_features_of_few_channels_and_flat_ones_have_a_picture(channels: int) -> None:
-    assert principal(torch.zeros(channels, 3, 4)).shape == (3, 3, 4)
-    assert principal(torch.rand(channels, 1, 1)).shape == (3, 1, 1)
+    assert principal([torch.zeros(channels, 3, 4)])[0].shape == (3, 3, 4)
+    assert principal([torch.rand(channels, 1, 1)])[0].shape == (3, 1, 1)
 
 
 def test_a_picture_is_what_it_was_before_it_was_normalised() -> None:

@@ -176,7 +176,7 @@ def test_a_lesson_is_the_study_otherwise_and_its_page_says_so(tmp_path: Path) ->
     }
     assert launch(study(photos, out, section, lesson=True), QUIET).total == 2
     page = (out / "report.html").read_text()
-    assert "What else is otherwise: study.seeds: 1; train.epochs: 1." in page
+    assert "Changed for the lesson: study.seeds: 1; train.epochs: 1." in page
     assert numbers(out)["cut"] == {"study.seeds": 1, "train.epochs": 1}
 
 

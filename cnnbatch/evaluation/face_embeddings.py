@@ -1,0 +1,153 @@
+"""The embeddings of the faces that are judged: of each listed picture one face, or all of them."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cnnbatch.errors import UserError
+from cnnbatch.output.embeddings import Metric, space_of
+from cnnbatch.output.reader import Reader
+from cnnbatch.storage import join, normalize, redact
+
+Which = Literal["centre", "largest", "score", "all"]
+"""Which of several faces of a picture counts: the one nearest to the picture's centre, the one with the
+largest box, the one with the best score, or any: of two pictures the faces that are most alike."""
+
+_SHOWN = 5
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFaces:
+    """The faces of listed pictures: those of the i-th are ``vectors[ends[i]:ends[i + 1]]``, (F, D) in all.
+
+    ``numbers`` (F,) say which face of its picture each is, from left to right. ``metric`` is the distance by
+    which they are compared.
+    """
+
+    vectors: Vectors
+    numbers: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    metric: Metric
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How many faces each picture has."""
+        return np.diff(self.ends)
+
+    def similarities(self, one: Vectors, other: Vectors) -> NDArray[np.float64]:
+        """Return how alike embeddings (M, D) and (N, D) are, (M, N): the cosine, or minus the distance."""
+        if self.metric == "cosine":
+            one, other = (each / _lengths(each) for each in (one, other))
+            return (one @ other.T).astype(np.float64)
+        first, second = one.astype(np.float64), other.astype(np.float64)
+        squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
+        found: NDArray[np.float64] = -np.sqrt(squares.clip(min=0))
+        return found
+
+
+def _lengths(vectors: Vectors) -> Vectors:
+    found: Vectors = np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=np.finfo(np.float32).tiny)
+    return found
+
+
+def has_embeddings(schema: pa.Schema) -> bool:
+    """Say whether rows of these columns have embeddings: of their objects, or of themselves."""
+    return _embedding(schema) is not None
+
+
+def listed_faces(result: Reader, files: Sequence[str], where: str, which: Which) -> ListedFaces:
+    """Return the faces of ``files``, in their order; a picture without one has none.
+
+    A file is a key of the output, or lies at that place below the folder of the list, whose address is
+    ``where``. Raises UserError where one is neither.
+    """
+    places = _places(result, files, where)
+    found: dict[int, tuple[Vectors, list[int]]] = {}
+    columns = [name for name in ("objects", "embedding", "width", "height") if name in result.schema.names]
+    row = 0
+    for batch in result.batches(columns):
+        wanted = [number for number in range(batch.num_rows) if row + number in places]
+        for number, values in zip(wanted, batch.take(pa.array(wanted, pa.int64())).to_pylist(), strict=True):
+            chosen = _chosen(values, which)
+            vectors = np.array([vector for _, vector in chosen], np.float32)
+            for place in places[row + number]:
+                found[place] = vectors, [face for face, _ in chosen]
+        row += batch.num_rows
+    ordered = [found[place] for place in range(len(files))]
+    sizes = [len(faces) for _, faces in ordered]
+    filled = [one for one, faces in ordered if faces]
+    field = _embedding(result.schema)
+    space = None if field is None else space_of(field)
+    return ListedFaces(
+        np.concatenate(filled) if filled else np.zeros((0, 1), np.float32),
+        np.array([face for _, faces in ordered for face in faces], np.int32),
+        np.cumsum([0, *sizes]),
+        "cosine" if space is None else space.metric,
+    )
+
+
+def _embedding(schema: pa.Schema) -> pa.Field[Any] | None:
+    if "objects" in schema.names:
+        objects: Any = schema.field("objects").type
+        inner = objects.value_type
+        if pa.types.is_struct(inner) and inner.get_field_index("embedding") >= 0:
+            found: pa.Field[Any] = inner.field("embedding")
+            return found
+    return schema.field("embedding") if "embedding" in schema.names else None
+
+
+def _places(result: Reader, files: Sequence[str], where: str) -> dict[int, list[int]]:
+    """Return of each row of the output that is listed its places in the list."""
+    folder = posixpath.dirname(normalize(where))
+    by_name: dict[str, list[int]] = {}
+    for place, file in enumerate(files):
+        by_name.setdefault(file, []).append(place)
+    by_address = {join(folder, file): places for file, places in by_name.items()}
+    places: dict[int, list[int]] = {}
+    for row, (key, uri) in enumerate(_keys(result)):
+        if found := by_name.get(key) or by_address.get(uri):
+            places[row] = found
+    lacking = {*range(len(files))} - {place for some in places.values() for place in some}
+    if lacking:
+        raise UserError(
+            f"truth: expected pictures of {redact(result.uri)}, but {len(lacking):,} of {len(files):,} are "
+            f"not in it, as {', '.join(files[place] for place in sorted(lacking)[:_SHOWN])}\n"
+            "  what to do: name them as the output's keys do, or relative to the folder of the list; leave "
+            "out those that were not predicted"
+        )
+    return places
+
+
+def _keys(result: Reader) -> Iterator[tuple[str, str]]:
+    for batch in result.batches(["key", "uri"]):
+        yield from zip(batch["key"].to_pylist(), batch["uri"].to_pylist(), strict=True)
+
+
+def _chosen(row: dict[str, Any], which: Which) -> list[tuple[int, list[float]]]:
+    """Return the faces of a row that count, each with its number; none of a row without faces."""
+    if "objects" not in row:
+        return [] if row["embedding"] is None else [(0, row["embedding"])]
+    faces = [*enumerate(row["objects"] or [])]
+    if which != "all" and faces:
+        centre = row["width"] / 2, row["height"] / 2
+        faces = [max(faces, key=lambda face: _rank(face[1], which, centre))]
+    return [(number, face["embedding"]) for number, face in faces]
+
+
+def _rank(face: dict[str, Any], which: Which, centre: tuple[float, float]) -> float:
+    box = face["box"]
+    if which == "score":
+        return float(face["score"])
+    if which == "largest":
+        return float((box["x2"] - box["x1"]) * (box["y2"] - box["y1"]))
+    x, y = (box["x1"] + box["x2"]) / 2 - centre[0], (box["y1"] + box["y2"]) / 2 - centre[1]
+    return -float(x * x + y * y)

@@ -1,0 +1,201 @@
+"""Judges embeddings by a list: whether two faces are told apart, and whether a person is found among others.
+
+Pairs are verification; people are identification, each picture searched among all others. All embeddings of
+listed pictures are in memory, of their similarities a block.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cnnbatch.errors import UserError
+from cnnbatch.evaluation.face_embeddings import ListedFaces, Which, listed_faces
+from cnnbatch.evaluation.face_lists import FaceList, FacePairList, PeopleList
+from cnnbatch.metrics import Evaluated, Value, identification, verification
+from cnnbatch.metrics.intervals import percentiles
+from cnnbatch.output.evaluation import Evaluation
+from cnnbatch.output.reader import Reader
+from cnnbatch.storage import join, redact
+
+FPIR = 0.05
+"""The share of searches for strangers that may find somebody, at which misses are counted."""
+
+_BLOCK = 1 << 24  # similarities at once
+_WITHOUT = "pictures without a face, which count as failed"
+
+
+@dataclass(frozen=True, slots=True)
+class RecognitionTerms:
+    """How faces are judged: ``which`` of several faces of a picture counts.
+
+    In an open set so many people are ``absent`` from the gallery, others in each of the ``draws``.
+    """
+
+    which: Which = "centre"
+    absent: int = 10
+    draws: int = 20
+
+
+def evaluate_faces(result: Reader, faces: FaceList, where: str, terms: RecognitionTerms) -> Evaluation:
+    """Judge the embeddings of an output by a list, and write what comes of it there.
+
+    ``where`` is the address of the list. Raises UserError where it names pictures that the output lacks, or
+    contradicts itself.
+    """
+    embeddings = listed_faces(result, faces.files, where, terms.which)
+    if isinstance(faces, FacePairList):
+        found = judge_pairs(faces, embeddings)
+    else:
+        found = judge_people(faces, embeddings, terms)
+    failed = int((embeddings.counts == 0).sum())
+    evaluation = Evaluation(
+        task=str((result.settings.get("task") or {}).get("name", "")),
+        images=len(faces.files),
+        failed=failed,
+        truth=redact(where),
+        metrics=found.metrics,
+        notes=+Counter({_WITHOUT: failed}),
+    )
+    _write(result, evaluation, found)
+    return evaluation
+
+
+def _write(result: Reader, evaluation: Evaluation, found: Evaluated) -> None:
+    with tempfile.TemporaryDirectory(prefix="cnnbatch-") as folder:
+        for name, table in found.tables.items():
+            path = Path(folder) / f"{name}.parquet"
+            pq.write_table(table, path)
+            result.storage.put(join(result.uri, "evaluation", path.name), path)
+    result.storage.put(join(result.uri, "evaluation.json"), evaluation.to_json().encode())
+
+
+def judge_pairs(pairs: FacePairList, faces: ListedFaces) -> Evaluated:
+    """Return the numbers of verification, and the table ``pairs``: each with its score and its faces.
+
+    A score is minus the distance, or the cosine, whichever the embeddings are compared by; null where one of
+    both pictures has no face.
+    """
+    place = {file: number for number, file in enumerate(pairs.files)}
+    one, other = ([place[file] for file in files] for files in (pairs.first, pairs.second))
+    scores, numbers = _scores(faces, one, other)
+    people = pairs.people()
+    names_a, names_b = ([people[file] for file in files] for files in (pairs.first, pairs.second))
+    found = verification.result(verification.partial(scores, pairs.same, names_a, names_b, pairs.folds))
+    table = {
+        "a": pa.array(pairs.first),
+        "b": pa.array(pairs.second),
+        "same": pa.array(pairs.same, pa.bool_()),
+        "score": pa.array(scores, mask=np.isnan(scores)),
+        "face_a": pa.array(numbers[:, 0], mask=numbers[:, 0] < 0),
+        "face_b": pa.array(numbers[:, 1], mask=numbers[:, 1] < 0),
+    }
+    return replace(found, tables={**found.tables, "pairs": pa.table(table)})
+
+
+def _scores(
+    faces: ListedFaces, first: Sequence[int], second: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Return the scores (N,) of pairs of pictures and which of their faces they are of (N, 2).
+
+    Of several faces the two that are most alike count. NaN, and -1, where there is no pair of faces.
+    """
+    scores = np.full(len(first), np.nan)
+    numbers = np.full((len(first), 2), -1, np.int32)
+    for row, (one, other) in enumerate(zip(first, second, strict=True)):
+        a, b = (np.s_[faces.ends[place] : faces.ends[place + 1]] for place in (one, other))
+        alike = faces.similarities(faces.vectors[a], faces.vectors[b])
+        if alike.size:
+            best = np.unravel_index(int(alike.argmax()), alike.shape)
+            scores[row] = alike[best]
+            numbers[row] = faces.numbers[a][best[0]], faces.numbers[b][best[1]]
+    return scores, numbers
+
+
+def judge_people(listed: PeopleList, faces: ListedFaces, terms: RecognitionTerms) -> Evaluated:
+    """Return the numbers of identification, each picture searched among all others, a person being one entry.
+
+    Of a person's pictures the one that is most alike counts. ``FNIR@FPIR`` is with ``terms.absent`` people
+    absent from the gallery: the mean over ``terms.draws`` draws of them, and its interval the middle 95 % of
+    the draws.
+    """
+    names, persons = np.unique(np.array(listed.people), return_inverse=True)
+    if not 0 <= terms.absent < len(names):
+        raise UserError(
+            f"absent: expected fewer people than the {len(names):,} that the list has, got {terms.absent:,}\n"
+            "  what to do: give a smaller number"
+        )
+    searches = _Searches(names, persons, faces)
+    draw = np.random.default_rng(0)
+    absent = [draw.choice(len(names), terms.absent, replace=False) for _ in range(terms.draws)]
+    galleries = [np.arange(len(names)), *(np.delete(np.arange(len(names)), one) for one in absent)]
+    parts = [
+        [searches.reduced(rows, scores, gallery) for gallery in galleries]
+        for rows, scores in searches.blocks()
+    ]
+    whole, *drawn = (identification.merge(some) for some in zip(*parts, strict=True))
+    found = identification.result(whole, fpirs=())
+    tables = {"cmc": found.tables["cmc"]}
+    return Evaluated({**found.metrics, **_open_set(drawn)}, tables)
+
+
+def _open_set(drawn: Sequence[identification.Searches]) -> dict[str, Value]:
+    """Return the mean FNIR over several draws of absent people, with the middle 95 % of the draws."""
+    name = f"FNIR@FPIR={verification.written(FPIR)}"
+    found = [identification.result(one, fpirs=(FPIR,), replicates=2).metrics[name] for one in drawn]
+    known = [one.value for one in found if one.value is not None]
+    count = sum(one.count for one in found)
+    if not known:
+        return {name: replace(found[0], count=count)} if found else {}
+    low, high = percentiles(np.array(known))
+    return {name: Value(float(np.mean(known)), low, high, count)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Searches:
+    """Each picture searched among all others; ``persons`` (N,) are places in ``names`` of who is in it."""
+
+    names: NDArray[np.str_]
+    persons: NDArray[np.intp]
+    faces: ListedFaces
+
+    def blocks(self) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64]]]:
+        """Yield some pictures and how alike each is to the most similar other picture of each person, (M, P).
+
+        NaN where either has no face.
+        """
+        pictures = np.repeat(np.arange(len(self.persons)), self.faces.counts)  # of each face
+        order = np.argsort(self.persons[pictures], kind="stable")
+        entries, starts = np.unique(self.persons[pictures][order], return_index=True)
+        step = max(1, _BLOCK // max(1, len(pictures)))
+        for start in range(0, len(self.persons), step):
+            rows = np.arange(start, min(start + step, len(self.persons)))
+            scores = np.full((len(rows), len(self.names)), -np.inf)
+            probes = np.arange(self.faces.ends[rows[0]], self.faces.ends[rows[-1] + 1])
+            if len(probes):
+                alike = self.faces.similarities(self.faces.vectors[probes], self.faces.vectors[order])
+                alike[pictures[probes][:, None] == pictures[order]] = -np.inf
+                best = np.maximum.reduceat(alike, starts, axis=1)
+                np.maximum.at(scores, (pictures[probes][:, None] - start, entries), best)
+            scores[np.isinf(scores)] = np.nan
+            yield rows, scores
+
+    def reduced(
+        self, rows: NDArray[np.intp], scores: NDArray[np.float64], gallery: NDArray[np.intp]
+    ) -> identification.Searches:
+        """Return the searches of the pictures ``rows`` in a gallery of some people, without themselves."""
+        people = self.persons[rows]
+        names = [str(self.names[one]) for one in people]
+        failed = self.faces.counts[rows] == 0
+        enrolled = [str(self.names[one]) for one in gallery]
+        found = identification.partial(names, failed, scores[:, gallery], enrolled)
+        has_others = np.bincount(self.persons, minlength=len(self.names))[people] > 1
+        return replace(found, mated=found.mated & has_others)

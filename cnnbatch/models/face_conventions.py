@@ -1,0 +1,103 @@
+"""Conventions by name: how embedders of faces want a chip, and how their embeddings are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Template = tuple[tuple[float, float], ...]
+"""Where (x, y) the left eye, the right eye, the nose, and the left and the right corner of the mouth lie in
+a chip, in pixels: five pairs, left and right as the picture shows them. The centre of the pixel in the first
+row and column is at (0, 0)."""
+
+Size = tuple[int, int]
+Channels = tuple[float, float, float]
+"""A number for each channel."""
+
+
+@dataclass(frozen=True)
+class EmbedderConvention:
+    """What a `FaceEmbedder` has beside its network; its fields are described there."""
+
+    template: Template
+    size: Size
+    mean: Channels
+    std: Channels
+    channels: Literal["RGB", "BGR"] = "RGB"
+    normalisation: Literal["none", "l2"] = "l2"
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+
+
+ARCFACE = EmbedderConvention(
+    template=(
+        (38.2946, 51.6963),
+        (73.5318, 51.5014),
+        (56.0252, 71.7366),
+        (41.5493, 92.3655),
+        (70.7299, 92.2041),
+    ),
+    size=(112, 112),
+    mean=(127.5, 127.5, 127.5),
+    std=(127.5, 127.5, 127.5),
+    metric="cosine",
+)
+"""insightface's ArcFace (the template is that of its ``face_align.py``)."""
+
+FACENET = EmbedderConvention(
+    template=((49.91, 64.12), (115.78, 62.74), (84.21, 92.09), (55.08, 117.59), (113.85, 116.41)),
+    size=(160, 160),
+    mean=(127.5, 127.5, 127.5),
+    std=(128.0, 128.0, 128.0),
+)
+"""facenet-pytorch's.
+
+The template are the means of MTCNN's landmarks in its crops, with the margin of 14 pixels that its evaluation
+on LFW has, over 300 training pictures of LFW. The publisher crops MTCNN's box with that margin, leaves heads
+as they are turned, and stretches the box to a square, by 1 / 0.754 in width on average. Here a face is turned
+upright and keeps its proportions, at the scale that is nearest to those crops by least squares. What that
+costs published weights has not been measured, since no package has them.
+"""
+
+DLIB_PADDING = 0.2
+"""What dlib's chips have on each side beside the face, as a part of the face's side.
+
+dlib's own code takes 0.25. With MTCNN's landmarks 0.2 separated the people of LFW's training pictures better.
+"""
+
+DLIB_POINTS: Template = (
+    (0.2364, 0.2175),
+    (0.7769, 0.2178),
+    (0.5086, 0.5328),
+    (0.2625, 0.8016),
+    (0.7445, 0.8024),
+)
+"""Means of MTCNN's landmarks in the square that dlib's chips show without padding, as parts of its side.
+
+Measured on 300 training pictures of LFW: dlib's predictor of 5 points (CC0) says where a chip lies, MTCNN
+where its landmarks are in it.
+"""
+
+DLIB_SIDE = 150
+
+
+def dlib_template(padding: float = DLIB_PADDING) -> Template:
+    """Return where MTCNN's landmarks lie in dlib's chips, 150 x 150 pixels.
+
+    dlib counts from the corner of a chip's first pixel, and this package from its centre.
+    """
+    scale = DLIB_SIDE / (1 + 2 * padding)
+    return tuple(((padding + x) * scale - 0.5, (padding + y) * scale - 0.5) for x, y in DLIB_POINTS)
+
+
+DLIB = EmbedderConvention(
+    template=dlib_template(),
+    size=(DLIB_SIDE, DLIB_SIDE),
+    mean=(122.782, 117.001, 104.298),
+    std=(256.0, 256.0, 256.0),
+    normalisation="none",
+)
+"""That of dlib's face recognition network."""
+
+CONVENTIONS: Mapping[str, EmbedderConvention] = {"arcface": ARCFACE, "dlib": DLIB, "facenet": FACENET}
+"""By the names that a job has for them."""

@@ -1,0 +1,1 @@
+"""MTCNN: from pictures to faces with five landmarks."""

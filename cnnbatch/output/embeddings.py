@@ -1,0 +1,47 @@
+"""What a column of embeddings says of itself: which network gave them, and how two of them are compared.
+
+It is in the metadata of the field, so that a part alone tells which embeddings may be compared with its own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+
+Normalisation = Literal["none", "l2"]
+Metric = Literal["euclidean", "cosine"]
+
+_ABOUT = b"embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSpace:
+    """Where embeddings lie: those of two spaces can't be compared.
+
+    ``network`` is the model's name, ``weights`` what tells its weights from others (SHA-256, or how random
+    ones were made). Embeddings were divided by their Euclidean length where ``normalisation`` is ``l2``;
+    ``metric`` is the distance by which they are compared.
+    """
+
+    network: str
+    weights: str
+    dimensions: int
+    normalisation: Normalisation
+    metric: Metric
+
+    def field(self, name: str = "embedding") -> pa.Field[Any]:
+        """Return a field for such embeddings, float32 lists of one size."""
+        return pa.field(
+            name,
+            pa.list_(pa.float32(), self.dimensions),
+            metadata={_ABOUT: json.dumps(asdict(self)).encode()},
+        )
+
+
+def space_of(field: pa.Field[Any]) -> EmbeddingSpace | None:
+    """Return the space of a field's embeddings; None where it does not say one."""
+    kept = (field.metadata or {}).get(_ABOUT)
+    return None if kept is None else EmbeddingSpace(**json.loads(kept))

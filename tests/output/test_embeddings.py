@@ -1,0 +1,29 @@
+"""What a field of embeddings says of itself, through Parquet, alone and in objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cnnbatch.output.embeddings import EmbeddingSpace, space_of
+
+SPACE = EmbeddingSpace("dlib_resnet", "0123", 3, "none", "euclidean")
+
+
+def test_a_part_says_where_its_embeddings_lie(tmp_path: Path) -> None:
+    objects = pa.field("objects", pa.list_(pa.struct([pa.field("label", pa.string()), SPACE.field()])))
+    rows = [{"embedding": [1.0, 2.0, 3.0], "objects": [{"label": "face", "embedding": [4.0, 5.0, 6.0]}]}]
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema([SPACE.field(), objects])), tmp_path / "part.parquet")
+    schema = pq.read_schema(tmp_path / "part.parquet")
+    assert space_of(schema.field("embedding")) == SPACE
+    inner: Any = schema.field("objects").type
+    assert space_of(inner.value_type.field("embedding")) == SPACE
+    assert inner.value_type.field("embedding").type == pa.list_(pa.float32(), 3)
+
+
+def test_other_fields_say_nothing() -> None:
+    assert space_of(pa.field("embedding", pa.list_(pa.float32()))) is None
+    assert space_of(pa.field("embedding", pa.list_(pa.float32()), metadata={"about": "it"})) is None
