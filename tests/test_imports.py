@@ -42,7 +42,8 @@ TORCH = """
     tasks.recipes.boxes tasks.recipes.classification tasks.recipes.segmentation
     tasks.recipes.inside tasks.recipes.masks_inside tasks.recipes.segmentation_inside
     tasks.recipes.segmentation_augment tasks.recipes.segmentation_losses tasks.recipes.segmenter_start
-    tasks.recipes.detection tasks.recipes.targets training.checkpoints training.data.decoded_cache
+    tasks.recipes.detection tasks.recipes.face_losses tasks.recipes.targets training.checkpoints
+    training.data.decoded_cache
     training.average training.data.loader training.distributed training.lesson training.loop
     training.optimizers training.worker
 """

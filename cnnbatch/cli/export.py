@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,13 @@ from cnnbatch.terminal import say
 if TYPE_CHECKING:
     from cnnbatch.output.export.predictions import Painter
     from cnnbatch.output.reader import Reader
+
+
+class Faces(Enum):
+    """How faces are hidden."""
+
+    blur = "blur"
+    cover = "cover"
 
 
 def export(
@@ -29,6 +37,12 @@ def export(
         bool,
         typer.Option("--scores", help="End YOLO's lines with the score; such files are not for training."),
     ] = False,
+    faces: Annotated[
+        Faces | None,
+        typer.Option(
+            "--faces", help="With pictures: blur or cover the faces that were found, and draw nothing."
+        ),
+    ] = None,
     column: Annotated[
         str | None,
         typer.Option(
@@ -45,7 +59,8 @@ def export(
         from cnnbatch.output.export import ExportOptions, export
 
         give(plugin)
-        options = ExportOptions(score_threshold, scores, column, _painter)
+        hide: Any = faces.value if faces else None
+        options = ExportOptions(score_threshold, scores, column, _painter, hide)
         for line in export(output, format, to, options).lines():
             say(line)
         return 0

@@ -30,13 +30,14 @@ class ListedFaces:
     """The faces of listed pictures: those of the i-th are ``vectors[ends[i]:ends[i + 1]]``, (F, D) in all.
 
     ``numbers`` (F,) say which face of its picture each is, from left to right. ``metric`` is the distance by
-    which they are compared.
+    which they are compared. ``rows`` (N,) are the pictures' places in the output.
     """
 
     vectors: Vectors
     numbers: NDArray[np.int32]
     ends: NDArray[np.int64]
     metric: Metric
+    rows: NDArray[np.int64]
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -92,6 +93,7 @@ def listed_faces(result: Reader, files: Sequence[str], where: str, which: Which)
         np.array([face for _, faces in ordered for face in faces], np.int32),
         np.cumsum([0, *sizes]),
         "cosine" if space is None else space.metric,
+        np.array([row for _, row in sorted((place, row) for row, some in places.items() for place in some)]),
     )
 
 

@@ -95,6 +95,8 @@ def judge_pairs(pairs: FacePairList, faces: ListedFaces) -> Evaluated:
         "b": pa.array(pairs.second),
         "same": pa.array(pairs.same, pa.bool_()),
         "score": pa.array(scores, mask=np.isnan(scores)),
+        "row_a": pa.array(faces.rows[one]),
+        "row_b": pa.array(faces.rows[other]),
         "face_a": pa.array(numbers[:, 0], mask=numbers[:, 0] < 0),
         "face_b": pa.array(numbers[:, 1], mask=numbers[:, 1] < 0),
     }

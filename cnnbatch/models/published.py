@@ -22,7 +22,7 @@ from torchvision.models import WeightsEnum
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import meant
 from cnnbatch.models import catalogue
-from cnnbatch.models.architectures import darknet_models
+from cnnbatch.models.architectures import darknet_models, face_models
 from cnnbatch.models.libraries.keras_table import MODELS, KerasModel
 from cnnbatch.models.mtcnn.published import FILES as MTCNN_FILES
 from cnnbatch.storage import Unreadable
@@ -49,7 +49,8 @@ class PublishedModel:
     """A model with its default weights.
 
     ``answer`` is its kind of answer, with what it has beside a box as in ``objects.mask``, ``embedding``
-    where it is published without a classifier, and ``faces`` where it finds faces or embeds them.
+    where it is published without a classifier, and ``faces`` where it finds faces or embeds them. ``weights``
+    are ``FILE`` where a person has to bring them.
     ``input_size`` is (height, width) in pixels, None where any will do or nothing is said; ``accuracy`` is in
     percent, on ``data``; ``at_hand``: the weights are on this machine, else ``download_mb`` is what they
     weigh, in megabytes.
@@ -103,8 +104,48 @@ OWN = {
         parameters=495_850,
         licence="MIT",
     ),
+    face_models.DLIB_WEIGHTS[0]: PublishedModel(
+        name="dlib_resnet",
+        answer="faces",
+        family="dlib_resnet",
+        library="cnnbatch",
+        weights="DEFAULT",
+        parameters=5_607_488,
+        input_size=(150, 150),
+        accuracy={"accuracy": 99.38},
+        data="LFW",
+        licence="CC0-1.0",
+    ),
 }
-"""This package's own models, by where their weights lie; all of them come as the data of a package."""
+"""This package's own models, by where their weights lie, which come as the data of packages."""
+
+_ARCFACE = PublishedModel(
+    name="iresnet50",
+    answer="faces",
+    family="iresnet",
+    library="cnnbatch",
+    weights="FILE",
+    parameters=43_590_848,
+    input_size=(112, 112),
+    licence="non-commercial research",
+)
+FROM_FILES = (
+    PublishedModel(
+        name="facenet",
+        answer="faces",
+        family="inception_resnet",
+        library="cnnbatch",
+        weights="FILE",
+        parameters=23_482_624,
+        input_size=(160, 160),
+        accuracy={"accuracy": 99.65},
+        data="LFW",
+        licence="MIT, trained on VGGFace2 (non-commercial research)",
+    ),
+    _ARCFACE,
+    replace(_ARCFACE, name="iresnet100", parameters=65_156_160),
+)
+"""This package's own models whose published weights a person brings as a file."""
 
 
 class _Entry(NamedTuple):
@@ -162,6 +203,8 @@ def _no_such(pattern: str, known: list[str]) -> UserError:
 def _own() -> Iterator[_Entry]:
     for address, row in OWN.items():
         yield _Entry(row.name, row.family, partial(replace, row, at_hand=_is_installed(address)))
+    for row in FROM_FILES:
+        yield _Entry(row.name, row.family, partial(replace, row))
 
 
 def _is_installed(address: str) -> bool:

@@ -26,6 +26,7 @@ from cnnbatch.report.facts import Fact, environment, headline, job_yaml, left_ou
 from cnnbatch.report.judged import evaluation_section
 from cnnbatch.report.learning import learning
 from cnnbatch.report.mistakes import Mistakes, find_mistakes
+from cnnbatch.report.pairs import Pair, hardest_pairs, with_one_face
 from cnnbatch.report.pictures import Picture, viewer_of
 from cnnbatch.report.prediction import Prediction, prediction_of
 from cnnbatch.report.tally import LEAST_SURE, SAMPLE, SCORE_BINS, RankedRow, RowCounts, count, fetch
@@ -86,7 +87,8 @@ def page_html(result: Reader, storage: Storage, begin: Begin) -> str:
     way_out = f"cnnbatch evaluate {shlex.quote(redact(result.uri))} writes it anew"
     with integrity.reading(join(result.uri, "evaluation"), way_out):
         mistakes, evaluated = find_mistakes(context), evaluation_section(context)
-    sample, least_sure, wrong = _galleries(result, context, counts, mistakes, begin)
+    pairs = hardest_pairs(context, [footer.rows for footer in footers])
+    sample, least_sure, wrong, faces = _galleries(result, context, counts, mistakes, pairs, begin)
     return template("page.html.j2").render(
         title=_title(result.settings),
         source=_url(result.settings.get("input")),
@@ -101,6 +103,7 @@ def page_html(result: Reader, storage: Storage, begin: Begin) -> str:
         sample=sample,
         mistakes=mistakes,
         wrong=list(zip(mistakes.shown, wrong, strict=True)),
+        pairs=list(zip(pairs, faces[::2], faces[1::2], strict=True)),
         least_sure=least_sure,
         rows=counts.rows,
         legend=_legend(context, counts, [*sample, *least_sure, *wrong]),
@@ -158,9 +161,14 @@ def shown_columns(names: Sequence[str]) -> list[str]:
 
 
 def _galleries(
-    result: Reader, context: ReportContext, counts: RowCounts, mistakes: Mistakes, begin: Begin
+    result: Reader,
+    context: ReportContext,
+    counts: RowCounts,
+    mistakes: Mistakes,
+    pairs: Sequence[Pair],
+    begin: Begin,
 ) -> list[list[Card]]:
-    """Return the pictures drawn by chance, those with the lowest scores, and the mistakes."""
+    """Return the pictures drawn by chance, those with the lowest scores, the mistakes, and those of pairs."""
     true = answer_report(context.truth_kind)
     drawn = counts.sample.places[: SAMPLE_OF_JUDGED if mistakes.shown else SAMPLE]
     sample = sorted(drawn, key=lambda place: (place.part, place.row))
@@ -170,9 +178,21 @@ def _galleries(
         [(place, None) for place in least_sure],
         [(mistake.place, mistake.alarm) for mistake in mistakes.shown],
     ]
-    viewer, advance = viewer_of(result), begin(sum(map(len, wanted)))
+    predicted = [*(_predictions(result, context, some) for some in wanted), _of_pairs(result, context, pairs)]
+    viewer, advance = viewer_of(result), begin(sum(map(len, predicted)))
     side = SIDE_OF_TWO if true and true.is_drawn else PICTURE_SIDE
-    return embedded([viewer.pictures(_predictions(result, context, some), side, advance) for some in wanted])
+    return embedded([viewer.pictures(some, side, advance) for some in predicted])
+
+
+def _of_pairs(result: Reader, context: ReportContext, pairs: Sequence[Pair]) -> list[Prediction]:
+    """Return the pictures of pairs, two of each, with the face that was compared."""
+    places = [place for pair in pairs for place in pair.places]
+    faces = [face for pair in pairs for face in pair.faces]
+    rows = fetch(result, places, shown_columns(result.schema.names) if places else [])
+    return [
+        prediction_of(with_one_face(row, face), ref, least=0.0, about=context.about)
+        for row, face, ref in zip(rows, faces, _refs(result, places), strict=True)
+    ]
 
 
 def _predictions(result: Reader, context: ReportContext, wanted: Sequence[Wanted]) -> list[Prediction]:

@@ -30,6 +30,7 @@ MEANINGS = {
     "mean |Δ top-1 probability|": "by how much the best probability differs, on average",
     "boxes matched": "sure boxes of either that the other has, too: same class, nearly the same place",
     "mask pixels that agree": "pixels of the small masks of matched boxes on which both say the same",
+    "largest change of an embedding": "by how much the embedding of a face differs, as a part of its length",
     "pairs decided otherwise": "pairs of images that are alike by one and not by the other",
     "least cosine of embeddings": "cosine of the two directions, for the image where they differ most",
     "pixels of the same class": "pixels of a map with the same class, the mean of the images",

@@ -23,6 +23,7 @@ def faces_of(vectors: list[list[list[float]]], metric: Any = "euclidean") -> Lis
         np.array([number for some in vectors for number in range(len(some))], np.int32),
         np.cumsum([0, *(len(some) for some in vectors)]),
         metric,
+        10 + np.arange(len(vectors)),
     )
 
 
@@ -83,6 +84,8 @@ def test_scores_are_minus_distances_and_of_the_best_pair_of_faces() -> None:
     pairs = FacePairList(["a", "a", "a"], ["b", "c", "d"], [True, False, False], None)
     table = judge_pairs(pairs, faces).tables["pairs"]
     assert table["score"].to_pylist() == [pytest.approx(-1), None, pytest.approx(-13)]
+    assert table["row_a"].to_pylist() == [10, 10, 10]
+    assert table["row_b"].to_pylist() == [11, 12, 13]
     assert table["face_a"].to_pylist() == [0, None, 0]
     assert table["face_b"].to_pylist() == [1, None, 0]
     cosine = judge_pairs(pairs, faces_of([[[1, 0]], [[3, 4]], [], [[0, 2]]], "cosine")).tables["pairs"]

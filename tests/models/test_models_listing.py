@@ -19,8 +19,11 @@ from typer.testing import CliRunner
 from cnnbatch.cli.app import app
 from cnnbatch.cli.models import TASKS, listing
 from cnnbatch.errors import EnvironmentFault, UserError
-from cnnbatch.models import catalogue, face_detectors, published
+from cnnbatch.models import catalogue, face_detectors, face_embedders, published
 from cnnbatch.models.architectures import darknet, darknet_models
+from cnnbatch.models.architectures.dlib_resnet import DlibResNet
+from cnnbatch.models.architectures.inception_resnet import InceptionResnetV1
+from cnnbatch.models.architectures.iresnet import BLOCKS, IResNet
 from cnnbatch.models.building import find
 from cnnbatch.models.choice import Choice
 from cnnbatch.models.libraries import keras_models
@@ -92,6 +95,30 @@ def test_yolo_has_the_parameters_of_its_file() -> None:
     module = darknet.build(text, "yolov3-tiny")
     assert one("yolov3_tiny").parameters == sum(p.numel() for p in module.parameters())
     assert darknet_models.YOLOV3_TINY.weights[0] in published.OWN
+
+
+def test_networks_for_faces_are_listed_with_their_licences() -> None:
+    rows = {row.name: row for row in listing(task="faces")}
+    assert {*rows} == {*face_embedders.names(), *face_detectors.names()}
+    assert all(row.licence for row in rows.values())
+    assert {name for name, row in rows.items() if "non-commercial" in (row.licence or "")} == {
+        "facenet",
+        "iresnet50",
+        "iresnet100",
+    }
+    assert {row.weights for row in rows.values() if not row.at_hand} >= {"FILE"}
+
+
+def test_face_embedders_have_the_parameters_of_their_modules() -> None:
+    with torch.device("meta"):
+        made: dict[str, nn.Module] = {
+            "dlib_resnet": DlibResNet(),
+            "facenet": InceptionResnetV1(),
+            "iresnet50": IResNet(BLOCKS[50]),
+            "iresnet100": IResNet(BLOCKS[100]),
+        }
+    for name, module in made.items():
+        assert one(name).parameters == sum(p.numel() for p in module.parameters())
 
 
 def test_every_model_of_ours_and_of_torchvision_is_listed() -> None:
@@ -233,6 +260,7 @@ def test_the_command_says_what_was_meant() -> None:
 
 def test_the_page_of_names_is_that_of_the_listing() -> None:
     assert models_page.PAGE.read_text(encoding="utf-8") == models_page.page(), "python -m tests.models_page"
+    known = {*keras_models.names(), *face_detectors.names(), *face_embedders.names(), "onnx"}
     for line in models_page.page().splitlines():
         name = line.split("`")[1] if line.startswith("| ") and "`" in line else ""
-        assert not name or name in keras_models.names() or find(name).name == name
+        assert not name or name in known or find(name).name == name

@@ -92,21 +92,29 @@ class LabelGuard(PrecisionGuard):
 
 
 class ObjectsGuard(PrecisionGuard):
-    """Compares ``boxes`` (K, 4) with their ``scores`` and ``labels``, and ``masks`` (K, 1, M, M) if any."""
+    """Compares ``boxes`` (K, 4) with their ``scores`` and ``labels``, and what else objects have.
+
+    That is ``masks`` (K, 1, M, M) or ``embeddings`` (K, D).
+    """
 
     outputs = frozenset({"boxes", "scores", "labels"})
     limits = {
         "boxes matched": Limit(0.98, at_least=True),
         "mask pixels that agree": Limit(0.98, at_least=True),
+        "largest change of an embedding": Limit(0.05, at_least=False),
     }
 
     def kept(self, output: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the masks as what is inside."""
         masks = {"masks": output["masks"] > 0.5} if "masks" in output else {}
-        return {**super().kept(output), **masks}
+        embeddings = {"embeddings": output["embeddings"]} if "embeddings" in output else {}
+        return {**super().kept(output), **masks, **embeddings}
 
     def measure(self, reference: Outputs, found: Outputs, threshold: float | None) -> dict[str, float]:
-        """Return which part of the sure boxes of either side the other has, and how alike their masks are."""
+        """Return which part of the sure boxes of either side the other has, and how alike matched ones are.
+
+        An embedding changes by the distance of both, as a part of its length.
+        """
         pairs = [
             (here, there, _matches(here, there))
             for one, other in zip(reference, found, strict=True)
@@ -118,6 +126,9 @@ class ObjectsGuard(PrecisionGuard):
         if "masks" in reference[0] and matched:
             same = [_same_masks(*one) for one in pairs]
             numbers["mask pixels that agree"] = float(torch.cat(same).float().mean())
+        if "embeddings" in reference[0] and matched:
+            changes = [_changes(*one) for one in pairs]
+            numbers["largest change of an embedding"] = float(torch.cat(changes).max())
         return numbers
 
 
@@ -274,6 +285,14 @@ def _same_masks(
     first: Tensor = here["masks"][rows] > 0.5
     second: Tensor = there["masks"][columns] > 0.5
     return (first == second).flatten()
+
+
+def _changes(here: Mapping[str, Any], there: Mapping[str, Any], matches: Sequence[tuple[int, int]]) -> Tensor:
+    """Return how much the embeddings of matched boxes differ, as a part of their lengths."""
+    rows, columns = [row for row, _ in matches], [column for _, column in matches]
+    first, second = here["embeddings"][rows], there["embeddings"][columns]
+    changes: Tensor = (first - second).norm(dim=1) / first.norm(dim=1).clamp(min=1e-12)
+    return changes
 
 
 def _embeddings(reference: Tensor, found: Tensor, threshold: float | None) -> dict[str, float]:

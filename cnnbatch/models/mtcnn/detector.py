@@ -9,6 +9,7 @@ Pixels and networks are on the device of the weights; boxes, of which there are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 
 import numpy as np
@@ -66,7 +67,8 @@ class MTCNN(nn.Module):
             canvas[:, :height, :width]
             for canvas, (height, width) in zip(canvases, sizes.tolist(), strict=True)
         ]
-        return [faces for group in _groups(cut) for faces in self._faces(group)]
+        with _without_tf32():
+            return [faces for group in _groups(cut) for faces in self._faces(group)]
 
     def _faces(self, pictures: Sequence[Tensor]) -> list[Faces]:
         tables = [summed_areas(picture) for picture in pictures]
@@ -147,6 +149,18 @@ class MTCNN(nn.Module):
         found = Windows(moved(boxes, offsets[passed]), scores[passed], windows.pictures[passed])
         kept = suppressed_inside(found, _OVERLAP)
         return found[kept], landmarks[kept]
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Have CUDA multiply all bits of float32 meanwhile: with fewer, other faces are found."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def _groups(pictures: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -17,7 +17,7 @@ from cnnbatch.output.export.csv_file import CsvTable
 from cnnbatch.output.export.format import ExportFormat
 from cnnbatch.output.export.panoptic import CocoPanoptic
 from cnnbatch.output.export.pictures import Pictures
-from cnnbatch.output.export.predictions import ExportCounts, ExportOptions, Predictions
+from cnnbatch.output.export.predictions import FACE, ExportCounts, ExportOptions, Predictions
 from cnnbatch.output.export.voc import VocTree
 from cnnbatch.output.export.yolo import YoloLabels
 from cnnbatch.storage import Storage, normalize, redact
@@ -101,7 +101,7 @@ def export(
     _require_fitting(predictions, format)
     predictions.column, predictions.others = _chosen(predictions, format)
     _require_meaning(predictions, format)
-    if options.score_threshold is None:
+    if options.score_threshold is None and not options.hide:  # A face that is hardly one is hidden, too.
         predictions.options = replace(options, score_threshold=FORMATS[format].least_score)
     FORMATS[format]().write(predictions, storage, normalize(to))
     others = () if FORMATS[format].any_column else predictions.others
@@ -147,6 +147,11 @@ def _require_meaning(predictions: Predictions, format: str) -> None:
         raise UserError(
             f"--score-threshold is for {' or '.join(chosen.one_by_one)}, and {where} has none\n"
             "  what to do: leave it out"
+        )
+    if options.hide and (format != "pictures" or FACE not in predictions.model().names):
+        raise UserError(
+            f"--faces {options.hide} is for --format pictures of an output that has found faces\n"
+            "  what to do: leave it out, or find the faces first: cnnbatch run faces"
         )
     if options.scores and not chosen.may_lack_scores:
         able = (name for name, one in FORMATS.items() if one.may_lack_scores)

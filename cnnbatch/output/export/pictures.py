@@ -1,4 +1,4 @@
-"""Pictures for people: what was predicted drawn on the originals, and objects cut out of them.
+"""Pictures for people: what was predicted drawn on the originals, objects cut out of them, or faces hidden.
 
 The originals are read again, one after the other in a few threads; what reads and draws them is given, since
 an output does not know where its images lie.
@@ -7,8 +7,10 @@ an output does not know where its images lie.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from PIL import Image
 from cnnbatch.errors import UserError
 from cnnbatch.output.export.format import ExportFormat
 from cnnbatch.output.export.places import Tree, encoded, path_of, require_free, require_unique
-from cnnbatch.output.export.predictions import Found, NotPainted, Painter, Predictions
+from cnnbatch.output.export.predictions import FACE, Found, NotPainted, Painter, Predictions
 from cnnbatch.storage import Storage
 from cnnbatch.truth import SURE
 from cnnbatch.types import ImageRef
@@ -27,6 +29,8 @@ _THREADS = 4
 _AT_ONCE = 16  # images whose pictures are in memory, at most
 _QUALITY = 90
 _LONGEST = 60  # of a class's name in that of a file
+_AROUND = 0.2  # of a face's sides, hidden around it
+_LEFT = 8  # mean colours a side of a blurred face
 
 
 class Pictures(ExportFormat):
@@ -42,7 +46,8 @@ class Pictures(ExportFormat):
         """Write ``overlays/KEY.jpg`` of every image and ``cutouts/KEY/NUMBER CLASS.png`` of its things.
 
         A cut-out is as large as the object's box; where there is a mask, the rest of it is transparent.
-        Objects count from a score of 0.5 on, unless the options say another.
+        Objects count from a score of 0.5 on, unless the options say another. Where the options hide faces,
+        write ``pictures/KEY.jpg`` of every image instead, with all its faces blurred or covered.
         """
         options = predictions.options
         if options.paint is None:
@@ -56,7 +61,8 @@ class Pictures(ExportFormat):
         with Tree(storage, to, waiting=_AT_ONCE) as tree, ThreadPoolExecutor(_THREADS, "pictures") as pool:
             for part in predictions.parts:
                 for rows in _some(predictions, part):
-                    made = pool.map(lambda row: _pictures(predictions, paint, *row), rows)
+                    draw = _hidden if options.hide else _pictures
+                    made = pool.map(partial(_files, draw, predictions, paint), rows)
                     for files in made:
                         predictions.counts.unread += files is None
                         for name, data in files or ():
@@ -83,19 +89,57 @@ def _some(predictions: Predictions, part: int) -> Iterator[Sequence[Row]]:
         start += batch.num_rows
 
 
-def _pictures(
-    predictions: Predictions,
-    paint: Painter,
-    row: Mapping[str, Any],
-    objects: Sequence[Found],
-    ref: ImageRef | None,
-) -> list[tuple[str, bytes]] | None:
+File = tuple[str, bytes]
+Draw = Callable[[Predictions, str, Sequence[Found], Image.Image, Image.Image], list[File]]
+
+
+def _files(draw: Draw, predictions: Predictions, paint: Painter, row: Row) -> list[File] | None:
     """Return the files of one image; None where it can't be read."""
+    values, objects, ref = row
     try:
-        image, overlay = paint(row, ref)
+        image, overlay = paint(values, ref)
     except NotPainted:
         return None
-    path = _path(row["key"])
+    return draw(predictions, _path(values["key"]), objects, image, overlay)
+
+
+def _hidden(
+    predictions: Predictions, path: str, objects: Sequence[Found], image: Image.Image, _: Image.Image
+) -> list[File]:
+    """Return the image with its faces hidden."""
+    for one in objects:
+        if one.label == FACE:
+            hide(image, one.box, predictions.options.hide == "cover")
+    return [(f"pictures/{path}.jpg", _file(image, "JPEG", quality=_QUALITY))]
+
+
+def hide(image: Image.Image, box_xyxy: tuple[float, float, float, float], cover: bool) -> None:
+    """Blur a part of an image, or cover it in black, and a fifth of its sides around it.
+
+    Blurred, eight mean colours a side are left of it, so that nothing finer can be brought back.
+    """
+    left, top, right, bottom = box_xyxy
+    across, down = _AROUND * (right - left), _AROUND * (bottom - top)
+    edges = (
+        max(0, floor(left - across)),
+        max(0, floor(top - down)),
+        min(image.width, ceil(right + across)),
+        min(image.height, ceil(bottom + down)),
+    )
+    size = edges[2] - edges[0], edges[3] - edges[1]
+    if min(size) <= 0:
+        return
+    if cover:
+        image.paste("black", edges)
+        return
+    few = image.crop(edges).resize((min(_LEFT, size[0]), min(_LEFT, size[1])), Image.Resampling.BOX)
+    image.paste(few.resize(size, Image.Resampling.BILINEAR), edges)
+
+
+def _pictures(
+    predictions: Predictions, path: str, objects: Sequence[Found], image: Image.Image, overlay: Image.Image
+) -> list[File]:
+    """Return the image with what was predicted, and its things."""
     files = [(f"overlays/{path}.jpg", _file(overlay, "JPEG", quality=_QUALITY))]
     for number, one in enumerate(objects):
         inside = predictions.pixels(one, (image.height, image.width))

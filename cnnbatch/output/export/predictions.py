@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ from cnnbatch.storage import Storage, normalize
 from cnnbatch.truth.classes import NO_CLASS, ModelClasses
 from cnnbatch.types import ImageRef
 
+FACE = "face"
+"""The class of faces."""
+
 _ROWS = 256  # with their objects as Python values
 _SIDES = ("x1", "y1", "x2", "y2")
 _ENGINES = ("key", "width", "height", "error", "vanished")
@@ -38,13 +41,14 @@ class ExportOptions:
 
     ``column`` is which of an output's answers is written, where a format holds several; None: the first.
     ``paint`` gives what draws an output's predictions on its images, of objects those from a score on; only
-    `pictures` needs it.
+    `pictures` needs it, where ``hide`` says that faces are to be blurred or covered.
     """
 
     score_threshold: float | None = None
     scores: bool = False
     column: str | None = None
     paint: Callable[[reader.Reader, float], Painter] | None = None
+    hide: Literal["blur", "cover"] | None = None
 
 
 @dataclass(slots=True)

@@ -399,6 +399,17 @@ def test_masks_are_compared_where_their_boxes_match() -> None:
     assert guard.beyond(measured) == "mask pixels that agree 0.9, at least 0.98"
 
 
+def test_embeddings_are_compared_where_their_boxes_match() -> None:
+    found = boxes((0, 0, 100, 100, 0.9, 1), (50, 50, 90, 90, 0.5, 2), (0, 0, 9, 9, 0.1, 1))
+    vectors = torch.tensor([[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]])
+    changed = vectors + torch.tensor([[0.0, 0.5], [0.0, 0.0], [9.0, 9.0]])  # The last is not sure.
+    one, other = ([guard.kept({**found, "embeddings": some})] for some in (vectors, changed))
+    measured = guard.agreement(one, other)
+    assert measured["largest change of an embedding"] == pytest.approx(0.1, rel=0.2)  # 0.5 of 5, or of 5.4.
+    assert guard.beyond(measured).startswith("largest change of an embedding 0.1")
+    assert guard.agreement(one, one)["largest change of an embedding"] == 0
+
+
 def test_outputs_of_several_networks_are_compared_each_by_its_own() -> None:
     maps = {"map": torch.zeros((4, 4), dtype=torch.uint8), "confidence": torch.tensor(0.9)}
     other = {**maps, "map": torch.ones((4, 4), dtype=torch.uint8)}

@@ -221,6 +221,37 @@ def test_tables_made_by_torch_give_the_same_faces(ours: MTCNN, monkeypatch: pyte
     same(found_in(ours, pictures), by_opencv)
 
 
+def test_tf32_is_off_while_faces_are_looked_for_only(ours: MTCNN, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watched(pictures: Sequence[Tensor]) -> list[Faces]:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return [dict[str, Tensor]() for _ in pictures]
+
+    monkeypatch.setattr(ours, "_faces", watched)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False):
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+            found_in(ours, [np.zeros((30, 30, 3), np.uint8)])
+            assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert seen == [(False, False)] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_finds_the_same_faces(ours: MTCNN) -> None:
+    pictures = [photograph("astronaut.png")[:240, 90:350], crowd(1, 2)]
+    module = MTCNN()
+    module.load_state_dict(ours.state_dict())
+    found = found_in(module.cuda(), pictures)
+    for one, other in zip(found, found_in(ours, pictures), strict=True):
+        torch.testing.assert_close(one["boxes"], other["boxes"], rtol=0, atol=0.05)
+        torch.testing.assert_close(one["scores"], other["scores"], rtol=0, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_face_in_twenty_white_megapixels_is_found(ours: MTCNN) -> None:
     face = photograph("astronaut.png")[:300, 80:380]

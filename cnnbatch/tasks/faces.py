@@ -1,0 +1,263 @@
+"""Finds the faces in a picture, aligns them by five landmarks, and embeds them.
+
+The pipeline is one forward pass to the worker: a picture goes in whole, so that its faces are cut from all of
+its pixels. The price: canvases of a few shapes, which hold some black beside the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from cnnbatch.output.assets import as_asset
+from cnnbatch.output.embeddings import EmbeddingSpace, Metric, Normalisation
+from cnnbatch.tasks import Task
+from cnnbatch.tasks.weighted import WeightedTask, lists_of
+from cnnbatch.truth import BOX, KEYPOINT
+from cnnbatch.truth.classes import ModelClasses
+from cnnbatch.types import Backend, Image, Precision, Prepared, Runtime
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+    from cnnbatch.models.face_detector import FaceDetector
+    from cnnbatch.models.face_embedder import FaceEmbedder
+
+Colour = Annotated[tuple[float, float, float], Field(strict=False)]
+
+LABEL = "face"
+QUALITY = pa.struct([(name, pa.float32()) for name in ("size", "blur", "yaw", "pitch", "roll")])
+"""``size`` are pixels of the box's shorter side, ``blur`` goes from 0 (sharp) to 1, the angles are degrees;
+see `cnnbatch.images.face_quality`."""
+
+OUTPUTS = ("boxes", "scores", "keypoints", "embeddings", "chips")
+_CANVAS = 128
+"""Pixels of which a canvas's sides are multiples."""
+_JPEG_QUALITY = 95
+
+
+class FaceDetection(WeightedTask):
+    """What finds the faces and their landmarks."""
+
+    name: str = "face_detector"
+    model: str = "mtcnn"
+    adapters: ClassVar[tuple[str, ...]] = ("yunet", "retinaface", "scrfd")
+
+
+class FaceEmbedding(WeightedTask):
+    """What gives a vector to an aligned face."""
+
+    name: str = "face_embedder"
+    model: str = "dlib_resnet"
+    adapters: ClassVar[tuple[str, ...]] = ("arcface", "dlib", "facenet")
+    mean: Colour | None = None
+    """Of an ONNX file, where it is not its convention's: what is subtracted from values of 0 to 255."""
+    std: Colour | None = None
+    """The same: what the rest is divided by."""
+    channels: Literal["RGB", "BGR"] | None = None
+    """The same: the order of the colours."""
+    normalisation: Normalisation | None = None
+    """The same: whether embeddings are divided by their Euclidean length (``l2``)."""
+    metric: Metric | None = None
+    """The same: by which distance embeddings are compared."""
+
+    def changes(self) -> dict[str, Any]:
+        """Return the fields of the embedder that the job replaces."""
+        named = self.model_dump(include={"mean", "std", "channels", "normalisation", "metric"})
+        return {name: value for name, value in named.items() if value is not None}
+
+
+class Faces(Task):
+    """Faces: ``objects`` from left to right, with landmarks, quality and an embedding each."""
+
+    shard_size: ClassVar[int] = 250
+    batch: ClassVar[Mapping[str, int]] = {"cuda": 32, "mps": 8, "cpu": 8}
+    backends: ClassVar[frozenset[Backend]] = WeightedTask.backends
+    precisions: ClassVar[frozenset[Precision]] = WeightedTask.precisions
+
+    name: str = "faces"
+    detector: FaceDetection = FaceDetection()
+    """The network that finds faces: ``mtcnn``, or an ONNX file (``onnx``) with its ``adapter``."""
+    embedder: FaceEmbedding = FaceEmbedding()
+    """The network that embeds them (see ``cnnbatch models``), or an ONNX file."""
+    min_size: Annotated[int, Field(ge=1, le=16_384)] | None = None
+    """The shorter side of the smallest face that is looked for, in pixels; without it, the detector's own."""
+    min_score: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The least score of a face; without it, the detector's own."""
+    max_faces: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """How many faces of a picture are kept, the best; without it, all."""
+    crop: bool = False
+    """Write each face as the embedder was given it, as a JPEG file."""
+
+    def columns(self) -> pa.Schema:
+        """Return ``objects``; what only the loaded embedder knows is in the columns of the model."""
+        return self.columns_with(pa.field("embedding", pa.list_(pa.float32())))
+
+    def columns_with(self, embedding: pa.Field[Any]) -> pa.Schema:
+        """Return ``objects``, from left to right, whose embeddings are as the field says."""
+        fields: list[pa.Field[Any]] = [
+            pa.field("label", pa.string()),
+            pa.field("score", pa.float32()),
+            pa.field("box", BOX),
+            pa.field("keypoints", pa.list_(KEYPOINT)),
+            pa.field("quality", QUALITY),
+            embedding,
+        ]
+        if self.crop:
+            fields.append(as_asset(pa.field("crop", pa.large_binary()), "jpg"))
+        return pa.schema([pa.field("objects", pa.list_(pa.struct(fields)))])
+
+    def class_names(self) -> Sequence[str]:
+        """Return the one class that there is."""
+        return (LABEL,)
+
+    def load(self, runtime: Runtime) -> FaceModel:
+        """Build both networks on ``runtime.device``."""
+        return FaceModel(self, *self._networks(), runtime)
+
+    def require_weights(self) -> None:
+        """Build both networks, and forget them."""
+        self._networks()
+
+    def _networks(self) -> tuple[FaceDetector, FaceEmbedder]:
+        from cnnbatch.models.face_detectors import build_face_detector
+        from cnnbatch.models.face_embedders import build_face_embedder
+
+        detector = build_face_detector(self.detector.choice({}))
+        for name in ("min_size", "min_score", "max_faces"):
+            if (value := getattr(self, name)) is not None:
+                setattr(detector.module, name, value)
+        return detector, build_face_embedder(self.embedder.choice(self.embedder.changes()))
+
+
+class FaceModel:
+    """Both networks on one device; see `cnnbatch.tasks.Model` for the steps."""
+
+    def __init__(self, task: Faces, detector: FaceDetector, embedder: FaceEmbedder, runtime: Runtime) -> None:
+        from cnnbatch.models.face_pipeline import FacePipeline
+
+        space = EmbeddingSpace(
+            task.embedder.model,
+            embedder.weights,
+            embedder.dimensions,
+            embedder.normalisation,
+            embedder.metric,
+        )
+        self._task, self.columns = task, task.columns_with(space.field())
+        self._pipeline = FacePipeline(detector, embedder, runtime)
+        self.classes = ModelClasses((LABEL,))
+        self.licence = " and ".join(dict.fromkeys(filter(None, (detector.licence, embedder.licence))))
+        self.notes = (*detector.notes, *embedder.notes)
+        self.identity: Mapping[str, str] = {
+            "weights": f"{detector.weights} and {embedder.weights}",
+            "preprocessing": _described(embedder),
+            "library": " and ".join(dict.fromkeys(filter(None, (detector.library, embedder.library)))),
+        }
+
+    def decode_size(self, size: tuple[int, int]) -> None:
+        """Ask for the whole picture, from which the faces are cut."""
+
+    def prepare(self, image: Image) -> Sequence[Prepared]:
+        """Return the picture as it is, uint8 (3, H, W), at the top left of a canvas."""
+        from cnnbatch.models.resizing import Resizing, prepare_bytes
+
+        return [prepare_bytes(image.pixels, Resizing("own", divisor=_CANVAS))]
+
+    def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> dict[str, list[Any]]:
+        """Return of each picture its faces, as `cnnbatch.models.face_pipeline.EmbeddedFaces` names them.
+
+        ``labels`` [K] are zeros: there is one class.
+        """
+        found = self._pipeline(batch, sizes)
+        outputs = {name: [one[name] for one in found] for name in OUTPUTS}
+        return {**outputs, "labels": [(0 * scores).long() for scores in outputs["scores"]]}
+
+    def rows(
+        self,
+        images: Sequence[Image],
+        prepared: Sequence[Sequence[Prepared]],
+        outputs: Sequence[Sequence[Any]],
+    ) -> pa.RecordBatch:
+        """Build the rows: the faces of a picture from left to right, in pixels of the upright original."""
+        import numpy as np
+
+        found = [_from_left({name: inner[0][name].numpy() for name in OUTPUTS}) for inner in outputs]
+        every = {name: np.concatenate([one[name] for one in found]) for name in OUTPUTS}
+        limits = np.concatenate(
+            [
+                np.tile(image.size[::-1], (len(one["boxes"]), 2))
+                for image, one in zip(images, found, strict=True)
+            ]
+        )
+        boxes = every["boxes"].clip(0, limits).astype(float)
+        arrays: dict[str, pa.Array[Any]] = {
+            "label": pa.array([LABEL] * len(boxes), pa.string()),
+            "score": pa.array(every["scores"]),
+            "box": pa.StructArray.from_arrays([pa.array(side) for side in boxes.T.copy()], fields=list(BOX)),
+            "keypoints": _points(every["keypoints"]),
+            "quality": _quality(every["boxes"], every["keypoints"], every["chips"]),
+            "embedding": self._vectors(every["embeddings"]),
+        }
+        if self._task.crop:
+            arrays["crop"] = pa.array([_jpeg(chip) for chip in every["chips"]], pa.large_binary())
+        lists: Any = self.columns.field("objects").type
+        fields = list(lists.value_type)
+        objects = pa.StructArray.from_arrays([arrays[one.name] for one in fields], fields=fields)
+        column = lists_of(objects, [len(one["scores"]) for one in found])
+        return pa.RecordBatch.from_arrays([column], schema=self.columns)
+
+    def _vectors(self, embeddings: NDArray[np.float32]) -> pa.Array[Any]:
+        flat: Any = pa.array(embeddings.ravel(), pa.float32())
+        return pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
+
+
+def _from_left(faces: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """Return faces in the order of their centres from left to right, equal ones from the top."""
+    import numpy as np
+
+    left, top, right, bottom = faces["boxes"].T
+    order = np.lexsort((top + bottom, left + right))
+    return {name: values[order] for name, values in faces.items()}
+
+
+def _points(landmarks: NDArray[np.float32]) -> pa.Array[Any]:
+    """Return landmarks (K, 5, 2) as K lists; each counts as visible, since no detector says which are not."""
+    import numpy as np
+
+    x, y = landmarks.reshape(-1, 2).astype(float).T
+    columns: list[pa.Array[Any]] = [pa.array(x), pa.array(y), pa.array(np.full(len(x), 2, np.float32))]
+    structs = pa.StructArray.from_arrays(columns, fields=list(KEYPOINT))
+    return lists_of(structs, [landmarks.shape[1]] * len(landmarks))
+
+
+def _quality(
+    boxes: NDArray[np.float32], landmarks: NDArray[np.float32], chips: NDArray[np.uint8]
+) -> pa.Array[Any]:
+    """Return the `QUALITY` of faces; what can't be measured is null."""
+    import numpy as np
+
+    from cnnbatch.images.face_quality import blur, pose
+
+    sizes = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
+    values = np.column_stack([sizes, [blur(chip) for chip in chips], pose(landmarks)]).astype(np.float32)
+    arrays = [pa.array(one, mask=np.isnan(one)) for one in values.T.copy()]
+    return pa.StructArray.from_arrays(arrays, fields=list(QUALITY))
+
+
+def _jpeg(chip: NDArray[np.uint8]) -> bytes:
+    import simplejpeg
+
+    data: bytes = simplejpeg.encode_jpeg(
+        chip, quality=_JPEG_QUALITY, colorspace="RGB", colorsubsampling="444"
+    )
+    return data
+
+
+def _described(embedder: FaceEmbedder) -> str:
+    """Return what is done to a face before it is embedded, for the fingerprint."""
+    return repr((embedder.size, embedder.template, embedder.mean, embedder.std, embedder.channels))
