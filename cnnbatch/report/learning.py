@@ -84,8 +84,9 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> Chart:
     return Chart(
         plot=shares([one["change"] / top for one in layers], titles, diagonal=False),
         up=("0", percent(top)),
-        across=(str(layers[0]["layer"]), str(layers[-1]["layer"])),
-        summary=f"Of {number(len(layers))} layers {number(still)} stayed as they were",
+        across=("first layer", "last layer"),
+        summary=f"From {layers[0]['layer']} to {layers[-1]['layer']}; of {number(len(layers))} layers "
+        f"{number(still)} stayed as they were",
     )
 
 

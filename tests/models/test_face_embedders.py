@@ -299,6 +299,6 @@ def test_an_onnx_file_that_takes_pixels_gets_them(tmp_path: Path) -> None:
     chips = torch.randint(0, 256, (1, 3, 112, 112)).float()
     mean, std = (torch.tensor(one).view(3, 1, 1) for one in (found.mean, found.std))
     assert torch.allclose(found.module((chips - mean) / std), chips.mean((2, 3)), atol=1e-2)
-    with pytest.raises(UserError, match=r"task\.preprocessing\.mean: pixels\.onnx takes pixels"):
+    with pytest.raises(UserError, match=r"task\.embedder\.mean: pixels\.onnx takes pixels"):
         onnx(path, "arcface", mean=[0, 0, 0])
     assert math.isclose(found.std[0], 255)

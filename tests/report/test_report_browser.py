@@ -11,6 +11,7 @@ import pytest
 
 from cnnbatch.report import write_report
 from cnnbatch.storage import Storage
+from tests import tiny_views
 from tests.outputs import write_settings
 from tests.report.test_report_evaluation import STREET, ZOO, classified, detected
 from tests.report.test_report_speed import MEASURED
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 CHROMIUM = Path("/usr/bin/chromium")
 WIDTHS = (390, 1440)
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-OUTPUTS = ("labels", "objects", "objects without truth")
+OUTPUTS = ("labels", "objects", "objects without truth", "three views")
 SIDEWAYS = ".scroll, .gallery"
 
 # The ratio by which words stand out from what is behind them, WCAG 2.1; a canvas resolves any colour.
@@ -57,6 +58,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "objects": detected(folder / "objects", STREET * 4),
         "objects without truth": detected(folder / "plain", STREET, with_truth=False),
     }
+    outputs["three views"] = tiny_views.output(folder / "three views")
     write_settings(outputs["labels"], "cpu:AVX512 bf16", MEASURED)
     return {name: Path(write_report(str(output), Storage())) for name, output in outputs.items()}
 
@@ -112,6 +114,17 @@ def test_it_opens_and_fits(
     )
     assert len(drawn) >= len(STREET)
     assert min(drawn) > 0
+    page.context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_each_of_three_views_is_large_enough_to_see(
+    browser: Browser, reports: dict[str, Path], width: int
+) -> None:
+    page = opened(browser, reports["three views"], width)
+    widths = page.evaluate("[...document.querySelectorAll('.views-3 img')].map(one => one.clientWidth)")
+    assert len(widths) >= 24
+    assert min(widths) > 120
     page.context.close()
 
 

@@ -186,6 +186,8 @@ def test_what_is_background_leaves_the_picture_as_it_is() -> None:
     found = np.asarray(layers.overlaid(image, numbers, colours, np.array([True, False])))
     changed = (found != (10, 20, 30)).any(axis=2)
     assert np.array_equal(changed, numbers == 1)
+    classes = [{"label": name, "share": share} for name, share in (("__background__", 0.9), ("car", 0.1))]
+    assert MapReport().caption(None, {"map_classes": classes}) == "background 90 %, car 10 %"
 
 
 def test_heat_is_where_the_regions_are_even_beyond_the_edge() -> None:

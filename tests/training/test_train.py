@@ -337,7 +337,7 @@ def test_a_lesson_is_short_and_shows_the_inside(tmp_path: Path, monkeypatch: pyt
     assert moved == {"0.0": False, "1.0": False, "5": True}
     page = (out / "report.html").read_text()
     assert "as the network got them" in page
-    assert "Of 3 layers" in page
+    assert "From 0.0 to 5; of 3 layers 2 stayed as they were" in page
 
 
 def test_a_picture_that_several_workers_met_counts_once(

@@ -286,5 +286,6 @@ def _of_row(classes: Sequence[Mapping[str, Any]]) -> str:
 
 def _words(shares: Iterable[tuple[str, float]]) -> str:
     ranked = [(name, share) for name, share in shares if share >= _LEAST_SHARE]
-    shown = [f"{name} {percent(share)}" for name, share in ranked[:_MOST_WORDS]]
+    named = (("background" if name in BACKGROUND else name, share) for name, share in ranked[:_MOST_WORDS])
+    shown = [f"{name} {percent(share)}" for name, share in named]
     return ", ".join(shown) or "nothing"

@@ -20,9 +20,10 @@ _DEPTHS = (
     "edges and texture; in late ones a few large cells stand for whole objects."
 )
 _PARTS = (
-    "The predictions of the same trained network when its head gets the coarsest feature map alone, then one "
-    "finer map more from picture to picture. A map that the head does not get is replaced by its mean over "
-    "the picture. The coarsest map says which classes there are; the finer ones, the skips, say where."
+    "Predictions of the same trained network when its head gets the coarsest feature map alone, then one "
+    "finer map more from picture to picture, with the share of pixels that are correct. A map that the head "
+    "does not get is replaced by its mean over the picture. The coarsest map has the widest context; the "
+    "finer ones, the skips, add position and detail."
 )
 
 
@@ -101,7 +102,7 @@ def _by_parts(module: nn.Module, names: Sequence[str], one: Seen, whole: Shown) 
         places = _cut(logits[0], one).argmax(0).cpu().numpy()
         name = f"{_stride(names, count)} alone" if count == 1 else f"with {_stride(names, count)}"
         share = _right(places, one.truth)
-        yield Shown(f"{name}: {share:.0%} of pixels correct".replace("%", " %"), whole.pixels, places)
+        yield Shown(f"{name}: {share:.0%} correct".replace("%", " %"), whole.pixels, places)
 
 
 def _stride(names: Sequence[str], count: int) -> str:

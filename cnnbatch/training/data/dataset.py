@@ -240,7 +240,7 @@ def _require_learnable(
         raise UserError(
             f"input: a class needs two images at least, one to learn from and one to judge by; "
             f"{_some(lone)} {'has' if len(lone) == 1 else 'have'} one\n"
-            "  what to do: give more of them, or leave the class out"
+            f"  what to do: give more of them, or leave the class out: 'input.relabel={{{lone[0]}: null}}'"
         )
     empty = [name for name in classes if not train[name]]
     if empty:

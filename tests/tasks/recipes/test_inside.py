@@ -77,7 +77,7 @@ def test_each_map_of_the_backbone_adds_its_part() -> None:
         assert not np.array_equal(shown[0], shown[2])
         counted = shown[3] >= 0
         share = float((shown[2][counted] == shown[3][counted]).mean())
-        assert row[2].name == f"with stride 8: {share:.0%} of pixels correct".replace("%", " %")
+        assert row[2].name == f"with stride 8: {share:.0%} correct".replace("%", " %")
     assert parts.classes == tiny_maps.CLASSES
 
 
