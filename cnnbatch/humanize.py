@@ -10,7 +10,7 @@ from datetime import datetime
 LONGEST_NAME = 300
 
 MEANINGS = {
-    "not_found": "The address names nothing.",
+    "not_found": "File not found.",
     "forbidden": "This image alone may not be read.",
     "unreadable": "Its address answers with an error of its own.",
     "empty": "The file has no bytes.",

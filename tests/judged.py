@@ -65,7 +65,7 @@ def dataset(images: int, classes: int, seed: int = 0) -> Row:
 
 
 def detections(data: Mapping[str, Any], seed: int = 1) -> list[Row]:
-    """Return COCO results that perturb the truths of ``data``, with equal scores and false alarms."""
+    """Return COCO results that perturb the truths of ``data``, with equal scores and false positives."""
     random = np.random.default_rng(seed)
     found = []
     for one in data["annotations"]:

@@ -26,7 +26,8 @@ Plugins = Annotated[
     typer.Option(
         "--plugin",
         metavar="MODULE:NAME",
-        help="Code that an output's job.yaml may name: a task, or a network's function. May come again.",
+        help="Code that an output's job.yaml may name: a task, or a network's function. May be given "
+        "several times.",
     ),
 ]
 

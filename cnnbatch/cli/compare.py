@@ -23,7 +23,7 @@ def compare(
             "--fail-under",
             metavar="METRIC=NUMBER",
             help="Leave with status 1 where B - A of a metric (A - B if less is better) is below a number, "
-            "as in AP=-0.01, or the agreement is, as in agreement=0.98. May come again.",
+            "as in AP=-0.01, or the agreement is, as in agreement=0.98. May be given several times.",
         ),
     ] = None,
     iou: Annotated[float, typer.Option("--iou", help="The least IoU at which two boxes are the same.")] = 0.5,
@@ -40,7 +40,7 @@ def compare(
     ] = None,
     plugin: Plugins = None,
 ) -> None:
-    """Say how two outputs over the same images differ, and by their truth which is better."""
+    """Compare two outputs over the same images: where they differ and, with ground truth, which is better."""
 
     def action() -> int:
         from cnnbatch.evaluation.comparison import CompareOptions, compare

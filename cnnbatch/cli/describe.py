@@ -27,7 +27,7 @@ def describe(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take only so many images.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Read headers only: damage is not found.")] = False,
 ) -> None:
-    """Say what a collection is: sizes, formats, damage, copies, and the classes and objects of its truth."""
+    """Describe a collection: sizes, formats, damage, copies, classes and objects of its ground truth."""
 
     def action() -> int:
         from cnnbatch.sources.describe import opened

@@ -15,14 +15,14 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="truth, format, label, split, relabel, ignore: another truth than the job's; slices, "
+            help="truth, format, label, split, relabel, ignore: other ground truth than the job's; slices, "
             "aliases, workers. Of faces truth may be a list of pairs or people: face, absent, draws.",
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no numbers.")] = False,
     plugin: Plugins = None,
 ) -> None:
-    """Judge an output again, perhaps by another truth, without predicting; also writes its report again."""
+    """Re-evaluate an output without predicting, with other ground truth if given; rewrite its report."""
 
     def action() -> int:
         from cnnbatch.cli.evaluate_again import evaluate_again

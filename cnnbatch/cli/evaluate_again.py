@@ -60,7 +60,7 @@ class EvaluateFields(Section):
 def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluation:
     """Judge the output at ``out`` as ``fields`` say, and write what comes of it and its report there.
 
-    Raises UserError for a mistake in the fields, and where there is no truth to judge by.
+    Raises UserError for a mistake in the fields, and where there is no ground truth.
     """
     wanted = read_fields(EvaluateFields, {}, fields, "the fields of evaluate; nothing was read")
     result = open_output(out)
@@ -81,7 +81,7 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
     )
     if evaluation is None:
         raise UserError(
-            f"{redact(output.uri)} has no truth that its predictions can be judged by\n"
+            f"{redact(output.uri)} has no ground truth that its predictions can be evaluated against\n"
             "  what to do: say where it lies, as in truth=instances.json"
         )
     return _reported(evaluation, output, screen)

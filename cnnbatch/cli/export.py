@@ -28,7 +28,7 @@ def export(
         str, typer.Option("--format", metavar="coco|voc|yolo|csv|panoptic|pictures", help="What to write.")
     ],
     to: Annotated[
-        str, typer.Option("--to", metavar="PATH", help="A free place: a folder, or a .json or .csv.")
+        str, typer.Option("--to", metavar="PATH", help="A new folder, or a new .json or .csv file.")
     ],
     score_threshold: Annotated[
         float | None, typer.Option("--score-threshold", help="Leave out objects that score less.")

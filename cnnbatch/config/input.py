@@ -83,7 +83,8 @@ class Input(Place):
         description="Column that holds the true class; of files a regular expression for their keys.",
     )
     truth: Text | None = Field(
-        None, description="Where the truth lies, if not in the input itself; none: leave out what lies there."
+        None,
+        description="Where the ground truth is, if not in the input itself; none: leave out what lies there.",
     )
     relabel: Relabelling = Field(
         {},

@@ -106,7 +106,9 @@ def judge(
 
 
 def _notes(merged: _Merged, truth: Aligned | None) -> dict[str, int]:
-    unused = {"truths of images that the output lacks": truth.unused} if truth and truth.unused else {}
+    unused = (
+        {"rows of ground truth whose images the output lacks": truth.unused} if truth and truth.unused else {}
+    )
     return {**dict(sorted(merged.notes.items())), **unused}
 
 

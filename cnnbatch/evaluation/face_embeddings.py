@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,7 +69,7 @@ def listed_faces(result: Reader, files: Sequence[str], where: str, which: Which)
     """Return the faces of ``files``, in their order; a picture without one has none.
 
     A file is a key of the output, or lies at that place below the folder of the list, whose address is
-    ``where``. Raises UserError where one is neither.
+    ``where``, or its path ends with the key. Raises UserError where one is none of these.
     """
     places = _places(result, files, where)
     found: dict[int, tuple[Vectors, list[int]]] = {}
@@ -108,15 +108,18 @@ def _embedding(schema: pa.Schema) -> pa.Field[Any] | None:
 
 
 def _places(result: Reader, files: Sequence[str], where: str) -> dict[int, list[int]]:
-    """Return of each row of the output that is listed its places in the list."""
-    folder = posixpath.dirname(normalize(where))
+    """Return of each row of the output that is listed its places in the list.
+
+    A file is the row with that key, else the one at that address, else the one whose key its path ends with.
+    """
     by_name: dict[str, list[int]] = {}
     for place, file in enumerate(files):
         by_name.setdefault(file, []).append(place)
-    by_address = {join(folder, file): places for file, places in by_name.items()}
+    folder, ends = posixpath.dirname(normalize(where)), _ends(by_name)
+    by_address = {join(folder, file): found for file, found in by_name.items()}
     places: dict[int, list[int]] = {}
     for row, (key, uri) in enumerate(_keys(result)):
-        if found := by_name.get(key) or by_address.get(uri):
+        if found := by_name.get(key) or by_address.get(uri) or ends.get(key):
             places[row] = found
     lacking = {*range(len(files))} - {place for some in places.values() for place in some}
     if lacking:
@@ -127,6 +130,17 @@ def _places(result: Reader, files: Sequence[str], where: str) -> dict[int, list[
             "out those that were not predicted"
         )
     return places
+
+
+def _ends(by_name: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Return the places by what paths end with, where that tells one file from all others."""
+    found: dict[str, list[int]] = {}
+    for name, places in by_name.items():
+        parts = name.split("/")
+        for first in range(1, len(parts)):
+            end = "/".join(parts[first:])
+            found[end] = [] if end in found else places
+    return found
 
 
 def _keys(result: Reader) -> Iterator[tuple[str, str]]:

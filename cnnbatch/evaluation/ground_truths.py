@@ -23,8 +23,8 @@ from cnnbatch.truth.classes import ModelClasses, match_classes, match_map_classe
 from cnnbatch.types import Shard, Source
 
 UNKNOWN = "images of a class that the model does not know, which count as mistakes"
-NO_AREA = "truths of no area, which count as missed"
-OUTSIDE = "truths that reach beyond their image, which count as they are"
+NO_AREA = "true objects of no area, which count as missed"
+OUTSIDE = "true objects that reach beyond their image, which count as they are"
 
 LISTED = 10_000
 """Images whose objects are read before the first shard, where the listing has them."""
@@ -161,7 +161,7 @@ class ObjectsTruth(GroundTruth):
         if labels and naming.classes:
             names |= match_classes(naming.classes, [Class(label, label) for label in labels], naming.aliases)
         objects, left_out = renamed(truth["objects"].combine_chunks(), names)  # type: ignore[arg-type]
-        reason = "truths of the class {}, which task.aliases leaves out"
+        reason = "true objects of the class {}, which task.aliases leaves out"
         notes = Counter({reason.format(label): count for label, count in left_out.items()})
         schema = _with_names(truth.schema, names)
         return _with_column(truth, "objects", objects).replace_schema_metadata(schema.metadata), notes

@@ -27,9 +27,9 @@ Slice = tuple[str, str] | None
 
 WHOLE: Slice = None
 
-NO_TRUTH = "images without truth"
-OTHER_SIZE = "images whose truth was made for another size"
-UNUSABLE = "images whose truth can't be used"
+NO_TRUTH = "images without ground truth"
+OTHER_SIZE = "images whose ground truth is for another size"
+UNUSABLE = "images whose ground truth can't be used"
 
 
 @dataclass(frozen=True, slots=True)

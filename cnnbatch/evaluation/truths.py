@@ -42,12 +42,12 @@ class TruthByKey:
         schema = source.truth_schema
         if schema is None:
             raise UserError(
-                "expected a truth, but this input has none\n"
+                "expected ground truth, but this input has none\n"
                 "  what to do: say where it lies in truth=, and its kind in format= (coco, voc, folders …)"
             )
         self.schema = schema
         self._base = scratch(self, _TABLES, _CACHE_KB)
-        with on_disk("the truth"):
+        with on_disk("the ground truth"):
             for rows in _rows(source):
                 self._base.executemany("INSERT OR REPLACE INTO truth VALUES (?, ?)", rows)
         self.images: int = self._base.execute("SELECT count(*) FROM truth").fetchone()[0]
@@ -75,8 +75,8 @@ def align(source: Source, output: Output, result: Reader) -> Aligned:
         used += part.used
     if not used:
         raise UserError(
-            f"expected a truth for the images of {redact(output.uri)}, but none of its keys is among them\n"
-            "  what to do: give the truth of the same collection; keys are paths relative to the input's root"
+            f"expected ground truth for the images of {redact(output.uri)}, but it has none of its keys\n"
+            "  what to do: give that of the same collection; keys are paths relative to the input's root"
         )
     return Aligned(folder, truths.images - used)
 

@@ -27,7 +27,7 @@ from cnnbatch.types import Map
 BINS = 15
 """Bins of the calibration, of equal width; as many as in Guo et al. (2017), section 5."""
 
-NO_IMAGES = "no image has a truth"
+NO_IMAGES = "no image has ground truth"
 NO_SCORES = "no image has a score"
 SHORT_TOP = "`top` has fewer than five classes"
 NO_TRUE_SCORES = "no `true_score`, and no `probabilities` with the model's class names"

@@ -177,7 +177,7 @@ class CocoMetric(Metric):
 def _mean(ranked: list[Ranked], number: int) -> Value:
     values, replicates = [one.values[number] for one in ranked], [one.replicates[:, number] for one in ranked]
     count = sum(one.counts[number] for one in ranked)
-    return mean_over_classes(values, replicates, count, "no truth of this size")
+    return mean_over_classes(values, replicates, count, "no object of this size in the ground truth")
 
 
 def _classes(iou_type: IouType, ranked: list[Ranked]) -> pa.Table:

@@ -20,10 +20,10 @@ from cnnbatch.metrics.values import added, bootstrapped, ratio
 from cnnbatch.truth import BOX, answer_of
 from cnnbatch.types import Map
 
-NO_TRUTH = "there is no truth"
-NO_OBJECT = "the truth has no object with a box"
-NO_IMAGE = "no image has a truth with a box"
-NO_PREDICTION = "no image has both a prediction and a truth with a box"
+NO_TRUTH = "there is no ground truth"
+NO_OBJECT = "the ground truth has no object with a box"
+NO_IMAGE = "no image has ground truth with a box"
+NO_PREDICTION = "no image has both a prediction and ground truth with a box"
 ENOUGH = 0.5
 """The least IoU at which a box is right."""
 

@@ -25,7 +25,7 @@ _COLUMNS: dict[str, pa.DataType] = {
 SCHEMA = pa.schema(_COLUMNS)
 """``found`` are truths matched at IoU 0.5; ``AP`` is null for an image without objects.
 
-``mistake`` is the class of the image's most confident false alarm at IoU 0.5, null where it has none.
+``mistake`` is the class of the image's most confident false positive at IoU 0.5, null where it has none.
 """
 
 

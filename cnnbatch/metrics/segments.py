@@ -36,11 +36,13 @@ class Segments:
 class Matched:
     """The matches of an image: the classes of the hits with their IoU, and of what is wrong and missed.
 
-    ``largest`` names the class of the largest segment that was missed; ``empty`` predictions have no pixel.
+    ``pairs`` (hits, 2) are the places of each hit's true segment and of its prediction. ``largest`` names the
+    class of the largest segment that was missed; ``empty`` predictions have no pixel.
     """
 
     hits: NDArray[np.int64]
     iou: NDArray[np.float64]
+    pairs: NDArray[np.int64]
     wrong: NDArray[np.int64]
     missed: NDArray[np.int64]
     largest: str | None
@@ -69,11 +71,12 @@ def match(said: Segments, true: Segments, numbers: Mapping[str, int]) -> Matched
     ignored = void + (shared * alike)[last].sum(axis=0)
     wrong = (2 * ignored <= said_area) & ~hit.any(axis=0) & (said_area > 0)
     missed = ~crowd & ~hit.any(axis=1)
-    truth, prediction = np.nonzero(hit)
+    pairs = np.argwhere(hit)
     largest = max(np.flatnonzero(missed).tolist(), key=lambda place: int(true_area[place]), default=None)
     return Matched(
-        hits=true_class[truth],
+        hits=true_class[pairs[:, 0]],
         iou=shared[hit] / union[hit],
+        pairs=pairs,
         wrong=said_class[wrong],
         missed=true_class[missed],
         largest=None if largest is None else true.labels[largest],

@@ -28,7 +28,7 @@ UNKNOWN_NUMBER = "images whose true map has a number that is neither a class nor
 NOTHING_COUNTS = "images whose true map has no pixel that counts; they are left out"
 IGNORED = "pixels that the ground truth says to ignore; they do not count"
 UNKNOWN_CLASS = "pixels of {}, a class that the model does not know; they do not count"
-NO_IMAGE = "no image has a truth that counts"
+NO_IMAGE = "no image has ground truth that counts"
 
 _PIXELS = 1 << 20  # that are counted at a time
 

@@ -241,7 +241,9 @@ def _precisions(
 
 def _mean(ranked: list[_Ranked], number: int) -> Value:
     values, replicates = [one.values[number] for one in ranked], [one.replicates[:, number] for one in ranked]
-    return mean_over_classes(values, replicates, sum(one.truths for one in ranked), "no truth that counts")
+    return mean_over_classes(
+        values, replicates, sum(one.truths for one in ranked), "no ground truth that counts"
+    )
 
 
 def _classes(ranked: list[_Ranked]) -> pa.Table:

@@ -62,7 +62,8 @@ costs published weights has not been measured, since no package has them.
 DLIB_PADDING = 0.2
 """What dlib's chips have on each side beside the face, as a part of the face's side.
 
-dlib's own code takes 0.25. With MTCNN's landmarks 0.2 separated the people of LFW's training pictures better.
+dlib's own code takes 0.25. On two pictures each of 450 of LFW's training people, with MTCNN's landmarks, the
+equal error rate is 2.0 % with 0.2 and 2.2 % with 0.25: of 450 pairs that is one.
 """
 
 DLIB_POINTS: Template = (

@@ -73,7 +73,7 @@ def _adjusted(name: str, value: object) -> object:
     else:
         known = [*_NUMBERS, *_WORDS]
         raise UserError(
-            f"task.preprocessing.{name}: there is no such field for faces{meant(name, known)}; expected one "
+            f"task.embedder.{name}: there is no such field for faces{meant(name, known)}; expected one "
             f"of {', '.join(known)}"
         )
-    raise UserError(f"task.preprocessing.{name}: expected {expected}, got {value!r}")
+    raise UserError(f"task.embedder.{name}: expected {expected}, got {value!r}")

@@ -109,13 +109,13 @@ def headlines(evaluation: Evaluation) -> list[str]:
     known = {name: value for name, value in evaluation.metrics.items() if value.value is not None}
     has_views = evaluation.metrics.keys() >= {*OF_VIEWS}
     names = [name for name in known if name in OF_VIEWS] if has_views else list(known)[:1]
-    shown = {name: known[name] for name in names} or {"judged": Value(None, reason="no truth to judge by")}
+    shown = {name: known[name] for name in names} or {"judged": Value(None, reason="no ground truth")}
     return [f"{f'{name}:':7} {_words(value)}" for name, value in shown.items()]
 
 
 def lines(evaluation: Evaluation) -> Iterator[str]:
     """Yield the numbers as lines for people."""
-    yield f"{evaluation.images:,} images with truth, {evaluation.failed:,} of them failed"
+    yield f"{evaluation.images:,} images with ground truth, {evaluation.failed:,} of them failed"
     width = max(map(len, evaluation.metrics), default=0)
     for name, value in evaluation.metrics.items():
         yield f"  {name:{width}}  {_words(value)}"

@@ -38,7 +38,7 @@ PICTURE_SIDE = 400
 MOST_CLASSES = 20
 BINS = 24
 MOST_STEPS = 40
-_WRONG_SIZE = ("wrong size", "Their truth was made for other sizes of them.")
+_WRONG_SIZE = ("wrong size", "Their ground truth is for another size.")
 
 
 class DataSetCounts(NamedTuple):
@@ -123,9 +123,9 @@ def facts(found: Description) -> list[Fact]:
 
 def truth_facts(truths: TruthCounts) -> list[Fact]:
     """Return what is known of the truth; without objects, of its labels."""
-    known = f"{number(len(truths.known))} named in the truth" if truths.known else ""
+    known = f"{number(len(truths.known))} named in the ground truth" if truths.known else ""
     classes = [Fact("Classes", number(len(truths.classes)), known)] if truths.has_classes else []
-    rows = [*classes, Fact("Without truth", _images(truths.absent))]
+    rows = [*classes, Fact("Without ground truth", _images(truths.absent))]
     if truths.numbers:
         unusable = Fact("Unusable", _images(truths.misfits), "left out below" if truths.misfits.count else "")
         return [*rows, unusable, *pixel_facts(truths.pixels, truths.uncounted)]
@@ -143,7 +143,7 @@ def truth_facts(truths: TruthCounts) -> list[Fact]:
 
 
 def comparison(found: Description) -> list[DataSetCounts]:
-    """Return the set and published ones of labels and objects; images without truth don't count."""
+    """Return the set and published ones of labels and objects; images without ground truth don't count."""
     truths = found.truths
     if truths is None or truths.numbers:
         return []
@@ -160,8 +160,8 @@ def troubles(found: Description) -> list[Examples]:
         made = ("unusable", "Their masks can't be used.") if found.truths.numbers else _WRONG_SIZE
         rows += [
             _examples(*made, wrong[0], found),
-            _examples("without truth", "The truth does not know them.", wrong[1], found),
-            _examples("truth left out", "Some of their truth can't be used.", wrong[2], found),
+            _examples("without ground truth", "The ground truth does not name them.", wrong[1], found),
+            _examples("ground truth left out", "Part of their ground truth can't be used.", wrong[2], found),
         ]
     copies = found.copies
     groups = [(same[0], f"again as {', '.join(same[1:])}") for same in copies.examples]
@@ -254,7 +254,7 @@ def _class_table(truths: TruthCounts) -> Table:
 
 
 def _comparison_table(rows: Iterable[DataSetCounts]) -> Table:
-    table = columns("Beside published sets", "Images", "Classes", "Objects", "Objects an image")
+    table = columns("Compared with published data sets", "Images", "Classes", "Objects", "Objects an image")
     for row in rows:
         counts = (row.images, row.classes, row.objects)
         cells = ["" if count is None else number(count) for count in counts]

@@ -157,13 +157,13 @@ def _reliability(context: ReportContext) -> Titled | None:
         sum(row["count"] * row[name] for row in rows if row["count"]) / total
         for name in ("confidence", "accuracy")
     )
-    how = "surer than right" if confidence > accuracy else "less sure than right"
+    how = "overconfident" if confidence > accuracy else "underconfident"
     summary = f"On average it is {how}: mean score {share(confidence)}, accuracy {share(accuracy)}"
     counts = [row["count"] for row in rows]
     chart = Chart(plots.shares([row["accuracy"] for row in rows], titles), _HALVES, _QUARTERS, summary)
     strip = Chart(plots.columns(counts), ("0", number(max(counts))), (), "Images by score")
     return Titled(
-        "Can its scores be trusted?",
+        "Calibration",
         "Accuracy of the images in each bin of scores; on the dashed line the score is the accuracy.",
         chart,
         strip,

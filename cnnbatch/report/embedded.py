@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from cnnbatch.report.answers.entry import Swatch
 from cnnbatch.report.pictures import Picture, jpeg_uri
 from cnnbatch.report.prediction import DrawnView, Prediction
 
@@ -24,13 +25,17 @@ TOO_LARGE = "left out, so that the page stays small"
 
 
 class View(NamedTuple):
-    """A picture of a card; ``name`` says which it is of several, ``text`` more of it, ``uri`` holds it."""
+    """A picture of a card; ``name`` says which it is of several, ``text`` more of it, ``uri`` holds it.
+
+    ``legend`` are colours that only this view has.
+    """
 
     name: str
     uri: str
     width: int
     height: int
     text: str = ""
+    legend: Sequence[Swatch] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +73,14 @@ def _views(picture: Picture, share: float, quality: int) -> Iterator[View]:
         yield from _rows_of_views(picture.views, share, quality)
         return
     about = picture.prediction
-    two = [(ACTUAL, picture.actual, about.actual), ("Predicted", picture.image, about.predicted)]
-    for name, image, text in (
-        [*two, *picture.more] if picture.actual or picture.more else [("", picture.image, "")]
-    ):
-        if image is not None:
-            yield _view(name, image, text, share, quality)
+    if picture.actual is None and not picture.more:
+        yield _view("", picture.image, "", share, quality)
+        return
+    if picture.actual is not None:
+        yield _view(ACTUAL, picture.actual, about.actual, share, quality)
+    yield _view("Predicted", picture.image, about.predicted, share, quality)
+    for more in picture.more:
+        yield _view(more.name, more.image, more.text, share, quality)._replace(legend=more.legend)
 
 
 def _rows_of_views(views: Sequence[DrawnView], share: float, quality: int) -> Iterator[View]:

@@ -42,7 +42,10 @@ def headline(footers: Sequence[Footer], counts: RowCounts, timeline: Timeline | 
         else Fact("Failed", "0"),
     ]
     if timeline:
-        facts += [Fact("Images/s", decimal(timeline.mean)), Fact("Time at work", duration(timeline.seconds))]
+        facts += [
+            Fact("Images/s", decimal(timeline.mean)),
+            Fact("Processing time", duration(timeline.seconds)),
+        ]
     facts += [
         Fact("Workers", _workers(footers)),
         Fact("Hosts", _hosts(footers)),

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _VEIL, _LINE = 0.64, 0.95  # How much a class's colour covers, inside and along its boundary.
-_PAPER = 0.4  # How much of white a picture becomes under what is laid over it.
-_WRONG: NDArray[np.float64] = np.array([215, 38, 61], np.float64)
+_COVER = 0.8  # How much the colours of a difference cover.
+_PAPER, _NIGHT = 0.55, 0.6  # How much of white, or of black, a picture becomes under what is laid over it.
+WRONG, IN_PART, LEFT_OUT = (215, 38, 61), (240, 165, 0), (64, 64, 64)
+"""Colours of a `difference`."""
+
 _HEAT: NDArray[np.float64] = np.array(
     [[64, 30, 110], [200, 50, 90], [250, 140, 40], [255, 235, 120]], np.float64
 )
@@ -33,14 +36,25 @@ def overlaid(
     return _mixed(image, paints, share)
 
 
-def difference(image: Image.Image, wrong: NDArray[np.bool_], left_out: NDArray[np.bool_]) -> Image.Image:
-    """Return a picture in gray, red where it is ``wrong`` and flat where it is ``left_out``, which wins."""
-    plain = _mixed(_faded(image), np.full((*wrong.shape, 3), 64.0), np.where(left_out, 0.8, 0.0))
-    return _mixed(plain, np.broadcast_to(_WRONG, (*wrong.shape, 3)), np.where(wrong & ~left_out, 0.8, 0.0))
+def difference(
+    image: Image.Image,
+    wrong: NDArray[np.bool_],
+    left_out: NDArray[np.bool_] | None = None,
+    in_part: NDArray[np.bool_] | None = None,
+) -> Image.Image:
+    """Return a picture in light gray, with these pixels (H, W) in their colours; of several the last wins.
+
+    `WRONG` is red, `IN_PART` amber, `LEFT_OUT` dark.
+    """
+    paints, share = np.zeros((*wrong.shape, 3)), np.zeros(wrong.shape)
+    for colour, some in ((WRONG, wrong), (IN_PART, in_part), (LEFT_OUT, left_out)):
+        if some is not None:
+            paints[some], share[some] = colour, _COVER
+    return _mixed(_faded(image), paints, share)
 
 
 def heat(image: Image.Image, size: tuple[int, ...], regions: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Return a picture with regions as heat: those of the lowest ``score`` are the brightest.
+    """Return a dark picture with regions as heat: those of the lowest ``score`` are the brightest.
 
     ``size`` is the (height, width) of the original, whose pixels the ``box`` of each region is in.
     """
@@ -55,7 +69,8 @@ def heat(image: Image.Image, size: tuple[int, ...], regions: Sequence[Mapping[st
         np.maximum(part, own, out=part)
     places = np.linspace(0, 1, len(_HEAT))
     paints = np.stack([np.interp(warmth, places, channel) for channel in _HEAT.T], axis=-1)
-    return _mixed(_faded(image), paints, np.where(warmth > 0, 0.72, 0.0))
+    night = Image.blend(_gray(image), Image.new("RGB", image.size), _NIGHT)
+    return _mixed(night, paints, np.where(warmth > 0, 0.72, 0.0))
 
 
 def _warmth(scores: Sequence[float]) -> list[float]:
@@ -74,7 +89,11 @@ def _lines(numbers: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _faded(image: Image.Image) -> Image.Image:
     """Return a picture in light gray."""
-    return Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, "white"), _PAPER)
+    return Image.blend(_gray(image), Image.new("RGB", image.size, "white"), _PAPER)
+
+
+def _gray(image: Image.Image) -> Image.Image:
+    return image.convert("L").convert("RGB")
 
 
 def _mixed(image: Image.Image, paints: NDArray[Any], share: NDArray[np.float64]) -> Image.Image:

@@ -109,7 +109,7 @@ def _facts(about: Mapping[str, Any], data: Mapping[str, Any], figures: Mapping[s
             Fact("Linear probe", percent(figures["linear_probe"]), f"chance {percent(figures['chance'])}")
         )
         facts.append(Fact("Nearest neighbours", percent(figures["nearest_neighbours"])))
-        facts.append(Fact("Log evidence", decimal(figures["log_evidence"])))
+        facts.append(Fact("LogME score", decimal(figures["log_evidence"])))
     if failed := sum(about.get("failed", {}).values()):
         facts.append(Fact("Not learned from", number(failed), ", ".join(about["failed"])))
     return facts

@@ -39,7 +39,7 @@ _CANDIDATE = np.dtype(
 class Mistake(NamedTuple):
     """An image that was judged wrong: its place among the predictions, and its class.
 
-    For a label the class is the true one; for objects it is that of the false alarm ``alarm``; for maps and
+    For a label the class is the true one; for objects that of the false positive ``alarm``; for maps and
     segments it is the one that is missed most.
     """
 

@@ -107,6 +107,7 @@ def page_html(result: Reader, storage: Storage, begin: Begin) -> str:
         least_sure=least_sure,
         rows=counts.rows,
         legend=_legend(context, counts, [*sample, *least_sure, *wrong]),
+        more_legends=_more_legends([*sample, *least_sure, *wrong]),
         score_name=_score_name(context),
         unit=_unit(context, counts),
         failures=_failures(result, counts),
@@ -213,7 +214,14 @@ def _legend(context: ReportContext, counts: RowCounts, cards: Sequence[Card]) ->
         true = [one for one in known if one is not None]
         if answers or true:
             found += entry.legend([*answers, *true], counts.labels_of.get(kind, Counter()))
-            found += () if any(card.prediction.views for card in cards) else entry.legend_of_more()
+    return found
+
+
+def _more_legends(cards: Sequence[Card]) -> dict[str, dict[Swatch, None]]:
+    """Return the colours of further views, by these views' names."""
+    found: dict[str, dict[Swatch, None]] = {}
+    for view in (view for card in cards for view in card.views if view.legend):
+        found.setdefault(view.name, {}).update(dict.fromkeys(view.legend))
     return found
 
 

@@ -116,8 +116,8 @@ class TruthCounts:
 
     ``kind`` is its kind of answer. ``an_image`` spreads objects an image, of images with truth; ``sides`` the
     square roots of objects' areas in pixels, as the truth states them (COCO's are those of masks), else of
-    their boxes. ``misfits`` are images whose truth can't be used, as one that was made for another size: it
-    counts nowhere; ``remarks`` are of others, some of whose truth is left out. ``maps`` counts the images
+    their boxes. ``misfits`` are images whose ground truth can't be used, as one of another size: it counts
+    nowhere; ``remarks`` are of others, some of whose truth is left out. ``maps`` counts the images
     with a class for every pixel, in which ``numbers`` stand for the classes; pixels of other numbers are
     ``uncounted``.
     """

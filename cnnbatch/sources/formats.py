@@ -201,7 +201,7 @@ def _open_part(input: Input, whole: str, side: str | None, storage: Storage) -> 
     if source.truth_schema is None or answer_of(source.truth_schema) != regions.ANSWER:
         raise UserError(
             f"input.url: {redact(whole)} has no boxes that could be images\n"
-            "  what to do: give the output of detect, or a source with box truth (COCO, VOC, tar, Parquet)"
+            "  what to do: give the output of detect, or a source whose ground truth has boxes (COCO, VOC …)"
         )
     return regions.RegionImages(regions.TruthBoxes(source))
 

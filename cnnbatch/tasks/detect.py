@@ -114,8 +114,8 @@ class Detect(WeightedTask):
 
         if self.aliases:
             raise UserError(
-                "task.aliases: a training learns the classes by the names that its truth has\n"
-                "  what to do: leave it out, and rename the classes in the truth where they are to be others"
+                "task.aliases: a training learns the classes by the names in its ground truth\n"
+                "  what to do: leave it out, and rename the classes in the ground truth to change them"
             )
         begun_with = self.model_copy(update={"classes": None})  # The job's classes are those to be learned.
         choice = begun_with.choice({"size": self.size} if self.size else {})

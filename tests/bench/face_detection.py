@@ -1,7 +1,7 @@
 """How fast MTCNN finds faces, beside facenet-pytorch's own code called one picture at a time.
 
-Both have the same weights and one thread, find the same faces in the same decoded pictures, and take turns;
-what counts is the processor's time.
+Both have the same weights, one thread and the allocator as the job's workers set it, find the same faces in
+the same decoded pictures, and take turns; what counts is the processor's time.
 
     python -m tests.bench.face_detection [PICTURES]
 """
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import pad
 
+from cnnbatch.inference.worker.malloc import keep_freed_memory
 from cnnbatch.models.choice import Choice
 from cnnbatch.models.face_detectors import build_face_detector
 from tests.bench.measuring import SHARED
@@ -89,6 +90,7 @@ def measured(folder: Path, count: int) -> list[str]:
 
 def main(count: int = 32) -> None:
     """Print the table."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     console = Console()

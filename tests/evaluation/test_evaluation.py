@@ -95,7 +95,7 @@ def test_a_class_that_is_left_out_is_counted(tmp_path: Path, data: Any, found: A
     evaluation = evaluated(folder)
     rest = {**data, "annotations": [one for one in data["annotations"] if one["category_id"] != 2]}
     assert evaluation.metrics["AP"].value == pytest.approx(judged.reference(rest, found).stats[0], abs=1e-9)
-    reason = "truths of the class class 2, which task.aliases leaves out"
+    reason = "true objects of the class class 2, which task.aliases leaves out"
     assert evaluation.notes == {reason: len(gone)}
 
 
@@ -132,7 +132,10 @@ def test_another_truth_is_joined_by_key(tmp_path: Path, data: Any, found: Any) -
     stats = judged.reference(both, [one for one in found if one["image_id"] in ids]).stats
     assert evaluation.metrics["AP"].value == pytest.approx(stats[0], abs=1e-9)
     assert evaluation.images == len(ids)
-    assert evaluation.notes == {"images without truth": 10, "truths of images that the output lacks": 5}
+    assert evaluation.notes == {
+        "images without ground truth": 10,
+        "rows of ground truth whose images the output lacks": 5,
+    }
     assert "truth" in evaluation.truth
 
 
@@ -150,10 +153,10 @@ def test_what_is_odd_in_the_truth_is_counted(tmp_path: Path, data: Any, found: A
     rows[2] |= {"objects": None}
     pq.write_table(truth.table(rows, table.schema), path)
     assert evaluated(folder).notes == {
-        "images whose truth was made for another size": 1,
-        "images without truth": 1,
-        "truths of no area, which count as missed": 1,
-        "truths that reach beyond their image, which count as they are": 1,
+        "images whose ground truth is for another size": 1,
+        "images without ground truth": 1,
+        "true objects of no area, which count as missed": 1,
+        "true objects that reach beyond their image, which count as they are": 1,
         "truths with a box or score that is no number": 1,
     }
 
@@ -184,10 +187,10 @@ def test_a_part_without_its_truth_is_noted(tmp_path: Path, data: Any, found: Any
     folder = judged.write_detected(tmp_path / "out", data, found)
     (folder / "_job" / "truth" / "part-00000001.parquet").unlink()
     evaluation = evaluated(folder)
-    assert (evaluation.images, evaluation.notes) == (IMAGES - 20, {"images without truth": 20})
+    assert (evaluation.images, evaluation.notes) == (IMAGES - 20, {"images without ground truth": 20})
     shutil.rmtree(folder / "_job" / "truth")
     assert evaluate(str(folder), Storage()) is None
-    with pytest.raises(UserError, match="has no truth that its predictions can be judged by"):
+    with pytest.raises(UserError, match="has no ground truth that its predictions can be evaluated against"):
         evaluate_again(str(folder), [], Screen(quiet=True))
 
 
@@ -211,7 +214,7 @@ def test_classes_are_judged(tmp_path: Path) -> None:
     assert evaluation.metrics["log_loss"].reason
     assert (evaluation.images, evaluation.failed) == (11, 1)
     unknown = "images of a class that the model does not know, which count as mistakes"
-    assert evaluation.notes == {"images without truth": 1, unknown: 1}
+    assert evaluation.notes == {"images without ground truth": 1, unknown: 1}
     found = pq.read_table(tmp_path / "evaluation" / "images.parquet").to_pylist()
     assert [int(row["key"][:-4]) for row in found if row["right"]] == right
     assert [(row["part"], row["row"]) for row in found][-1] == (1, 4)

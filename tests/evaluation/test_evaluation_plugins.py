@@ -106,7 +106,7 @@ def test_an_installed_package_brings_metric_and_ground_truth(tmp_path: Path) -> 
     assert evaluation.metrics == {"MAE": Value((1 + 2.5 + 0) / 3, count=3)}
     assert evaluation.slices["key"]["1.jpg"]["MAE"].value == 2.5
     assert (evaluation.images, evaluation.failed) == (4, 1)
-    assert evaluation.notes == {"images without truth": 1, "numbers that are not whole": 1}
+    assert evaluation.notes == {"images without ground truth": 1, "numbers that are not whole": 1}
     assert cnnbatch.open(tmp_path).evaluation() == evaluation
     assert "  MAE  1.1667, 3" in lines(evaluation)
     assert less_is_better("MAE")

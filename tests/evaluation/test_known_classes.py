@@ -255,7 +255,7 @@ def test_an_output_is_not_judged_by_labels_of_which_none_is_known(tmp_path: Path
     evaluation = evaluate(str(tmp_path), Storage(), Terms(aliases={"Katze": "cat", "Hund": None}))
     assert evaluation is not None
     assert (evaluation.images, evaluation.metrics["top1"].value) == (1, 1.0)
-    assert evaluation.notes == {"images without truth": 2}
+    assert evaluation.notes == {"images without ground truth": 2}
 
 
 def test_a_message_names_a_few_of_many_classes() -> None:

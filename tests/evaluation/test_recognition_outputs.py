@@ -88,6 +88,13 @@ def test_files_may_be_named_by_keys(out: Path) -> None:
     assert found.exit_code == 0, found.output
 
 
+def test_files_may_have_longer_paths_than_the_keys(out: Path) -> None:
+    found = evaluate(out, PAIRS.replace("photos/", "elsewhere/photos/"))
+    assert found.exit_code == 0, found.output
+    ambiguous = PAIRS.replace("photos/ann/1.png", "here/ann/1.png") + "there/ann/1.png,here/ann/1.png,1\n"
+    assert "2 of 6 are not in it" in " ".join(evaluate(out, ambiguous).output.split())
+
+
 def test_people_are_searched(out: Path) -> None:
     people = "file,person\n" + "".join(
         f"{who}/{number}.png,{who}\n"

@@ -580,7 +580,7 @@ def test_without_truths_there_is_no_value(kind: IouType, made: list[Picture]) ->
     found = evaluated(kind, made, intervals=True)
     for one in found.metrics.values():
         assert (one.value, one.low, one.high, one.count) == (None, None, None, 0)
-        assert one.reason == "no truth of this size"
+        assert one.reason == "no object of this size in the ground truth"
     assert len(found.metrics) == len(kind.stats)
     assert found.tables[f"{kind.prefix}pr_curves"].num_rows == 0
     assert coco.result(coco.merge(kind, [])).metrics == found.metrics

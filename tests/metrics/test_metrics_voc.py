@@ -347,7 +347,7 @@ def test_without_truths_there_is_no_value(made: list[Picture]) -> None:
     found = evaluated(made, intervals=True)
     assert list(found.metrics) == ["VOC2007_AP50", "VOC2010_AP50", "DET_AP"]
     for one in found.metrics.values():
-        assert (one.value, one.low, one.count, one.reason) == (None, None, 0, "no truth that counts")
+        assert (one.value, one.low, one.count, one.reason) == (None, None, 0, "no ground truth that counts")
     assert found.tables["voc_classes"].num_rows == 0
 
 

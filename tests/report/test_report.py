@@ -110,13 +110,13 @@ def test_the_headline_and_every_section(tmp_path: Path) -> None:
         "Images 200",
         "Failed 1 0.5 %",
         "Images/s 50",
-        "Time at work 4 s",
+        "Processing time 4 s",
         "Workers 2",
         "Precision fp32",
     ):
         assert fact in text
     assert "Device cuda" in text
-    assert "36 of 200 images" in text
+    assert "A random sample of 36 of the 200 images." in text
     assert "truncated 1" in text
     assert "00007.png it ends after 12 bytes" in text
     assert "forward 49 % 4.2 s 21 ms" in text
@@ -130,9 +130,9 @@ def test_no_section_without_data(tmp_path: Path) -> None:
     row = {"key": "a", "uri": str(png(tmp_path)), "vanished": False, "embedding": [1.0]}
     write_part(tmp_path / "out", 0, [row], schema=schema)
     page = Page(report(tmp_path / "out"))
-    assert page.headings == ["What it saw", "Where the time went", "How it was made"]
+    assert page.headings == ["Predictions", "Time by stage", "Reproducibility"]
     write_job(tmp_path / "empty")
-    assert Page(report(tmp_path / "empty")).headings == ["How it was made"]
+    assert Page(report(tmp_path / "empty")).headings == ["Reproducibility"]
 
 
 def test_hostile_names_and_labels_stay_text(tmp_path: Path) -> None:
@@ -192,8 +192,8 @@ def test_scores_that_are_no_probabilities_have_no_histogram(tmp_path: Path) -> N
     rows = [good(f"{n}", png(tmp_path), [("cat", 3.5 * n)]) for n in range(100)]
     headings = Page(report(write_output(tmp_path / "out", [rows]))).headings
     assert "Labels" in headings
-    assert "How sure it was" not in headings
-    assert "Where it was least sure" not in headings
+    assert "Confidence distribution" not in headings
+    assert "Least confident images" not in headings
 
 
 def test_every_code_has_a_meaning() -> None:

@@ -92,7 +92,7 @@ def test_a_kind_that_a_package_brings_has_captions_numbers_and_lines(output: Pat
 
 def test_a_kind_without_an_entry_has_pictures_without_captions(output: Path) -> None:
     text = words(report(output))
-    assert "What it saw 0.png" in text.replace("  ", " ")
+    assert "Predictions 0.png" in text.replace("  ", " ")
     assert "Actual" not in text
     assert "mean_absolute_error" in text
     assert cnnbatch.open(output).show("0.png").prediction.caption == ""

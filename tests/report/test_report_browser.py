@@ -161,7 +161,7 @@ def classes_shown(page: Page) -> list[str]:
     """Return the class of every mistake that is to be seen: the true one, or that of the false alarm."""
     words = page.locator(".mistakes .gallery > li:visible").all_inner_texts()
     found = [
-        re.search(r"Actual: (\w+)\s+Predicted: \w+ \(|(\w+) \(\d\.\d\d\) is a false alarm", each)
+        re.search(r"Actual: (\w+)\s+Predicted: \w+ \(|(\w+) \(\d\.\d\d\) is a false positive", each)
         for each in words
     ]
     return [one[1] or one[2] for one in found if one]

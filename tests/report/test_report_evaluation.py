@@ -161,7 +161,7 @@ def test_every_number_has_its_interval_and_what_it_stands_on(tmp_path: Path) -> 
     folder = classified(tmp_path / "out", ZOO)
     known = metrics(folder)
     text = words(report(folder))
-    assert "By 8 images with a truth, of which 1 failed and count as missed." in text
+    assert "8 images with ground truth, of which 1 failed and count as missed." in text
     top1 = known["top1"]
     assert (top1.value, top1.count) == (3 / 8, 8)
     assert (
@@ -193,7 +193,7 @@ def test_numbers_as_words() -> None:
         "AP": Value(0.155, 0.1, 0.2, 633),
         "log_loss": Value(2.5, 2.25, 2.75, 10),
         "failed_pairs": Value(3.0, count=1000),
-        "APs": Value(None, reason="no truth of this size"),
+        "APs": Value(None, reason="no object of this size in the ground truth"),
         "mask_AP": Value(1.0, 0.9, 1.0, 3),
     }
     found = {one.name: one for group in groups(values) for one in group.numbers}
@@ -201,7 +201,7 @@ def test_numbers_as_words() -> None:
     assert found["AP"].band == (10, 10, 15.5)
     assert (found["log_loss"].value, found["log_loss"].band) == ("2.5", None)
     assert (found["failed_pairs"].value, found["failed_pairs"].of) == ("3", "1,000")
-    assert (found["APs"].value, found["APs"].reason) == ("none", "no truth of this size")
+    assert (found["APs"].value, found["APs"].reason) == ("none", "no object of this size in the ground truth")
     assert found["mask_AP"].value == "1.000"
     assert meaning_of("mask_AP") == f"{meaning_of('AP')}, by masks"
     assert meaning_of("TAR@FAR=1e-3").endswith("a share of 1e-3 is falsely accepted")
@@ -209,14 +209,14 @@ def test_numbers_as_words() -> None:
 
 
 def test_the_most_specific_kind_leads_and_one_without_values_is_a_line() -> None:
-    none = Value(None, reason="no truth of this size")
+    none = Value(None, reason="no object of this size in the ground truth")
     values = {"AP": Value(0.4), "AP50": Value(0.5), "mask_AP": Value(0.3), "keypoint_AP": none}
     found = groups(values)
     assert [(group.how, [one.name for one in group.numbers]) for group in found] == [
         ("by masks", ["mask_AP"]),
         ("by boxes", ["AP", "AP50"]),
     ]
-    assert lacking(values) == ["no numbers by keypoints: no truth of this size"]
+    assert lacking(values) == ["no numbers by keypoints: no object of this size in the ground truth"]
     assert [(group.how, len(group.numbers)) for group in groups({"top1": none})] == [("", 1)]
 
 
@@ -363,7 +363,7 @@ def test_false_alarms_that_count_come_with_what_was_missed(tmp_path: Path) -> No
         ("dog", 0.8, 2, 1),
     ]
     text = words(report(folder))
-    assert "dog (0.80) is a false alarm; 1 of 2 objects missed" in text
+    assert "dog (0.80) is a false positive; 1 of 2 objects missed" in text
     thresholds = pa.table({"label": ["dog", "car"], "threshold": [0.81, None]})
     pq.write_table(thresholds, folder / "evaluation" / "classes.parquet")
     labels = [one.label for one in find_mistakes(context(folder)).shown]
@@ -470,7 +470,7 @@ def test_reliability_is_accuracy_by_score(tmp_path: Path) -> None:
     chart = next(one for one in evaluation_charts(context(folder), metrics(folder)) if one.strip)
     assert chart.chart.plot.count("<rect") == 6
     assert "score 0.93 to 1.00: 2 images, accuracy 0.500, mean score 0.980" in chart.chart.plot
-    assert chart.chart.summary == "On average it is surer than right: mean score 0.787, accuracy 0.429"
+    assert chart.chart.summary == "On average it is overconfident: mean score 0.787, accuracy 0.429"
 
 
 def test_a_training_has_its_curves(tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_a_training_has_its_curves(tmp_path: Path) -> None:
     }
     pq.write_table(pa.table(measured), folder / "metrics.parquet")
     text = words(report(folder))
-    assert "How it learned loss 20.5 0epoch 3 0.75 at the end, between 0.5 and 2" in text
+    assert "Training loss 20.5 0epoch 3 0.75 at the end, between 0.5 and 2" in text
     assert "once" not in text
 
 
@@ -499,17 +499,19 @@ def test_a_report_never_fails_for_what_is_missing_or_damaged(tmp_path: Path) -> 
     assert "top1" in text
     assert "Actual" not in text
     (folder / "evaluation.json").write_text('{"task": "classify", "excluded": {}, "metrics": {}}')
-    text = words(report(folder))
+    html = report(folder)
+    text = words(html)
     assert "evaluation.json is of another version, or damaged. cnnbatch evaluate" in text
-    assert "How good it is" not in text
+    assert "Metrics" not in Page(html).headings
 
 
 def test_tables_of_another_version_are_left_out(tmp_path: Path) -> None:
     folder = detected(tmp_path / "out", STREET)
     for path in (folder / "evaluation").glob("*.parquet"):
         pq.write_table(pa.table({"label": ["x"]}), path)
-    text = words(report(folder))
-    assert "How good it is" in text
+    html = report(folder)
+    text = words(html)
+    assert "Metrics" in Page(html).headings
     assert "Class by class" not in text
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageColor
 
 from cnnbatch.evaluation import evaluate
 from cnnbatch.images import class_map
 from cnnbatch.report import layers, palette
 from cnnbatch.report.answers.entry import AboutOutput, AboutTruth
 from cnnbatch.report.answers.map import NONE, MapReport
+from cnnbatch.report.answers.objects import ObjectsReport
 from cnnbatch.report.lines import result_lines
 from cnnbatch.report.marked import marked
 from cnnbatch.results import Result
@@ -66,13 +67,14 @@ def test_the_page_of_maps(tmp_path: Path) -> None:
     html = report(judged(tmp_path / "out"))
     text, page = words(html), Page(html)
     assert "mIoU mean over the classes of the IoU of their pixels" in text
-    assert "The worst" in page.headings
+    assert "Worst images" in page.headings
     assert "The images with the lowest mIoU of their own, the worst first" in text
     assert "By class that most pixels are missed of" in text
-    assert "Difference: mIoU 1.00, 100 % of the pixels right" in text.replace("\u00a0", " ")
+    assert "Difference: mIoU 1.00, pixel accuracy 1.00" in text
+    assert "Difference: wrong class not evaluated" in text
     swatches = re.findall(r"<li><i style=\"background:(#\w{6})\" aria-hidden=\"true\"></i>([^<]+)</li>", html)
     names = [name for _, name in swatches[: len(swatches) // 2]]
-    assert sorted(names) == ["car", "different", "not counted", "road", "sky"]
+    assert (sorted(names[:3]), names[3:]) == (["car", "road", "sky"], ["wrong class", "not evaluated"])
     assert dict((name, colour) for colour, name in swatches)["sky"] == palette.css(palette.colours(MODEL)[3])
     assert "each cell is the share of the row's pixels" in text
     assert page.tags["img"] == 3 * (IMAGES + IMAGES - 1)  # One image is right all over.
@@ -120,9 +122,9 @@ def test_an_image_and_the_lines_of_a_terminal(tmp_path: Path) -> None:
     shown = result.show("001.jpg")
     assert shown.image is not None
     assert shown.image.size == SIZE[::-1]
-    assert re.match(r"(\w+ \d+ %(, )?){4}", shown.prediction.caption)
+    assert re.match(r"(\w+ \d+ %(, )?){3}", shown.prediction.caption)
     lines = list(result_lines(str(folder), Storage()))
-    assert re.fullmatch(r"  000\.jpg: (\w+ \d+ %(, )?){4}", lines[0])
+    assert re.fullmatch(r"  000\.jpg: (\w+ \d+ %(, )?){3}", lines[0])
     assert "%" in result._repr_html_()
 
 
@@ -141,7 +143,8 @@ def test_truth_is_shown_by_the_places_of_the_models_classes() -> None:
     shown = truth_of(np.array([[10, 3, 26, 255, 40]], np.uint8), [*CLASSES, Class("fence", 40)])
     assert shown.names == (*MODEL, "fence")
     assert shown.numbers().tolist() == [[3, 2, 1, NONE, 4]]
-    assert MapReport().words(shown) == "car 25 %, road 25 %, sky 25 %, fence 25 %"
+    assert MapReport().words(shown) == "car 25 %, road 25 %, sky 25 %"
+    assert shown.pixels() == dict.fromkeys(("sky", "road", "car", "fence"), 1)
 
 
 def test_small_shares_are_not_put_into_words() -> None:
@@ -159,7 +162,8 @@ def test_the_difference_is_red_where_it_is_wrong_and_dark_where_nothing_counts()
     red, gray = pixels[:, 0] - pixels[:, 1] > 100, pixels.max(axis=1) < 120
     assert red.tolist() == [False, True, False, False]
     assert gray.tolist() == [False, False, True, False]
-    assert view.text == "mIoU 0.50, 67 % of the pixels right"
+    assert view.text == "mIoU 0.50, pixel accuracy 0.67"
+    assert [one.name for one in view.legend] == ["wrong class", "not evaluated"]
 
 
 def test_what_the_model_does_not_know_does_not_count_and_is_in_the_legend() -> None:
@@ -168,7 +172,7 @@ def test_what_the_model_does_not_know_does_not_count_and_is_in_the_legend() -> N
     (view,) = MapReport().more_views(Image.new("RGB", (4, 2), "white"), said, true)
     dark = np.asarray(view.image)[0].max(axis=1) < 120
     assert dark.tolist() == [False, True, True, False]
-    assert view.text == "mIoU 1.00, 100 % of the pixels right"
+    assert view.text == "mIoU 1.00, pixel accuracy 1.00"
     names = [one.name for one in MapReport().legend([said, true], Counter({"sky": 9, "road": 5}))]
     assert names == ["sky", "road", "tree"]
 
@@ -243,7 +247,74 @@ def test_the_page_of_segments(tmp_path: Path) -> None:
     assert text.index("PQ_stuff") < text.index("By masks") < text.index("By boxes")
     assert "The images with the lowest panoptic quality of their own, the worst first" in text
     assert "Class by class, by segments" in text
-    assert Page(html).tags["img"] % 2 == 0
+    assert "Difference: wrong class right class, but the segments do not match" in text
+    assert "Difference: PQ 1.00, " in text
+    assert Page(html).tags["img"] % 3 == 0
+
+
+def rows_of(*some: Segment) -> list[dict[str, Any]]:
+    return [one.row() for one in some]
+
+
+def halves(size: tuple[int, int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    left = np.zeros(size, np.bool_)
+    left[:, : size[1] // 2] = True
+    return left, ~left
+
+
+def test_the_difference_of_segments_shows_classes_and_matches() -> None:
+    left, right = halves((10, 40))
+    columns = np.arange(40)
+    true = [Segment("CAR", left, True), Segment("sky", right & (columns < 30), False)]
+    said = [
+        Segment("CAR", left & (columns < 15), True, 0.9),  # 15 of 20 columns: the match.
+        Segment("CAR", left & (columns >= 15), True, 0.8),
+        Segment("road", right & (columns < 25), False),
+        Segment("sky", right & (columns >= 25), False),  # Void is left out of its union: 5 of 10 columns.
+    ]
+    image = Image.new("RGB", (40, 10), "white")
+    view = ObjectsReport().difference(image, rows_of(*said), rows_of(*true))
+    assert view is not None
+    colours = {one.colour: one.name.split(",")[0] for one in view.legend}
+    shown = np.asarray(view.image)[5].astype(int)
+    near = [
+        next((name for one, name in colours.items() if np.abs(each - ImageColor.getrgb(one)).max() < 55), "")
+        for each in shown
+    ]
+    expected = ["", "right class", "wrong class", "right class", "not evaluated"]
+    assert near == np.repeat(expected, [15, 5, 5, 5, 10]).tolist()
+    assert view.text == "PQ 0.17, 1 of 2 segments found"  # CAR: 0.75 / 1.5; sky and road: 0.
+
+
+def test_segments_that_cannot_be_compared_have_no_difference() -> None:
+    left, right = halves((10, 40))
+    image, entry = Image.new("RGB", (40, 10), "white"), ObjectsReport()
+    true = rows_of(Segment("CAR", left, True))
+    assert entry.difference(image, rows_of(Segment("CAR", left[:5], True)), true) is None
+    assert entry.difference(image, [], []) is None
+    plain = rows_of(Segment("CAR", left, None))
+    assert entry.difference(image, plain, plain) is None  # Objects, which are judged one by one.
+    damaged = rows_of(Segment("CAR", right, True, runs="3"))
+    view = entry.difference(image, damaged, true)
+    assert view is not None
+    assert view.text == "PQ 0.00, 0 of 1 segments found"
+
+
+def test_two_outputs_disagree_where_their_classes_differ() -> None:
+    left, right = halves((10, 40))
+    image = Image.new("RGB", (40, 10), "white")
+    first, second = rows_of(Segment("CAR", left, True)), rows_of(Segment("CAR", right, True))
+    view = ObjectsReport().disagreement(image, first, [*second, *rows_of(Segment("CAR", left, True))])
+    assert view is not None
+    assert view.text == "50 % of the pixels have the same class"
+    assert (np.asarray(view.image)[5, :, 1] < 100).tolist() == right[5].tolist()
+    a, b = (opened(np.array([[1, 2, 3, 255]], np.uint8)), opened(np.array([[1, 2, 2, 1]], np.uint8)))
+    shown = MapReport().disagreement(image.resize((4, 1)), a, b)
+    assert shown.text == "50 % of the pixels have the same class"
+    assert (np.asarray(shown.image)[0, :, 1] < 100).tolist() == [False, False, True, True]
+    assert (
+        MapReport().disagreement(image, a, opened(np.ones((2, 2), np.uint8))).text == "of another size in B"
+    )
 
 
 def test_segments_are_marked_all_over_with_their_labels_inside() -> None:

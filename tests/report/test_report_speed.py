@@ -103,7 +103,7 @@ def test_the_page_has_every_way_and_why_one_won(out: Path) -> None:
 def test_the_report_is_made_without_torch(out: Path) -> None:
     write_settings(out, CPU, MEASURED)
     assert "torch" not in loaded_by_the_report(out, "pass")
-    assert "How it ran" in (out / "report.html").read_text()
+    assert "Backend and precision" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -136,13 +136,13 @@ def test_each_kind_of_device_has_its_own(out: Path) -> None:
     assert "NVIDIA H200 Ran by torch.compile bf16, 3 times as fast as eager fp32" in text
     assert "eager fp32 batches of 64 800 1 the reference only to compare with" in text
     assert "eager fp32 with TF32 batches of 64 – – not tried: bf16 is faster already" in text
-    assert f"Apple GPU Ran by eager fp32, without measuring: {TOO_LONG}. How it was made" in text
+    assert f"Apple GPU Ran by eager fp32, without measuring: {TOO_LONG}. Reproducibility" in text
 
 
 def test_nothing_is_said_where_nothing_was_to_choose(out: Path) -> None:
-    assert "How it ran" not in Page(report(out)).headings
+    assert "Backend and precision" not in Page(report(out)).headings
     write_settings(out, CPU, [])
-    assert "How it ran" not in Page(report(out)).headings
+    assert "Backend and precision" not in Page(report(out)).headings
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_damaged_record_is_none(text: str, out: Path) -> None:
     path.write_text(text)
     assert devices(Output(str(out), Storage())) == []
     assert ran_by(Output(str(out), Storage())) == ""
-    assert "How it ran" not in Page(report(out)).headings
+    assert "Backend and precision" not in Page(report(out)).headings
 
 
 def test_no_picture_of_the_sample_that_could_be_timed_leaves_no_rate(tmp_path: Path) -> None:

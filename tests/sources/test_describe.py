@@ -314,7 +314,7 @@ def test_pixels_of_maps_are_counted(tmp_path: Path) -> None:
     sink = io.StringIO()
     print_collection("maps", found, Console(file=sink, width=120))
     said = sink.getvalue()
-    assert re.search(r"Classes +2 · 3 named in the truth", said)
+    assert re.search(r"Classes +2 · 3 named in the ground truth", said)
     assert re.search(r"Pixels +40\n", said)
     assert re.search(r"Not counted +20 · 33 % of all", said)
     assert re.search(r"Class +Images +Pixels +Share +Mean share of an image", said)
@@ -540,7 +540,7 @@ def test_hostile_keys_stay_text(tmp_path: Path) -> None:
 def test_a_set_without_truth_or_pictures_has_a_page() -> None:
     found = describe(Made((b"", b"text"), truth_schema=None))
     html = page_html("nowhere", found, [])
-    assert "What to look at" in html
+    assert "Problems" in html
     assert "The truth" not in html
 
 

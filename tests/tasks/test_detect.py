@@ -337,7 +337,7 @@ def test_truth_that_the_model_cannot_know_stops_before_the_first_shard(
     cnnbatch.run(job, quiet=True, compute={"pool": "inline"}, task={"aliases": {"persn": None}})
     found = cnnbatch.open(tmp_path / "out").evaluation()
     assert found is not None
-    assert found.notes == {"truths of the class persn, which task.aliases leaves out": 3}
+    assert found.notes == {"true objects of the class persn, which task.aliases leaves out": 3}
     assert found.metrics["AP"].reason
 
 

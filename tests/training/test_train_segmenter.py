@@ -44,7 +44,7 @@ def test_folders_of_maps_become_a_tested_segmenter(trained: Path) -> None:
     assert (about["data"]["train"], about["data"]["validation"]) == (80, 20)
     judged = json.loads((trained / "evaluation.json").read_text())["metrics"]
     assert judged["mIoU"]["value"] > 0.85
-    assert "How it learned" in (trained / "report.html").read_text()
+    assert '<h2 id="training">Training</h2>' in (trained / "report.html").read_text()
 
 
 @pytest.mark.slow

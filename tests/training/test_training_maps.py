@@ -108,7 +108,7 @@ def test_images_without_a_mask_do_not_teach(tmp_path: Path) -> None:
     (root / "trainannot/3.png").unlink()
     found = collected(job(root, tmp_path / "out"))
     assert (len(found.train), found.data.images) == (7, 7)
-    assert "1 without a truth are left out" in found.how
+    assert "1 without ground truth are left out" in found.how
 
 
 @pytest.mark.parametrize(

@@ -195,8 +195,8 @@ def _notes(
     notes = [f"A has read {_shown(inputs[0])}, B {_shown(inputs[1])}"] if inputs[0] != inputs[1] else []
     counts = {
         "images have another etag in B: the picture has changed between the two": common.other_etags,
-        "images have a truth in only one of the outputs; they are not judged": judged.one_truth,
-        "images have another truth in B": changes.other_truths if changes else 0,
+        "images have ground truth in only one of the outputs; they are not evaluated": judged.one_truth,
+        "images have another ground truth in B": changes.other_truths if changes else 0,
         **common.measure.excluded,
     }
     others = [kind for kind in comparable_kinds(a, b) if kind != common.measure.kind]

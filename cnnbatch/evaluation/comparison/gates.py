@@ -37,8 +37,8 @@ def require_truth(gates: Iterable[Gate], known: bool) -> None:
     for gate in gates:
         if gate.metric != AGREEMENT and not known:
             raise UserError(
-                f"--fail-under {gate.metric}: a metric needs a truth of the same images in both outputs\n"
-                f"  what to do: name {AGREEMENT}, or say where the truth is: cnnbatch evaluate OUT truth=FILE"
+                f"--fail-under {gate.metric}: both outputs need ground truth of the same images\n"
+                f"  what to do: name {AGREEMENT}, or give the ground truth: cnnbatch evaluate OUT truth=FILE"
             )
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
 from cnnbatch.evaluation.comparison.pairing import Side
 from cnnbatch.evaluation.comparison.result import Comparison
@@ -34,11 +35,11 @@ MOST_FAILED = 6
 """Pictures of images that failed in only one output, so that there is room for others."""
 MOST_ROWS = 20
 
-_TITLES = {"key": "Image", "truth": "Truth", "a": "A", "b": "B"}
+_TITLES = {"key": "Image", "truth": "Ground truth", "a": "A", "b": "B"}
 
 
-class SideCaption(NamedTuple):
-    """What stands below a picture of one output: ``text`` where there are no guesses to list."""
+class Caption(NamedTuple):
+    """What stands below a picture, of one output or of both: ``text`` where there are no guesses to list."""
 
     name: str
     guesses: Sequence[Guess]
@@ -46,11 +47,15 @@ class SideCaption(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """What both outputs say of an image; one picture serves both where nothing is drawn on it."""
+    """What both outputs say of an image, and where they differ: a picture for each caption.
+
+    One picture serves all captions where nothing is drawn on it.
+    """
 
     key: str
     pictures: Sequence[Picture]
-    sides: tuple[SideCaption, SideCaption]
+    captions: Sequence[Caption]
+    legend: Sequence[Swatch] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ def page_html(found: Comparison) -> str:
         headline=_headline(found),
         pairs=shown,
         legend=_legend(found, shown),
+        more_legends={DIFFERENCE: dict.fromkeys(swatch for pair in shown for swatch in pair.legend)},
         drawn=found.measure.drawn,
         listed=found.disagreements.num_rows,
         tables=list(_tables(found)),
@@ -120,15 +126,19 @@ def pairs(found: Comparison) -> list[Pair]:
 
 def _pair(picture: Picture, both: Sequence[Prediction], texts: tuple[str, str], draws: bool) -> Pair:
     first, second = both[0], _aligned(*both)
-    pictures = [_drawn(picture, one) for one in ((first, second) if draws and picture.image else (first,))]
-    pictures += [replace(picture, image=one.image) for one in _more(picture, first, second)]
-    a, b = (_caption(*one) for one in zip("AB", both, texts, strict=True))
-    return Pair(both[0].key, pictures, (a, b))
+    captions = [_caption(*one) for one in zip("AB", both, texts, strict=True)]
+    if not draws or picture.image is None:
+        return Pair(first.key, [_drawn(picture, first)], captions)
+    views = list(_disagreements(picture.image, first, second))
+    pictures = [*(_drawn(picture, one) for one in (first, second))]
+    pictures += [replace(picture, image=one.image) for one in views]
+    captions += [Caption(one.name, (), one.text) for one in views]
+    return Pair(first.key, pictures, captions, [swatch for one in views for swatch in one.legend])
 
 
-def _caption(name: str, one: Prediction, text: str) -> SideCaption:
+def _caption(name: str, one: Prediction, text: str) -> Caption:
     """Return what one output says; ``text`` counts where the report has no words of its own."""
-    return SideCaption(name, () if one.problem else one.ranked, one.caption or text)
+    return Caption(name, () if one.problem else one.ranked, one.caption or text)
 
 
 def _aligned(first: Prediction, second: Prediction) -> Prediction:
@@ -141,12 +151,12 @@ def _aligned(first: Prediction, second: Prediction) -> Prediction:
     return replace(second, answers=answers)
 
 
-def _more(picture: Picture, first: Prediction, second: Prediction) -> Iterator[MoreView]:
-    """Yield where the second differs from the first, of kinds of answer that show it."""
+def _disagreements(image: Image.Image, first: Prediction, second: Prediction) -> Iterator[MoreView]:
+    """Yield where the two differ, of kinds of answer that show it."""
     for kind, entry in answers_among(first.answers).items():
-        if picture.image is not None and kind in second.answers:
-            views = entry.more_views(picture.image, first.answers[kind], second.answers[kind])
-            yield from (view for view in views if view.name == DIFFERENCE)
+        if kind in second.answers:
+            view = entry.disagreement(image, first.answers[kind], second.answers[kind])
+            yield from () if view is None else (view,)
 
 
 def _legend(found: Comparison, some: Sequence[Pair]) -> list[Swatch]:
@@ -157,11 +167,7 @@ def _legend(found: Comparison, some: Sequence[Pair]) -> list[Swatch]:
         for kind, answer in picture.prediction.answers.items():
             answers.setdefault(kind, []).append(answer)
     entries = answers_among(answers)
-    return [
-        swatch
-        for kind, entry in entries.items()
-        for swatch in (*entry.legend(answers[kind], counts), *entry.legend_of_more())
-    ]
+    return [swatch for kind, entry in entries.items() for swatch in entry.legend(answers[kind], counts)]
 
 
 def _drawn(picture: Picture, one: Prediction) -> Picture:
@@ -223,7 +229,7 @@ def _tables(found: Comparison) -> Iterator[Table]:
     unit = found.measure.unit
     if found.metrics:
         yield Table(
-            "By their truth",
+            "Metrics",
             changed(found),
             ("Metric", "A", "B", "B − A", "95 % interval"),
             [(name, *cells(one)) for name, one in found.metrics.items()],

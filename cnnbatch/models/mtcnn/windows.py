@@ -61,7 +61,8 @@ def passes(count: int, size: Size, pixels: int) -> Iterator[tuple[slice, slice]]
         for first in range(0, count, at_once):
             yield slice(first, min(first + at_once, count)), slice(0, rows)
         return
-    band = max(_LEAST_ROWS, (pixels // width - CELL) // STRIDE + 1)
+    most = max(_LEAST_ROWS, (pixels // width - CELL) // STRIDE + 1)
+    band = -(-rows // -(-rows // most))  # All of them about as high.
     for picture in range(count):
         for top in range(0, rows, band):
             yield slice(picture, picture + 1), slice(top, min(top + band, rows))

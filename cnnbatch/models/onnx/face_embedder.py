@@ -95,7 +95,7 @@ def _unnormalised(file: OnnxFile, how: EmbedderConvention, choice: Choice) -> Em
     """Return a convention without normalisation of pixels, for a file that has its own."""
     if given := sorted({"mean", "std"} & choice.preprocessing.keys()):
         raise UserError(
-            f"task.preprocessing.{given[0]}: {file.path.name} takes pixels from 0 to 255 and normalises them "
+            f"task.embedder.{given[0]}: {file.path.name} takes pixels from 0 to 255 and normalises them "
             "itself; leave it out"
         )
     return replace(how, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))

@@ -78,7 +78,7 @@ class TruthIds:
         footer = self._predictions.footers[part]
         if len(column) != footer.rows:
             raise UserError(
-                f"{redact(footer.part)}: expected {footer.rows:,} images in its truth, got {len(column):,}\n"
+                f"{redact(footer.part)}: expected ground truth of {footer.rows:,} rows, got {len(column):,}\n"
                 "  what to do: run the job again, into another output"
             )
         return column

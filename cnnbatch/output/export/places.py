@@ -72,8 +72,8 @@ def require_free(storage: Storage, *uris: str) -> None:
             raise UserError(f"--to: expected a folder of this machine or of a bucket, got {redact(uri)}")
         if storage.exists(uri) or _holds_files(storage, uri):
             raise UserError(
-                f"--to: expected a place that is free, {redact(uri)} is there already\n"
-                "  what to do: remove it, or give another place"
+                f"--to: expected a path that does not exist yet, {redact(uri)} is there already\n"
+                "  what to do: remove it, or give another path"
             )
 
 

@@ -48,19 +48,20 @@ class ClassLayout(NamedTuple):
     others: Sequence[str]
 
 
-class MoreView(NamedTuple):
-    """A further picture of an image, under its ``name`` and with a line of ``text``."""
-
-    name: str
-    image: Image.Image
-    text: str = ""
-
-
 class Swatch(NamedTuple):
     """A colour of a legend, as in CSS, and what it stands for."""
 
     colour: str
     name: str
+
+
+class MoreView(NamedTuple):
+    """A further picture of an image, under its ``name``, with a line of ``text`` and its own ``legend``."""
+
+    name: str
+    image: Image.Image
+    text: str = ""
+    legend: Sequence[Swatch] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class MistakeWords:
     lead: str
     by: str = "class"
     order: str = "the most confident first"
-    title: str = "Where it was sure and wrong"
+    title: str = "Most confident errors"
 
 
 class EvaluationTables(Protocol):
@@ -196,14 +197,19 @@ class AnswerReport:
 
     def more_views(self, image: Image.Image, answer: Any, truth: Any | None) -> Sequence[MoreView]:
         """Return what else is shown beside an answer and what is true, on copies of the small picture."""
-        return ()
+        view = None if truth is None else self.difference(image, answer, truth)
+        return () if view is None else (view,)
+
+    def difference(self, image: Image.Image, answer: Any, truth: Any) -> MoreView | None:
+        """Return where an answer is not what is true, on a copy of the small picture; None: not drawn."""
+        return None
+
+    def disagreement(self, image: Image.Image, answer: Any, other: Any) -> MoreView | None:
+        """Return where the answers of two outputs differ, on a copy of the small picture; None: not drawn."""
+        return None
 
     def legend(self, answers: Iterable[Any], counts: Counter[str]) -> Sequence[Swatch]:
         """Return the colours of some answers and of what is true; ``counts`` are the `labels` of all."""
-        return ()
-
-    def legend_of_more(self) -> Sequence[Swatch]:
-        """Return the colours of `more_views`."""
         return ()
 
     def labels(self, answers: pa.Array[Any]) -> Counter[str]:

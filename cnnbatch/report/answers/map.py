@@ -33,7 +33,7 @@ from cnnbatch.report.answers.entry import (
     MoreView,
     Swatch,
 )
-from cnnbatch.report.layers import difference, heat, overlaid
+from cnnbatch.report.layers import LEFT_OUT, WRONG, difference, heat, overlaid
 from cnnbatch.truth import Class, classes_of
 from cnnbatch.truth.classes import BACKGROUND
 
@@ -43,10 +43,14 @@ NONE = 65_535
 _NUMBERS = tuple(str(number) for number in range(class_map.NONE))
 """What classes are called whose names are not known."""
 
-_MOST_WORDS = 4
+_MOST_WORDS = 3
 _LEAST_SHARE = 0.005  # of a class that is put into words
 _MOST_SWATCHES = 40
-_WRONG, _IGNORED = Swatch("#d7263d", "different"), Swatch("#40454a", "not counted")
+_WRONG, _LEFT_OUT = (
+    Swatch(palette.css(WRONG), "wrong class"),
+    Swatch(palette.css(LEFT_OUT), "not evaluated"),
+)
+_DIFFERENT = Swatch(palette.css(WRONG), "another class")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,19 +154,28 @@ class MapReport(AnswerReport):
 
     def more_views(self, image: Image.Image, answer: ShownMap, truth: ShownMap | None) -> Sequence[MoreView]:
         """Return where prediction and truth differ, and where the network is least certain."""
-        views = []
-        if truth is not None:
-            truth = self.aligned(truth, answer)
-            said, true = answer.numbers(), truth.numbers()
-            true = np.where(true < truth.judged, true, np.uint16(NONE))
-            wrong, left_out = _small(said, image) != _small(true, image), _small(true, image) == NONE
-            views.append(
-                MoreView(DIFFERENCE, difference(image, wrong, left_out), _compared(said, true, truth))
-            )
+        views = [*super().more_views(image, answer, truth)]
         if answer.uncertain and answer.size:
             drawn = heat(image, answer.size, answer.uncertain)
             views.append(MoreView("Least certain regions", drawn, "the brighter, the less certain"))
         return views
+
+    def difference(self, image: Image.Image, answer: ShownMap, truth: ShownMap) -> MoreView:
+        """Return where the class is wrong, and which pixels do not count."""
+        truth = self.aligned(truth, answer)
+        said, true = answer.numbers(), truth.numbers()
+        true = np.where(true < truth.judged, true, np.uint16(NONE))
+        wrong, left_out = _small(said, image) != _small(true, image), _small(true, image) == NONE
+        drawn = difference(image, wrong, left_out)
+        return MoreView(DIFFERENCE, drawn, _compared(said, true, truth), (_WRONG, _LEFT_OUT))
+
+    def disagreement(self, image: Image.Image, answer: ShownMap, other: ShownMap) -> MoreView:
+        """Return where the classes of the pixels differ."""
+        said, others = answer.numbers(), self.aligned(other, answer).numbers()
+        differs = _small(said, image) != _small(others, image)
+        alike = said.shape == others.shape and percent(float((said == others).mean()))
+        text = f"{alike} of the pixels have the same class" if alike else "of another size in B"
+        return MoreView(DIFFERENCE, difference(image, differs), text, (_DIFFERENT,))
 
     def aligned(self, answer: ShownMap, other: ShownMap) -> ShownMap:
         """Return a map with the places that its classes have in another one, where they have its names."""
@@ -184,10 +197,6 @@ class MapReport(AnswerReport):
         shown = [name for name in ranked[:_MOST_SWATCHES] if not palette.is_background(name)]
         return [Swatch(paints[name], name) for name in shown]
 
-    def legend_of_more(self) -> Sequence[Swatch]:
-        """Return the colours of where prediction and truth differ."""
-        return (_WRONG, _IGNORED)
-
     def labels(self, answers: pa.Array[Any]) -> Counter[str]:
         """Count the pixels of all images by their classes, from ``map_classes``."""
         found: Any = pc.list_flatten(answers)
@@ -200,7 +209,7 @@ class MapReport(AnswerReport):
     def mistake_words(self, tables: EvaluationTables) -> MistakeWords:
         """Return that they are the worst."""
         lead = "The images with the lowest mIoU of their own"
-        return MistakeWords(lead, "class that most pixels are missed of", "the worst first", "The worst")
+        return MistakeWords(lead, "class that most pixels are missed of", "the worst first", "Worst images")
 
     def mistakes(self, tables: EvaluationTables) -> Iterator[pa.Table]:
         """Yield the images that are not right all over, by the mIoU that they lack."""
@@ -236,15 +245,15 @@ def _pixels(shown: ShownMap) -> Counter[str]:
 
 
 def _compared(said: NDArray[np.uint16], true: NDArray[np.uint16], truth: ShownMap) -> str:
-    """Return ``mIoU 0.61, 83 % of the pixels right``; both maps have the places of the truth's names."""
+    """Return ``mIoU 0.61, pixel accuracy 0.83``; both maps have the places of the truth's names."""
     if said.shape != true.shape:
-        return "of another size than the truth"
+        return "of another size than the ground truth"
     judged = of_classes([Class(name, place) for place, name in enumerate(truth.names)], None, [NONE])
     confusion = semantic.pairs(said, true, judged)[: len(truth.names)]
     if not (total := int(confusion.sum())):
         return ""
-    right = percent(int(confusion.diagonal().sum()) / total)
-    return f"mIoU {semantic.own_iou(confusion):.2f}, {right} of the pixels right"
+    accuracy = int(confusion.diagonal().sum()) / total
+    return f"mIoU {semantic.own_iou(confusion):.2f}, pixel accuracy {accuracy:.2f}"
 
 
 def _places(of_numbers: Mapping[int, int]) -> NDArray[np.uint16]:

@@ -1,4 +1,4 @@
-"""Objects in reports: drawn on the picture, counted in words, and the false alarms among them."""
+"""Objects in reports: drawn on the picture, counted in words, and the false positives among them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from cnnbatch.metrics import Value
+from cnnbatch.report.answers import segments
 from cnnbatch.report.answers.entry import (
     WHERE,
     AboutTruth,
@@ -21,6 +22,7 @@ from cnnbatch.report.answers.entry import (
     ClassLayout,
     EvaluationTables,
     MistakeWords,
+    MoreView,
 )
 from cnnbatch.report.marked import marked
 from cnnbatch.report.numbers import kinds
@@ -47,7 +49,7 @@ class ObjectsReport(AnswerReport):
     def shown(
         self, answer: Iterable[Mapping[str, Any]], least: float, alarm: Alarm | None
     ) -> tuple[Mapping[str, Any], ...]:
-        """Return the objects from the score ``least`` on, and the false alarm, marked as such."""
+        """Return the objects from the score ``least`` on, and the false positive, marked as such."""
         return tuple(_shown(answer, float(np.float32(least)), alarm))  # As scores are, of 32 bits.
 
     def draw(
@@ -55,6 +57,24 @@ class ObjectsReport(AnswerReport):
     ) -> Image.Image:
         """Draw boxes, masks and keypoints."""
         return marked(image, size, answer)
+
+    def difference(
+        self,
+        image: Image.Image,
+        answer: Sequence[Mapping[str, Any]],
+        truth: Sequence[Mapping[str, Any]],
+    ) -> MoreView | None:
+        """Return where segments are wrong; other objects are drawn, and counted, one by one."""
+        return segments.quality(image, answer, truth) if segments.are_segments(answer, truth) else None
+
+    def disagreement(
+        self,
+        image: Image.Image,
+        answer: Sequence[Mapping[str, Any]],
+        other: Sequence[Mapping[str, Any]],
+    ) -> MoreView | None:
+        """Return where the classes of segments differ."""
+        return segments.disagreement(image, answer, other) if segments.are_segments(answer, other) else None
 
     def title(self, answer: Iterable[Mapping[str, Any]]) -> str:
         """Return the name of this view."""
@@ -95,14 +115,16 @@ class ObjectsReport(AnswerReport):
         return {"mask", "keypoints", "is_thing"} - {field.name for field in of_one}
 
     def mistake_words(self, tables: EvaluationTables) -> MistakeWords:
-        """Return that they are false alarms, or the worst by panoptic quality."""
+        """Return that they are false positives, or the worst by panoptic quality."""
         if _is_panoptic(tables):
             lead = "The images with the lowest panoptic quality of their own"
-            return MistakeWords(lead, "class of the largest segment missed", "the worst first", "The worst")
-        return MistakeWords("Images with a false alarm at or above the score of its class's best F1")
+            return MistakeWords(
+                lead, "class of the largest segment missed", "the worst first", "Worst images"
+            )
+        return MistakeWords("Images with a false positive at or above the score of its class's best F1")
 
     def mistakes(self, tables: EvaluationTables) -> Iterator[pa.Table]:
-        """Yield the images with a false alarm that counts, by what objects were judged foremost.
+        """Yield the images with a false positive that counts, by what objects were judged foremost.
 
         Of segments, yield those with a missed one instead, by the panoptic quality that they lack. An alarm
         counts from the score of its class's best F1 on, and from `SURE` on where that is not known.
@@ -127,12 +149,12 @@ class ObjectsReport(AnswerReport):
 
     def class_layouts(self, metrics: Mapping[str, Value]) -> Sequence[ClassLayout]:
         """Return a table for each way of judging: by segments, boxes, masks or keypoints."""
-        segments = [ClassLayout("panoptic_classes", "by segments", "Segments", "PQ", ("SQ", "RQ"))]
+        of_segments = [ClassLayout("panoptic_classes", "by segments", "Segments", "PQ", ("SQ", "RQ"))]
         of_prefixes = [
             ClassLayout(f"{prefix}classes", how, "Objects", f"{prefix}AP", (f"{prefix}AP50", *_POINT))
             for prefix, how in kinds(metrics).items()
         ]
-        return [*(segments if _is_known(metrics, "PQ") else ()), *of_prefixes]
+        return [*(of_segments if _is_known(metrics, "PQ") else ()), *of_prefixes]
 
 
 def _is_panoptic(tables: EvaluationTables) -> bool:

@@ -322,7 +322,7 @@ def _places(input: Input) -> dict[str, Any]:
     url, file = input.url, input.truth
     if not isinstance(url, str):
         raise UserError(
-            f"input.url: with COCO's truth one address was expected, got {len(url)}\n"
+            f"input.url: with a COCO file as ground truth one address was expected, got {len(url)}\n"
             "  what to do: give the folder of the images, and the file as input.truth"
         )
     if file is None:

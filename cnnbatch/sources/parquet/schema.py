@@ -209,7 +209,7 @@ def _truth(input: Input, schema: pa.Schema, where: str) -> tuple[str | None, str
         if not has_class(fields):
             raise UserError(
                 f"{where}: the column {OBJECTS!r} has {', '.join(fields)}; expected {FORMS}\n"
-                "  what to do: rename its fields, or the column, if it is no truth"
+                "  what to do: rename its fields, or the column, if it is not ground truth"
             )
         return None, OBJECTS
     labelled = schema.names.count(LABEL) == 1 and _is_label(_plain(schema.field(LABEL).type))

@@ -233,7 +233,7 @@ def _check_keep(
             )
         if name in taken:
             raise UserError(
-                f"input.keep: {name!r} is a column that every row or its truth has already\n"
+                f"input.keep: {name!r} is a column that every row or its ground truth has already\n"
                 "  what to do: leave it out"
             )
 

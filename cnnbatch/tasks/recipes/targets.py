@@ -81,7 +81,7 @@ def target(image: Image, size: Size, labels: Mapping[str, int], details: Details
     truth = image.truth or {}
     stated = truth.get("height"), truth.get("width")
     if all(stated) and stated != image.size:
-        raise ValueError(f"its truth was made for {stated} (height, width), it has {image.size}")
+        raise ValueError(f"its ground truth is for {stated} (height, width), it has {image.size}")
     learned, known = [], []
     needs_mask = "masks" in details.heads and is_partly(truth.get("problem"))
     for one in truth.get("objects") or []:

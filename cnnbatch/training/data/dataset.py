@@ -108,7 +108,7 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
     source = open_source(parts.train, storage)
     if source.truth_schema is None:
         raise UserError(
-            "input: a training needs a truth, and these images have none\n"
+            "input: a training needs ground truth, and these images have none\n"
             "  what to do: put them into folders named by class, or give input.label or input.truth"
         )
     train = _list(parts.train, source)
@@ -119,7 +119,7 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
     _require_some(validation, parts.validation)
     how, count = parts.how, len(train.refs)
     if unlabelled := train.unlabelled + validation.unlabelled:
-        how += f"; {unlabelled:,} without a truth are left out"
+        how += f"; {unlabelled:,} without ground truth are left out"
     if job.lesson and job.input.limit is None and len(train.refs) > LESSON_IMAGES:
         how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
         train, validation = (replace(one, refs=one.refs.some(LESSON_IMAGES)) for one in (train, validation))
@@ -187,7 +187,7 @@ def _require_some(found: ListedPart, chosen: Input) -> None:
     if not len(found.refs):
         part = chosen.subset.part if chosen.subset else chosen.split
         raise UserError(
-            f"input: no image of the part {part} has a truth\n"
+            f"input: no image of the part {part} has ground truth\n"
             "  what to do: give the folder whose folders are the classes, or input.label or input.truth"
         )
 

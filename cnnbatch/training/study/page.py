@@ -76,7 +76,7 @@ def _lesson(found: Findings) -> dict[str, int | None] | None:
 def _headline(found: Findings) -> list[Fact]:
     facts = [
         Fact("Trainings", number(len(found.records))),
-        Fact("Time at work", duration(sum(record.wall_seconds for record in found.records))),
+        Fact("Processing time", duration(sum(record.wall_seconds for record in found.records))),
     ]
     if judged := [verdict.holds for verdict in found.verdicts if verdict.holds is not None]:
         facts.append(Fact("auto as good as the best", f"{sum(judged)} of {len(judged)}"))

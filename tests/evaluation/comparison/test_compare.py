@@ -452,8 +452,8 @@ def test_a_truth_in_only_one_does_not_count(tmp_path: Path) -> None:
     assert found.metrics is not None
     assert found.metrics["top1"].a.count == found.metrics["top1"].b.count == 29
     assert list(found.notes) == [
-        "1 images have a truth in only one of the outputs; they are not judged",
-        "1 images have another truth in B",
+        "1 images have ground truth in only one of the outputs; they are not evaluated",
+        "1 images have another ground truth in B",
     ]
     without = classified(tmp_path / "c", rows, 30)
     assert compared(a, without).metrics is None
@@ -643,7 +643,7 @@ def test_mistakes_in_gates_are_told(both: Comparison, tmp_path: Path) -> None:
     labels = classified(tmp_path / "labels", guesses(10, 1), 10)
     result = run(labels, labels, "--fail-under", "top1=0")
     assert result.exit_code == 2
-    assert "--fail-under top1: a metric needs a truth of the same images in both outputs" in result.stderr
+    assert "--fail-under top1: both outputs need ground truth of the same images" in result.stderr
     rows = guesses(10, 1)
     known = classified(tmp_path / "known", rows, 10, {row["key"]: NAMES[0] for row in rows})
     result = run(known, known, "--fail-under", "top5=0")
@@ -672,8 +672,8 @@ def test_the_command_prints_and_writes(two: tuple[Path, Path], both: Comparison,
     assert pq.read_table(tmp_path / "to" / "disagreements.parquet").equals(both.disagreements)
     html = (tmp_path / "to" / "comparison.html").read_text()
     for heading in (
-        "Where they differ most",
-        "By their truth",
+        "Largest disagreements",
+        "Metrics",
         "Labels that changed",
         "Worse in B",
         "Failures",

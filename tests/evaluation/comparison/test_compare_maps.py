@@ -178,7 +178,8 @@ def test_gates_and_what_is_written(two: tuple[Path, Path], tmp_path: Path) -> No
     text = words(html)
     assert "IoU of A and B" in text
     assert Page(html).tags["img"] == 3 * (IMAGES - 2 - 1) + 2 * 2  # Image 0 is equal; two failed in one.
-    assert "different" in text
+    assert "Difference: another class" in text
+    assert "% of the pixels have the same class" in text.replace("\u00a0", " ")
     assert all(name in text for name in ("road", "sky", "car", "tree"))
     assert run(*two, "--fail-under", "mIoU=-0.99").exit_code == 0
 
@@ -218,3 +219,20 @@ def test_segments_as_by_loops_over_pixels(tmp_path: Path) -> None:
     assert (found.metrics["PQ"].value or 0) < 0
     assert found.changes is not None
     assert found.changes.by == "PQ"
+
+
+def test_the_page_of_segments_shows_where_they_differ(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    photograph(photos / "000.jpg", SIZE)
+    first = blocks(0, 5, SIZE)
+    some = [[segments(one, score=0.9)] for one in (first, np.roll(first, 9, 1))]
+    outputs = [
+        write_segments(tmp_path / name, said, [segments(first)], SEGMENTS, photos, parts=1)
+        for name, said in zip("ab", some, strict=True)
+    ]
+    assert run(*outputs, "--to", tmp_path / "to").exit_code == 0
+    html = (tmp_path / "to" / "comparison.html").read_text()
+    alike = 100 * (first == np.roll(first, 9, 1)).mean()
+    assert f"Difference {alike:.0f} % of the pixels have the same class" in words(html).replace("\u00a0", " ")
+    assert Page(html).tags["img"] == 3

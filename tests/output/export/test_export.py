@@ -466,7 +466,7 @@ def test_coco_ids_that_are_texts_or_names(tmp_path: Path) -> None:
 
 def test_coco_truth_of_another_length_is_refused(out: Path, tmp_path: Path) -> None:
     put_truth(out, 0, ["1"])
-    with pytest.raises(UserError, match="expected 2 images in its truth, got 1"):
+    with pytest.raises(UserError, match="expected ground truth of 2 rows, got 1"):
         written(out, "coco", tmp_path / "to")
 
 

@@ -223,7 +223,7 @@ def test_a_class_that_was_asked_for_and_is_not_there_is_said(tmp_path: Path) -> 
 def test_images_without_a_truth_are_counted(tmp_path: Path) -> None:
     root = tiny.colours(tmp_path / "set", 12)
     (root / "red" / "0000.png").rename(root / "loose.png")
-    assert "; 1 without a truth are left out" in collected(root, tmp_path / "out").how
+    assert "; 1 without ground truth are left out" in collected(root, tmp_path / "out").how
 
 
 @pytest.mark.parametrize(
