@@ -22,7 +22,7 @@ from cnnbatch.tasks.three_views import ThreeViews
 from tests import tiny_detections, tiny_instances, tiny_maps
 from tests.report.test_report import Page, words
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SIZE = (64, 96)
 TRAINING, SEEN = 16, 3
