@@ -16,7 +16,7 @@ from cnnbatch.metrics import Evaluated, Metric, Piece, Schemas, panoptic
 from cnnbatch.metrics.iou_types import IOU_TYPES
 from cnnbatch.metrics.objects import Labels, Objects, comparable, flatten, object_fields
 from cnnbatch.metrics.panoptic import PanopticPartial
-from cnnbatch.metrics.segments import Segments
+from cnnbatch.metrics.segments import Segments, encoded
 from cnnbatch.types import Map
 
 TRUTHS, DETECTIONS = "truths", "detections"
@@ -79,10 +79,7 @@ def _segments(column: Any, excluded: Counter[str], what: str) -> Iterator[Segmen
     ends = np.searchsorted(objects.image, np.arange(len(column) + 1))
     for start, end in zip(ends, ends[1:], strict=False):
         some = objects.take(np.arange(start, end))
-        masks = [
-            {"size": mask["size"], "counts": mask["counts"].encode()}
-            for mask in _field(some, "mask").to_pylist()
-        ]
+        masks = list(map(encoded, _field(some, "mask").to_pylist()))
         names = [labels.names[number] for number in some.label]
         yield Segments(names, masks, _field(some, "is_thing").to_pylist(), some.crowd.tolist())
 

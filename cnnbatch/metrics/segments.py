@@ -19,6 +19,11 @@ Rle = Mapping[str, Any]
 """A mask as pycocotools has it: ``size`` is (height, width), ``counts`` are bytes."""
 
 
+def encoded(mask: Mapping[str, Any]) -> Rle:
+    """Return a mask as tables have it, whose counts are text, as pycocotools takes it."""
+    return {"size": mask["size"], "counts": mask["counts"].encode()}
+
+
 @dataclass(frozen=True, slots=True)
 class Segments:
     """The segments of an image, which do not overlap; those in ``crowd`` are groups of their class.

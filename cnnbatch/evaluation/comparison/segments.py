@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cnnbatch.evaluation.comparison.measure import ImageScore, as_type
 from cnnbatch.evaluation.comparison.options import CompareOptions
 from cnnbatch.evaluation.comparison.pixels import NO_CLASS, Cells, PixelMeasure
-from cnnbatch.metrics.segments import overlaps
+from cnnbatch.metrics.segments import encoded, overlaps
 from cnnbatch.truth import MASK
 
 SEGMENT = frozenset({"label", "box", "mask", "is_thing"})
@@ -52,7 +52,7 @@ class SegmentMeasure(PixelMeasure):
         sizes |= {(row["height"], row["width"]) for row in (a, b)}
         if len(sizes) != 1:
             return None
-        masks = [[_encoded(one["mask"]) for one in row["objects"]] for row in (a, b)]
+        masks = [[encoded(one["mask"]) for one in row["objects"]] for row in (a, b)]
         found = overlaps(*masks)
         first, second = (self._numbers([one["label"] for one in row["objects"]]) for row in (a, b))
         alike = first[:, None] == second
@@ -80,7 +80,3 @@ class SegmentMeasure(PixelMeasure):
 
     def _numbers(self, labels: list[str]) -> NDArray[np.int64]:
         return self.labels.numbers(pa.array(labels, pa.string()))
-
-
-def _encoded(mask: Any) -> dict[str, Any]:
-    return {"size": mask["size"], "counts": mask["counts"].encode()}

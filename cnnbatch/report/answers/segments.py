@@ -12,7 +12,7 @@ from PIL import Image
 from cnnbatch.humanize import percent
 from cnnbatch.images import rle
 from cnnbatch.metrics import panoptic
-from cnnbatch.metrics.segments import Segments, match
+from cnnbatch.metrics.segments import Segments, encoded, match
 from cnnbatch.report import palette
 from cnnbatch.report.answers.entry import DIFFERENCE, MoreView, Swatch
 from cnnbatch.report.layers import IN_PART, LEFT_OUT, WRONG, difference
@@ -76,7 +76,7 @@ def _readable(objects: Objects) -> Objects:
 
 
 def _segments(objects: Objects) -> Segments:
-    masks = [{"size": one["mask"]["size"], "counts": one["mask"]["counts"].encode()} for one in objects]
+    masks = [encoded(one["mask"]) for one in objects]
     things, crowd = [one.get("is_thing") for one in objects], [bool(one.get("crowd")) for one in objects]
     return Segments([one["label"] for one in objects], masks, things, crowd)
 
