@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cnnbatch.models.face_alignment import aligned, transforms_to
+from cnnbatch.models.face_alignment import aligned, opencv, transforms_to
 from cnnbatch.models.face_detector import FaceDetector, Faces
 from cnnbatch.models.face_embedder import FaceEmbedder
 from cnnbatch.models.runtime.backends import executable, noise
@@ -35,6 +35,8 @@ class FacePipeline:
     def __init__(self, detector: FaceDetector, embedder: FaceEmbedder, runtime: Runtime) -> None:
         self._detector = detector.module.to(runtime.device)
         self._chip, self._device = embedder, runtime.device
+        if runtime.device == "cpu":
+            opencv().setNumThreads(runtime.threads)  # Its own pool has a thread for each core.
         self._count = CHIPS[runtime.device.partition(":")[0]]
         how = replace(runtime, batch=self._count)
         self._embedder = executable(embedder.module, noise(embedder.size), how)
