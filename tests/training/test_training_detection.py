@@ -279,5 +279,5 @@ def test_a_truth_that_cannot_be_learned_is_refused() -> None:
         made.example(image(0, label="blue"), None)
     other = image(0)
     assert other.truth is not None
-    with pytest.raises(ValueError, match=r"made for \(80, 97\)"):
+    with pytest.raises(ValueError, match=r"ground truth is for \(80, 97\)"):
         made.example(replace(other, truth={**other.truth, "width": 97}), None)
