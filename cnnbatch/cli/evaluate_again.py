@@ -29,6 +29,8 @@ from cnnbatch.storage import Storage, redact
 from cnnbatch.terminal.screen import Screen
 from cnnbatch.truth import NO_TRUTH
 
+_OF_FACES = ("face", "absent", "draws")
+
 
 class EvaluateFields(Section):
     """What may be said when an output is judged again; what is not said is as in its job."""
@@ -65,11 +67,12 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
     wanted = read_fields(EvaluateFields, {}, fields, "the fields of evaluate; nothing was read")
     result = open_output(out)
     output = Output(result.uri, Storage())
-    if wanted.truth and has_embeddings(result.schema):
-        faces = read_face_list(wanted.truth, Storage())
-        if faces is not None:
-            terms = RecognitionTerms(wanted.face, wanted.absent, wanted.draws)
-            return _reported(evaluate_faces(result, faces, wanted.truth, terms), output, screen)
+    has_faces = wanted.truth is not None and has_embeddings(result.schema)
+    faces = read_face_list(wanted.truth, Storage()) if wanted.truth and has_faces else None
+    _require_meaning(wanted, faces is not None)
+    if wanted.truth and faces is not None:
+        terms = RecognitionTerms(wanted.face, wanted.absent, wanted.draws)
+        return _reported(evaluate_faces(result, faces, wanted.truth, terms), output, screen)
     changes = wanted.input_changes()
     aligned = align(_source(result, changes), output, result) if changes else None
     evaluation = evaluate(
@@ -85,6 +88,19 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
             "  what to do: say where it lies, as in truth=instances.json"
         )
     return _reported(evaluation, output, screen)
+
+
+def _require_meaning(wanted: EvaluateFields, of_faces: bool) -> None:
+    """Refuse fields that say nothing of what is judged: a list of faces, or anything else."""
+    listed = {"truth", *_OF_FACES}
+    idle = sorted(wanted.model_fields_set - listed if of_faces else wanted.model_fields_set & {*_OF_FACES})
+    if idle:
+        about = (
+            "not for a list of pairs or people"
+            if of_faces
+            else "for a list of pairs or people as truth alone"
+        )
+        raise UserError(f"{', '.join(idle)}: {about}\n  what to do: leave it out")
 
 
 def _reported(evaluation: Evaluation, output: Output, screen: Screen) -> Evaluation:

@@ -115,6 +115,7 @@ def test_people_are_searched(out: Path) -> None:
             (),
             "expected pictures of .*, but 1 of 5 are not in it, as photos/dog/1.png",
         ),
+        (PAIRS, ("slices=[width]",), "slices: not for a list of pairs or people"),
         (PAIRS, ("face=nearest",), "face=nearest: expected centre"),
         ("file,person\nann/1.png,a\nann/2.png,a\n", (), "absent: expected fewer people than the 1"),
         (PAIRS + "photos/ann/1.png,photos/cat/1.png,1\n", (), "two people, and by other pairs"),
@@ -128,3 +129,9 @@ def test_lists_that_do_not_fit_are_refused(
     assert found.exit_code == 2
     assert re.search(message, " ".join(found.output.split())), found.output
     assert (out / "report.html").stat().st_mtime_ns == before
+
+
+def test_fields_of_faces_are_for_lists_of_faces(out: Path) -> None:
+    found = CliRunner().invoke(app, ["evaluate", str(out), "face=largest"])
+    assert found.exit_code == 2
+    assert "face: for a list of pairs or people as truth alone" in found.output
