@@ -25,10 +25,10 @@ from cnnbatch.evaluation.parts import WHOLE, EvaluationOrder, JudgedPart, Slice,
 from cnnbatch.evaluation.truths import Aligned
 from cnnbatch.metrics import Evaluated, Merging, Schemas, Value
 from cnnbatch.output import integrity
-from cnnbatch.output.evaluation import Evaluation
+from cnnbatch.output.evaluation import Evaluation, write_evaluation
 from cnnbatch.output.folder import PART, Output
 from cnnbatch.output.reader import Reader
-from cnnbatch.storage import NotFound, Storage, join
+from cnnbatch.storage import NotFound, Storage
 from cnnbatch.truth import answer_of, classes_of, with_new_fields
 from cnnbatch.truth.classes import ModelClasses, match_classes, no_known_label
 from cnnbatch.types import Map, here
@@ -70,9 +70,7 @@ def evaluate(
         evaluation = judge(uri, storage, Path(folder), terms, apply, advance)
         if evaluation is None:
             return None
-        for path in sorted(Path(folder).glob("*.parquet")):
-            storage.put(join(uri, "evaluation", path.name), path)
-    storage.put(join(uri, "evaluation.json"), evaluation.to_json().encode())
+        write_evaluation(uri, storage, evaluation, Path(folder))
     return evaluation
 
 

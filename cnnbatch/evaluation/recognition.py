@@ -22,9 +22,9 @@ from cnnbatch.evaluation.face_embeddings import ListedFaces, Which, listed_faces
 from cnnbatch.evaluation.face_lists import FaceList, FacePairList, PeopleList
 from cnnbatch.metrics import Evaluated, Value, identification, verification
 from cnnbatch.metrics.intervals import percentiles
-from cnnbatch.output.evaluation import Evaluation
+from cnnbatch.output.evaluation import Evaluation, write_evaluation
 from cnnbatch.output.reader import Reader
-from cnnbatch.storage import join, redact
+from cnnbatch.storage import redact
 
 FPIR = 0.05
 """The share of searches for strangers that may find somebody, at which misses are counted."""
@@ -72,10 +72,8 @@ def evaluate_faces(result: Reader, faces: FaceList, where: str, terms: Recogniti
 def _write(result: Reader, evaluation: Evaluation, found: Evaluated) -> None:
     with tempfile.TemporaryDirectory(prefix="cnnbatch-") as folder:
         for name, table in found.tables.items():
-            path = Path(folder) / f"{name}.parquet"
-            pq.write_table(table, path)
-            result.storage.put(join(result.uri, "evaluation", path.name), path)
-    result.storage.put(join(result.uri, "evaluation.json"), evaluation.to_json().encode())
+            pq.write_table(table, Path(folder) / f"{name}.parquet")
+        write_evaluation(result.uri, result.storage, evaluation, Path(folder))
 
 
 def judge_pairs(pairs: FacePairList, faces: ListedFaces) -> Evaluated:

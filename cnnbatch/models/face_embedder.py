@@ -27,9 +27,8 @@ class FaceEmbedder:
     length. ``metric`` is the distance by which two embeddings are then compared.
 
     ``allows_commercial_use`` is False where the licence of the weights, or that of the pictures that they
-    were trained on, does not allow it, and ``licence`` names it. ``parts`` are the names of submodules that
-    any backend can run, tensors going in and out; where there are none, the module as a whole is such a part.
-    ``notes`` are sentences on what was assumed of the weights, for the person who runs the job.
+    were trained on, does not allow it, and ``licence`` names it. ``notes`` are sentences
+    on what was assumed of the weights, for the person who runs the job.
     """
 
     module: nn.Module
@@ -45,7 +44,6 @@ class FaceEmbedder:
     licence: str | None = None
     weights: str = ""
     library: str = ""
-    parts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cnnbatch.errors import UserError
@@ -102,6 +103,22 @@ def _plain(metrics: Metrics) -> dict[str, dict[str, Any]]:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_evaluation(uri: str, storage: Storage, evaluation: Evaluation, tables: Path) -> None:
+    """Write ``evaluation.json`` and the local folder of its ``tables``; those of an earlier one go."""
+    folder, names = join(uri, "evaluation"), {path.name for path in tables.glob("*.parquet")}
+    for name in sorted(names):
+        storage.put(join(folder, name), tables / name)
+    storage.put(join(uri, "evaluation.json"), evaluation.to_json().encode())
+    try:
+        entries = [*storage.list(folder)]
+    except NotFound:
+        return
+    for entry in entries:
+        name = entry.uri.removeprefix(f"{folder}/")
+        if name.endswith(".parquet") and "/" not in name and name not in names:
+            storage.delete(entry.uri)
 
 
 def headlines(evaluation: Evaluation) -> list[str]:

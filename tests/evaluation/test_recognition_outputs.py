@@ -83,6 +83,14 @@ def test_which_face_counts_may_be_said(out: Path) -> None:
     assert every[0] == pytest.approx(centre[0])
 
 
+def test_another_evaluation_leaves_no_table_of_the_one_before(out: Path) -> None:
+    evaluate(out, PAIRS)
+    assert (out / "evaluation" / "roc.parquet").exists()
+    evaluate(out, "file,person\nann/1.png,a\nann/2.png,a\nbob/1.png,b\n", "absent=0")
+    assert [path.name for path in (out / "evaluation").glob("*.parquet")] == ["cmc.parquet"]
+    assert "The hardest pairs" not in (out / "report.html").read_text()
+
+
 def test_files_may_be_named_by_keys(out: Path) -> None:
     found = evaluate(out, PAIRS.replace("photos/", ""))
     assert found.exit_code == 0, found.output

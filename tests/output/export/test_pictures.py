@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from cnnbatch.cli.app import app
 from cnnbatch.output.export.pictures import hide
@@ -54,21 +54,14 @@ def test_a_face_beside_the_picture_changes_nothing() -> None:
     assert np.array_equal(np.asarray(image), np.asarray(noise(10, 10)))
 
 
+def export(out: Path, to: Path, format: str, faces: str) -> Result:
+    arguments = ["export", str(out), "--format", format, "--faces", faces, "--to", str(to)]
+    return CliRunner().invoke(app, arguments)
+
+
 def test_export_hides_all_faces_that_were_found(photos: Path, tmp_path: Path) -> None:
     run_faces(photos, tmp_path / "out")
-    found = CliRunner().invoke(
-        app,
-        [
-            "export",
-            str(tmp_path / "out"),
-            "--format",
-            "pictures",
-            "--faces",
-            "cover",
-            "--to",
-            str(tmp_path / "to"),
-        ],
-    )
+    found = export(tmp_path / "out", tmp_path / "to", "pictures", "cover")
     assert found.exit_code == 0, found.output
     written = sorted(str(path.relative_to(tmp_path / "to")) for path in (tmp_path / "to").rglob("*.jpg"))
     assert written == [f"pictures/{name}.jpg" for name in "abcd"]
@@ -80,18 +73,6 @@ def test_export_hides_all_faces_that_were_found(photos: Path, tmp_path: Path) ->
 
 def test_faces_are_hidden_in_pictures_of_faces_alone(photos: Path, tmp_path: Path) -> None:
     run_faces(photos, tmp_path / "out")
-    found = CliRunner().invoke(
-        app,
-        [
-            "export",
-            str(tmp_path / "out"),
-            "--format",
-            "coco",
-            "--faces",
-            "blur",
-            "--to",
-            str(tmp_path / "to"),
-        ],
-    )
+    found = export(tmp_path / "out", tmp_path / "to", "coco", "blur")
     assert found.exit_code == 2
     assert "--faces blur is for --format pictures" in found.output
