@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from cnnbatch.images import class_map, pasted_masks, rle
 from cnnbatch.images.limits import LIMITS
 from cnnbatch.images.pasted_masks import pasted
+from tests.memory import peak_bytes
 
 Floats = NDArray[np.float32]
 
@@ -132,11 +132,9 @@ def test_few_columns_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) ->
 def test_no_mask_is_held_at_the_size_of_the_picture() -> None:
     size = (6000, 8000)
     boxes = np.array([[0, 0, 8000, 6000]], np.float32)
-    tracemalloc.start()
-    pasted(blobs(1), boxes, size)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < size[0] * size[1] / 4  # A quarter of a byte a pixel; floats would be sixteen times that.
+    masks = blobs(1)
+    limit = size[0] * size[1] // 4  # A quarter of a byte a pixel; floats would be sixteen times that.
+    assert peak_bytes(lambda: pasted(masks, boxes, size), limit) < limit
 
 
 def test_no_masks_are_none() -> None:

@@ -10,7 +10,6 @@ import re
 import shutil
 import tarfile
 import tempfile
-import tracemalloc
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -32,6 +31,7 @@ from cnnbatch.sources.tar.source import Tar
 from cnnbatch.storage import Storage, unique
 from cnnbatch.truth import LABEL_SCHEMA, OBJECTS_SCHEMA
 from cnnbatch.types import Failure, ImageRef, Shard, Source, Span
+from tests.memory import peak_bytes
 from tests.servers import Bucket, Reply, WebServer
 from tests.sourcing import QUICK, failure, keys, read, source
 
@@ -447,14 +447,12 @@ def test_a_header_is_not_read_whatever_it_claims(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(special(tarfile.XHDTYPE, "x", size=200 << 20).tobuf(tarfile.GNU_FORMAT))
     os.truncate(path, 300 << 20)
-    tracemalloc.start()
-    try:
+
+    def listed() -> None:
         with pytest.raises(UserError, match=r"a\.tar is no whole tar: a header of 209,715,200 bytes"):
             keys(str(path))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 20 << 20
+
+    assert peak_bytes(listed, 20 << 20) < 20 << 20
 
 
 def test_the_members_of_an_archive_are_not_kept(tmp_path: Path) -> None:
@@ -463,13 +461,11 @@ def test_the_members_of_an_archive_are_not_kept(tmp_path: Path) -> None:
         write(tmp_path / "a.tar", [(f"{number}.jpg", b"") for number in range(3000)]),
     )
     entry = storage.head(url)
-    tracemalloc.start()
-    try:
+
+    def listed() -> None:
         assert sum(1 for _ in members(storage, entry, lambda name: 0)) == 3000
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 500_000
+
+    assert peak_bytes(listed, 500_000) < 500_000
 
 
 def test_a_header_that_claims_anything(tmp_path: Path) -> None:
@@ -659,15 +655,13 @@ def test_small_members_cost_few_requests(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("suffix", [".tar", ".tgz"])
 def test_an_archive_is_never_held_whole(suffix: str, tmp_path: Path) -> None:
     url = write(tmp_path / f"a{suffix}", [(f"{number}.jpg", bytes(60_000)) for number in range(1000)])
-    tracemalloc.start()
-    try:
+
+    def read_all() -> None:
         found = source(url)
         refs = tuple(found.refs())
         assert all(reader() == bytes(60_000) for reader in found.read(Shard(0, refs)))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 40 << 20  # of 60 MB: five ranges and their images
+
+    assert peak_bytes(read_all, 40 << 20) < 40 << 20  # of 60 MB: five ranges and their images
 
 
 def test_an_image_over_the_limit_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -868,14 +862,12 @@ HOSTILE = {
 def test_headers_that_claim_anything_cost_little(what: str, tmp_path: Path) -> None:
     data, message = HOSTILE[what]
     (tmp_path / "a.tar").write_bytes(data + bytes(1024))
-    tracemalloc.start()
-    try:
+
+    def listed() -> None:
         with pytest.raises(UserError, match=message):
             keys(str(tmp_path / "a.tar"))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 8_000_000
+
+    assert peak_bytes(listed, 8_000_000) < 8_000_000
 
 
 def test_the_same_global_attribute_may_come_again(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.models.weights import dlib_file
 from tests import dlib_written
 from tests.dlib_written import integer, integers, text
+from tests.memory import peak_bytes
 
 WHOLE = dlib_written.layers().file()
 PER_BYTE, BESIDE = 64, 200_000
@@ -112,15 +113,13 @@ def test_a_file_of_many_gigabytes_is_not_read(file: Path) -> None:
 
 def read_within_bounds(data: bytes) -> None:
     """Parse ``data``: it gives a network or the one error, and allocates in proportion to its length."""
-    tracemalloc.start()
-    try:
-        dlib_file.parse(data)
-    except dlib_file._Damaged:
-        pass
-    finally:
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert peak <= PER_BYTE * len(data) + BESIDE
+
+    def read() -> None:
+        with suppress(dlib_file._Damaged):
+            dlib_file.parse(data)
+
+    limit = PER_BYTE * len(data) + BESIDE
+    assert peak_bytes(read, limit) <= limit
 
 
 @given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=4), st.data())
