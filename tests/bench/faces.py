@@ -81,8 +81,8 @@ class TheirWay:
 
     def embedded(self, picture: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return the embeddings (K, 128) of a picture's faces."""
-        _, _, points = self.detector.detect(picture, landmarks=True)
-        faces = np.zeros((0, 5, 2)) if points is None else points.astype(np.float64)
+        boxes, _, points = self.detector.detect(picture, landmarks=True)
+        faces = np.zeros((0, 5, 2)) if boxes is None else points.astype(np.float64)
         transforms = transforms_to(self.chip.template, torch.from_numpy(faces)).numpy()
         chips = [cv2.warpAffine(picture, one, self.chip.size[::-1]) for one in transforms]
         vectors = [self.network.compute_face_descriptor(chip) for chip in chips]
@@ -141,7 +141,7 @@ def stages(console: Console, name: str, found: Pictures) -> None:
     batched = batches(found)
     with torch.inference_mode():
         faces = [one["keypoints"] for batch in batched for one in detector(*batch)]
-    pixels = [torch.from_numpy(one).permute(2, 0, 1) for one in found]
+    pixels = [torch.tensor(one).permute(2, 0, 1) for one in found]
 
     def detect() -> None:
         with torch.inference_mode():
@@ -180,7 +180,7 @@ def alignment(console: Console, name: str, found: Pictures) -> None:
     with torch.inference_mode():
         faces = [one["keypoints"] for batch in batches(found) for one in detector(*batch)]
     transforms = [transforms_to(embedder.template, points) for points in faces]
-    pixels = [torch.from_numpy(one).permute(2, 0, 1) for one in found]
+    pixels = [torch.tensor(one).permute(2, 0, 1) for one in found]
     size = embedder.size[::-1]
 
     def ours() -> None:
