@@ -23,6 +23,7 @@ TORCH = """
     models.architectures.pyramid models.architectures.segmentation models.architectures.segnet
     models.architectures.suppression models.architectures.unet models.building models.catalogue
     models.choice models.depth models.detector models.detector_heads models.detectors
+    models.embedding_network
     models.face_alignment models.face_detector models.face_detector_scaling models.face_detectors
     models.face_embedder models.face_embedders models.face_pipeline models.heads
     models.libraries.keras_layers models.libraries.keras_models models.libraries.timm_models
@@ -39,7 +40,8 @@ TORCH = """
     models.runtime.network_digest models.runtime.parts models.runtime.structure models.segmenter
     models.segmenters models.summed_areas models.tiles models.trained models.views
     report.collection tasks.recipes.augment tasks.recipes.auxiliary_head tasks.recipes.tuned_blocks
-    tasks.recipes.boxes tasks.recipes.classification tasks.recipes.segmentation
+    tasks.recipes.boxes tasks.recipes.classification tasks.recipes.embedding tasks.recipes.segmentation
+    tasks.recipes.kept_features tasks.recipes.pictures
     tasks.recipes.inside tasks.recipes.masks_inside tasks.recipes.segmentation_inside
     tasks.recipes.segmentation_augment tasks.recipes.segmentation_losses tasks.recipes.segmenter_start
     tasks.recipes.detection tasks.recipes.face_losses tasks.recipes.targets training.checkpoints

@@ -37,6 +37,9 @@ class Subset(Section):
     blocks: for frames of a film, where the neighbours of what trains are known too well. ``turn``: by turns,
     as every fifth image for a fifth. There a group is, unless said, a folder; and where images are added,
     others may change their part.
+
+    ``whole_classes`` keeps the images of one class, as of one person, in the same part or fold: classes are
+    cut in the order of the hashes of their names. Where classes are added, others may change their part.
     """
 
     part: Literal["train", "validation", "test"] = "train"
@@ -50,6 +53,7 @@ class Subset(Section):
     fold: Annotated[int, Field(ge=0)] = 0
     cut: Literal["hash", "block", "turn"] = "hash"
     group: Text | None = None
+    whole_classes: bool = False
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -57,6 +61,15 @@ class Subset(Section):
         if self.fold >= (self.folds or 1):
             raise ValueError(
                 f"expected fold to be below folds, got fold {self.fold} of {self.folds or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_cut_by_hash(self) -> Self:
+        others = {"cut": self.cut != "hash", "group": self.group, "per_class": self.per_class}
+        if self.whole_classes and (given := [name for name, value in others.items() if value]):
+            raise ValueError(
+                f"expected no {', '.join(given)} beside whole_classes, which cuts classes by hash"
             )
         return self
 

@@ -89,6 +89,36 @@ class Loss(Section):
         return self
 
 
+EmbeddingKind = Literal[
+    "contrastive", "siamese", "triplet", "softmax", "centre", "a_softmax", "cosface", "arcface"
+]
+
+
+class EmbeddingLoss(Section):
+    """What networks that give a vector to a picture minimise, so that vectors of one class are alike.
+
+    ``margin`` and ``scale`` are those of the loss's paper where the job does not say.
+    """
+
+    kind: EmbeddingKind = Field(
+        "triplet", description="The loss: each is one paper's, or the course's Siamese verification."
+    )
+    pictures: Annotated[int, Field(ge=2, le=1000)] = Field(
+        4, description="Pictures of each class in a step, as far as it has so many; pairs need two."
+    )
+    margin: Positive | None = Field(
+        None, description="The margin of contrastive, triplet, a_softmax, cosface and arcface."
+    )
+    scale: Positive | None = Field(
+        None, description="What cosines are multiplied by (cosface, arcface), or embeddings (softmax, ...)."
+    )
+    mining: Literal["all", "semi_hard", "batch_hard"] = Field(
+        "semi_hard", description="Which triplets of a step count."
+    )
+    hinge: bool = Field(True, description="Of triplets: false leaves out the maximum with 0.")
+    weight: NotNegative = Field(0.01, description="Of the distance to the centres, beside the softmax.")
+
+
 class Train(Section):
     """How to train; ``auto`` leaves it to what was measured of the data, and says why."""
 
@@ -120,6 +150,7 @@ class Train(Section):
         "none", description="balanced: rare classes count more, by the inverse of their pictures."
     )
     loss: Loss = Loss()
+    embedding: EmbeddingLoss = EmbeddingLoss()
     proposals: Annotated[int, Field(ge=4, le=10_000)] | None = Field(
         None,
         description="Of R-CNNs: how many proposals of a picture their heads learn from, a quarter of them "

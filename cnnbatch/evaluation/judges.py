@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cnnbatch.config.entries import Entries, as_instance
+from cnnbatch.evaluation.embedding_metric import EmbeddingMetric
 from cnnbatch.metrics import Metric, Schemas
 from cnnbatch.metrics.class_maps import MapMetric
 from cnnbatch.metrics.classification import ClassificationMetric
@@ -17,6 +18,7 @@ METRICS: Entries[Metric | type[Metric]] = Entries(
     "metrics",
     {
         "classes": ClassificationMetric(),
+        "embeddings": EmbeddingMetric(),
         "maps": MapMetric(),
         "localization": LocalizationMetric(),
         "panoptic": PanopticMetric(),

@@ -218,8 +218,12 @@ class Shortened(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the logits (N, C)."""
-        logits: Tensor = self.head(pooled(self.body(pixels), self._layout))
+        logits: Tensor = self.head(self.features(pixels))
         return logits
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return what the head reads, (N, width)."""
+        return pooled(self.body(pixels), self._layout)
 
 
 def pooled(output: Tensor, layout: Layout) -> Tensor:
@@ -243,13 +247,26 @@ def shortened(network: Network, block: str, classes: Sequence[str], seed: int = 
     Raises:
         UserError: there is no such block, it gives no features, or the network can't be traced.
     """
-    where = tap(network, block, CUT)
+    instead = "leave it out, and the head reads the last features"
+    module, width = cut_after(network, block, CUT, instead)
+    module.head = new_layer(nn.Linear(width, 1), len(classes), seed)
+    return replace(network, module=module.eval(), classes=tuple(classes))
+
+
+def cut_after(network: Network, block: str, asked: str, instead: str) -> tuple[Shortened, int]:
+    """Return the network up to ``block`` without a head, and the width of the features that it gives.
+
+    ``asked`` is the field that names the block, ``instead`` what to do where the network can't be cut.
+
+    Raises:
+        UserError: there is no such block, it gives no features, or the network can't be traced.
+    """
+    where = tap(network, block, asked)
     try:
         body = _Until(block).graph_module(network.module)
     except (fx.proxy.TraceError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(
-            f"{CUT}: the network can't be cut after {block!r}, since torch.fx can't trace it: {error}\n"
-            "  what to do: leave it out, and the head reads the last features"
+            f"{asked}: the network can't be cut after {block!r}, since torch.fx can't trace it: {error}\n"
+            f"  what to do: {instead}"
         ) from error
-    module = Shortened(body, where, new_layer(nn.Linear(where.width, 1), len(classes), seed))
-    return replace(network, module=module.eval(), classes=tuple(classes))
+    return Shortened(body, where, nn.Identity()), where.width

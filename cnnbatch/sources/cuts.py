@@ -98,6 +98,24 @@ class OrderCut:
         return Place(part_by_block(place, count, rule.validation, rule.test), place * folds // max(1, rest))
 
 
+class ClassCut:
+    """By the places of classes in the order of their names' hashes: each part has its share of them."""
+
+    def __init__(self, rule: Subset, classes: Iterable[str]) -> None:
+        self._rule = rule
+        order = sorted(classes, key=lambda name: (fraction(name, f"class {rule.seed}"), name))
+        self._places = {name: self._place(place, len(order)) for place, name in enumerate(order)}
+
+    def of(self, name: str) -> Place:
+        """Return where the images of a class lie."""
+        return self._places[name]
+
+    def _place(self, place: int, count: int) -> Place:
+        rule, rest = self._rule, count - round(count * self._rule.test)
+        part = part_by_block(place, count, rule.validation, rule.test)
+        return Place(part, place * (rule.folds or 1) // max(1, rest))
+
+
 def cut_by(rule: Subset, training: Callable[[], Iterable[ImageRef]]) -> Cut:
     """Return what cuts the images of a listing anew; ``training`` lists those that are to be cut."""
     if rule.cut == "hash":

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cnnbatch.errors import UserError
-from cnnbatch.sources.cuts import Cut, cut_by, fraction
+from cnnbatch.sources.cuts import ClassCut, Cut, Place, cut_by, fraction
 from cnnbatch.sources.files.splits import part_in, part_of
 from cnnbatch.sources.wrapper import SourceWrapper
 from cnnbatch.truth import answer_of
@@ -50,9 +50,12 @@ class SubsetSource(SourceWrapper):
 
     def _parts(self, after: ImageRef | None) -> Iterator[tuple[ImageRef, str]]:
         """Yield the images behind ``after`` with their part, which is empty where they belong to none."""
+        if self.rule.whole_classes:
+            yield from self._parts_of_classes(after)
+            return
         cut, behind = self._cut(), after is None
         for ref in self.source.refs(after if self.rule.cut == "hash" else None):
-            part = self._part(ref, cut)
+            part = self._part(ref, partial(cut.place, ref))
             if behind or self.rule.cut == "hash":
                 yield ref, part
             behind = behind or (after is not None and ref.key == after.key)
@@ -62,16 +65,29 @@ class SubsetSource(SourceWrapper):
                 "  what to do: give the images as they were, or a new output"
             )
 
+    def _parts_of_classes(self, after: ImageRef | None) -> Iterator[tuple[ImageRef, str]]:
+        """Yield the images behind ``after`` with the parts of their classes, the others with none."""
+        cut = self._cut_of_classes
+        for ref, label in self._with_labels(self.source.refs(after)):
+            known = label is not None or self._given(ref) != "train"
+            yield ref, self._part(ref, partial(cut.of, label or "")) if known else ""
+
+    @cached_property
+    def _cut_of_classes(self) -> ClassCut:
+        """Return what cuts the classes of those images whose part the input does not say."""
+        training = (ref for ref in self.source.refs() if self._given(ref) == "train")
+        return ClassCut(self.rule, {label for _, label in self._with_labels(training) if label is not None})
+
     def _cut(self) -> Cut:
         """Return what cuts the images of one listing."""
         return cut_by(self.rule, lambda: (ref for ref in self.source.refs() if self._given(ref) == "train"))
 
-    def _part(self, ref: ImageRef, cut: Cut) -> str:
+    def _part(self, ref: ImageRef, place: Callable[[], Place]) -> str:
         """Return the part of an image; empty where it belongs to none."""
         rule, given = self.rule, self._given(ref)
         if given != "train":
             return given
-        part, fold = cut.place(ref)
+        part, fold = place()
         if part == "test":
             return part
         if rule.per_class is not None and ref.key not in self._chosen:
@@ -112,11 +128,16 @@ class SubsetSource(SourceWrapper):
         training = (
             ref for ref in self.source.refs() if self._given(ref) == "train" and cut.place(ref).part != "test"
         )
-        while chunk := tuple(islice(training, _CHUNK)):
+        yield from ((ref.key, label) for ref, label in self._with_labels(training) if label is not None)
+
+    def _with_labels(self, refs: Iterator[ImageRef]) -> Iterator[tuple[ImageRef, str | None]]:
+        """Yield images with their classes; raises UserError where the input has none."""
+        while chunk := tuple(islice(refs, _CHUNK)):
             truth: Any = self.source.truth(Shard(0, chunk))
             if truth is None or answer_of(truth.schema) != "label":
-                raise UserError("input.subset.per_class: the images have no labels to count by")
-            labels = truth["label"].to_pylist()
-            yield from (
-                (ref.key, label) for ref, label in zip(chunk, labels, strict=True) if label is not None
-            )
+                field = "whole_classes" if self.rule.whole_classes else "per_class"
+                raise UserError(
+                    f"input.subset.{field}: the images have no classes to be cut by\n"
+                    "  what to do: put them into folders named by class, or give input.label"
+                )
+            yield from zip(chunk, truth["label"].to_pylist(), strict=True)

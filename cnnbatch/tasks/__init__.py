@@ -37,6 +37,8 @@ class Task(BaseModel):
     """What `load` can run the network by."""
     precisions: ClassVar[frozenset[Precision]] = frozenset({"fp32"})
     """What `load` can run the network in."""
+    learns_new_classes: ClassVar[bool] = False
+    """Whether what it learns is told of other classes than those that it learned from, as of new people."""
     prepares_on_device: ClassVar[bool] = False
     """Whether its model's `prepare` leaves pixels on the device on which they lie."""
 

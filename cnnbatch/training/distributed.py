@@ -11,6 +11,8 @@ from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from cnnbatch.tasks.recipes.recipe import Rows
+
 
 @dataclass(frozen=True)
 class Team:
@@ -49,6 +51,14 @@ class Team:
         if self.world > 1:
             distributed.all_reduce(values)
         return values
+
+    def rows(self, values: Tensor, counts: Tensor) -> Rows:
+        """Return the rows of all workers, of which each has as many as ``counts`` (world,) says."""
+        ends = [0, *counts.cumsum(0).int().tolist()]
+        first, end = ends[self.rank], ends[self.rank + 1]
+        every = values.new_zeros(ends[-1], *values.shape[1:])
+        every[first:end] = values[: end - first]
+        return Rows(self.sum(every), first, end - first)
 
     def gather(self, values: list[Any]) -> list[Any]:
         """Return the values of all, in the order of their ranks."""

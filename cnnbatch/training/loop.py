@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from random import Random
 from time import monotonic, perf_counter
 from typing import Any, Protocol
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 from cnnbatch.config.train import Train
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Recipe
 from cnnbatch.training.average import MovingAverage
-from cnnbatch.training.data import shuffle
 from cnnbatch.training.data.loader import Loader
 from cnnbatch.training.distributed import Team
 from cnnbatch.training.messages import Position
@@ -103,10 +103,10 @@ class Loop:
         self._groups = [group for group in recipe.parameters() if group.tensors]
         self._optimizer = optimizer(self._groups, self._spec, plan.rate)
         self._module: nn.Module = team.wrap(module, self._device, narrow=plan.precision == "bf16")
-        self._average = MovingAverage(module, self._spec.ema) if self._spec.ema else None
+        self._average = self._begun_average()
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=plan.precision == "fp16")
         self._history = History()
-        self._steps = shuffle.count_steps(len(training.refs), self._spec.batch)
+        self._steps = training.count_steps(self._spec.batch)
         self._saved = monotonic()
 
     @property
@@ -118,8 +118,10 @@ class Loop:
         """Train from ``position`` with the ``state`` saved there, to the end; raises Broken."""
         if state is not None:
             self._restore(state)
-        elif self._spec.judge_first:
-            self._watcher.epoch({"epoch": -1, "step": -1, **self._recipe.measure(self._judged())})
+        else:
+            self.fit()
+            if self._spec.judge_first:
+                self._watcher.epoch({"epoch": -1, "step": -1, **self._recipe.measure(self._judged())})
         for epoch in range(position.epoch, self._plan.epochs):
             if self._is_over(epoch):
                 break
@@ -127,6 +129,17 @@ class Loop:
             self._train(epoch, first)
             self._validate(epoch)
         return self._history
+
+    def fit(self) -> None:
+        """Have the recipe find in closed form what it does not learn by steps; every worker does it alike."""
+        if (fit := getattr(self._recipe, "fit", None)) is None:
+            return
+        with self._autocast():
+            fit(self._on_device(examples) for examples in self._training.validating(self._spec.batch))
+        self._average = self._begun_average()
+
+    def _begun_average(self) -> MovingAverage | None:
+        return MovingAverage(self._recipe.module, self._spec.ema) if self._spec.ema else None
 
     def _is_over(self, epoch: int) -> bool:
         patience = self._spec.patience
@@ -180,14 +193,18 @@ class Loop:
         torch.manual_seed(hash((self._spec.seed, epoch, step, self._team.rank)) % 2**63)
         draw = Random(f"{self._spec.seed} {epoch} {step}")
         team = self._team
-        count = team.sum(torch.full((), float(len(examples)), device=self._device))
+        counts = torch.zeros(team.world, device=self._device)
+        counts[team.rank] = len(examples)
+        count = team.sum(counts).sum()
         if not examples and not count:  # Nobody has any; whoever has some need not ask.
             return _Taken(epoch, step, rate, ("images", "gradient_norm"), torch.zeros(2))
         batch = self._batch(examples)
         last = (step + 1) % self._spec.accumulate == 0 or step + 1 == self._steps
         with nullcontext() if last else team.without_sync(self._module):
-            batch = self._recipe.on_device(batch, draw)
-            parts = self._gradients(replace(batch, share=len(examples) / count, total=team.sum))
+            with self._autocast():
+                batch = self._recipe.on_device(batch, draw)
+            share, together = len(examples) / count, partial(team.rows, counts=counts)
+            parts = self._gradients(replace(batch, share=share, total=team.sum, together=together))
         losses = team.sum(torch.stack([*parts.values()]))
         norm = self._update() if last else torch.zeros_like(count)
         names = ("images", "gradient_norm", *parts)
@@ -262,12 +279,16 @@ class Loop:
         for examples in self._validation.validating(size, self._team.rank, self._team.world):
             if not examples:
                 continue
-            batch = self._recipe.collate(examples, training=False)
-            batch = Batch(moved(batch.inputs, self._device), moved(batch.truth, self._device), batch.size)
             with torch.inference_mode(), self._autocast():
-                batch = self._recipe.on_device(batch, None)
+                batch = self._on_device(examples)
                 values += self._recipe.judge(module(*batch.inputs), batch)
         return self._team.gather(values)
+
+    def _on_device(self, examples: Sequence[Example]) -> Batch:
+        """Return examples as the network takes them, not changed by chance."""
+        batch = self._recipe.collate(examples, training=False)
+        batch = Batch(moved(batch.inputs, self._device), moved(batch.truth, self._device), batch.size)
+        return self._recipe.on_device(batch, None)
 
     def _require_readable(self) -> None:
         """Stop where more training images failed than the job allows, whichever workers met them."""
@@ -327,8 +348,7 @@ class Loop:
 
     def _undefined(self, epoch: int, step: int, rate: float, losses: Mapping[str, float]) -> str:
         found = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-        places = shuffle.order(self._training.refs.hashes, self._spec.seed, epoch, self._training.refs.runs)
-        of_step = shuffle.step(places, self._spec.batch, step)
+        of_step = self._training.steps(epoch, self._spec.batch)[step]
         keys = [ref.key for ref in self._training.refs.shard(of_step).refs]
         return (
             f"the loss is not a number at step {step} of epoch {epoch + 1}: {found}; "

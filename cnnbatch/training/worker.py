@@ -41,7 +41,8 @@ def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send
     torch.set_num_threads(threads)
     job, spec = order.job, spec_of(order)
     recipe = job.task.recipe(spec, order.data)
-    if order.decision.strategy == "as_is":
+    is_as_is = order.decision.strategy == "as_is"
+    if is_as_is and not hasattr(recipe, "fit"):
         _put(order, recipe, recipe.module.state_dict(), {})
         return
     loaders = [_loader(order, part, recipe, team, device, threads) for part in ("train", "validation")]
@@ -50,6 +51,11 @@ def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send
     plan = Plan(spec, order.epochs, rate, device, precision, job.max_failed)
     watcher = Recorder(order.output, send) if team.rank == 0 else Silent()
     try:
+        if is_as_is:
+            loop = Loop(recipe, plan, loaders[0], loaders[1], team, watcher)
+            loop.fit()
+            _put(order, recipe, loop.learned(), {})
+            return
         begun = _lesson_begins(order, recipe) if team.rank == 0 else None
         loop = Loop(recipe, plan, loaders[0], loaders[1], team, watcher)
         saved = Checkpoints(order.output).newest()

@@ -34,6 +34,11 @@ TINY: dict[str, dict[str, Any]] = {
         "score_threshold": 0.0,
         "size": [64, 96],
     },
+    "embed": {
+        "model": "mobilenet_v3_small",
+        "weights": "random",
+        "preprocessing": {"resize": 36, "crop": 32},
+    },
     "faces": {
         "detector": {"model": "tests.tiny_faces:squares"},
         "embedder": {"model": "tests.tiny_faces:mean_colour"},

@@ -23,7 +23,7 @@ def test_workers_share_no_image_and_leave_none_out(
 ) -> None:
     runs = np.arange(count) // 7 if contained else None
     places = deal.order(hashes(count), 3, epoch, runs)
-    dealt = [list(deal.dealt(places, batch, rank, world)) for rank in range(world)]
+    dealt = [deal.dealt(deal.cut(places, batch), rank, world) for rank in range(world)]
     assert len({len(steps) for steps in dealt}) == 1
     together = np.concatenate([np.concatenate(steps) for steps in dealt])
     assert sorted(together.tolist()) == list(range(count))
@@ -36,18 +36,48 @@ def test_workers_share_no_image_and_leave_none_out(
 @given(images, batches, st.sampled_from([2, 4]))
 def test_a_step_has_the_same_images_whoever_takes_them(count: int, batch: int, world: int) -> None:
     places = deal.order(hashes(count), 0, 1)
-    alone = deal.dealt(places, batch, 0, 1)
-    together = zip(*(deal.dealt(places, batch, rank, world) for rank in range(world)), strict=True)
+    steps = deal.cut(places, batch)
+    alone = deal.dealt(steps, 0, 1)
+    together = zip(*(deal.dealt(steps, rank, world) for rank in range(world)), strict=True)
     for one, several in zip(alone, together, strict=True):
         assert one.tolist() == np.concatenate(several).tolist()
 
 
-@given(images, batches, st.data())
-def test_an_epoch_goes_on_at_any_step(count: int, batch: int, data: st.DataObject) -> None:
-    places = deal.order(hashes(count), 0, 0)
-    whole = [one.tolist() for one in deal.dealt(places, batch, 0, 2)]
-    first = data.draw(st.integers(0, len(whole)))
-    assert [one.tolist() for one in deal.dealt(places, batch, 0, 2, first)] == whole[first:]
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=120),
+    st.integers(2, 40),
+    st.integers(2, 6),
+    st.integers(0, 3),
+)
+def test_balanced_steps_have_pairs_of_their_classes_and_each_image_once(
+    classes: list[int], batch: int, pictures: int, epoch: int
+) -> None:
+    numbers = np.array(classes)
+    steps = deal.balanced(hashes(len(classes)), numbers, 1, epoch, batch, pictures)
+    assert sorted(np.concatenate(steps).tolist()) == list(range(len(classes)))
+    assert len(steps) == len(deal.balanced(hashes(len(classes)), numbers, 1, epoch + 1, batch, pictures))
+    several = {one for one in classes if classes.count(one) > 1}
+    for step in steps:
+        found = numbers[step].tolist()
+        assert not {one for one in several if found.count(one) == 1}
+        assert len(steps) == 1 or len(found) >= 2
+
+
+def test_balanced_steps_have_as_many_images_of_a_class_as_asked() -> None:
+    classes = np.repeat(np.arange(20), 10)
+    steps = deal.balanced(hashes(200), classes, 0, 0, 25, 5)
+    for step in steps:
+        assert np.unique(classes[step], return_counts=True)[1].tolist() == [5] * 5
+    assert (
+        len(
+            {
+                tuple(step)
+                for epoch in range(3)
+                for step in deal.balanced(hashes(200), classes, 0, epoch, 25, 5)
+            }
+        )
+        == 24
+    )
 
 
 def test_each_epoch_and_seed_has_an_order_of_its_own() -> None:

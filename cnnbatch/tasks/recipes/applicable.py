@@ -10,6 +10,8 @@ from cnnbatch.config.train import Train
 
 OF_MAPS = ("loss", "augment.crop_size", "augment.scale", "augment.aspect")
 """What only networks that give a class to every pixel learn by."""
+OF_EMBEDDINGS = ("embedding",)
+"""What only networks that give a vector to a picture learn by."""
 _NOTHING: Mapping[str, Any] = {"augment.crop": 1.0, "label_smoothing": 0.0}  # Where that is not the default.
 
 

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from cnnbatch.config.train import Strategy, Train
 from cnnbatch.errors import UserError
 from cnnbatch.models import Choice, Network, build_classifier
 from cnnbatch.models.depth import shortened
 from cnnbatch.models.heads import with_new_head, with_rows
-from cnnbatch.models.preprocessing import Normalize, prepare
 from cnnbatch.models.trained_files import Learned
 from cnnbatch.tasks.recipes import augment, tuned_blocks
-from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
+from cnnbatch.tasks.recipes.applicable import OF_EMBEDDINGS, OF_MAPS, asked
+from cnnbatch.tasks.recipes.pictures import WholePictures
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
 from cnnbatch.truth.classes import named_alike
 
@@ -55,8 +53,7 @@ class ClassifierRecipe:
         tuned_blocks.freeze(network.module, self._parts)
         self.module: nn.Module = tuned_blocks.Tuned(network.module, self._parts)
         self._weights = _class_weights(data) if spec.class_weights == "balanced" else None
-        self._normalize: Normalize | None = None
-        self._fill = [float(round(255 * mean)) for mean in self._how.mean]
+        self._pictures = WholePictures(self._how, spec.augment)
 
     def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """Return the size that prediction resizes to."""
@@ -67,40 +64,18 @@ class ClassifierRecipe:
         label = (image.truth or {}).get("label")
         if label not in self._numbers:
             raise ValueError(f"its label {label!r} is none of the classes")
-        number = self._numbers[label]
-        how = self._spec.augment
-        if draw is None or how.crop == 1:
-            pixels = prepare(image.pixels, image.size, self._how).pixels
-        else:
-            pixels = self._random_crop(image.pixels, how.crop, draw)
-        if draw is not None:
-            pixels = augment.changed(pixels, how, draw, self._fill)
-        return Example(pixels, self._how.crop, target=number)
-
-    def _random_crop(self, pixels: Tensor, least: float, draw: Random) -> Tensor:
-        top, left, height, width = augment.random_crop((pixels.shape[1], pixels.shape[2]), least, draw)
-        cropped = pixels[:, top : top + height, left : left + width]
-        mode = InterpolationMode(self._how.interpolation)
-        found: Tensor = transforms.resize_image(
-            cropped, list(self._how.crop), interpolation=mode, antialias=True
-        )
-        return found
+        return self._pictures.example(image, self._numbers[label], draw)
 
     def collate(self, examples: Sequence[Example], training: bool) -> Batch:
         """Return uint8 (N, 3, *crop), channels-last, and the classes (N)."""
-        pixels = torch.stack([example.pixels for example in examples])
         classes = torch.tensor([example.target for example in examples])
-        inputs = (pixels.contiguous(memory_format=torch.channels_last),)
-        return Batch(inputs, _Truth(classes), len(examples))
+        return Batch((self._pictures.together(examples),), _Truth(classes), len(examples))
 
     def on_device(self, batch: Batch, draw: Random | None) -> Batch:
         """Return normalised float32 pictures; every batch of training is mixed as the job has it."""
         pixels: Tensor = batch.inputs[0]
-        device = str(pixels.device)
-        if self._normalize is None:
-            self._normalize = Normalize(self._how, device, torch.float32)
-        floats, truth = self._normalize(pixels), batch.truth
-        truth = replace(truth, classes=truth.classes.to(device))
+        floats, truth = self._pictures.normalized(pixels), batch.truth
+        truth = replace(truth, classes=truth.classes.to(pixels.device))
         if draw is None:
             return Batch((floats,), truth, batch.size)
         kind, part, (top, left, height, width) = augment.mixing(self._spec.augment, self._how.crop, draw)
@@ -175,7 +150,7 @@ class ClassifierRecipe:
 
 
 def _require_applicable(spec: Train) -> None:
-    if others := asked(spec, OF_MAPS):
+    if others := asked(spec, (*OF_MAPS, *OF_EMBEDDINGS)):
         raise UserError(
             f"{', '.join(others)}: not for classifiers, which learn one class of a whole picture\n"
             "  what to do: leave it out; train.augment.crop and train.class_weights are there"

@@ -30,7 +30,7 @@ from cnnbatch.models.resizing import Resizing, Size, prepare
 from cnnbatch.models.runtime.structure import flatten
 from cnnbatch.models.trained_files import Learned
 from cnnbatch.tasks.recipes import augment, masks_inside, targets, tuned_blocks
-from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
+from cnnbatch.tasks.recipes.applicable import OF_EMBEDDINGS, OF_MAPS, asked
 from cnnbatch.tasks.recipes.boxes import Boxes, average_precision
 from cnnbatch.tasks.recipes.inside import Strip
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _EPSILON = 1e-5
 _NOT_FOR_BOXES = (
     *("augment.shift", "augment.crop", "augment.randaugment", "augment.mixup", "augment.cutmix"),
-    *("class_weights", *OF_MAPS),
+    *("class_weights", *OF_MAPS, *OF_EMBEDDINGS),
 )
 
 

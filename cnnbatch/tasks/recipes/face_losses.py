@@ -1,21 +1,40 @@
 """Losses that make embeddings of one person alike and of two people different.
 
 Some compare the embeddings of a step with each other (contrastive, Siamese, triplet), others with a vector
-for each person of the training (softmax, centre, A-softmax, CosFace, ArcFace). Pairs and triplets are those
-of a step's pictures on one worker: with several workers there are fewer of them, as in every implementation
-that does not gather embeddings.
+for each person of the training (softmax, centre, A-softmax, CosFace, ArcFace).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cnnbatch.config.train import EmbeddingLoss
+
 Mining = Literal["all", "semi_hard", "batch_hard"]
+
+MARGINS: Mapping[str, float] = {
+    "contrastive": 1.0,
+    "triplet": 0.2,
+    "a_softmax": 4.0,
+    "cosface": 0.35,
+    "arcface": 0.5,
+}
+"""Where a job says none: of embeddings of length 1, those of the papers."""
+SCALES: Mapping[str, float] = {
+    "softmax": 16.0,
+    "centre": 16.0,
+    "a_softmax": 16.0,
+    "cosface": 64.0,
+    "arcface": 64.0,
+}
+"""The same; CosFace and ArcFace have those of their papers."""
 
 _TINY = 1e-12
 
@@ -69,18 +88,18 @@ class SiameseVerification(nn.Module):
             self.layer.weight.fill_(-1.0)
             self.layer.bias.fill_(begins)
 
-    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+    def logits(self, one: Tensor, other: Tensor) -> Tensor:
         """Return the logits (N,) that pairs of embeddings (N, D) are of one person."""
         logits: Tensor = self.layer((one - other).square())[:, 0]
         return logits
 
-    def loss(self, embeddings: Tensor, people: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, people: Tensor) -> Tensor:
         """Return the binary cross-entropy over all pairs of a step; pairs of both kinds count one half."""
         same, others = _pairs(people)
         found = []
         for kind, target in ((same, 1.0), (others, 0.0)):
             rows, columns = kind.nonzero(as_tuple=True)
-            logits = self(embeddings[rows], embeddings[columns])
+            logits = self.logits(embeddings[rows], embeddings[columns])
             target_of = torch.full_like(logits, target)
             found.append(functional.binary_cross_entropy_with_logits(logits, target_of, reduction="none"))
         return _mean_of_kinds(*found)
@@ -271,3 +290,51 @@ class ArcFace(_Angular):
     def scale(self, embeddings: Tensor) -> float:
         """Return the job's scale."""
         return self._scale
+
+
+class _OfPairs(nn.Module):
+    """A loss without parameters of its own."""
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self._loss = loss
+
+    def forward(self, embeddings: Tensor, people: Tensor) -> Tensor:
+        """Return the loss of ``embeddings`` (N, D), whose ``people`` (N,) are numbers."""
+        return self._loss(embeddings, people)
+
+
+class _Scaled(nn.Module):
+    """A loss over embeddings that are made longer before, since those of length 1 hardly move a softmax."""
+
+    def __init__(self, loss: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.loss = loss
+        self._scale = scale
+
+    def forward(self, embeddings: Tensor, people: Tensor) -> Tensor:
+        """Return the loss of ``embeddings`` (N, D), whose ``people`` (N,) are numbers."""
+        found: Tensor = self.loss(self._scale * embeddings, people)
+        return found
+
+
+def criterion(how: EmbeddingLoss, dimensions: int, people: int) -> nn.Module:
+    """Return the loss that a job names, called with embeddings (N, D) and the people's numbers (N,)."""
+    margin, scale = how.margin or MARGINS.get(how.kind, 0.0), how.scale or SCALES.get(how.kind, 1.0)
+    match how.kind:
+        case "contrastive":
+            return _OfPairs(partial(contrastive, margin=margin))
+        case "siamese":
+            return SiameseVerification(dimensions)
+        case "triplet":
+            return _OfPairs(partial(triplet, margin=margin, mining=how.mining, hinge=how.hinge))
+        case "softmax":
+            return _Scaled(Softmax(dimensions, people), scale)
+        case "centre":
+            return _Scaled(CentreLoss(dimensions, people, how.weight), scale)
+        case "a_softmax":
+            return _Scaled(ASoftmax(dimensions, people, round(margin)), scale)
+        case "cosface":
+            return CosFace(dimensions, people, margin, scale)
+        case "arcface":
+            return ArcFace(dimensions, people, margin, scale)

@@ -49,11 +49,25 @@ def _same(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of all workers' images, (N, ...), of which ``count`` from ``first`` on are this worker's."""
+
+    values: Tensor
+    first: int
+    count: int
+
+
+def _own(values: Tensor) -> Rows:
+    return Rows(values, 0, len(values))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Examples together: ``inputs`` are the module's arguments, ``truth`` what the loss compares with.
 
     Several workers may share a step: ``share`` is this worker's part of its images, 0 where it has none and
-    computes with a picture of no weight; ``total`` returns the sums of a tensor over all workers.
+    computes with a picture of no weight; ``total`` returns the sums of a tensor over all workers,
+    ``together`` the rows of all of them. Neither has gradients.
     """
 
     inputs: tuple[Any, ...]
@@ -61,6 +75,21 @@ class Batch:
     size: int
     share: Tensor | float = 1.0
     total: Callable[[Tensor], Tensor] = _same
+    together: Callable[[Tensor], Rows] = _own
+
+
+def of_all_workers(rows: Tensor, batch: Batch) -> Tensor:
+    """Return the rows (N, ...) of all workers' images; gradients reach those of this one.
+
+    What the loop makes of the gradients weights each worker's by its share of the images; so they are divided
+    by it here.
+    """
+    found = batch.together(rows.detach())
+    own = rows[: found.count]
+    share = batch.share if isinstance(batch.share, float) else batch.share.to(rows.dtype)
+    every = found.values.clone()
+    every[found.first : found.first + found.count] += (own - own.detach()) / share
+    return every
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +107,9 @@ class Recipe(Protocol):
 
     It may also have ``inside``: called with examples of the validation, when the best weights are in
     `module`, on the CPU and not training, it returns what a lesson shows of the network, each a
-    `tasks.recipes.inside.Strip`.
+    `tasks.recipes.inside.Strip`. ``pictures_per_class``: of each class in a step of the training there are so
+    many images, as far as it has them. ``fit``: called once before the first step, with batches on the device
+    that together have every training image once, not changed by chance.
     """
 
     module: nn.Module

@@ -26,7 +26,7 @@ from cnnbatch.models.pixel_classes import WholeLogits, pixel_classes
 from cnnbatch.models.resizing import Canvas, Normalized, Resizing, Size, prepare_bytes
 from cnnbatch.models.trained_files import Learned
 from cnnbatch.tasks.recipes import augment, segmentation_losses, tuned_blocks
-from cnnbatch.tasks.recipes.applicable import asked
+from cnnbatch.tasks.recipes.applicable import OF_EMBEDDINGS, asked
 from cnnbatch.tasks.recipes.auxiliary_head import AuxiliaryHead, auxiliary_head
 from cnnbatch.tasks.recipes.inside import Strip
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData
@@ -43,7 +43,7 @@ Places = NDArray[np.int16]
 
 _NOT_FOR_MAPS = (
     *("augment.shift", "augment.crop", "augment.randaugment", "augment.mixup", "augment.cutmix"),
-    *("class_weights", "label_smoothing"),
+    *("class_weights", "label_smoothing", *OF_EMBEDDINGS),
 )
 _SIDE = 320
 """Pixels of a window's sides where neither the job nor the network says a size."""

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 from cnnbatch.config.input import Input
@@ -17,7 +18,7 @@ from cnnbatch.sources import open_source
 from cnnbatch.sources.soundness import unsound
 from cnnbatch.storage import NotFound, Storage, redact
 from cnnbatch.tasks.recipes.recipe import TrainingData
-from cnnbatch.training.data.ground_truth import TrainingTruth, truth_kind
+from cnnbatch.training.data.ground_truth import TrainingGroups, TrainingTruth, truth_kind
 from cnnbatch.training.data.sample_table import ListedPart, Refs, listed
 from cnnbatch.training.data.splits import Parts
 from cnnbatch.truth import classes_of
@@ -124,6 +125,9 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
         how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
         train, validation = (replace(one, refs=one.refs.some(LESSON_IMAGES)) for one in (train, validation))
     _, kind = truth_kind(source.truth_schema)
+    if job.task.learns_new_classes:
+        kind = TrainingGroups()
+        _require_apart(train, validation, test)
     counts, validated, tested = train.counts(), validation.counts(), test.counts()
     classes = _classes(job, source, kind, counts, validated)
     left_out = _left_out(job, classes, validated, tested)
@@ -132,8 +136,10 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
         _require_some(validation, parts.validation)
     if kind.has_classes:
         _require_learnable(kind, classes, counts, validation.counts(), tested)
-    if kind.one_class:
+    if kind.one_class or job.task.learns_new_classes:
         _require_several(classes, left_out)
+    if lone := _without_a_pair(job, counts):
+        how += f"; of {lone:,} of {len(classes):,} classes one image trains, of which no pair can be made"
     data = _training_data(classes, train, kind.numbers(source.truth_schema))
     digest = _digest(train.refs, validation.refs)
     return Collected(data, train.refs, validation.refs, digest, how, count, left_out)
@@ -168,10 +174,35 @@ def _left_out(
     job: TrainJob, classes: Sequence[str], validated: Counter[str], tested: Counter[str]
 ) -> dict[str, dict[str, int]]:
     """Return the classes that occur, or that the job chose, and that the model will not have."""
-    if job.task.chosen_classes() is not None:
+    if job.task.chosen_classes() is not None or job.task.learns_new_classes:
         return {}  # Others than those are a mistake, or the test's own affair.
     names = {*validated, *tested, *(job.input.classes or ())} - set(classes)
     return {name: {"validation": validated[name], "test": tested[name]} for name in sorted(names)}
+
+
+def _without_a_pair(job: TrainJob, counts: Counter[str]) -> int:
+    """Return how many classes have one image, where pairs are learned from."""
+    return sum(count == 1 for count in counts.values()) if job.task.learns_new_classes else 0
+
+
+def _require_apart(train: ListedPart, validation: ListedPart, test: ListedPart) -> None:
+    """Insist on other classes in each part, and on pairs to judge by."""
+    parts = {"train": train.counts(), "validate": validation.counts(), "test": test.counts()}
+    for one, other in combinations(parts, 2):
+        if both := sorted({*parts[one]} & {*parts[other]}):
+            raise UserError(
+                f"input: what is learned is judged by classes that it was not learned from, but images of "
+                f"{_some(both)} {one} and {other}\n"
+                "  what to do: give folders or a column by which all images of a class are in one part, or "
+                "leave them out, and the classes are cut by hash"
+            )
+    counts = parts["validate"]
+    if len(counts) < 2 or max(counts.values()) < 2:
+        raise UserError(
+            f"input: expected images of two classes at least to validate by, and two of one of them; "
+            f"{counts.total():,} of {len(counts):,} validate\n"
+            "  what to do: give more classes, or a larger train.validation"
+        )
 
 
 def _where(counts: Mapping[str, int]) -> str:

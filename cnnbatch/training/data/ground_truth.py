@@ -68,6 +68,17 @@ class TrainingLabels(TrainingTruth):
         return found
 
 
+class TrainingGroups(TrainingLabels):
+    """One class an image, which says what is alike: others than those that train are told apart later."""
+
+    one_class = False
+    spares = True
+
+    def learns(self, trained: int, validated: int) -> bool:
+        """Say whether an image of the class trains."""
+        return trained > 0
+
+
 class TrainingObjects(TrainingTruth):
     """Objects with classes; crowds and what is to be ignored do not teach."""
 

@@ -61,6 +61,7 @@ class Loader:
         self.refs = refs
         self.failed = FailedImages()
         self._seed = seed
+        self._per_class: int | None = getattr(recipe, "pictures_per_class", None)
         self._pictures = Pictures(source, kept_bytes)
         self._inputs = _Inputs(recipe, self._pictures, seed)
         handle, name = tempfile.mkstemp(prefix="cnnbatch-train-")
@@ -78,9 +79,20 @@ class Loader:
         self, epoch: int, batch: int, rank: int = 0, world: int = 1, first: int = 0
     ) -> Iterator[list[Example]]:
         """Yield a worker's examples of each step of an epoch, beginning with step ``first``."""
-        places = shuffle.order(self.refs.hashes, self._seed, epoch, self.refs.runs)
-        steps = shuffle.dealt(places, batch, rank, world, first)
-        yield from self._steps(list(steps), epoch)
+        yield from self._steps(shuffle.dealt(self.steps(epoch, batch)[first:], rank, world), epoch)
+
+    def count_steps(self, batch: int) -> int:
+        """Return the number of steps of an epoch."""
+        if self._per_class is None:
+            return shuffle.count_steps(len(self.refs), batch)
+        return len(self.steps(0, batch))
+
+    def steps(self, epoch: int, batch: int) -> list[shuffle.Places]:
+        """Return the images of each step of an epoch, as places in `refs`."""
+        hashes = self.refs.hashes
+        if self._per_class is not None:
+            return shuffle.balanced(hashes, self.refs.classes, self._seed, epoch, batch, self._per_class)
+        return shuffle.cut(shuffle.order(hashes, self._seed, epoch, self.refs.runs), batch)
 
     def validating(self, batch: int, rank: int = 0, world: int = 1) -> Iterator[list[Example]]:
         """Yield a worker's examples as prediction has them, in the order of their listing."""

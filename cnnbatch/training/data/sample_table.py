@@ -44,6 +44,12 @@ class Refs:
         return shuffle.key_hashes(keys)
 
     @cached_property
+    def classes(self) -> shuffle.Places:
+        """A number for the class of each image."""
+        numbers: Any = self.table[LABEL].combine_chunks().dictionary_encode().indices
+        return np.asarray(numbers.fill_null(-1), np.int64)
+
+    @cached_property
     def runs(self) -> shuffle.Places | None:
         """The run of each image in its container; None for files of their own."""
         contained = self.table["row"].is_valid().to_numpy() | self.table["offset"].is_valid().to_numpy()

@@ -8,7 +8,7 @@ Containers are read in runs: those are permuted, and images change places only w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,10 +65,38 @@ def count_steps(images: int, batch: int) -> int:
     return -(-images // batch)
 
 
-def step(places: Places, batch: int, number: int) -> Places:
-    """Return the images of one step; no two steps' numbers differ by more than one."""
+def cut(places: Places, batch: int) -> list[Places]:
+    """Return the images of each step of an epoch; no two steps' numbers differ by more than one."""
     steps, count = count_steps(len(places), batch), len(places)
-    return places[number * count // steps : (number + 1) * count // steps]
+    return [places[number * count // steps : (number + 1) * count // steps] for number in range(steps)]
+
+
+def balanced(
+    hashes: Hashes, classes: Places, seed: int, epoch: int, batch: int, pictures: int
+) -> list[Places]:
+    """Return the steps of an epoch in which classes come with ``pictures`` images each.
+
+    ``classes`` [N] are numbers. Of each class the images are cut, in an order by chance, into groups of
+    ``pictures``; one that is left over joins another group. A step has at least two groups, as far as there
+    are so many, and about ``batch`` images. Each image comes once an epoch; the number of steps is the same
+    in all.
+    """
+    of_images = mixed(hashes, seed, epoch)
+    places = np.lexsort((of_images, classes))  # [N], class by class
+    begins = np.flatnonzero(np.diff(classes[places], prepend=-2))
+    counts = np.diff(np.append(begins, len(places)))
+    since = np.arange(len(places)) - np.repeat(begins, counts)
+    sizes = np.repeat(counts, counts)
+    rounds = (
+        np.where((since == sizes - 1) & (since % pictures == 0) & (since > 0), since - 1, since) // pictures
+    )
+    first = np.flatnonzero((np.diff(classes[places], prepend=-2) != 0) | (np.diff(rounds, prepend=-1) != 0))
+    groups = np.split(places, first[1:])
+    order_of_groups = np.lexsort((mixed(hashes[places[first]], seed, epoch, 1), rounds[first]))
+    count = max(1, min(-(-len(places) // batch), len(groups) // 2))
+    return [
+        np.concatenate([groups[group] for group in some]) for some in np.array_split(order_of_groups, count)
+    ]
 
 
 def share(of_step: Places, rank: int, world: int) -> Places:
@@ -77,7 +105,6 @@ def share(of_step: Places, rank: int, world: int) -> Places:
     return of_step[rank * count // world : (rank + 1) * count // world]
 
 
-def dealt(places: Places, batch: int, rank: int, world: int, first: int = 0) -> Iterator[Places]:
-    """Yield a worker's images step by step, beginning with step ``first``."""
-    for number in range(first, count_steps(len(places), batch)):
-        yield share(step(places, batch, number), rank, world)
+def dealt(steps: Iterable[Places], rank: int, world: int) -> list[Places]:
+    """Return a worker's images of each of the ``steps``."""
+    return [share(one, rank, world) for one in steps]

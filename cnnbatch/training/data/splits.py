@@ -46,7 +46,7 @@ def parts_of(job: TrainJob, storage: Storage) -> Parts:
         return _by(chosen, rule, job, how + others)
     rule = _rule(chosen, job)
     validate = f"{rule.validation:.0%} validate" if rule.folds is None else _fold(rule)
-    return _by(chosen, rule, job, f"{_CUTS[rule.cut]}: {validate}, {rule.test:.0%} test")
+    return _by(chosen, rule, job, f"{_cut_words(rule)}: {validate}, {rule.test:.0%} test")
 
 
 def _labelled(chosen: Input, storage: Storage) -> Input:
@@ -59,9 +59,16 @@ def _labelled(chosen: Input, storage: Storage) -> Input:
 
 
 def _rule(chosen: Input, job: TrainJob) -> Subset:
-    if chosen.subset is not None:
-        return chosen.subset
-    return Subset(part="train", validation=job.train.validation, test=job.train.test)
+    """Return the job's rule, else that of its shares; what is to know new classes is judged by others."""
+    given = chosen.subset
+    whole = job.task.learns_new_classes and (given is None or (given.group is None and given.cut == "hash"))
+    if given is None:
+        given = Subset(part="train", validation=job.train.validation, test=job.train.test)
+    return given.model_copy(update={"whole_classes": True}) if whole else given
+
+
+def _cut_words(rule: Subset) -> str:
+    return "by class, all images of which are in one part" if rule.whole_classes else _CUTS[rule.cut]
 
 
 def _apart(given: set[str], job: TrainJob) -> dict[str, float]:
@@ -74,7 +81,7 @@ def _apart(given: set[str], job: TrainJob) -> dict[str, float]:
 
 def _cut(given: set[str], job: TrainJob, rule: Subset) -> str:
     cut = [f"{share:.0%} for {name}" for name, share in _apart(given, job).items() if share]
-    return f"; of those that train, {_CUTS[rule.cut]} {' and '.join(cut)}" if cut else ""
+    return f"; of those that train, {_cut_words(rule)} {' and '.join(cut)}" if cut else ""
 
 
 def _by(chosen: Input, rule: Subset, job: TrainJob, how: str) -> Parts:
@@ -101,7 +108,7 @@ def _by_splits(chosen: Input, splits: Mapping[str, str], job: TrainJob, storage:
         return Parts(
             whole.train, given.get("validation", whole.validation), given.get("test", whole.test), how
         )
-    how += f"; of those that train, {_CUTS[rule.cut]} {_fold(rule)}"
+    how += f"; of those that train, {_cut_words(rule)} {_fold(rule)}"
     return Parts(whole.train, whole.validation, _beside_folds(given, storage) or whole.test, how)
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from cnnbatch.config.train import EmbeddingLoss
 from cnnbatch.tasks.recipes import face_losses as losses
+from cnnbatch.tasks.recipes.recipe import Batch, Rows, of_all_workers
 
 PEOPLE = torch.tensor([0, 0, 1, 1, 1, 2, 3])
 
@@ -57,7 +62,7 @@ def test_siamese_verification_is_a_logistic_regression_on_squared_differences() 
 
     near = mean([-math.log(says(*pair)) for pair in pairs(True)])
     far = mean([-math.log(1 - says(*pair)) for pair in pairs(False)])
-    assert head.loss(found, PEOPLE).item() == pytest.approx((near + far) / 2, rel=1e-5)
+    assert head(found, PEOPLE).item() == pytest.approx((near + far) / 2, rel=1e-5)
 
 
 def test_the_bare_sum_of_squares_saturates() -> None:
@@ -67,7 +72,7 @@ def test_the_bare_sum_of_squares_saturates() -> None:
     assert bare.item() == 1.0
     assert (near - near).square().sum(1).sigmoid().item() == 0.5
     learned = losses.SiameseVerification(5)
-    assert learned(near, near).sigmoid().item() > 0.5 > learned(near, far).sigmoid().item()
+    assert learned.logits(near, near).sigmoid().item() > 0.5 > learned.logits(near, far).sigmoid().item()
 
 
 def test_a_siamese_head_tells_people_apart_once_it_has_learned() -> None:
@@ -77,10 +82,11 @@ def test_a_siamese_head_tells_people_apart_once_it_has_learned() -> None:
     optimizer = torch.optim.Adam(head.parameters(), 0.1)
     for _ in range(200):
         optimizer.zero_grad()
-        head.loss(points, people).backward()  # type: ignore[no-untyped-call]
+        head(points, people).backward()
         optimizer.step()
     says = [
-        head(points[None, one], points[None, other]).item() > 0 for one, other in ((0, 1), (2, 3), (0, 2))
+        head.logits(points[None, one], points[None, other]).item() > 0
+        for one, other in ((0, 1), (2, 3), (0, 2))
     ]
     assert says == [True, True, False]
 
@@ -215,3 +221,44 @@ def test_psi_falls_all_the_way(margin: int) -> None:
     values = head.with_margin(torch.linspace(1, -1, 200))
     assert bool((values.diff() <= 1e-5).all())
     assert values[-1].item() == pytest.approx(1 - 2 * margin, abs=0.02)
+
+
+def rows_of(every: Tensor, first: int, end: int, _: Tensor) -> Rows:
+    return Rows(every, first, end - first)
+
+
+@pytest.mark.parametrize("kind", ["triplet", "siamese", "arcface"])
+def test_workers_together_take_the_step_of_one(kind: Any) -> None:
+    """Each has a part of a step's pictures; their gradients are weighted and averaged as the loop does."""
+    pictures, features = embeddings().float(), 5
+    people = PEOPLE
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weight = torch.randn(features, features)
+        loss = losses.criterion(EmbeddingLoss(kind=kind), features, int(people.max()) + 1)
+
+    def gradient(parts: Sequence[tuple[int, int]]) -> torch.Tensor:
+        whole = torch.zeros_like(weight)
+        rows = torch.nn.functional.normalize(pictures @ weight, dim=1)
+        for first, end in parts:
+            learned = weight.clone().requires_grad_()
+            own = torch.nn.functional.normalize(pictures[first:end] @ learned, dim=1)
+            every = rows.clone()
+            batch = Batch(
+                (),
+                None,
+                end - first,
+                share=(end - first) / len(pictures),
+                together=partial(rows_of, every, first, end),
+            )
+            value = loss(of_all_workers(own, batch), people)
+            value.backward()
+            assert learned.grad is not None
+            whole += learned.grad * batch.share
+        return whole
+
+    count = len(pictures)
+    alone = gradient([(0, count)])
+    assert bool(alone.abs().sum() > 0)
+    several = gradient([(0, 2), (2, count - 1), (count - 1, count)])
+    assert several.flatten().tolist() == pytest.approx(alone.flatten().tolist(), abs=1e-5)

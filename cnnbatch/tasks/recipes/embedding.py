@@ -1,0 +1,205 @@
+"""How a network learns embeddings: pictures of one class close to each other, of two classes far apart.
+
+It is judged by classes that it did not learn from: by all pairs of the validation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cnnbatch.config.train import Augment, Strategy, Train
+from cnnbatch.errors import UserError
+from cnnbatch.metrics import embeddings as metric
+from cnnbatch.metrics import verification
+from cnnbatch.models.depth import Shortened
+from cnnbatch.models.embedding_network import EmbeddingHead, EmbeddingNetwork
+from cnnbatch.models.trained_files import Learned
+from cnnbatch.tasks.recipes import tuned_blocks
+from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
+from cnnbatch.tasks.recipes.face_losses import criterion
+from cnnbatch.tasks.recipes.kept_features import KeptFeatures
+from cnnbatch.tasks.recipes.pictures import WholePictures
+from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData, of_all_workers
+
+if TYPE_CHECKING:
+    from cnnbatch.types import Image
+
+_NOT_FOR_PAIRS = ("augment.mixup", "augment.cutmix", "class_weights", "label_smoothing", "features", *OF_MAPS)
+_UNKNOWN = 1 << 32  # Numbers of classes that do not train begin here.
+_STILL = Augment(flip=False, crop=1.0)  # Pictures come as they are.
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """Classes (N,) and the keys of their pictures."""
+
+    classes: Tensor
+    keys: Sequence[str]
+
+
+class EmbeddingRecipe:
+    """An embedding network and its loss; see `tasks.recipes.recipe.Recipe`."""
+
+    metric = "verification_accuracy"
+
+    def __init__(self, network: EmbeddingNetwork, model: str, spec: Train, data: TrainingData) -> None:
+        _require_applicable(spec)
+        strategy: Strategy = "all" if spec.strategy == "auto" else spec.strategy
+        self._network, self._model, self._spec = network, model, spec
+        self._classes, self.notes = data.classes, network.notes
+        self._numbers = {name: number for number, name in enumerate(data.classes)}
+        self._pictures = WholePictures(network.preprocessing, spec.augment)
+        self._parts = tuned_blocks.split(network.module, strategy)
+        tuned_blocks.freeze(network.module, self._parts)
+        self.pictures_per_class = spec.embedding.pictures
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed)
+            loss = criterion(spec.embedding, network.dimensions, len(data.classes))
+        self._criterion = loss
+        body: Shortened = network.module  # type: ignore[assignment]
+        is_frozen = not self._parts.tuned and spec.augment == _STILL
+        self._features = KeptFeatures(body) if is_frozen else None
+        self.module: nn.Module = Embedding(tuned_blocks.Tuned(network.module, self._parts), loss, is_frozen)
+
+    def decode_size(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the size that prediction resizes to."""
+        return self._pictures.how.decode_size(size)
+
+    def example(self, image: Image, draw: Random | None) -> Example:
+        """Return uint8 (3, *crop) and the number of the class, of one that does not train another one."""
+        label = (image.truth or {}).get("label")
+        if label is None:
+            raise ValueError("it has no class")
+        number = self._numbers.get(label)
+        target = _beyond(label) if number is None else number, image.ref.key
+        return self._pictures.example(image, target, draw)
+
+    def collate(self, examples: Sequence[Example], training: bool) -> Batch:
+        """Return uint8 (N, 3, *crop), channels-last, and the classes (N)."""
+        pixels = self._pictures.together(examples)
+        numbers, keys = zip(*(example.target for example in examples), strict=True)
+        return Batch((pixels,), _Truth(torch.tensor(numbers), keys), len(examples))
+
+    def on_device(self, batch: Batch, draw: Random | None) -> Batch:
+        """Return normalised float32 pictures, or their features where all that gives them is frozen."""
+        pixels, truth = batch.inputs[0], batch.truth
+        truth = replace(truth, classes=truth.classes.to(pixels.device))
+        if self._features is None:
+            return Batch((self._pictures.normalized(pixels),), truth, batch.size)
+        features = self._features.of(truth.keys, pixels, self._pictures.normalized)
+        return Batch((features,), truth, batch.size)
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Have the head take the mean of the training pictures' features from those of each."""
+        network: Shortened = self._network.module  # type: ignore[assignment]
+        head: EmbeddingHead = network.head  # type: ignore[assignment]
+        total, count = torch.zeros_like(head.centre, dtype=torch.float64), 0
+        network.eval()
+        for batch in batches:
+            with torch.no_grad():
+                inputs = batch.inputs[0]
+                features = inputs if self._features is not None else network.features(inputs)
+                directions = head.directions(features)
+            total += directions.sum(0, dtype=torch.float64)
+            count += len(directions)
+        if count:
+            head.centre.copy_(total / count)
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss over the pictures of all workers, whose pairs count."""
+        embeddings = self._normalised(outputs.float())
+        classes = batch.together(batch.truth.classes).values
+        return {"loss": self._criterion(of_all_workers(embeddings, batch), classes)}
+
+    def _normalised(self, embeddings: Tensor) -> Tensor:
+        is_unit = self._network.form.normalisation == "l2"
+        return functional.normalize(embeddings, dim=1) if is_unit else embeddings
+
+    def parameters(self) -> Sequence[Parameters]:
+        """Return the tuned blocks in groups, and the head with what the loss learns."""
+        groups = tuned_blocks.parameters(self._parts, self._spec.layer_decay, self._spec.backbone_rate)
+        of_loss = list(self._criterion.parameters())
+        return [*groups, Parameters("loss", of_loss)]
+
+    def judge(self, outputs: Any, batch: Batch) -> list[Any]:
+        """Return of each image its class and its embedding."""
+        vectors = self._normalised(outputs.float()).cpu().numpy()
+        return list(zip(batch.truth.classes.tolist(), vectors, strict=True))
+
+    def measure(self, values: Sequence[Any]) -> dict[str, float]:
+        """Return ``verification_accuracy``, which is 1 - ``EER``, and ``AUC`` over all pairs.
+
+        Of more than `metrics.embeddings.MOST` images only those of some classes count.
+        """
+        if not values:
+            return {"verification_accuracy": 0.0, "EER": 1.0, "AUC": 0.0}
+        names = [str(number) for number, _ in values]
+        vectors = np.stack([vector for _, vector in values])
+        found, _, _ = metric.pairs(metric.partial(vectors, names, self._network.form.metric))
+        numbers = verification.result(found, fars=(), replicates=1).metrics
+        rate, area = (numbers[name].value for name in ("EER", "AUC"))
+        if rate is None or area is None:
+            return {"verification_accuracy": 0.0, "EER": 1.0, "AUC": 0.0}
+        return {"verification_accuracy": 1 - rate, "EER": rate, "AUC": area}
+
+    def learned(self, state: Mapping[str, Tensor]) -> Learned:
+        """Return the network's own state, without the loss's, and what it takes to build it again."""
+        prefix = "tuned.network."
+        form = asdict(self._network.form)
+        return Learned(
+            architecture={
+                "task": "embed",
+                "model": self._model,
+                "library": self._network.library,
+                "features": form.pop("features"),
+            },
+            preprocessing={**asdict(self._network.preprocessing), **form},
+            classes=self._classes,
+            state={
+                name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)
+            },
+            about={
+                "weights": self._network.weights,
+                "tuned": [name for name, _ in self._parts.tuned] + [self._parts.head[0]],
+                "frozen": [name for name, _ in self._parts.frozen],
+            },
+        )
+
+
+class Embedding(nn.Module):
+    """A network with the loss that it is trained by, whose own parameters are learned beside it."""
+
+    def __init__(self, tuned: tuned_blocks.Tuned, criterion: nn.Module, is_frozen: bool) -> None:
+        super().__init__()
+        self.tuned = tuned
+        self.criterion = criterion
+        network: Shortened = tuned.network  # type: ignore[assignment]
+        self._head = [network.head] if is_frozen else []  # In a list, since it is in `tuned` already.
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the embeddings (N, D) of pictures, or of features where what gives them is frozen."""
+        found: Tensor = self._head[0](inputs) if self._head else self.tuned(inputs)
+        return found
+
+
+def _beyond(label: str) -> int:
+    """Return a number for a class that does not train, the same everywhere."""
+    return _UNKNOWN + int.from_bytes(hashlib.blake2b(label.encode(), digest_size=6).digest())
+
+
+def _require_applicable(spec: Train) -> None:
+    if others := asked(spec, _NOT_FOR_PAIRS):
+        raise UserError(
+            f"{', '.join(others)}: not for embeddings, which are learned from pairs of whole pictures\n"
+            "  what to do: leave it out; task.features says which block is read, and train.embedding has the "
+            "losses"
+        )

@@ -1,0 +1,66 @@
+"""Verification over all pairs of embedded pictures, however the pictures come."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnnbatch.metrics import embeddings
+from cnnbatch.metrics.embeddings import EmbeddedPictures
+
+
+def pictures(count: int, classes: int) -> tuple[Any, list[str]]:
+    rng = np.random.default_rng(count)
+    return rng.normal(size=(count, 4)).astype(np.float32), [
+        f"c{one}" for one in rng.integers(0, classes, count)
+    ]
+
+
+def sorted_rows(found: EmbeddedPictures) -> list[tuple[Any, ...]]:
+    return sorted(
+        (int(one), *map(float, vector)) for one, vector in zip(found.classes, found.vectors, strict=True)
+    )
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.lists(st.integers(0, 60), max_size=4), st.integers(2, 40))
+def test_any_split_gives_what_one_piece_gives(count: int, classes: int, cuts: list[int], most: int) -> None:
+    vectors, names = pictures(count, classes)
+    edges = [0, *sorted(min(one, count) for one in cuts), count]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embeddings, "MOST", most)
+        whole = embeddings.partial(vectors, names, "euclidean")
+        parts = [embeddings.partial(vectors[a:b], names[a:b], "euclidean") for a, b in pairwise(edges)]
+        together = embeddings.merge([embeddings.merge(parts[:2]), *parts[2:]])
+    assert sorted_rows(together) == sorted_rows(whole)
+    assert together.left_out == whole.left_out == count - len(whole.classes)
+    assert len(whole.classes) <= most
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_pairs_are_those_of_a_loop(distance: Any) -> None:
+    vectors, names = pictures(12, 3)
+    vectors[4] = np.nan
+    found, one, other = embeddings.pairs(embeddings.partial(vectors, names, distance))
+    expected = []
+    for i in range(12):
+        for j in range(i + 1, 12):
+            a, b = vectors[i].astype(float), vectors[j].astype(float)
+            cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            expected.append((i, j, -np.linalg.norm(a - b) if distance == "euclidean" else cosine))
+    assert [(i, j) for i, j, _ in expected] == list(zip(one.tolist(), other.tolist(), strict=True))
+    assert found.scores == pytest.approx([score for *_, score in expected], nan_ok=True)
+    assert found.same.tolist() == [names[i] == names[j] for i, j, _ in expected]
+
+
+def test_numbers_are_those_of_verification_by_hand() -> None:
+    vectors = np.array([[0, 0], [0, 1], [5, 0], [5, 2]], np.float32)
+    found = embeddings.result(embeddings.partial(vectors, ["a", "a", "b", "b"], "euclidean"), fars=(0.5,))
+    assert next(iter(found.metrics)) == "EER"
+    assert found.metrics["EER"].value == 0  # 1 and 2 apart; strangers at least 4.9.
+    assert found.metrics["AUC"].value == 1
+    assert found.metrics["pairs"].value == 6

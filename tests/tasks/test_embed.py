@@ -1,0 +1,209 @@
+"""Embeddings of pictures: learned from some classes, judged by all pairs of others, used by their folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cnnbatch
+from cnnbatch.config.train import EmbeddingLoss
+from cnnbatch.errors import UserError
+from cnnbatch.inference.run import RunOptions
+from cnnbatch.job import MapJob, TrainJob
+from cnnbatch.launch import launch
+from cnnbatch.models.choice import Choice
+from cnnbatch.models.embedding_network import EmbeddingForm, EmbeddingHead, build_embedding
+from cnnbatch.output.embeddings import EmbeddingSpace, space_of
+from cnnbatch.tasks.recipes.face_losses import criterion
+from tests import tiny
+from tests.training.trained import launch_twice, model_of, require_same, weights_of
+
+QUIET = RunOptions(quiet=True)
+LOSSES = ("contrastive", "siamese", "triplet", "softmax", "centre", "a_softmax", "cosface", "arcface")
+
+
+def people(folder: Path, count: int, each: int) -> Path:
+    """Fill a folder a person, told apart by two colours beside each other, in noise and changing light."""
+    for person in range(count):
+        rng = np.random.default_rng(person)
+        colours = rng.uniform(40, 215, (2, 3))
+        (folder / f"p{person:02}").mkdir(parents=True)
+        for number in range(each):
+            pixels = np.repeat(np.repeat(colours[None], 20, 0), 10, 1) * rng.uniform(0.7, 1.1)
+            pixels = np.clip(pixels + rng.normal(0, 30, (20, 20, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"p{person:02}" / f"{number}.png")
+    return folder
+
+
+def job(photos: Path, out: Path, train: dict[str, Any] | None = None, **fields: Any) -> TrainJob:
+    learning = {
+        **{
+            "strategy": "all",
+            "epochs": 2,
+            "batch": 16,
+            "learning_rate": 0.01,
+            "validation": 0.3,
+            "test": 0.3,
+        },
+        **(train or {}),
+    }
+    task = {"name": "embed", **fields.pop("task", {})}
+    return tiny.job(photos, out, learning, task=task, **fields)
+
+
+def vectors_of(out: Path) -> tuple[dict[str, Any], EmbeddingSpace]:
+    """Return the embedding of each key, and what the column says of them."""
+    result = cnnbatch.open(str(out))
+    rows = result.arrow(["key", "embedding"]).to_pylist()
+    space = space_of(result.schema.field("embedding"))
+    assert space is not None
+    return {row["key"]: row["embedding"] for row in rows}, space
+
+
+def test_people_who_did_not_train_are_told_apart(tmp_path: Path) -> None:
+    photos, out = people(tmp_path / "people", 24, 6), tmp_path / "out"
+    launch(job(photos, out, {"epochs": 8}), QUIET)
+    about = model_of(out)
+    vectors, space = vectors_of(out)
+    tested = {key.split("/")[0] for key in vectors}
+    assert len(tested) >= 3
+    assert not tested & set(about["classes"])
+    assert "all images of which are in one part" in about["data"]["how"]
+    found = json.loads((out / "evaluation.json").read_text())["metrics"]
+    count = len(vectors)
+    assert found["pairs"]["value"] == count * (count - 1) / 2
+    assert found["EER"]["value"] < 0.2
+    assert about["validation"]["verification_accuracy"] == pytest.approx(1 - about["validation"]["EER"])
+    lengths = np.linalg.norm(np.array(list(vectors.values())), axis=1)
+    assert lengths == pytest.approx(1, abs=1e-5)
+    assert (space.normalisation, space.metric) == ("l2", "euclidean")
+
+
+@pytest.mark.slow
+def test_the_folder_embeds_other_pictures_as_the_training_did(tmp_path: Path) -> None:
+    photos, out = people(tmp_path / "people", 12, 4), tmp_path / "out"
+    launch(job(photos, out, {"test": 0.4}, task={"dimensions": 5, "root": True}), QUIET)
+    expected, _ = vectors_of(out)
+    used = MapJob.model_validate(
+        {
+            "task": {"name": "embed", "model": "tests.tiny:build", "weights": str(out)},
+            "input": str(photos),
+            "output": str(tmp_path / "vectors"),
+            "compute": {"pool": "inline", "precision": "fp32", "backend": "eager"},
+        }
+    )
+    launch(used, QUIET)
+    found, space = vectors_of(tmp_path / "vectors")
+    assert space.dimensions == 5
+    for key, vector in expected.items():
+        assert found[key] == pytest.approx(vector, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_what_was_interrupted_goes_on_to_the_same_network(tmp_path: Path) -> None:
+    photos = people(tmp_path / "people", 12, 6)
+    how = {"epochs": 3, "checkpoint_s": 1e-9, "embedding": {"kind": "centre", "pictures": 3}}
+    launch(job(photos, tmp_path / "whole", how), QUIET)
+    launch_twice(lambda: job(photos, tmp_path / "broken", how), 5)
+    require_same(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_every_loss_brings_a_person_together(kind: Any) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = EmbeddingHead(6, 6, root=False)
+        loss = criterion(EmbeddingLoss(kind=kind, scale=8.0 if kind.endswith("face") else None), 6, 4)
+        persons = torch.arange(4).repeat_interleave(5)
+        features = torch.randn(4, 6)[persons] + 0.8 * torch.randn(20, 6)
+    optimizer = torch.optim.Adam([*head.parameters(), *loss.parameters()], 0.03)
+
+    def spread() -> float:
+        """How far those of one person are from each other, as a part of how far all are."""
+        with torch.no_grad():
+            found = torch.nn.functional.normalize(head(features), dim=1)
+        squares = torch.cdist(found, found).square()
+        same = persons[:, None] == persons[None]
+        return float(squares[same].mean() / squares[~same].mean())
+
+    before = spread()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(torch.nn.functional.normalize(head(features), dim=1), persons).backward()
+        optimizer.step()
+    assert spread() < 0.7 * before
+
+
+def test_as_it_is_a_head_takes_the_mean_of_what_trains(tmp_path: Path) -> None:
+    photos, out = people(tmp_path / "people", 8, 3), tmp_path / "out"
+    launch(job(photos, out, {"strategy": "as_is", "epochs": "auto"}), QUIET)
+    weights, trains = weights_of(out), set(model_of(out)["classes"])
+    network = build_embedding(Choice("tests.tiny:build"), EmbeddingForm(), trained=False)
+    body, head = network.module, EmbeddingHead(16, 16, root=False)
+    directions = []
+    for path in sorted(photos.glob("*/*.png")):
+        if path.parent.name in trains:
+            image = Image.open(path).resize((16, 16), Image.Resampling.BILINEAR)
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+            how = network.preprocessing
+            mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (how.mean, how.std))
+            with torch.no_grad():
+                directions.append(head.directions(body.features((pixels - mean) / std)))  # type: ignore[operator]
+    assert weights["head.centre"].tolist() == pytest.approx(torch.cat(directions).mean(0).tolist(), abs=0.01)
+    assert torch.equal(weights["head.linear.weight"], torch.eye(16))
+
+
+def test_a_head_of_fewer_numbers_is_a_part_of_a_rotation() -> None:
+    rows = EmbeddingHead(16, 6, root=False).linear.weight
+    assert (rows @ rows.T).flatten().tolist() == pytest.approx(torch.eye(6).flatten().tolist(), abs=1e-5)
+
+
+def test_more_numbers_than_features_are_refused() -> None:
+    with pytest.raises(UserError, match="at most the 16 features"):
+        build_embedding(Choice("tests.tiny:build"), EmbeddingForm(dimensions=17), trained=False)
+
+
+def test_a_person_of_two_parts_is_refused(tmp_path: Path) -> None:
+    photos = tmp_path / "people"
+    people(photos / "train", 4, 4)
+    people(photos / "test", 3, 4)
+    with pytest.raises(UserError, match="'p00', 'p01'.* train and test|'p00'.*train and test"):
+        launch(job(photos, tmp_path / "out", {"validation": 0.4}), QUIET)
+
+
+def test_people_with_one_picture_are_counted_and_learned_from(tmp_path: Path) -> None:
+    photos = people(tmp_path / "people", 12, 4)
+    for person in range(0, 12, 2):
+        for number in range(1, 4):
+            (photos / f"p{person:02}" / f"{number}.png").unlink()
+    launch(job(photos, tmp_path / "out", {"epochs": 1, "test": 0.0}), QUIET)
+    about = model_of(tmp_path / "out")
+    lone = sum(int(name[1:]) % 2 == 0 for name in about["classes"])
+    assert lone
+    assert f"of {lone} of {len(about['classes'])} classes one image trains" in about["data"]["how"]
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"augment": {"mixup": 0.2}}, r"train\.augment\.mixup: not for embeddings"),
+        ({"loss": {"dice": 1.0}}, r"train\.loss: not for embeddings"),
+    ],
+)
+def test_what_embeddings_do_not_learn_by_is_refused(
+    tmp_path: Path, train: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        launch(job(people(tmp_path / "people", 8, 3), tmp_path / "out", train), QUIET)
+
+
+def test_a_classifier_refuses_what_embeddings_learn_by(tmp_path: Path) -> None:
+    photos = tiny.colours(tmp_path / "colours", 6)
+    with pytest.raises(UserError, match=r"train\.embedding: not for classifiers"):
+        launch(tiny.job(photos, tmp_path / "out", {"embedding": {"kind": "arcface"}}), QUIET)
