@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -32,7 +33,7 @@ def picture(size: tuple[int, int], faces: Sequence[Face]) -> NDArray[np.uint8]:
     return pixels
 
 
-def write(folder: Path, pictures: dict[str, Sequence[Face]], size: tuple[int, int] = (60, 100)) -> Path:
+def write(folder: Path, pictures: Mapping[str, Sequence[Face]], size: tuple[int, int] = (60, 100)) -> Path:
     """Write pictures as PNG files; return the folder."""
     for name, faces in pictures.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +84,15 @@ class MeanColour(nn.Module):
         return found
 
 
+class LeftColour(nn.Module):
+    """The mean colour of a chip's left half, its green and blue."""
+
+    def forward(self, chips: Tensor) -> Tensor:
+        """Return (N, 2) of chips (N, 3, H, W)."""
+        found: Tensor = chips[..., : SIDE // 2].mean((2, 3))[:, 1:]
+        return found
+
+
 def squares() -> FaceDetector:
     """Return the detector of squares."""
     return FaceDetector(Squares(), weights="squares", library="tiny 1")
@@ -105,6 +115,11 @@ def mean_colour() -> FaceEmbedder:
 
 def unit_colour() -> FaceEmbedder:
     """Return the same with embeddings of length 1, for no commercial use."""
-    found = mean_colour()
-    how = {"normalisation": "l2", "metric": "cosine", "allows_commercial_use": False, "licence": "research"}
-    return FaceEmbedder(**{**found.__dict__, **how})
+    return replace(
+        mean_colour(), normalisation="l2", metric="cosine", allows_commercial_use=False, licence="research"
+    )
+
+
+def unit_left_colour() -> FaceEmbedder:
+    """Return the embedder of left halves' colours, with embeddings of length 1."""
+    return replace(unit_colour(), module=LeftColour())

@@ -71,7 +71,7 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
     faces = read_face_list(wanted.truth, Storage()) if wanted.truth and has_faces else None
     _require_meaning(wanted, faces is not None)
     if wanted.truth and faces is not None:
-        terms = RecognitionTerms(wanted.face, wanted.absent, wanted.draws)
+        terms = RecognitionTerms(wanted.face, wanted.absent, wanted.draws, wanted.slices)
         return _reported(evaluate_faces(result, faces, wanted.truth, terms), output, screen)
     changes = wanted.input_changes()
     aligned = align(_source(result, changes), output, result) if changes else None
@@ -92,7 +92,7 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
 
 def _require_meaning(wanted: EvaluateFields, of_faces: bool) -> None:
     """Refuse fields that say nothing of what is judged: a list of faces, or anything else."""
-    listed = {"truth", *_OF_FACES}
+    listed = {"truth", "slices", *_OF_FACES}
     idle = sorted(wanted.model_fields_set - listed if of_faces else wanted.model_fields_set & {*_OF_FACES})
     if idle:
         about = (

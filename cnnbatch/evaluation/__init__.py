@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cnnbatch.errors import UserError
 from cnnbatch.evaluation.ground_truths import REMEMBERED, UNKNOWN, Naming, ground_truth
 from cnnbatch.evaluation.judges import judges, metric
 from cnnbatch.evaluation.parts import WHOLE, EvaluationOrder, JudgedPart, Slice, judge_part
+from cnnbatch.evaluation.slicing import require_few
 from cnnbatch.evaluation.truths import Aligned
 from cnnbatch.metrics import Evaluated, Merging, Schemas, Value
 from cnnbatch.output import integrity
@@ -32,9 +32,6 @@ from cnnbatch.storage import NotFound, Storage
 from cnnbatch.truth import answer_of, classes_of, with_new_fields
 from cnnbatch.truth.classes import ModelClasses, match_classes, no_known_label
 from cnnbatch.types import Map, here
-
-MOST_VALUES = 100
-"""Values that a column of slices may have: each of them is judged as a whole collection is."""
 
 Advance = Callable[[int], None]
 
@@ -233,8 +230,4 @@ class _Merged:
         if slice_ is None:
             return
         self._values[slice_[0]].add(slice_[1])
-        if len(self._values[slice_[0]]) > MOST_VALUES:
-            raise UserError(
-                f"slices: expected a column of at most {MOST_VALUES} values, but {slice_[0]!r} has more\n"
-                "  what to do: take a column of few values, such as a camera or a country"
-            )
+        require_few(slice_[0], len(self._values[slice_[0]]))

@@ -21,6 +21,7 @@ Which = Literal["centre", "largest", "score", "all"]
 largest box, the one with the best score, or any: of two pictures the faces that are most alike."""
 
 _SHOWN = 5
+_PAIRS = 4096  # compared at once
 
 Vectors = NDArray[np.float32]
 
@@ -53,6 +54,26 @@ class ListedFaces:
         squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
         found: NDArray[np.float64] = -np.sqrt(squares.clip(min=0))
         return found
+
+    def paired(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return how alike the faces at places (N,) are to those at others (N,), one by one, (N,)."""
+        found = [
+            self._alike(self.vectors[first[some]], self.vectors[second[some]]) for some in _blocks(len(first))
+        ]
+        return np.concatenate([np.zeros(0), *found])
+
+    def _alike(self, one: Vectors, other: Vectors) -> NDArray[np.float64]:
+        if self.metric == "cosine":
+            lengths = (_lengths(one) * _lengths(other))[:, 0]
+            cosines: NDArray[np.float64] = np.einsum("nd,nd->n", one, other, dtype=np.float64) / lengths
+            return cosines
+        distances: NDArray[np.float64] = np.linalg.norm(one.astype(np.float64) - other, axis=1)
+        return -distances
+
+
+def _blocks(count: int) -> list[slice]:
+    """Return the pairs in blocks, so that memory does not grow with their number."""
+    return [slice(start, start + _PAIRS) for start in range(0, count, _PAIRS)]
 
 
 def _lengths(vectors: Vectors) -> Vectors:

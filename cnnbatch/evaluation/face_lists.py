@@ -6,9 +6,10 @@ import csv
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cnnbatch.errors import UserError
+from cnnbatch.evaluation.slicing import NULL
 from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, redact
 from cnnbatch.storage.text import LongLine, text_lines
 
@@ -22,12 +23,16 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class FacePairList:
-    """Pairs of pictures, and whether both are of one person; ``folds`` are numbers from 0, or None."""
+    """Pairs of pictures, and whether both are of one person; ``folds`` are numbers from 0, or None.
+
+    ``columns`` are the texts of the list's further columns, by which its pairs may be sliced.
+    """
 
     first: Sequence[str]
     second: Sequence[str]
     same: Sequence[bool]
     folds: Sequence[int] | None
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def files(self) -> list[str]:
@@ -57,10 +62,11 @@ class FacePairList:
 
 @dataclass(frozen=True, slots=True)
 class PeopleList:
-    """Pictures and who is in each."""
+    """Pictures and who is in each; ``columns`` are the texts of the list's further columns."""
 
     files: Sequence[str]
     people: Sequence[str]
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 FaceList = FacePairList | PeopleList
@@ -76,10 +82,10 @@ def read_face_list(uri: str, storage: Storage) -> FaceList | None:
     try:
         with storage.open(uri) as file:
             rows = csv.DictReader(text_lines(file, _LONGEST))
-            names = set(rows.fieldnames or ())
-            if names >= {*PAIRS}:
-                return _pairs(uri, rows, "fold" in names)
-            return _people(uri, rows) if names >= {*PEOPLE} else None
+            names = list(rows.fieldnames or ())
+            if {*names} >= {*PAIRS}:
+                return _pairs(uri, rows, names)
+            return _people(uri, rows, names) if {*names} >= {*PEOPLE} else None
     except (NotFound, Forbidden, Unreadable, UnicodeDecodeError, LongLine, csv.Error) as error:
         raise UserError(
             f"truth: expected a CSV file with the columns {', '.join(PAIRS)} or {', '.join(PEOPLE)}; "
@@ -90,10 +96,12 @@ def read_face_list(uri: str, storage: Storage) -> FaceList | None:
 Row = Mapping[str, str | None]
 
 
-def _pairs(uri: str, rows: Iterator[Row], has_folds: bool) -> FacePairList:
+def _pairs(uri: str, rows: Iterator[Row], names: Sequence[str]) -> FacePairList:
     first, second, same = list[str](), list[str](), list[bool]()
-    folds: list[int] | None = [] if has_folds else None
+    folds: list[int] | None = [] if "fold" in names else None
+    further = _Further(names, PAIRS)
     for number, row in enumerate(rows, 2):
+        further.add(row)
         first.append(_cell(uri, number, row, "a"))
         second.append(_cell(uri, number, row, "b"))
         same.append(bool(_read(uri, number, row, "same", _truth, "1 or 0")))
@@ -102,12 +110,14 @@ def _pairs(uri: str, rows: Iterator[Row], has_folds: bool) -> FacePairList:
     _require_rows(uri, first)
     if folds is not None and min(folds) > 0:  # LFW counts its folds from 1.
         folds = [one - min(folds) for one in folds]
-    return FacePairList(first, second, same, folds)
+    return FacePairList(first, second, same, folds, further.columns)
 
 
-def _people(uri: str, rows: Iterator[Row]) -> PeopleList:
+def _people(uri: str, rows: Iterator[Row], names: Sequence[str]) -> PeopleList:
     files, people = list[str](), list[str]()
+    further = _Further(names, PEOPLE)
     for number, row in enumerate(rows, 2):
+        further.add(row)
         files.append(_cell(uri, number, row, "file"))
         people.append(_cell(uri, number, row, "person"))
     _require_rows(uri, files)
@@ -116,7 +126,18 @@ def _people(uri: str, rows: Iterator[Row]) -> PeopleList:
             f"{redact(uri)}: expected each picture once, got {len(twice):,} of them more than once, as "
             f"{', '.join(twice[:_SHOWN])}\n  what to do: leave the others out"
         )
-    return PeopleList(files, people)
+    return PeopleList(files, people, further.columns)
+
+
+class _Further:
+    """The columns of a list beside those that every list has, as texts."""
+
+    def __init__(self, names: Sequence[str], own: Sequence[str]) -> None:
+        self.columns: dict[str, list[str]] = {name: [] for name in names if name not in own}
+
+    def add(self, row: Row) -> None:
+        for name, values in self.columns.items():
+            values.append((row.get(name) or "").strip() or NULL)
 
 
 def _require_rows(uri: str, rows: Sequence[str]) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch.evaluation.ground_truths import Naming, ground_truth
 from cnnbatch.evaluation.judges import metric
+from cnnbatch.evaluation.slicing import by_value, texts
 from cnnbatch.metrics import Metric, Piece
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import Output
@@ -173,11 +173,8 @@ def _partials(
 def _slices(columns: Sequence[str], predictions: pa.Table) -> Iterator[tuple[Slice, NDArray[np.int64]]]:
     """Yield each value of each column with the rows that have it; null is a value, too."""
     for column in columns:
-        texts: Any = predictions[column].cast(pa.string())
-        values: list[Any] = pc.fill_null(texts, "null").to_pylist()
-        array = np.array(values, dtype=object)
-        for value in sorted(set(values)):
-            yield (column, value), np.flatnonzero(array == value)
+        for value, rows in by_value(texts(predictions[column], column)):
+            yield (column, value), rows
 
 
 def _rows(part: int, rows: Any, metrics: Mapping[str, Metric], partials: Mapping[str, Any]) -> pa.Table:

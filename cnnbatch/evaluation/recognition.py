@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.face_embeddings import ListedFaces, Which, listed_faces
 from cnnbatch.evaluation.face_lists import FaceList, FacePairList, PeopleList
+from cnnbatch.evaluation.face_slices import slice_values
+from cnnbatch.evaluation.slicing import by_value
 from cnnbatch.metrics import Evaluated, Value, identification, verification
 from cnnbatch.metrics.intervals import percentiles
-from cnnbatch.output.evaluation import Evaluation, write_evaluation
+from cnnbatch.output.evaluation import Evaluation, Metrics, write_evaluation
 from cnnbatch.output.reader import Reader
 from cnnbatch.storage import redact
 
@@ -37,36 +39,59 @@ _WITHOUT = "pictures without a face, which count as failed"
 class RecognitionTerms:
     """How faces are judged: ``which`` of several faces of a picture counts.
 
-    In an open set so many people are ``absent`` from the gallery, others in each of the ``draws``.
+    In an open set so many people are ``absent`` from the gallery, others in each of the ``draws``. By the
+    values of ``slices``, columns of the list or of the output, every number is given, too; None: by those of
+    the job.
     """
 
     which: Which = "centre"
     absent: int = 10
     draws: int = 20
+    slices: Sequence[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedFaces:
+    """What comes of a list: ``whole``, and ``of`` some of its rows alone, which are given by their places."""
+
+    whole: Evaluated
+    of: Callable[[NDArray[np.int64]], Metrics]
 
 
 def evaluate_faces(result: Reader, faces: FaceList, where: str, terms: RecognitionTerms) -> Evaluation:
     """Judge the embeddings of an output by a list, and write what comes of it there.
 
     ``where`` is the address of the list. Raises UserError where it names pictures that the output lacks, or
-    contradicts itself.
+    contradicts itself, and for columns that can't be sliced by.
     """
     embeddings = listed_faces(result, faces.files, where, terms.which)
+    values = slice_values(result, faces, embeddings.rows, _sliced(result, terms))
     if isinstance(faces, FacePairList):
-        found = judge_pairs(faces, embeddings)
+        judged = judge_pairs(faces, embeddings)
     else:
-        found = judge_people(faces, embeddings, terms)
+        judged = judge_people(faces, embeddings, terms)
     failed = int((embeddings.counts == 0).sum())
     evaluation = Evaluation(
         task=str((result.settings.get("task") or {}).get("name", "")),
         images=len(faces.files),
         failed=failed,
         truth=redact(where),
-        metrics=found.metrics,
+        metrics=judged.whole.metrics,
+        slices={
+            column: {value: judged.of(rows) for value, rows in by_value(each)}
+            for column, each in values.items()
+        },
         notes=+Counter({_WITHOUT: failed}),
     )
-    _write(result, evaluation, found)
+    _write(result, evaluation, judged.whole)
     return evaluation
+
+
+def _sliced(result: Reader, terms: RecognitionTerms) -> Sequence[str]:
+    if terms.slices is not None:
+        return terms.slices
+    found: Sequence[str] = (result.settings.get("evaluate") or {}).get("slices", ())
+    return found
 
 
 def _write(result: Reader, evaluation: Evaluation, found: Evaluated) -> None:
@@ -76,7 +101,7 @@ def _write(result: Reader, evaluation: Evaluation, found: Evaluated) -> None:
         write_evaluation(result.uri, result.storage, evaluation, Path(folder))
 
 
-def judge_pairs(pairs: FacePairList, faces: ListedFaces) -> Evaluated:
+def judge_pairs(pairs: FacePairList, faces: ListedFaces) -> JudgedFaces:
     """Return the numbers of verification, and the table ``pairs``: each with its score and its faces.
 
     A score is minus the distance, or the cosine, whichever the embeddings are compared by; null where one of
@@ -87,7 +112,8 @@ def judge_pairs(pairs: FacePairList, faces: ListedFaces) -> Evaluated:
     scores, numbers = _scores(faces, one, other)
     people = pairs.people()
     names_a, names_b = ([people[file] for file in files] for files in (pairs.first, pairs.second))
-    found = verification.result(verification.partial(scores, pairs.same, names_a, names_b, pairs.folds))
+    every = verification.partial(scores, pairs.same, names_a, names_b, pairs.folds)
+    found = verification.result(every)
     table = {
         "a": pa.array(pairs.first),
         "b": pa.array(pairs.second),
@@ -98,7 +124,8 @@ def judge_pairs(pairs: FacePairList, faces: ListedFaces) -> Evaluated:
         "face_a": pa.array(numbers[:, 0], mask=numbers[:, 0] < 0),
         "face_b": pa.array(numbers[:, 1], mask=numbers[:, 1] < 0),
     }
-    return replace(found, tables={**found.tables, "pairs": pa.table(table)})
+    whole = replace(found, tables={**found.tables, "pairs": pa.table(table)})
+    return JudgedFaces(whole, lambda rows: verification.result(every.take(rows)).metrics)
 
 
 def _scores(
@@ -108,19 +135,23 @@ def _scores(
 
     Of several faces the two that are most alike count. NaN, and -1, where there is no pair of faces.
     """
+    pictures = np.array([first, second], np.int64).reshape(2, -1)
+    counts = faces.counts[pictures]
     scores = np.full(len(first), np.nan)
     numbers = np.full((len(first), 2), -1, np.int32)
-    for row, (one, other) in enumerate(zip(first, second, strict=True)):
-        a, b = (np.s_[faces.ends[place] : faces.ends[place + 1]] for place in (one, other))
+    single = (counts == 1).all(axis=0)
+    places = faces.ends[pictures[:, single]]
+    scores[single], numbers[single] = faces.paired(*places), faces.numbers[places].T
+    for row in np.flatnonzero((counts > 0).all(axis=0) & ~single):
+        a, b = (np.s_[faces.ends[one] : faces.ends[one + 1]] for one in pictures[:, row])
         alike = faces.similarities(faces.vectors[a], faces.vectors[b])
-        if alike.size:
-            best = np.unravel_index(int(alike.argmax()), alike.shape)
-            scores[row] = alike[best]
-            numbers[row] = faces.numbers[a][best[0]], faces.numbers[b][best[1]]
+        best = np.unravel_index(int(alike.argmax()), alike.shape)
+        scores[row] = alike[best]
+        numbers[row] = faces.numbers[a][best[0]], faces.numbers[b][best[1]]
     return scores, numbers
 
 
-def judge_people(listed: PeopleList, faces: ListedFaces, terms: RecognitionTerms) -> Evaluated:
+def judge_people(listed: PeopleList, faces: ListedFaces, terms: RecognitionTerms) -> JudgedFaces:
     """Return the numbers of identification, each picture searched among all others, a person being one entry.
 
     Of a person's pictures the one that is most alike counts. ``FNIR@FPIR`` is with ``terms.absent`` people
@@ -142,9 +173,16 @@ def judge_people(listed: PeopleList, faces: ListedFaces, terms: RecognitionTerms
         for rows, scores in searches.blocks()
     ]
     whole, *drawn = (identification.merge(some) for some in zip(*parts, strict=True))
+    found = _people_found(whole, drawn)
+    return JudgedFaces(
+        found, lambda rows: _people_found(whole.take(rows), [one.take(rows) for one in drawn]).metrics
+    )
+
+
+def _people_found(whole: identification.Searches, drawn: Sequence[identification.Searches]) -> Evaluated:
+    """Return the numbers of searches in the whole gallery, and in those of the draws."""
     found = identification.result(whole, fpirs=())
-    tables = {"cmc": found.tables["cmc"]}
-    return Evaluated({**found.metrics, **_open_set(drawn)}, tables)
+    return Evaluated({**found.metrics, **_open_set(drawn)}, {"cmc": found.tables["cmc"]})
 
 
 def _open_set(drawn: Sequence[identification.Searches]) -> dict[str, Value]:

@@ -64,6 +64,18 @@ class Searches:
     other: NDArray[np.float64]
     depth: int
 
+    def take(self, rows: NDArray[np.intp]) -> Searches:
+        """Return some of the searches."""
+        return Searches(
+            self.person[rows],
+            self.mated[rows],
+            self.failed[rows],
+            self.rank[rows],
+            self.mate[rows],
+            self.other[rows],
+            self.depth,
+        )
+
 
 def partial(
     people: Names,

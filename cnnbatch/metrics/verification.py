@@ -54,6 +54,12 @@ class FacePairs:
     second: NDArray[np.uint64]
     folds: NDArray[np.int16]
 
+    def take(self, rows: NDArray[np.intp]) -> FacePairs:
+        """Return some of the pairs."""
+        return FacePairs(
+            self.scores[rows], self.same[rows], self.first[rows], self.second[rows], self.folds[rows]
+        )
+
 
 def partial(
     scores: Scores, same: ArrayLike, first: Names, second: Names, folds: ArrayLike | None = None

@@ -6,6 +6,7 @@ elsewhere in torch, all faces of a picture at once, with OpenCV's own rounding.
 
 from __future__ import annotations
 
+from math import hypot
 from typing import Any
 
 import numpy as np
@@ -49,22 +50,24 @@ def aligned(picture: Tensor, transforms: Tensor, size: Size) -> Tensor:
     """
     if picture.device.type == "cpu":
         pixels = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
-        chips = [_warped(pixels, one, size) for one in transforms.numpy()]
-        return torch.from_numpy(np.stack(chips)) if chips else torch.zeros((0, *size, 3), dtype=torch.uint8)
+        chips = np.empty((len(transforms), *size, 3), np.uint8)
+        for chip, one in zip(chips, transforms.numpy(), strict=True):
+            _warp(pixels, one, chip)
+        return torch.from_numpy(chips)
     return sampled(picture, transforms, size)
 
 
-def _warped(pixels: NDArray[np.uint8], transform: NDArray[np.float64], size: Size) -> NDArray[np.uint8]:
+def _warp(pixels: NDArray[np.uint8], transform: NDArray[np.float64], chip: NDArray[np.uint8]) -> None:
+    """Write into ``chip`` (height, width, 3) what a transform leads there."""
     cv2 = opencv()
-    times = _times_smaller(float(np.hypot(*transform[:, 0])))
+    times = _times_smaller(hypot(transform[0, 0], transform[1, 0]))
     if times > 1:
         height, width = (side // times for side in pixels.shape[:2])
         pixels = cv2.resize(
             pixels[: height * times, : width * times], (width, height), interpolation=cv2.INTER_AREA
         )
         transform = _of_smaller(transform, times)
-    found: NDArray[np.uint8] = cv2.warpAffine(pixels, transform, size[::-1], flags=cv2.INTER_LINEAR)
-    return found
+    cv2.warpAffine(pixels, transform, chip.shape[1::-1], dst=chip, flags=cv2.INTER_LINEAR)
 
 
 def sampled(picture: Tensor, transforms: Tensor, size: Size) -> Tensor:

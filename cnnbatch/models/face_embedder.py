@@ -24,7 +24,9 @@ class FaceEmbedder:
     ``channels``.
 
     ``normalisation`` is what is done with the module's output: nothing, or a division by its Euclidean
-    length. ``metric`` is the distance by which two embeddings are then compared.
+    length. ``metric`` is the distance by which two embeddings are then compared. With ``mirror`` an embedding
+    is the mean of the module's outputs for a chip and for its mirror image, before it is normalised: twice
+    the work.
 
     ``allows_commercial_use`` is False where the licence of the weights, or that of the pictures that they
     were trained on, does not allow it, and ``licence`` names it. ``notes`` are sentences
@@ -40,6 +42,7 @@ class FaceEmbedder:
     channels: Literal["RGB", "BGR"] = "RGB"
     normalisation: Literal["none", "l2"] = "none"
     metric: Literal["euclidean", "cosine"] = "euclidean"
+    mirror: bool = False
     allows_commercial_use: bool = True
     licence: str | None = None
     weights: str = ""

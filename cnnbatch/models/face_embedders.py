@@ -23,9 +23,9 @@ def names() -> list[str]:
 def build_face_embedder(choice: Choice) -> FaceEmbedder:
     """Return the face embedder with its weights loaded, in evaluation mode, in float32 on the CPU.
 
-    ``choice.preprocessing`` replaces ``mean``, ``std``, ``channels``, ``normalisation`` and ``metric``. An
-    ONNX file follows the convention that ``choice.adapter`` names. Where a licence does not allow commercial
-    use, a note says so.
+    ``choice.preprocessing`` replaces ``mean``, ``std``, ``channels``, ``normalisation``, ``metric`` and
+    ``mirror``. An ONNX file follows the convention that ``choice.adapter`` names. Where a licence does not
+    allow commercial use, a note says so.
 
     Raises:
         UserError: unknown names, weights that don't fit or can't be had, outputs that are no vectors.
@@ -54,6 +54,7 @@ def _face_embedder(choice: Choice) -> FaceEmbedder:
 
 _WORDS = {"channels": ("RGB", "BGR"), "normalisation": ("none", "l2"), "metric": ("euclidean", "cosine")}
 _NUMBERS = ("mean", "std")
+_MIRROR = "mirror"
 
 
 def _adjustments(choice: Choice) -> dict[str, Any]:
@@ -70,8 +71,12 @@ def _adjusted(name: str, value: object) -> object:
         if isinstance(value, list | tuple) and len(value) == 3:
             return tuple(map(float, value))
         expected = "three numbers, one a channel"
+    elif name == _MIRROR:
+        if isinstance(value, bool):
+            return value
+        expected = "true or false"
     else:
-        known = [*_NUMBERS, *_WORDS]
+        known = [*_NUMBERS, *_WORDS, _MIRROR]
         raise UserError(
             f"task.embedder.{name}: there is no such field for faces{meant(name, known)}; expected one "
             f"of {', '.join(known)}"

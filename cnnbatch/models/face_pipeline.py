@@ -68,14 +68,17 @@ class FacePipeline:
     def _embedded(self, chips: Tensor) -> Tensor:
         """Return the embeddings (K, D) of ``chips`` (K, height, width, 3), float32, normalised."""
         found = [
-            self._embedder(self._normalized(some)).float()
-            for some in torch.split(chips, self._count)
-            if len(some)
+            self._outputs(self._normalized(some)) for some in torch.split(chips, self._count) if len(some)
         ]
         vectors = torch.cat(found) if found else torch.zeros(0, self._chip.dimensions)
         if not bool(vectors.isfinite().all()):
             raise FloatingPointError("embeddings that are no numbers; use compute.precision=bf16 or fp32")
         return functional.normalize(vectors, dim=1) if self._chip.normalisation == "l2" else vectors
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        """Return what the embedder gives, float32 (K, D); with ``mirror`` the mean over both directions."""
+        found: Tensor = self._embedder(inputs).float()
+        return (found + self._embedder(inputs.flip(3)).float()) / 2 if self._chip.mirror else found
 
     def _normalized(self, chips: Tensor) -> Tensor:
         """Return the embedder's input (K, 3, height, width), in memory as (K, height, width, 3)."""

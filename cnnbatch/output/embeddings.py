@@ -23,7 +23,8 @@ class EmbeddingSpace:
 
     ``network`` is the model's name, ``weights`` what tells its weights from others (SHA-256, or how random
     ones were made). Embeddings were divided by their Euclidean length where ``normalisation`` is ``l2``;
-    ``metric`` is the distance by which they are compared.
+    ``metric`` is the distance by which they are compared. ``mirror`` says that each is the mean of those of a
+    picture and of its mirror image, before they were divided.
     """
 
     network: str
@@ -31,13 +32,18 @@ class EmbeddingSpace:
     dimensions: int
     normalisation: Normalisation
     metric: Metric
+    mirror: bool = False
 
     def field(self, name: str = "embedding") -> pa.Field[Any]:
-        """Return a field for such embeddings, float32 lists of one size."""
+        """Return a field for such embeddings, float32 lists of one size.
+
+        Its metadata names ``mirror`` only where it is true, so that it is the same as in older outputs.
+        """
+        said = {name: value for name, value in asdict(self).items() if name != "mirror" or value}
         return pa.field(
             name,
             pa.list_(pa.float32(), self.dimensions),
-            metadata={_ABOUT: json.dumps(asdict(self)).encode()},
+            metadata={_ABOUT: json.dumps(said).encode()},
         )
 
 

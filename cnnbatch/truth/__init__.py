@@ -25,6 +25,9 @@ MASK = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 KEYPOINT = pa.struct([("x", pa.float64()), ("y", pa.float64()), ("visibility", pa.float32())])
 """In ground truth ``visibility`` is COCO's: 0 not labelled, 1 hidden, 2 visible."""
 
+FACE = "face"
+"""The label of an object that is a face."""
+
 _SIGMAS = b"sigmas"
 
 

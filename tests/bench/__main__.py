@@ -8,6 +8,7 @@ from tests.bench import (
     evaluation_maps,
     evaluators,
     face_detection,
+    faces,
     forward,
     masks,
     new,
@@ -28,6 +29,7 @@ detect.main()
 segment.main()
 masks.main()
 face_detection.main()
+faces.main()
 sources.main()
 new.main()
 evaluation.main()

@@ -250,7 +250,7 @@ def test_mistakes_are_named(tmp_path: Path, data: Any, found: Any, monkeypatch: 
     (folder / "_job" / "classes.json").write_text(json.dumps(classes))
     with pytest.raises(UserError, match="'class 1' .the nearest: 'klass 1'"):
         evaluated(folder)
-    monkeypatch.setattr("cnnbatch.evaluation.MOST_VALUES", 2)
+    monkeypatch.setattr("cnnbatch.evaluation.slicing.MOST_VALUES", 2)
     aliases = {f"class {number}": f"klass {number}" for number in range(1, CLASSES + 1)}
     with pytest.raises(UserError, match="slices: expected a column of at most 2 values, but 'key' has more"):
         evaluated(folder, Terms(slices=["key"], aliases=aliases))

@@ -91,6 +91,45 @@ def test_another_evaluation_leaves_no_table_of_the_one_before(out: Path) -> None
     assert "The hardest pairs" not in (out / "report.html").read_text()
 
 
+SLICED = """a,b,same,light
+ann/1.png,ann/2.png,1,lamp
+ann/1.png,bob/1.png,0,lamp
+bob/1.png,cat/1.png,0,sun
+bob/1.png,bob/2.png,1,sun
+ann/2.png,cat/1.png,0,
+"""
+
+
+def test_error_rates_are_given_by_columns_of_the_list_and_of_the_output(out: Path) -> None:
+    found = evaluate(out, SLICED, "slices=[light,width,key]")
+    assert found.exit_code == 0, found.output
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    light, width, key = (evaluation["slices"][column] for column in ("light", "width", "key"))
+    assert [*light] == ["lamp", "null", "sun"]
+    assert light["lamp"]["EER"]["value"] == 0
+    assert light["lamp"]["EER"]["count"] == 2
+    assert light["lamp"]["EER"]["low"] is not None
+    assert light["sun"]["EER"]["value"] == 1  # The pair of one person has failed, so strangers come first.
+    assert light["sun"]["failed_pairs"]["value"] == 1
+    assert light["null"]["EER"]["value"] is None
+    assert light["null"]["EER"]["reason"] == "no genuine pairs"
+    assert light["lamp"]["TAR@FAR=1e-1"]["reason"].startswith("1 impostor pairs can't resolve")
+    assert width == {"100": evaluation["metrics"]}
+    assert [*key][:2] == ["ann/1.png, ann/2.png", "ann/1.png, bob/1.png"]
+    page = (out / "report.html").read_text()
+    assert "By light" in page
+    assert "Numbers by width" in page
+
+
+def test_searches_are_given_by_columns(out: Path) -> None:
+    rows = ["ann/1.png,ann,lamp", "ann/2.png,ann,sun", "bob/1.png,bob,lamp", "bob/2.png,bob,sun"]
+    found = evaluate(out, "\n".join(["file,person,light", *rows]), "slices=[light]", "absent=0")
+    assert found.exit_code == 0, found.output
+    light = json.loads((out / "evaluation.json").read_text())["slices"]["light"]
+    assert [light[value]["rank1"]["value"] for value in ("lamp", "sun")] == [0.5, 0.5]
+    assert [light[value]["failed_probes"]["value"] for value in ("lamp", "sun")] == [0, 1]
+
+
 def test_files_may_be_named_by_keys(out: Path) -> None:
     found = evaluate(out, PAIRS.replace("photos/", ""))
     assert found.exit_code == 0, found.output
@@ -123,7 +162,13 @@ def test_people_are_searched(out: Path) -> None:
             (),
             "expected pictures of .*, but 1 of 5 are not in it, as photos/dog/1.png",
         ),
-        (PAIRS, ("slices=[width]",), "slices: not for a list of pairs or people"),
+        (PAIRS, ("format=coco",), "format: not for a list of pairs or people"),
+        (
+            SLICED,
+            ("slices=[lihgt]",),
+            "columns of the list or of the output, got 'lihgt'; did you mean light?",
+        ),
+        (PAIRS, ("slices=[objects]",), "slices: expected a column of texts, numbers or dates"),
         (PAIRS, ("face=nearest",), "face=nearest: expected centre"),
         ("file,person\nann/1.png,a\nann/2.png,a\n", (), "absent: expected fewer people than the 1"),
         (PAIRS + "photos/ann/1.png,photos/cat/1.png,1\n", (), "two people, and by other pairs"),

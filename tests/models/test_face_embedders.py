@@ -181,12 +181,14 @@ def test_outputs_that_are_no_embeddings(
 def test_a_job_replaces_how_chips_are_normalised() -> None:
     choice = partial(Choice, f"{__name__}:mine", weights="random")
     found = build_face_embedder(
-        choice(preprocessing={"mean": [1, 2, 3], "channels": "BGR", "metric": "euclidean"})
+        choice(preprocessing={"mean": [1, 2, 3], "channels": "BGR", "metric": "euclidean", "mirror": True})
     )
     assert (found.mean, found.channels, found.metric) == ((1.0, 2.0, 3.0), "BGR", "euclidean")
+    assert found.mirror
     for field, value, said in [
         ("std", 1, "expected three numbers"),
         ("metric", "manhattan", "expected euclidean or cosine, got 'manhattan'"),
+        ("mirror", 1, "expected true or false, got 1"),
         ("chanels", "RGB", "did you mean channels"),
     ]:
         with pytest.raises(UserError, match=said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ def test_a_part_says_where_its_embeddings_lie(tmp_path: Path) -> None:
     inner: Any = schema.field("objects").type
     assert space_of(inner.value_type.field("embedding")) == SPACE
     assert inner.value_type.field("embedding").type == pa.list_(pa.float32(), 3)
+
+
+def test_mirrored_embeddings_are_of_another_space() -> None:
+    mirrored = replace(SPACE, mirror=True)
+    assert space_of(mirrored.field()) == mirrored != SPACE
+    kept = SPACE.field().metadata or {}
+    assert b"mirror" not in kept[b"embedding"]  # As it was before there was this field.
 
 
 def test_other_fields_say_nothing() -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import cnnbatch
+from cnnbatch.errors import UserError
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob
 from cnnbatch.output.embeddings import EmbeddingSpace, space_of
@@ -21,15 +22,15 @@ QUIET = RunOptions(quiet=True)
 SQUARES, COLOUR = "tests.tiny_faces:squares", "tests.tiny_faces:mean_colour"
 
 
-def job(photos: Path, out: Path, embedder: str = COLOUR, **task: Any) -> MapJob:
+def job(photos: Path, out: Path, model: str = COLOUR, **task: Any) -> MapJob:
+    """Return a job with small shards in this process; ``detector`` and ``embedder`` have further fields."""
+    networks = {
+        name: {"model": one, **task.pop(name, {})}
+        for name, one in (("detector", SQUARES), ("embedder", model))
+    }
     return MapJob.model_validate(
         {
-            "task": {
-                "name": "faces",
-                "detector": {"model": SQUARES},
-                "embedder": {"model": embedder},
-                **task,
-            },
+            "task": {"name": "faces", **networks, **task},
             "input": {"url": str(photos), "shard_size": 3},
             "output": str(out),
             "compute": {"pool": "inline", "precision": "fp32", "backend": "eager"},
@@ -90,6 +91,33 @@ def test_a_part_says_where_embeddings_lie(photos: Path, tmp_path: Path) -> None:
         assert np.linalg.norm(face["embedding"]) == pytest.approx(1)
 
 
+def test_with_mirror_the_embedding_is_the_mean_of_both_directions(tmp_path: Path) -> None:
+    pixels = tiny_faces.picture((60, 100), [("ann", 20, 10, 32)])
+    pixels[10:42, 36:52, 1:] = tiny_faces.PEOPLE["bob"]  # The right half of the face.
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
+    left = "tests.tiny_faces:unit_left_colour"
+    found = {}
+    for mirror in (False, True):
+        out = tmp_path / f"out-{mirror}"
+        run(job(tmp_path / "photos", out, left, embedder={"mirror": mirror}), QUIET)
+        ((face,),) = objects(out)
+        (part,) = (out / "predictions").glob("*.parquet")
+        faces: Any = pq.read_schema(part).field("objects").type.value_type
+        found[mirror] = face["embedding"], space_of(faces.field("embedding"))
+    ann, bob = (np.array(tiny_faces.PEOPLE[who]) for who in ("ann", "bob"))
+    assert found[False][0] == pytest.approx(ann / np.linalg.norm(ann), abs=0.06)
+    assert found[True][0] == pytest.approx((ann + bob) / np.linalg.norm(ann + bob), abs=0.01)
+    assert found[True][1] == EmbeddingSpace(left, "colour", 2, "l2", "cosine", mirror=True)
+    assert found[False][1] == EmbeddingSpace(left, "colour", 2, "l2", "cosine")
+
+
+def test_embeddings_with_and_without_mirror_are_not_of_one_output(photos: Path, tmp_path: Path) -> None:
+    run_faces(photos, tmp_path / "out")
+    with pytest.raises(UserError, match=r"task\.embedder\.mirror"):
+        run_faces(photos, tmp_path / "out", embedder={"mirror": True})
+
+
 def test_fields_choose_the_faces(photos: Path, tmp_path: Path) -> None:
     run_faces(photos, tmp_path / "large", min_size=15)
     assert [len(some) for some in objects(tmp_path / "large")] == [2, 0, 0, 1]
@@ -98,6 +126,19 @@ def test_fields_choose_the_faces(photos: Path, tmp_path: Path) -> None:
     run_faces(photos, tmp_path / "one", max_faces=1)
     (best,) = objects(tmp_path / "one")[0]
     assert best["box"]["x1"] == 60
+
+
+def test_a_detector_may_see_pictures_in_small(tmp_path: Path) -> None:
+    faces = [("ann", 40, 80, 160), ("bob", 300, 60, 200)]
+    photos = tiny_faces.write(tmp_path / "photos", {"a.png": faces, "b.png": faces}, size=(400, 600))
+    run_faces(photos, tmp_path / "out", detector={"size": 150}, crop=True)
+    for found in objects(tmp_path / "out"):
+        for face, (who, left, top, side) in zip(found, faces, strict=True):
+            box = [face["box"][name] for name in ("x1", "y1", "x2", "y2")]
+            assert box == pytest.approx([left, top, left + side, top + side], abs=8)
+            assert face["embedding"] == pytest.approx(np.array(tiny_faces.PEOPLE[who]) / 100, abs=0.2)
+    run_faces(photos, tmp_path / "few", detector={"size": 150}, min_size=45)
+    assert [len(some) for some in objects(tmp_path / "few")] == [1, 1]  # Of 40 and 50 pixels there.
 
 
 def test_crops_are_what_was_embedded(photos: Path, tmp_path: Path) -> None:

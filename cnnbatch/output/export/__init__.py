@@ -17,10 +17,11 @@ from cnnbatch.output.export.csv_file import CsvTable
 from cnnbatch.output.export.format import ExportFormat
 from cnnbatch.output.export.panoptic import CocoPanoptic
 from cnnbatch.output.export.pictures import Pictures
-from cnnbatch.output.export.predictions import FACE, ExportCounts, ExportOptions, Predictions
+from cnnbatch.output.export.predictions import ExportCounts, ExportOptions, Predictions
 from cnnbatch.output.export.voc import VocTree
 from cnnbatch.output.export.yolo import YoloLabels
 from cnnbatch.storage import Storage, normalize, redact
+from cnnbatch.truth import FACE
 
 __all__ = ["FORMATS", "ExportFormat", "ExportOptions", "ExportSummary", "export"]
 

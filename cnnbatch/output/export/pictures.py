@@ -20,9 +20,9 @@ from PIL import Image
 from cnnbatch.errors import UserError
 from cnnbatch.output.export.format import ExportFormat
 from cnnbatch.output.export.places import Tree, encoded, path_of, require_free, require_unique
-from cnnbatch.output.export.predictions import FACE, Found, NotPainted, Painter, Predictions
+from cnnbatch.output.export.predictions import Found, NotPainted, Painter, Predictions
 from cnnbatch.storage import Storage
-from cnnbatch.truth import SURE
+from cnnbatch.truth import FACE, SURE
 from cnnbatch.types import ImageRef
 
 _THREADS = 4

@@ -27,9 +27,6 @@ from cnnbatch.storage import Storage, normalize
 from cnnbatch.truth.classes import NO_CLASS, ModelClasses
 from cnnbatch.types import ImageRef
 
-FACE = "face"
-"""The class of faces."""
-
 _ROWS = 256  # with their objects as Python values
 _SIDES = ("x1", "y1", "x2", "y2")
 _ENGINES = ("key", "width", "height", "error", "vanished")
