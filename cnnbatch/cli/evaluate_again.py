@@ -15,10 +15,11 @@ from cnnbatch.config.mistakes import read_fields
 from cnnbatch.config.section import Section, Text, Texts
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
-from cnnbatch.evaluation.face_embeddings import Which, has_embeddings
+from cnnbatch.evaluation.face_embeddings import has_embeddings
 from cnnbatch.evaluation.face_lists import read_face_list
 from cnnbatch.evaluation.recognition import RecognitionTerms, evaluate_faces
 from cnnbatch.evaluation.truths import align
+from cnnbatch.output.chosen_faces import Which
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader, open_output

@@ -22,10 +22,20 @@ class Faces(Enum):
     cover = "cover"
 
 
+class Face(Enum):
+    """Which face of a picture counts."""
+
+    centre = "centre"
+    largest = "largest"
+    score = "score"
+    all = "all"
+
+
 def export(
     output: OutputName,
     format: Annotated[
-        str, typer.Option("--format", metavar="coco|voc|yolo|csv|panoptic|pictures", help="What to write.")
+        str,
+        typer.Option("--format", metavar="coco|voc|yolo|csv|panoptic|pictures|chips", help="What to write."),
     ],
     to: Annotated[
         str, typer.Option("--to", metavar="PATH", help="A new folder, or a new .json or .csv file.")
@@ -43,6 +53,9 @@ def export(
             "--faces", help="With pictures: blur or cover the faces that were found, and draw nothing."
         ),
     ] = None,
+    face: Annotated[
+        Face, typer.Option("--face", help="With chips: which face of a picture counts.")
+    ] = Face.centre,
     column: Annotated[
         str | None,
         typer.Option(
@@ -60,7 +73,8 @@ def export(
 
         give(plugin)
         hide: Any = faces.value if faces else None
-        options = ExportOptions(score_threshold, scores, column, _painter, hide)
+        which: Any = face.value
+        options = ExportOptions(score_threshold, scores, column, _painter, hide, which)
         for line in export(output, format, to, options).lines():
             say(line)
         return 0

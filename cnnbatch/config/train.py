@@ -116,7 +116,7 @@ class EmbeddingLoss(Section):
         "semi_hard", description="Which triplets of a step count."
     )
     hinge: bool = Field(True, description="Of triplets: false leaves out the maximum with 0.")
-    weight: NotNegative = Field(0.01, description="Of the distance to the centres, beside the softmax.")
+    weight: NotNegative = Field(3e-4, description="Of the distance to the centres, beside the softmax.")
 
 
 class Train(Section):

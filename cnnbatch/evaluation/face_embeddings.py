@@ -5,20 +5,17 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
+from cnnbatch.output.chosen_faces import Which, chosen_faces
 from cnnbatch.output.embeddings import Metric, space_of
 from cnnbatch.output.reader import Reader
 from cnnbatch.storage import join, normalize, redact
-
-Which = Literal["centre", "largest", "score", "all"]
-"""Which of several faces of a picture counts: the one nearest to the picture's centre, the one with the
-largest box, the one with the best score, or any: of two pictures the faces that are most alike."""
 
 _SHOWN = 5
 _PAIRS = 4096  # compared at once
@@ -99,7 +96,7 @@ def listed_faces(result: Reader, files: Sequence[str], where: str, which: Which)
     for batch in result.batches(columns):
         wanted = [number for number in range(batch.num_rows) if row + number in places]
         for number, values in zip(wanted, batch.take(pa.array(wanted, pa.int64())).to_pylist(), strict=True):
-            chosen = _chosen(values, which)
+            chosen = _vectors(values, which)
             vectors = np.array([vector for _, vector in chosen], np.float32)
             for place in places[row + number]:
                 found[place] = vectors, [face for face, _ in chosen]
@@ -169,22 +166,8 @@ def _keys(result: Reader) -> Iterator[tuple[str, str]]:
         yield from zip(batch["key"].to_pylist(), batch["uri"].to_pylist(), strict=True)
 
 
-def _chosen(row: dict[str, Any], which: Which) -> list[tuple[int, list[float]]]:
-    """Return the faces of a row that count, each with its number; none of a row without faces."""
+def _vectors(row: dict[str, Any], which: Which) -> list[tuple[int, list[float]]]:
+    """Return the embeddings of a row that count, each with its number; none of a row without faces."""
     if "objects" not in row:
         return [] if row["embedding"] is None else [(0, row["embedding"])]
-    faces = [*enumerate(row["objects"] or [])]
-    if which != "all" and faces:
-        centre = row["width"] / 2, row["height"] / 2
-        faces = [max(faces, key=lambda face: _rank(face[1], which, centre))]
-    return [(number, face["embedding"]) for number, face in faces]
-
-
-def _rank(face: dict[str, Any], which: Which, centre: tuple[float, float]) -> float:
-    box = face["box"]
-    if which == "score":
-        return float(face["score"])
-    if which == "largest":
-        return float((box["x2"] - box["x1"]) * (box["y2"] - box["y1"]))
-    x, y = (box["x1"] + box["x2"]) / 2 - centre[0], (box["y1"] + box["y2"]) / 2 - centre[1]
-    return -float(x * x + y * y)
+    return [(number, face["embedding"]) for number, face in chosen_faces(row, which)]

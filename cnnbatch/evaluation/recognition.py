@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
-from cnnbatch.evaluation.face_embeddings import ListedFaces, Which, listed_faces
+from cnnbatch.evaluation.face_embeddings import ListedFaces, listed_faces
 from cnnbatch.evaluation.face_lists import FaceList, FacePairList, PeopleList
 from cnnbatch.evaluation.face_slices import slice_values
 from cnnbatch.evaluation.slicing import by_value
 from cnnbatch.metrics import Evaluated, Value, identification, verification
 from cnnbatch.metrics.intervals import percentiles
+from cnnbatch.output.chosen_faces import Which
 from cnnbatch.output.evaluation import Evaluation, Metrics, write_evaluation
 from cnnbatch.output.reader import Reader
 from cnnbatch.storage import redact

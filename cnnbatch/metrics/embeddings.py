@@ -7,7 +7,7 @@ few enough to be sorted: `MOST` pictures make half a million.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -105,5 +105,13 @@ def result(merged: EmbeddedPictures, fars: Sequence[float] = verification.FARS) 
     found, _, _ = pairs(merged)
     numbers = verification.result(found, fars)
     counted = {"pairs": Value(float(len(found.scores)), count=len(merged.classes))}
-    first = {"EER": numbers.metrics["EER"]}
+    rate = numbers.metrics["EER"]
+    first = {"EER": rate, "verification_accuracy": _opposite(rate)}
     return Evaluated({**first, **numbers.metrics, **counted}, numbers.tables)
+
+
+def _opposite(rate: Value) -> Value:
+    """Return 1 - a share."""
+    value, low, high = (None if one is None else 1 - one for one in (rate.value, rate.low, rate.high))
+    replicates = None if rate.replicates is None else 1 - rate.replicates
+    return replace(rate, value=value, low=high, high=low, replicates=replicates)

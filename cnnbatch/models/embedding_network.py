@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -95,7 +94,8 @@ class EmbeddingHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the embeddings (N, D) of features (N, F)."""
-        found: Tensor = self.linear(self.directions(features) - self.centre)
+        directions = self.directions(features) - self.centre
+        found: Tensor = self.linear(directions.to(self.linear.weight.dtype))
         return found
 
 
@@ -166,9 +166,9 @@ def _loaded(network: EmbeddingNetwork, choice: Choice) -> EmbeddingNetwork:
     return replace(network, weights=files.identity(path, loaded), licence=None, notes=notes)
 
 
-def parted(preprocessing: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the fields of a classifier's preprocessing, and those of an `EmbeddingForm`, each by name."""
-    form = {
-        name: value for name, value in preprocessing.items() if name in EmbeddingForm.__dataclass_fields__
-    }
-    return {name: value for name, value in preprocessing.items() if name not in form}, form
+def parted(choice: Choice) -> tuple[dict[str, Any], EmbeddingForm]:
+    """Return what a choice says of a classifier's preprocessing, and what of the form of embeddings."""
+    known = EmbeddingForm.__dataclass_fields__
+    form = {name: value for name, value in choice.preprocessing.items() if name in known}
+    others = {name: value for name, value in choice.preprocessing.items() if name not in known}
+    return others, EmbeddingForm(**{"features": choice.features, **form})

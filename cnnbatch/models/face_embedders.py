@@ -13,6 +13,7 @@ from cnnbatch.models.architectures import face_models
 from cnnbatch.models.building import external, from_choice
 from cnnbatch.models.choice import ONNX, Choice
 from cnnbatch.models.face_embedder import FaceEmbedder, check
+from cnnbatch.models.trained_face_embedder import is_trained, trained_face_embedder
 
 
 def names() -> list[str]:
@@ -30,8 +31,10 @@ def build_face_embedder(choice: Choice) -> FaceEmbedder:
     Raises:
         UserError: unknown names, weights that don't fit or can't be had, outputs that are no vectors.
     """
-    found = from_choice(choice, _face_embedder)
-    found = replace(found, **_adjustments(choice))
+    if is_trained(choice.preprocessing):
+        found = from_choice(choice, trained_face_embedder)
+    else:
+        found = replace(from_choice(choice, _face_embedder), **_adjustments(choice))
     check(found, choice.model)
     if found.allows_commercial_use:
         return found
@@ -48,7 +51,8 @@ def _face_embedder(choice: Choice) -> FaceEmbedder:
         return face_models.OWN[choice.model](choice)
     raise UserError(
         f"task.embedder: no face embedder is called {choice.model!r}{meant(choice.model, [*names(), ONNX])}\n"
-        f"  expected one of {', '.join([*names(), ONNX])}, or a function of yours (mypackage.module:build)"
+        f"  expected one of {', '.join([*names(), ONNX])}, a folder of train_faces, or a function of yours "
+        "(mypackage.module:build)"
     )
 
 

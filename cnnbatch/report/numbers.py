@@ -68,6 +68,8 @@ _MEANINGS = {
     },
     "AUC": "area under the ROC curve",
     "EER": "equal error rate: where false accepts are as frequent as false rejects; 0 is best",
+    "verification_accuracy": "1 - EER: the share of pairs told right where both errors are as frequent",
+    "pairs": "how many pairs of two pictures were judged",
 }
 
 

@@ -94,13 +94,11 @@ class Embed(WeightedTask):
     def _network(self, seed: int = 0) -> EmbeddingNetwork:
         from dataclasses import replace
 
-        from cnnbatch.models.embedding_network import EmbeddingForm, build_embedding, parted
+        from cnnbatch.models.embedding_network import build_embedding, parted
 
         choice = self._choice()
         trained = (choice.model, choice.weights) != (self.model, self.weights)
-        preprocessing, form = parted(choice.preprocessing)
-        form = {"features": choice.features, **form}
-        how = EmbeddingForm(**form)
+        preprocessing, how = parted(choice)
         return build_embedding(replace(choice, preprocessing=preprocessing), how, trained, seed)
 
 

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from cnnbatch.errors import UserError
+from cnnbatch.models.trained_files import TrainedInput
 from cnnbatch.output.assets import as_asset
 from cnnbatch.output.embeddings import EmbeddingSpace, Metric, Normalisation
 from cnnbatch.tasks import Task
+from cnnbatch.tasks.embed import EmbeddingInput
 from cnnbatch.tasks.weighted import Side, WeightedTask, lists_of
 from cnnbatch.truth import BOX, FACE, KEYPOINT
 from cnnbatch.truth.classes import ModelClasses
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from cnnbatch.models import Choice
     from cnnbatch.models.face_detector import FaceDetector
     from cnnbatch.models.face_embedder import FaceEmbedder
 
@@ -55,6 +59,9 @@ class FaceDetection(WeightedTask):
 class FaceEmbedding(WeightedTask):
     """What gives a vector to an aligned face."""
 
+    trained_to: ClassVar[str] = "embed"
+    trained_input: ClassVar[type[TrainedInput]] = EmbeddingInput
+
     name: str = "face_embedder"
     model: str = "dlib_resnet"
     adapters: ClassVar[tuple[str, ...]] = ("arcface", "dlib", "facenet")
@@ -77,6 +84,17 @@ class FaceEmbedding(WeightedTask):
         named = self.model_dump(include={"mean", "std", "channels", "normalisation", "metric"})
         mirror = {"mirror": True} if self.mirror else {}
         return {name: value for name, value in named.items() if value is not None} | mirror
+
+    def choice(self, preprocessing: Mapping[str, Any], trains: bool = False) -> Choice:
+        """Return which network the job means; a trained folder says itself how its pictures are prepared."""
+        found = super().choice(preprocessing, trains)
+        given = [name for name in ("mean", "std", "channels") if getattr(self, name) is not None]
+        if given and "template" in found.preprocessing:
+            raise UserError(
+                f"task.embedder.{given[0]}: only for ONNX files; the folder of a training says it itself\n"
+                "  what to do: leave it out"
+            )
+        return found
 
 
 class Faces(Task):

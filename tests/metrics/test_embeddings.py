@@ -63,4 +63,5 @@ def test_numbers_are_those_of_verification_by_hand() -> None:
     assert next(iter(found.metrics)) == "EER"
     assert found.metrics["EER"].value == 0  # 1 and 2 apart; strangers at least 4.9.
     assert found.metrics["AUC"].value == 1
+    assert found.metrics["verification_accuracy"].value == 1
     assert found.metrics["pairs"].value == 6

@@ -21,6 +21,8 @@ from cnnbatch.models.choice import Choice
 from cnnbatch.models.embedding_network import EmbeddingForm, EmbeddingHead, build_embedding
 from cnnbatch.output.embeddings import EmbeddingSpace, space_of
 from cnnbatch.tasks.recipes.face_losses import criterion
+from cnnbatch.tasks.registry import task_class
+from cnnbatch.types import Precision, Runtime
 from tests import tiny
 from tests.training.trained import launch_twice, model_of, require_same, weights_of
 
@@ -157,6 +159,23 @@ def test_as_it_is_a_head_takes_the_mean_of_what_trains(tmp_path: Path) -> None:
                 directions.append(head.directions(body.features((pixels - mean) / std)))  # type: ignore[operator]
     assert weights["head.centre"].tolist() == pytest.approx(torch.cat(directions).mean(0).tolist(), abs=0.01)
     assert torch.equal(weights["head.linear.weight"], torch.eye(16))
+
+
+@pytest.mark.slow
+def test_an_embedding_in_bfloat16_is_nearly_that_of_float32() -> None:
+    task = task_class("embed").model_validate(
+        {"name": "embed", "model": "mobilenet_v3_small", "weights": "random", "root": True}
+    )
+    pixels = torch.randint(
+        0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    sizes = torch.tensor([[224, 224]] * 2)
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    found = [
+        task.load(Runtime("cpu", precision=precision)).forward(pixels, sizes)["embedding"]
+        for precision in precisions
+    ]
+    assert float((found[0] * found[1]).sum(1).min()) > 0.98
 
 
 def test_a_head_of_fewer_numbers_is_a_part_of_a_rotation() -> None:

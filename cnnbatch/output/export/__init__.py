@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from cnnbatch.config.entries import Entries
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import counted, nearest
+from cnnbatch.output.export.chips import Chips
 from cnnbatch.output.export.coco import CocoResults
 from cnnbatch.output.export.csv_file import CsvTable
 from cnnbatch.output.export.format import ExportFormat
@@ -34,6 +35,7 @@ FORMATS: Entries[type[ExportFormat]] = Entries(
         "csv": CsvTable,
         "panoptic": CocoPanoptic,
         "pictures": Pictures,
+        "chips": Chips,
     },
     ExportFormat,
 )
@@ -73,6 +75,7 @@ class ExportSummary:
         tools = "; left out, as tools refuse results of images that the file doesn't name"
         yield "not in the COCO file of the ground truth", counts.unknown, "image", tools
         yield "gone, damaged or too large", counts.unread, "image", "; they have no picture"
+        yield "without a face", counts.faceless, "image", "; they have no file"
         yield "of stuff, not of things", counts.stuff, "segment", "; --format panoptic has them"
         yield "damaged, or of another size than the image", counts.bad_masks, "mask", f"; {format.bad_masks}"
         yield "empty, or covered by others", counts.hidden, "segment", "; left out"
@@ -153,6 +156,10 @@ def _require_meaning(predictions: Predictions, format: str) -> None:
         raise UserError(
             f"--faces {options.hide} is for --format pictures of an output that has found faces\n"
             "  what to do: leave it out, or find the faces first: cnnbatch run faces"
+        )
+    if options.face != "centre" and format != "chips":
+        raise UserError(
+            "--face is for --format chips: which face of a picture counts\n  what to do: leave it out"
         )
     if options.scores and not chosen.may_lack_scores:
         able = (name for name, one in FORMATS.items() if one.may_lack_scores)

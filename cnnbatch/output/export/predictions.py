@@ -20,6 +20,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.images import class_map, rle
 from cnnbatch.images.class_map import Numbers
 from cnnbatch.output import reader
+from cnnbatch.output.chosen_faces import Which
 from cnnbatch.output.folder import Output
 from cnnbatch.output.maps import map_of
 from cnnbatch.output.plan_pages import listings_of
@@ -38,7 +39,8 @@ class ExportOptions:
 
     ``column`` is which of an output's answers is written, where a format holds several; None: the first.
     ``paint`` gives what draws an output's predictions on its images, of objects those from a score on; only
-    `pictures` needs it, where ``hide`` says that faces are to be blurred or covered.
+    `pictures` needs it, where ``hide`` says that faces are to be blurred or covered. ``face`` says which of a
+    picture's faces `chips` are of.
     """
 
     score_threshold: float | None = None
@@ -46,6 +48,7 @@ class ExportOptions:
     column: str | None = None
     paint: Callable[[reader.Reader, float], Painter] | None = None
     hide: Literal["blur", "cover"] | None = None
+    face: Which = "centre"
 
 
 @dataclass(slots=True)
@@ -56,6 +59,7 @@ class ExportCounts:
     the truth's file doesn't name, ``unread`` could not be shown. Of the objects ``low`` are below the
     threshold, ``strange`` no objects, ``stuff`` no things, in formats that have only these. ``bad_masks``
     can't be read or are of another size than their image; ``hidden`` segments have no pixel left to them.
+    ``faceless`` images have no face.
     """
 
     images: int = 0
@@ -69,6 +73,7 @@ class ExportCounts:
     unread: int = 0
     bad_masks: int = 0
     hidden: int = 0
+    faceless: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ from tests.sourcing import source
 
 pytest_plugins = ("tests.s3",)
 
-OF_BOXES = [name for name in FORMATS if name not in ("panoptic", "pictures")]
+OF_BOXES = [name for name in FORMATS if name not in ("panoptic", "pictures", "chips")]
 """The formats of plain boxes that need nothing else; test_export_maps has the others."""
 
 _FIELDS: list[Any] = [("label", pa.string()), ("score", pa.float32()), ("box", BOX)]
