@@ -23,7 +23,8 @@ TORCH = """
     models.architectures.pyramid models.architectures.segmentation models.architectures.segnet
     models.architectures.suppression models.architectures.unet models.building models.catalogue
     models.choice models.depth models.detector models.detector_heads models.detectors
-    models.embedding_network models.trained_face_embedder
+    models.architectures.classical_faces models.embedding_head models.embedding_network
+    models.trained_face_embedder
     models.face_alignment models.face_detector models.face_detector_scaling models.face_detectors
     models.face_embedder models.face_embedders models.face_pipeline models.heads
     models.libraries.keras_layers models.libraries.keras_models models.libraries.timm_models

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
+from cnnbatch.metrics.embeddings import lengths, similarities
 from cnnbatch.output.chosen_faces import Which, chosen_faces
 from cnnbatch.output.embeddings import Metric, space_of
 from cnnbatch.output.reader import Reader
@@ -44,13 +45,7 @@ class ListedFaces:
 
     def similarities(self, one: Vectors, other: Vectors) -> NDArray[np.float64]:
         """Return how alike embeddings (M, D) and (N, D) are, (M, N): the cosine, or minus the distance."""
-        if self.metric == "cosine":
-            one, other = (each / _lengths(each) for each in (one, other))
-            return (one @ other.T).astype(np.float64)
-        first, second = one.astype(np.float64), other.astype(np.float64)
-        squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
-        found: NDArray[np.float64] = -np.sqrt(squares.clip(min=0))
-        return found
+        return similarities(one, other, self.metric)
 
     def paired(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return how alike the faces at places (N,) are to those at others (N,), one by one, (N,)."""
@@ -61,8 +56,8 @@ class ListedFaces:
 
     def _alike(self, one: Vectors, other: Vectors) -> NDArray[np.float64]:
         if self.metric == "cosine":
-            lengths = (_lengths(one) * _lengths(other))[:, 0]
-            cosines: NDArray[np.float64] = np.einsum("nd,nd->n", one, other, dtype=np.float64) / lengths
+            scale = (lengths(one) * lengths(other))[:, 0]
+            cosines: NDArray[np.float64] = np.einsum("nd,nd->n", one, other, dtype=np.float64) / scale
             return cosines
         distances: NDArray[np.float64] = np.linalg.norm(one.astype(np.float64) - other, axis=1)
         return -distances
@@ -71,11 +66,6 @@ class ListedFaces:
 def _blocks(count: int) -> list[slice]:
     """Return the pairs in blocks, so that memory does not grow with their number."""
     return [slice(start, start + _PAIRS) for start in range(0, count, _PAIRS)]
-
-
-def _lengths(vectors: Vectors) -> Vectors:
-    found: Vectors = np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=np.finfo(np.float32).tiny)
-    return found
 
 
 def has_embeddings(schema: pa.Schema) -> bool:

@@ -83,20 +83,25 @@ def pairs(pictures: EmbeddedPictures) -> tuple[FacePairs, NDArray[np.intp], NDAr
     """Return all pairs of two pictures, with the places of both; a pair with one that failed has no score."""
     one, other = np.triu_indices(len(pictures.classes), 1)
     first, second = pictures.classes[one], pictures.classes[other]
-    scores = similarities(pictures.vectors, pictures.distance)[one, other]
+    scores = similarities(pictures.vectors, pictures.vectors, pictures.distance)[one, other]
     folds = np.full(len(scores), -1, np.int16)
     return FacePairs(scores, first == second, first, second, folds), one, other
 
 
-def similarities(vectors: Vectors, distance: Distance) -> NDArray[np.float64]:
-    """Return how alike embeddings (N, D) are, float64 (N, N): the cosine, or minus the distance."""
-    whole = vectors.astype(np.float64)
-    lengths = np.linalg.norm(whole, axis=1)
+def similarities(one: Vectors, other: Vectors, distance: Distance) -> NDArray[np.float64]:
+    """Return how alike embeddings (M, D) and (N, D) are, (M, N): the cosine, or minus the distance."""
     if distance == "cosine":
-        whole = whole / lengths.clip(min=np.finfo(np.float32).tiny)[:, None]
-        found: NDArray[np.float64] = whole @ whole.T
-    else:
-        found = -np.sqrt((lengths[:, None] ** 2 + lengths**2 - 2 * whole @ whole.T).clip(min=0))
+        one, other = (each / lengths(each) for each in (one, other))
+        return (one @ other.T).astype(np.float64)
+    first, second = one.astype(np.float64), other.astype(np.float64)
+    squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * first @ second.T
+    found: NDArray[np.float64] = -np.sqrt(squares.clip(min=0))
+    return found
+
+
+def lengths(vectors: Vectors) -> Vectors:
+    """Return the Euclidean lengths of embeddings (N, D), (N, 1), never 0."""
+    found: Vectors = np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=np.finfo(np.float32).tiny)
     return found
 
 

@@ -6,20 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from cnnbatch.errors import UserError
+from cnnbatch.models.architectures import classical_faces
 from cnnbatch.models.building import build_classifier, from_choice
 from cnnbatch.models.choice import Choice
 from cnnbatch.models.depth import cut_after, taps
+from cnnbatch.models.embedding_head import EmbeddingHead
 from cnnbatch.models.libraries import torchvision_backbones, torchvision_models
-from cnnbatch.models.network import Network, seeded
+from cnnbatch.models.network import Network, library
 from cnnbatch.models.preprocessing import Preprocessing
 from cnnbatch.models.weights import files
 
-_TINY = 1e-12
 _INSTEAD = "name another block, or another model"
 
 
@@ -63,42 +62,6 @@ class EmbeddingNetwork:
         return self.form.dimensions
 
 
-class EmbeddingHead(nn.Module):
-    """From features to embeddings: their direction, as it differs from the mean of the training, projected.
-
-    With ``root`` the signed square root is taken first, which keeps a few large features from deciding alone
-    (RootSIFT: Arandjelović and Zisserman 2012, "Three things everyone should know to improve object
-    retrieval"). The projection begins as the identity, or as a part of a random rotation where it gives fewer
-    numbers than there are features.
-    """
-
-    centre: Tensor
-
-    def __init__(self, features: int, dimensions: int, root: bool, seed: int = 0) -> None:
-        super().__init__()
-        self._root = root
-        self.register_buffer("centre", torch.zeros(features))
-        self.linear = nn.Linear(features, dimensions, bias=False)
-        with seeded(seed), torch.no_grad():
-            if features == dimensions:
-                nn.init.eye_(self.linear.weight)
-            else:
-                nn.init.orthogonal_(self.linear.weight)
-
-    def directions(self, features: Tensor) -> Tensor:
-        """Return the directions (N, F) of features (N, F), from which the centre is not yet taken."""
-        features = features.float()
-        if self._root:
-            features = features.sign() * features.abs().clamp(min=_TINY).sqrt()
-        return functional.normalize(features, dim=1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the embeddings (N, D) of features (N, F)."""
-        directions = self.directions(features) - self.centre
-        found: Tensor = self.linear(directions.to(self.linear.weight.dtype))
-        return found
-
-
 def build_embedding(choice: Choice, form: EmbeddingForm, trained: bool, seed: int = 0) -> EmbeddingNetwork:
     """Return the network with its weights loaded, in evaluation mode, in float32 on the CPU.
 
@@ -110,12 +73,24 @@ def build_embedding(choice: Choice, form: EmbeddingForm, trained: bool, seed: in
     """
 
     def make(choice: Choice) -> EmbeddingNetwork:
-        if not trained or choice.seed is not None:
+        if choice.model in classical_faces.OWN:
+            found = _computed(choice, form)
+        elif not trained or choice.seed is not None:
             return _with_head(_classifier(choice), form, seed)
-        without = replace(choice, weights="random", sha256=None, key_map=None)
-        return _loaded(_with_head(_classifier(without), form, seed), choice)
+        else:
+            without = replace(choice, weights="random", sha256=None, key_map=None)
+            found = _with_head(_classifier(without), form, seed)
+        return _loaded(found, choice) if trained else found
 
     return from_choice(replace(choice, classes=None, features=None), make)
+
+
+def _computed(choice: Choice, form: EmbeddingForm) -> EmbeddingNetwork:
+    """Return a network whose features are computed, and which has no weights but those of its head."""
+    module, how = classical_faces.OWN[choice.model](form.dimensions)
+    form = replace(form, features=None, dimensions=module.head.linear.out_features)
+    how = choice.adjusted(how)
+    return EmbeddingNetwork(module, how, form, weights="computed", library=library("cnnbatch"))
 
 
 def _classifier(choice: Choice) -> Network:

@@ -53,7 +53,7 @@ def test_pairs_are_those_of_a_loop(distance: Any) -> None:
             cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
             expected.append((i, j, -np.linalg.norm(a - b) if distance == "euclidean" else cosine))
     assert [(i, j) for i, j, _ in expected] == list(zip(one.tolist(), other.tolist(), strict=True))
-    assert found.scores == pytest.approx([score for *_, score in expected], nan_ok=True)
+    assert found.scores == pytest.approx([score for *_, score in expected], abs=1e-6, nan_ok=True)
     assert found.same.tolist() == [names[i] == names[j] for i, j, _ in expected]
 
 

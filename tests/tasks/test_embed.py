@@ -18,7 +18,8 @@ from cnnbatch.inference.run import RunOptions
 from cnnbatch.job import MapJob, TrainJob
 from cnnbatch.launch import launch
 from cnnbatch.models.choice import Choice
-from cnnbatch.models.embedding_network import EmbeddingForm, EmbeddingHead, build_embedding
+from cnnbatch.models.embedding_head import EmbeddingHead
+from cnnbatch.models.embedding_network import EmbeddingForm, build_embedding
 from cnnbatch.output.embeddings import EmbeddingSpace, space_of
 from cnnbatch.tasks.recipes.face_losses import criterion
 from cnnbatch.tasks.registry import task_class

@@ -266,3 +266,33 @@ def test_by_order_a_listing_goes_on_where_it_ended(
 def test_what_can_not_be_cut_so_is_said(rule: dict[str, str], words: str) -> None:
     with pytest.raises((UserError, ValueError), match=words):
         list(SubsetSource(Listed(["a"]), Subset.model_validate(rule)).refs())
+
+
+classes = st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=40)
+
+
+@given(classes, shares, shares, st.integers(0, 3), st.sampled_from([None, 2, 3]))
+def test_a_class_stays_whole(
+    letters: list[str], validation: float, test: float, seed: int, folds: int | None
+) -> None:
+    source = Listed(f"{letter}{place:02}" for place, letter in enumerate(letters))
+    rule = {"validation": validation, "test": test, "seed": seed, "folds": folds, "whole_classes": True}
+    cuts = [rule] if folds is None else [rule | {"fold": fold} for fold in range(folds)]
+    validated = Counter[str]()
+    for cut in cuts:
+        parts = {name: part(source, name, **cut) for name in ("train", "validation", "test")}
+        assert set().union(*parts.values()) == set(source.keys)
+        of = {name: {key[0] for key in found} for name, found in parts.items()}
+        assert sum(map(len, of.values())) == len({*letters})
+        assert len(of["test"]) == round(len({*letters}) * test)
+        validated.update(of["validation"])
+        tested = of["test"]
+    if folds is not None:
+        assert {*validated} == {*letters} - tested
+        assert set(validated.values()) <= {1}
+
+
+@pytest.mark.parametrize("other", [{"cut": "block"}, {"group": "(.)"}, {"per_class": 3}])
+def test_whole_classes_are_cut_by_hash_alone(other: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"expected no {next(iter(other))} beside whole_classes"):
+        Subset.model_validate({"whole_classes": True, **other})

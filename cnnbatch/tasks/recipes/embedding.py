@@ -6,7 +6,7 @@ It is judged by classes that it did not learn from: by all pairs of the validati
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from cnnbatch.errors import UserError
 from cnnbatch.metrics import embeddings as metric
 from cnnbatch.metrics import verification
 from cnnbatch.models.depth import Shortened
-from cnnbatch.models.embedding_network import EmbeddingHead, EmbeddingNetwork
+from cnnbatch.models.embedding_head import EmbeddingHead
+from cnnbatch.models.embedding_network import EmbeddingNetwork
 from cnnbatch.models.trained_files import Learned
 from cnnbatch.tasks.recipes import tuned_blocks
 from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
@@ -99,20 +100,19 @@ class EmbeddingRecipe:
         return Batch((features,), truth, batch.size)
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Have the head take the mean of the training pictures' features from those of each."""
+        """Have the head take from the training pictures' features what it needs: their mean, at least."""
         network: Shortened = self._network.module  # type: ignore[assignment]
         head: EmbeddingHead = network.head  # type: ignore[assignment]
-        total, count = torch.zeros_like(head.centre, dtype=torch.float64), 0
         network.eval()
-        for batch in batches:
-            with torch.no_grad():
+
+        def features() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in batches:
                 inputs = batch.inputs[0]
-                features = inputs if self._features is not None else network.features(inputs)
-                directions = head.directions(features)
-            total += directions.sum(0, dtype=torch.float64)
-            count += len(directions)
-        if count:
-            head.centre.copy_(total / count)
+                found = inputs if self._features is not None else network.features(inputs)
+                yield found, batch.truth.classes
+
+        with torch.no_grad():
+            head.fit(features())
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Return the loss over the pictures of all workers, whose pairs count."""
