@@ -1,11 +1,12 @@
 """Moves faces to where an embedder wants them: a similarity transform from their landmarks to a template.
 
-On a CPU by OpenCV's ``warpAffine``, face by face, which is many times as fast there as anything in torch;
-elsewhere in torch, all faces of a picture at once, with OpenCV's own rounding.
+By OpenCV's ``warpAffine`` on the CPU, face by face, which is many times as fast there as anything in torch;
+on CUDA in torch, all faces of a picture at once, with OpenCV's own rounding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import hypot
 from typing import Any
 
@@ -30,7 +31,7 @@ def transforms_to(template: Template, landmarks: Tensor) -> Tensor:
     patterns", equations 40 to 43; in the plane it is one complex factor. Landmarks that are all one point
     give a transform of scale 0.
     """
-    points = torch.view_as_complex(landmarks.double().contiguous())  # [K, 5]
+    points = torch.complex(*landmarks.double().unbind(2))  # [K, 5]
     goal = torch.view_as_complex(torch.tensor(template, dtype=torch.float64, device=points.device))  # [5]
     middle = points.mean(1, keepdim=True)
     around, wanted = points - middle, goal - goal.mean()
@@ -41,25 +42,38 @@ def transforms_to(template: Template, landmarks: Tensor) -> Tensor:
     return torch.stack(rows, dim=1).view(-1, 2, 3)
 
 
-def aligned(picture: Tensor, transforms: Tensor, size: Size) -> Tensor:
-    """Return chips, uint8 (K, height, width, 3), of ``size``, of a ``picture`` uint8 (3, H, W).
+def aligned(pictures: Sequence[Tensor], transforms: Sequence[Tensor], size: Size) -> Tensor:
+    """Return the chips of all faces, uint8 (K, height, width, 3), of ``size``, on the pictures' device.
 
-    ``transforms`` (K, 2, 3) lead from pixels of the picture to those of the chips. What lies beside the
-    picture is black. A face more than twice as large as its chip is made smaller by a whole number of pixels
-    before, as an average, since single pixels of it would be a picture of its noise.
+    ``pictures`` are uint8 (3, H, W), each of its own size; ``transforms`` (K of the picture, 2, 3) lead from
+    its pixels to those of the chips. What lies beside the picture is black. A face more than twice as large
+    as its chip is made smaller by a whole number of pixels before, as an average, since single pixels of it
+    would be a picture of its noise.
     """
-    if picture.device.type == "cpu":
-        pixels = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
-        chips = np.empty((len(transforms), *size, 3), np.uint8)
-        for chip, one in zip(chips, transforms.numpy(), strict=True):
-            _warp(pixels, one, chip)
-        return torch.from_numpy(chips)
-    return sampled(picture, transforms, size)
-
-
-def _warp(pixels: NDArray[np.uint8], transform: NDArray[np.float64], chip: NDArray[np.uint8]) -> None:
-    """Write into ``chip`` (height, width, 3) what a transform leads there."""
+    if pictures[0].is_cuda:
+        each = zip(pictures, transforms, strict=True)
+        return torch.cat([sampled(picture, some.to(picture.device), size) for picture, some in each])
+    chips = np.empty((sum(map(len, transforms)), *size, 3), np.uint8)
+    free = iter(chips)
     cv2 = opencv()
+    for picture, some in zip(pictures, transforms, strict=True):
+        if len(some):
+            pixels = _pixels(picture.cpu())
+            for transform in some.cpu().numpy():
+                _warp(cv2, pixels, transform, next(free))
+    return torch.from_numpy(chips).to(pictures[0].device)
+
+
+def _pixels(picture: Tensor) -> NDArray[np.uint8]:
+    """Return a picture (3, H, W) as OpenCV reads it, (H, W, 3); a copy only where it is a plane a colour."""
+    pixels: NDArray[np.uint8] = picture.permute(1, 2, 0).numpy()
+    return pixels if pixels.strides[1:] == (3, 1) else np.ascontiguousarray(pixels)
+
+
+def _warp(
+    cv2: Any, pixels: NDArray[np.uint8], transform: NDArray[np.float64], chip: NDArray[np.uint8]
+) -> None:
+    """Write into ``chip`` (height, width, 3) what a transform leads there."""
     times = _times_smaller(hypot(transform[0, 0], transform[1, 0]))
     if times > 1:
         height, width = (side // times for side in pixels.shape[:2])
@@ -71,7 +85,10 @@ def _warp(pixels: NDArray[np.uint8], transform: NDArray[np.float64], chip: NDArr
 
 
 def sampled(picture: Tensor, transforms: Tensor, size: Size) -> Tensor:
-    """Return what `aligned` does, on any device; values differ by at most 1, or 2 of a face made smaller."""
+    """Return what `aligned` does of one picture, on any device.
+
+    Values differ by at most 1, or 2 of a face made smaller.
+    """
     smaller = [_times_smaller(one) for one in transforms[:, :, 0].norm(dim=1).tolist()]
     found = torch.zeros((len(transforms), *size, 3), dtype=torch.uint8, device=picture.device)
     for times in sorted({*smaller}):

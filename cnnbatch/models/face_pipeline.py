@@ -6,7 +6,7 @@ stays in float32: in bfloat16 it finds other faces. The job's precision and back
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cnnbatch.models.face_alignment import aligned, opencv, transforms_to
-from cnnbatch.models.face_detector import FaceDetector, Faces
+from cnnbatch.models.face_detector import FaceDetector
 from cnnbatch.models.face_embedder import FaceEmbedder
 from cnnbatch.models.runtime.backends import executable, noise
 from cnnbatch.types import Runtime
@@ -52,18 +52,22 @@ class FacePipeline:
         pictures = pictures.to(self._device, non_blocking=True)
         with torch.inference_mode():
             found = self._detector(pictures, sizes)
-            chips = [self._aligned(*one) for one in zip(pictures, sizes.tolist(), found, strict=True)]
-            vectors = self._embedded(torch.cat(chips)).cpu()
-            embeddings = torch.split(vectors, [len(one) for one in chips])
+            counts = [len(one["scores"]) for one in found]
+            chips = self._aligned(pictures, sizes, torch.cat([one["keypoints"] for one in found]), counts)
+            embeddings = torch.split(self._embedded(chips).cpu(), counts)
             return [
-                {**{name: one[name].cpu() for name in _FOUND}, "embeddings": vectors, "chips": cut.cpu()}
-                for one, vectors, cut in zip(found, embeddings, chips, strict=True)
+                {**{name: one[name].cpu() for name in _FOUND}, "embeddings": vectors, "chips": cut}
+                for one, vectors, cut in zip(found, embeddings, torch.split(chips.cpu(), counts), strict=True)
             ]
 
-    def _aligned(self, picture: Tensor, size: Sequence[int], faces: Faces) -> Tensor:
-        """Return the chips of a picture's faces, uint8 (K, height, width, 3)."""
-        inside = picture[:, : size[0], : size[1]]
-        return aligned(inside, transforms_to(self._chip.template, faces["keypoints"]), self._chip.size)
+    def _aligned(self, pictures: Tensor, sizes: Tensor, landmarks: Tensor, counts: list[int]) -> Tensor:
+        """Return the chips of all faces, uint8 (K, height, width, 3); each picture has ``counts`` of them."""
+        transforms = transforms_to(self._chip.template, landmarks.cpu())
+        inside = [
+            picture[:, :height, :width]
+            for picture, (height, width) in zip(pictures, sizes.tolist(), strict=True)
+        ]
+        return aligned(inside, torch.split(transforms, counts), self._chip.size)
 
     def _embedded(self, chips: Tensor) -> Tensor:
         """Return the embeddings (K, D) of ``chips`` (K, height, width, 3), float32, normalised."""

@@ -43,14 +43,14 @@ def pictures(folder: Path, count: int) -> list[NDArray[np.uint8]]:
 
 
 def batches(found: Sequence[NDArray[np.uint8]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return the pictures on canvases, `BATCH` at a time, as the job's workers give them."""
+    """Return the pictures on canvases, `BATCH` at a time, in memory as the job's workers give them."""
     made = []
     for first in range(0, len(found), BATCH):
-        some = [torch.tensor(one).permute(2, 0, 1) for one in found[first : first + BATCH]]
-        sizes = torch.tensor([one.shape[1:] for one in some])
+        some = [torch.tensor(one) for one in found[first : first + BATCH]]
+        sizes = torch.tensor([one.shape[:2] for one in some])
         height, width = sizes.amax(0).tolist()
-        padded = [pad(one, (0, width - one.shape[2], 0, height - one.shape[1])) for one in some]
-        made.append((torch.stack(padded), sizes))
+        padded = [pad(one, (0, 0, 0, width - one.shape[1], 0, height - one.shape[0])) for one in some]
+        made.append((torch.stack(padded).permute(0, 3, 1, 2), sizes))
     return made
 
 

@@ -149,12 +149,16 @@ def stages(console: Console, name: str, found: Pictures) -> None:
                 detector(*batch)
 
     def align() -> list[Tensor]:
-        return [
-            aligned(one, transforms_to(embedder.template, points), embedder.size)
-            for one, points in zip(pixels, faces, strict=True)
-        ]
+        chips = []
+        for first in range(0, len(found), BATCH):
+            some = faces[first : first + BATCH]
+            transforms = torch.split(
+                transforms_to(embedder.template, torch.cat(some)), [len(one) for one in some]
+            )
+            chips.append(aligned(pixels[first : first + BATCH], transforms, embedder.size))
+        return chips
 
-    chips = [torch.cat(align()[first : first + BATCH]) for first in range(0, len(found), BATCH)]
+    chips = align()
 
     def embed() -> None:
         with torch.inference_mode():
@@ -183,14 +187,15 @@ def alignment(console: Console, name: str, found: Pictures) -> None:
     pixels = [torch.tensor(one).permute(2, 0, 1) for one in found]
     size = embedder.size[::-1]
 
-    def ours() -> None:
-        for one, each in zip(pixels, transforms, strict=True):
-            aligned(one, each, embedder.size)
+    def ours() -> Tensor:
+        return aligned(pixels, transforms, embedder.size)
 
-    def loop() -> None:
-        for one, each in zip(found, transforms, strict=True):
-            for transform in each.numpy():
-                cv2.warpAffine(one, transform, size)
+    def loop() -> list[Any]:
+        return [
+            cv2.warpAffine(one, transform, size)
+            for one, each in zip(found, transforms, strict=True)
+            for transform in each.numpy()
+        ]
 
     def often(way: Way) -> Way:
         return lambda: [way() for _ in range(20)]

@@ -11,10 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnbatch.models.face_alignment import aligned, sampled, transforms_to
+from cnnbatch.models import face_alignment
+from cnnbatch.models.face_alignment import sampled, transforms_to
 
 TEMPLATE = ((38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2))
 SIZE = (112, 96)
+
+
+def aligned(picture: torch.Tensor, transforms: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return the chips of one picture."""
+    return face_alignment.aligned([picture], [transforms], size)
 
 
 def smooth(height: int, width: int) -> torch.Tensor:
@@ -43,6 +49,13 @@ def test_landmarks_in_one_point_give_no_numbers_that_are_none() -> None:
         assert way(smooth(64, 64), found, SIZE).shape == (1, *SIZE, 3)
 
 
+def test_no_faces_have_no_transforms_whatever_made_them() -> None:
+    for none in (torch.zeros(0, 5, 2), torch.from_numpy(np.zeros((0, 5, 2)))):  # NumPy's strides are 0.
+        found = transforms_to(TEMPLATE, none)
+        assert found.shape == (0, 2, 3)
+        assert aligned(smooth(64, 64), found, SIZE).shape == (0, *SIZE, 3)
+
+
 def faces(scale: float) -> torch.Tensor:
     return (torch.tensor([TEMPLATE, TEMPLATE[::-1]]) * scale + torch.tensor([5.0, 9.0])).double()
 
@@ -54,6 +67,20 @@ def test_chips_are_opencvs() -> None:
     for chip, one in zip(found.numpy(), transforms.numpy(), strict=True):
         expected = cv2.warpAffine(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()), one, SIZE[::-1])
         assert np.array_equal(chip, expected)
+
+
+def test_chips_of_several_pictures_come_one_after_the_other() -> None:
+    """Of parts of canvases, too, whatever their order in memory."""
+    canvases = [smooth(200, 240), noise(200, 240).contiguous(), smooth(230, 250)]
+    pictures = [one[:, :190, :220] for one in canvases]
+    transforms = [transforms_to(TEMPLATE, some) for some in (faces(1.6), faces(2.4)[:1], faces(1.2)[:0])]
+    found = face_alignment.aligned(pictures, transforms, SIZE)
+    each = [
+        aligned(picture.clone().contiguous(), some, SIZE)
+        for picture, some in zip(pictures, transforms, strict=True)
+    ]
+    assert [len(one) for one in each] == [2, 1, 0]
+    assert torch.equal(found, torch.cat(each))
 
 
 def noise(height: int, width: int) -> torch.Tensor:
@@ -79,7 +106,7 @@ def test_sampled_chips_are_within_a_level(
 @pytest.mark.parametrize("scale", [0.4, 2.2])
 def test_chips_on_a_gpu_are_those_of_the_cpu(scale: float) -> None:
     picture, transforms = noise(300, 320), transforms_to(TEMPLATE, faces(scale))
-    found = aligned(picture.cuda(), transforms.cuda(), SIZE).cpu().int()
+    found = aligned(picture.cuda(), transforms, SIZE).cpu().int()
     assert int((found - sampled(picture, transforms, SIZE).int()).abs().max()) <= 1
 
 

@@ -9,13 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 import cnnbatch
 from cnnbatch.errors import UserError
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob
+from cnnbatch.models.face_pipeline import FacePipeline
 from cnnbatch.output.embeddings import EmbeddingSpace, space_of
+from cnnbatch.tasks.faces import Faces
+from cnnbatch.types import Runtime
 from tests import tiny_faces
 
 QUIET = RunOptions(quiet=True)
@@ -161,10 +165,24 @@ def test_rows_do_not_depend_on_batch_and_shape(photos: Path, tmp_path: Path) -> 
     assert objects(tmp_path / "one") == objects(tmp_path / "many")
 
 
-def test_a_licence_that_forbids_commercial_use_is_said(photos: Path, tmp_path: Path) -> None:
-    from cnnbatch.tasks.faces import Faces
-    from cnnbatch.types import Runtime
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_a_gpu_embeds_the_same_faces() -> None:
+    faces = [[("ann", 10, 20, 30), ("bob", 60, 5, 40)], [], [("cat", 30, 30, 60)]]
+    pictures = [tiny_faces.picture((100, 128), some) for some in faces]
+    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    sizes = torch.tensor([[100, 120]] * 3)
+    one, other = (
+        FacePipeline(tiny_faces.squares(), tiny_faces.mean_colour(), Runtime(device))(batch, sizes)
+        for device in ("cpu", "cuda")
+    )
+    for ours, theirs in zip(one, other, strict=True):
+        assert torch.equal(ours["boxes"], theirs["boxes"])
+        torch.testing.assert_close(ours["embeddings"], theirs["embeddings"], rtol=0, atol=0.02)
+        assert ((ours["chips"].int() - theirs["chips"].int()).abs() <= 2).all()
 
+
+def test_a_licence_that_forbids_commercial_use_is_said(photos: Path, tmp_path: Path) -> None:
     task = Faces.model_validate(job(photos, tmp_path, "tests.tiny_faces:unit_colour").task.model_dump())
     assert any(
         "is not for commercial use: licence research" in note for note in task.load(Runtime("cpu")).notes
