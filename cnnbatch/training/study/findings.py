@@ -64,6 +64,11 @@ class Findings:
         return list(dict.fromkeys(one.case for one in self.combinations))
 
     @property
+    def is_of_cases(self) -> bool:
+        """Say whether each of several cases was trained in one way only, so that all are in one table."""
+        return self.show == "table" and len(self.combinations) == len(self.cases) > 1
+
+    @property
     def best(self) -> Combination | None:
         """The combination with the best validation."""
         return next((one for one in ranked(self.combinations) if one.validation is not None), None)

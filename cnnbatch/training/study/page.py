@@ -54,7 +54,8 @@ def write_study_report(output: Output, found: Findings) -> None:
         headline=_headline(found),
         lesson=_lesson(found),
         cut=[f"{path}: {value}" for path, value in found.cut.items()],
-        sections=[_section(place, case, found) for place, case in enumerate(found.cases)],
+        sections=_sections(found),
+        interval_chart=_intervals(found) if found.is_of_cases else None,
         quadrants=found.show == "quadrants",
         charts=list(_charts(found.courses, found.metric)),
         course_head=words.COURSE_HEAD,
@@ -85,6 +86,40 @@ def _headline(found: Findings) -> list[Fact]:
     if failed := sum(record.error is not None for record in found.records):
         facts.append(Fact("Failed", number(failed)))
     return facts
+
+
+def _sections(found: Findings) -> list[CaseSection]:
+    if not found.is_of_cases:
+        return [_section(place, case, found) for place, case in enumerate(found.cases)]
+    cells = [words.case_cells(group, found.metric) for group in found.combinations]
+    head, rows = words.filled(words.CASE_HEAD, cells)
+    marked = [Cells(some, group is found.best) for group, some in zip(found.combinations, rows, strict=True)]
+    return [CaseSection("cases", "Cases", [], head, marked, "")]
+
+
+def _intervals(found: Findings) -> Chart | None:
+    """Return the tests of all cases side by side, each with its interval."""
+    tested = [(group, group.test) for group in found.combinations if group.test is not None]
+    if len(tested) < 2:
+        return None
+    ends = [group.test_interval(found.metric) or (value, value) for group, value in tested]
+    low, high = min(one for one, _ in ends), max(one for _, one in ends)
+    places = [(place + 0.5) / len(tested) for place in range(len(tested))]
+
+    def up(value: float) -> float:
+        return (value - low) / ((high - low) or 1)
+
+    dots = [
+        plots.Dot(x, up(value), f"{group.case}: {share(value)}")
+        for x, (group, value) in zip(places, tested, strict=True)
+    ]
+    return Chart(
+        plot=plots.curves([[(x, up(a)), (x, up(b))] for x, (a, b) in zip(places, ends, strict=True)], dots),
+        up=[share(low), share(high)],
+        across=[tested[0][0].case, tested[-1][0].case],
+        summary=f"{found.metric.replace('_', ' ').capitalize()} on the test images, with 95 % intervals, in "
+        "the order of the table.",
+    )
 
 
 def _section(place: int, case: str, found: Findings) -> CaseSection:

@@ -63,8 +63,12 @@ class TrialRecord:
 
     def test_of(self, metric: str) -> float | None:
         """Return the test's number of the same meaning; None where there is none."""
-        name = TEST_NAMES.get(metric, metric)
-        return self.test[name].value if name in self.test else None
+        found = self.tested(metric)
+        return None if found is None else found.value
+
+    def tested(self, metric: str) -> Value | None:
+        """Return the test's number of the same meaning with its interval; None where there is none."""
+        return self.test.get(TEST_NAMES.get(metric, metric))
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it is kept."""

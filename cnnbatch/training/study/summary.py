@@ -35,6 +35,11 @@ class Combination:
         taken = [record.strategy for record in self.records if record.strategy]
         return sorted(set(taken), key=lambda one: (-taken.count(one), one))
 
+    def test_interval(self, metric: str) -> tuple[float, float] | None:
+        """Return the 95 % interval of the test's number; None of several runs, or where none is known."""
+        found = self.records[0].tested(metric) if len(self.records) == 1 else None
+        return None if found is None or found.low is None or found.high is None else (found.low, found.high)
+
     @property
     def seconds(self) -> float:
         """How long a run trained, on average."""

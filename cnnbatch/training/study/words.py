@@ -17,6 +17,9 @@ def lines(found: Findings) -> Iterator[str]:
     if found.show == "curves":
         yield from _table(COURSE_HEAD, [course_cells(course) for course in found.courses])
         return
+    if found.is_of_cases:
+        yield from _table(CASE_HEAD, [case_cells(group, found.metric) for group in found.combinations])
+        return
     for case in found.cases:
         of_case = [group for group in found.combinations if group.case == case]
         if case:
@@ -33,6 +36,24 @@ def plain(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {plain(inner)}" for name, inner in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+CASE_HEAD = ["case", "validation", "test", "95 % interval", "took", "time"]
+"""The heads of the columns of `case_cells`."""
+
+
+def case_cells(group: Combination, metric: str) -> list[str]:
+    """Return a case that was trained in one way as the cells of a row."""
+    interval = group.test_interval(metric)
+    took = ", ".join(group.strategies) or next((record.error for record in group.records if record.error), "")
+    return [
+        group.case,
+        share(group.validation),
+        share(group.test),
+        "" if interval is None else f"{share(interval[0])} to {share(interval[1])}",
+        took,
+        duration(group.seconds),
+    ]
 
 
 def group_head(found: Findings) -> list[str]:
