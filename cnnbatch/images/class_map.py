@@ -25,6 +25,7 @@ NONE = 255
 Numbers = NDArray[np.uint8] | NDArray[np.uint16]
 
 _MODES = ("L", "P", "1", "I;16")
+_LOSSY = ("JPEG", "WEBP", "AVIF", "JPEG2000")
 _PNG_DEPTH = 24  # The place of a sample's bits in a PNG file.
 
 
@@ -52,7 +53,11 @@ def from_png(data: bytes) -> Numbers:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if image.format != "PNG":
-                raise NotAMap(f"expected a PNG file, got {image.format}, whose values are not kept exactly")
+                if image.format in _LOSSY:
+                    raise NotAMap(
+                        f"expected a PNG file, got {image.format}, whose values are not kept exactly"
+                    )
+                raise NotAMap(f"expected a PNG file of the same values, got {image.format}")
             if image.mode not in _MODES:
                 raise NotAMap(f"expected one value a pixel (gray or palette), got colours ({image.mode})")
             if image.width * image.height > LIMITS.max_pixels:
