@@ -209,7 +209,7 @@ def test_each_mistake_has_its_remedy_once(tmp_path: Path) -> None:
         "(input.relabel), or name each in a line of classes.txt",
         "  what to do: give each image a mask of its size; to resize one, take the nearest value, "
         "do not interpolate",
-        "  what to do: write the masks as PNG files, from what they were made of: compression changed the values",
+        "  what to do: write the masks as PNG files, from what they were made of: the values have changed",
         "  what to do: write the number of each pixel's class, not its colour (a palette may have that)",
         "  what to do: copy the damaged files again",
         "  what to do: keep one mask an image, or say what it is called, as in "
