@@ -125,7 +125,7 @@ def write_evaluation(uri: str, storage: Storage, evaluation: Evaluation, tables:
 
 
 def headlines(evaluation: Evaluation) -> list[str]:
-    """Return the main number of those that have a value, as a line for people; of several views, each one's."""
+    """Return the main one of the numbers with a value as a line for people; of several views, each one's."""
     known = {name: value for name, value in evaluation.metrics.items() if value.value is not None}
     has_views = evaluation.metrics.keys() >= {*OF_VIEWS}
     names = [name for name in known if name in OF_VIEWS] if has_views else _main(list(known))
