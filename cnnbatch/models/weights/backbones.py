@@ -37,7 +37,7 @@ def load(module: nn.Module, state: Mapping[str, Tensor], where: str = "the file"
 
 
 def load_connected(module: nn.Module, state: Mapping[str, Tensor], layers: Mapping[str, str]) -> None:
-    """Load fully connected layers of a classifier into the convolutions that they are, as large as their input.
+    """Load fully connected layers of a classifier into convolutions as large as what these layers see.
 
     ``layers`` leads from the names of convolutions to those of the classifier's layers; what the state lacks,
     or has for another size, stays as it is (Long et al. 2015, section 3.1).
