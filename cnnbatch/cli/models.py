@@ -45,7 +45,8 @@ def models(
         if as_json:
             say(to_json(rows))
         else:
-            show(rows, timm_apart=pattern is None and family is None)
+            are_all = pattern is None and family is None and task in (None, TASKS["label"])
+            show(rows, timm_apart=are_all)
         return 0
 
     leave_with(action)

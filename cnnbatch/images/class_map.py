@@ -25,6 +25,7 @@ NONE = 255
 Numbers = NDArray[np.uint8] | NDArray[np.uint16]
 
 _MODES = ("L", "P", "1", "I;16")
+_LOSSY = ("JPEG", "WEBP", "AVIF", "JPEG2000")
 _PNG_DEPTH = 24  # The place of a sample's bits in a PNG file.
 
 
@@ -52,7 +53,7 @@ def from_png(data: bytes) -> Numbers:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if image.format != "PNG":
-                raise NotAMap(f"expected a PNG file, got {image.format}, whose values are not kept exactly")
+                raise NotAMap(no_png(image.format))
             if image.mode not in _MODES:
                 raise NotAMap(f"expected one value a pixel (gray or palette), got colours ({image.mode})")
             if image.width * image.height > LIMITS.max_pixels:
@@ -69,6 +70,13 @@ def from_png(data: bytes) -> Numbers:
             raise
         raise NotAMap(f"it is no whole PNG file: {error}") from None
     return numbers  # type: ignore[no-any-return]
+
+
+def no_png(format: str | None) -> str:
+    """Return the words for a file of numbers that is of another ``format``, as Pillow calls it."""
+    if format in _LOSSY:
+        return f"expected a PNG file, got {format}, whose values are not kept exactly"
+    return f"expected a PNG file of the same values, got {format}"
 
 
 def counts(data: bytes) -> dict[int, int]:

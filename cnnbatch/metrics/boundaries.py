@@ -106,7 +106,7 @@ def _widened(bits: NDArray[Any], square: int) -> NDArray[Any]:
 def _widened_rows(bits: NDArray[Any], square: int) -> NDArray[Any]:
     """Widen along the rows step by step, and take each row of the disc when it is as wide as that."""
     across, half, found = bits.copy(), 0, bits.copy()
-    for down in range(isqrt(square), -1, -1):
+    for down in range(min(isqrt(square), len(bits) - 1), -1, -1):
         while half < isqrt(square - down * down):
             half += 1
             across[:, half:] |= bits[:, :-half]

@@ -62,7 +62,8 @@ class SegmenterArchitecture:
     published ones. ``load`` gives the tensors of published weights by one of the ``names``, their file and
     what is said of them; ``recognised`` says that of a local file, by its hash alone. ``classifier`` is the
     classifier of torchvision that the backbone is taken from, whose published weights a training may begin
-    with. ``ignored`` begins the names of tensors that a file may have and the module has not.
+    with. ``ignored`` begins the names of tensors that a file may have and the module has not. ``connected``
+    leads from convolutions of the head to the classifier's fully connected layers that they are.
     """
 
     name: str
@@ -76,6 +77,7 @@ class SegmenterArchitecture:
     load: Callable[[str, str | None], tuple[Mapping[str, Tensor], Path, PublishedWeights]] | None = None
     recognised: Callable[[Path], PublishedWeights | None] = lambda path: None
     ignored: tuple[str, ...] = ()
+    connected: Mapping[str, str] = field(default_factory=dict)
 
 
 def own_size(divisor: int = 1, fitted: bool = False) -> Resizing:

@@ -95,6 +95,8 @@ def _named(choice: Choice, found: SegmenterArchitecture, new_head: bool) -> Segm
         state = {name: one for name, one in weights.state.items() if not name.startswith(found.ignored)}
         load = backbones.load if new_head else files.apply
         load(module, state, where=weights.file)
+        if new_head:
+            backbones.load_connected(module, state, found.connected)
     return Segmenter(
         module=module,
         resizing=found.resizing if published is None else published.resizing,

@@ -104,11 +104,11 @@ class TiledLogits:
         return ViewRows(self, number * classes, (number + 1) * classes)
 
     def _add_row_of_tiles(self, needed: int) -> None:
-        """Compute the next row of tiles; what is held from the row ``needed`` on is kept."""
+        """Compute the next row of tiles; what is held from the row ``needed`` on is kept, or from its own."""
         span, down = self._tall[self._next], self._down[self._next]
         top, bottom = self._tiling.places(span)
         for (left, right), across, logits in self._row_of_tiles(span):
-            held = self._reserved(logits, needed, bottom)
+            held = self._reserved(logits, min(needed, top), bottom)
             place = held[:, top - self._start : bottom - self._start, left:right]
             weights = down[:, None] * across
             place.addcmul_(logits, weights.to(logits.device))
@@ -117,7 +117,7 @@ class TiledLogits:
         self._done = self.size[0] if is_last else self._tiling.places(self._tall[self._next])[0]
 
     def _reserved(self, like: Tensor, needed: int, bottom: int) -> Tensor:
-        """Return what is held, with room down to the row ``bottom``."""
+        """Return what is held from the row ``needed`` on, with room down to the row ``bottom``."""
         if self._held is None:
             self._held = like.new_zeros((len(like), 0, self.size[1]))
         lacking = bottom - self._start - self._held.shape[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ Metrics = Mapping[str, Value]
 
 OF_VIEWS = ("AP", "mIoU", "mask_AP")
 """The first number of each view, where a row has boxes, a map and masks."""
+
+_INSTEAD_OF_BOXES = ("keypoint_AP", "mask_AP")
+"""What is said of objects that have more than boxes: the most specific first, as in the report."""
 
 VERSION = 1
 """The newest version of ``evaluation.json`` that can be read; a file that says none is of the first."""
@@ -122,12 +125,18 @@ def write_evaluation(uri: str, storage: Storage, evaluation: Evaluation, tables:
 
 
 def headlines(evaluation: Evaluation) -> list[str]:
-    """Return the first of the numbers that has a value, as a line for people; of several views each one's."""
+    """Return the main one of the numbers with a value as a line for people; of several views, each one's."""
     known = {name: value for name, value in evaluation.metrics.items() if value.value is not None}
     has_views = evaluation.metrics.keys() >= {*OF_VIEWS}
-    names = [name for name in known if name in OF_VIEWS] if has_views else list(known)[:1]
+    names = [name for name in known if name in OF_VIEWS] if has_views else _main(list(known))
     shown = {name: known[name] for name in names} or {"judged": Value(None, reason="no ground truth")}
     return [f"{f'{name}:':7} {_words(value)}" for name, value in shown.items()]
+
+
+def _main(names: Sequence[str]) -> Sequence[str]:
+    """Return the first of the numbers' names; of objects by what they have the most specific of."""
+    specific = [name for name in _INSTEAD_OF_BOXES if name in names] if "AP" in names[:1] else []
+    return [*specific, *names][:1]
 
 
 def lines(evaluation: Evaluation) -> Iterator[str]:

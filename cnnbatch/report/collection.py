@@ -125,7 +125,7 @@ def truth_facts(truths: TruthCounts) -> list[Fact]:
     """Return what is known of the truth; without objects, of its labels."""
     known = f"{number(len(truths.known))} named in the ground truth" if truths.known else ""
     classes = [Fact("Classes", number(len(truths.classes)), known)] if truths.has_classes else []
-    rows = [*classes, Fact("Without ground truth", _images(truths.absent))]
+    rows = [*classes, Fact("No ground truth", _images(truths.absent))]
     if truths.numbers:
         unusable = Fact("Unusable", _images(truths.misfits), "left out below" if truths.misfits.count else "")
         return [*rows, unusable, *pixel_facts(truths.pixels, truths.uncounted)]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from cnnbatch.report.answers import answers_among
 from cnnbatch.report.answers.entry import Swatch
 from cnnbatch.report.pictures import Picture, jpeg_uri
 from cnnbatch.report.prediction import DrawnView, Prediction
@@ -50,6 +51,11 @@ class Card:
     def columns(self) -> int:
         """How many views stand beside each other: all, or what was predicted above what is true."""
         return len(self.prediction.views) or len(self.views)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether answers are drawn on its pictures, of which then nothing may be cut off."""
+        return any(entry.is_drawn for entry in answers_among(self.prediction.answers).values())
 
 
 def embedded(galleries: Sequence[Sequence[Picture]], most: int = MOST_BYTES) -> list[list[Card]]:

@@ -5,17 +5,42 @@ An input says which network it is for, and the worker makes batches of one netwo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.truth.classes import ModelClasses
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from cnnbatch.types import Image, Model, Prepared
+    from cnnbatch.tasks.weighted import WeightedTask
+    from cnnbatch.types import Image, Model, Prepared, Runtime
+
+
+def load_networks(tasks: Mapping[str, WeightedTask], runtime: Runtime) -> dict[str, Model]:
+    """Build the network of each task; what is wrong with one is said by its own field: ``task.NAME.weights``.
+
+    Raises UserError and EnvironmentFault as the tasks do.
+    """
+    return {name: _loaded(name, task, runtime) for name, task in tasks.items()}
+
+
+def _loaded(name: str, task: WeightedTask, runtime: Runtime) -> Model:
+    field = re.compile(rf"(?<![\w/.-])task\.(?=(?:{'|'.join(type(task).model_fields)})\b)")
+
+    def named(text: str) -> str:
+        return field.sub(f"task.{name}.", text)
+
+    try:
+        return task.load(runtime)
+    except UserError as error:
+        raise UserError(named(str(error))) from error
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(named(fault.what), named(fault.mend)) from fault
 
 
 class SeveralNetworks:

@@ -18,7 +18,7 @@ from cnnbatch.humanize import meant
 from cnnbatch.images.panoptic import Rule, Thing, segments
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.instances import Instances
-from cnnbatch.tasks.networks import SeveralNetworks, classes_of_network, of_network
+from cnnbatch.tasks.networks import SeveralNetworks, classes_of_network, load_networks, of_network
 from cnnbatch.tasks.segment import Segment
 from cnnbatch.tasks.weighted import Names, WeightedTask
 from cnnbatch.truth import BOX, MASK
@@ -94,7 +94,8 @@ class Panoptic(Task):
     def load(self, runtime: Runtime) -> PanopticNetworks:
         """Build both networks on ``runtime.device``."""
         found = self.instances.model_copy(update={"score_threshold": self.score})
-        return PanopticNetworks(self, self.semantic.load(runtime), found.load(runtime))
+        networks = load_networks({"semantic": self.semantic, "instances": found}, runtime)
+        return PanopticNetworks(self, **networks)
 
 
 class PanopticNetworks(SeveralNetworks):

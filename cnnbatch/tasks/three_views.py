@@ -15,7 +15,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.detect import Detect
 from cnnbatch.tasks.instances import Instances
-from cnnbatch.tasks.networks import SeveralNetworks, classes_of_network
+from cnnbatch.tasks.networks import SeveralNetworks, classes_of_network, load_networks
 from cnnbatch.tasks.segment import Segment
 from cnnbatch.truth import renamed
 from cnnbatch.truth.classes import ModelClasses
@@ -75,7 +75,7 @@ class ThreeViews(Task):
 
     def load(self, runtime: Runtime) -> ThreeNetworks:
         """Build the three networks on ``runtime.device``."""
-        return ThreeNetworks(self, {view: getattr(self, view).load(runtime) for view in VIEWS})
+        return ThreeNetworks(self, load_networks({view: getattr(self, view) for view in VIEWS}, runtime))
 
     def _called(self, names: Iterable[str]) -> list[str]:
         """Return what the rows call classes of these names."""

@@ -103,6 +103,12 @@ def match_map_classes(
     Raises:
         UserError: the model knows none of them, or not what ``given`` calls one.
     """
+    if not truth:
+        raise UserError(
+            "no class of the masks is left to judge by\n"
+            "  what to do: keep one in input.ignore and input.relabel, or leave the ground truth out "
+            f"(input.truth={NO_TRUTH})"
+        )
     found = match_classes(model, truth, given, given.keys())
     if any(found.values()):
         return found

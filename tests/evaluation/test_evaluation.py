@@ -18,8 +18,8 @@ from cnnbatch.cluster.process_map import ProcessMap
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.judges import judges, metric
-from cnnbatch.metrics import Schemas
-from cnnbatch.output.evaluation import Evaluation
+from cnnbatch.metrics import Schemas, Value
+from cnnbatch.output.evaluation import Evaluation, headlines
 from cnnbatch.storage import Storage
 from cnnbatch.terminal.screen import Screen
 from tests import judged
@@ -254,3 +254,23 @@ def test_mistakes_are_named(tmp_path: Path, data: Any, found: Any, monkeypatch: 
     aliases = {f"class {number}": f"klass {number}" for number in range(1, CLASSES + 1)}
     with pytest.raises(UserError, match="slices: expected a column of at most 2 values, but 'key' has more"):
         evaluated(folder, Terms(slices=["key"], aliases=aliases))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["AP", "AP50"], ["AP"]),
+        (["AP", "AP50", "mask_AP", "mask_AP50"], ["mask_AP"]),
+        (["AP", "keypoint_AP"], ["keypoint_AP"]),
+        (["PQ", "AP", "mask_AP"], ["PQ"]),
+        (["mIoU", "pixel_accuracy"], ["mIoU"]),
+        (["AP", "mIoU", "mask_AP"], ["AP", "mIoU", "mask_AP"]),
+        ([], ["judged"]),
+    ],
+)
+def test_the_number_that_a_run_says_is_the_one_that_the_report_begins_with(
+    names: list[str], said: list[str]
+) -> None:
+    metrics = {"APs": Value(None, reason="no small objects"), **{name: Value(0.5) for name in names}}
+    evaluation = Evaluation("instances", 1, 0, "truth", metrics)
+    assert [line.partition(":")[0] for line in headlines(evaluation)] == said

@@ -76,6 +76,14 @@ def test_a_tall_map_is_as_its_parts() -> None:
     assert found.tolist() == pytest.approx([by_distance(said, true, one) for one in range(CLASSES)])
 
 
+@pytest.mark.parametrize("shape", [(3, 600), (600, 3), (1, 900)])
+def test_a_map_may_be_narrower_than_the_tolerance(shape: tuple[int, int]) -> None:
+    true = blocks(np.random.default_rng(5), shape, 9)
+    said = np.roll(true, (2, 1), (0, 1))
+    found = boundary_f1(said, true, CLASSES)
+    assert found.tolist() == pytest.approx([by_distance(said, true, one) for one in range(CLASSES)])
+
+
 def test_the_tolerance_is_strict() -> None:
     truth = np.zeros((1200, 1600), np.uint8)  # 2000 pixels across: less than 15.
     said, near = truth.copy(), truth.copy()

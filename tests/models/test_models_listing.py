@@ -256,6 +256,7 @@ def test_the_command_says_what_was_meant() -> None:
     assert (result.exit_code, result.stdout) == (2, "")
     assert "did you mean resnet50?" in result.stderr
     assert "more are timm's" not in run("resnet18").stdout
+    assert "more are timm's" not in run("--task", "segment").stdout
 
 
 def test_the_page_of_names_is_that_of_the_listing() -> None:

@@ -91,6 +91,17 @@ def test_logits_are_those_of_the_whole_input(size: tuple[int, int], flips: bool)
     assert all(max(shape[2:]) <= 96 and shape[0] <= 3 for shape in run.shapes)
 
 
+@pytest.mark.parametrize("first", [1, 17, 40, 60, 99])
+def test_the_first_rows_may_never_be_asked_for(first: int) -> None:
+    """As where the input is larger than the picture, or a small picture lies in the midst of its canvas."""
+    run, pixels = Runs(Views()), picture(400, 100)
+    box = (0, 0, 400, 100)
+    expected = run(pixels[None], [box])[0]
+    tiled = TiledLogits(pixels, box, run, Tiling(96, SEEN + 1, 4))
+    for start in range(first, 100, 37):
+        assert torch.allclose(tiled.rows(start, start + 1), expected[:, start : start + 1], atol=1e-3)
+
+
 def test_too_small_an_overlap_shows() -> None:
     run, pixels = Runs(Views()), picture(200, 200)
     expected = run(pixels[None], [(0, 0, 200, 200)])[0]

@@ -128,6 +128,16 @@ def test_each_of_three_views_is_large_enough_to_see(
     page.context.close()
 
 
+@pytest.mark.parametrize("output", ["objects", "objects without truth", "labels"])
+def test_nothing_that_is_drawn_is_cut_off(browser: Browser, reports: dict[str, Path], output: str) -> None:
+    page = opened(browser, reports[output])
+    fits = page.evaluate(
+        "[...document.querySelectorAll('.gallery img')].map(one => getComputedStyle(one).objectFit)"
+    )
+    assert {*fits} == ({"cover"} if output == "labels" else {"contain"})
+    page.context.close()
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_words_can_be_read_on_whatever_is_behind_them(
     browser: Browser, reports: dict[str, Path], scheme: Literal["light", "dark"]

@@ -495,6 +495,7 @@ def test_the_command_prints_plain_text(made: Path) -> None:
     ):
         assert line in lines
     assert "\x1b" not in result.stdout
+    assert any(line.startswith("No ground truth  ") for line in lines)
 
 
 def test_a_page_has_pictures_and_asks_for_nothing(made: Path) -> None:

@@ -143,7 +143,8 @@ def test_maps_of_large_ids_have_sixteen_bits(tmp_path: Path) -> None:
         (png(np.where(NUMBERS == 5, 6, NUMBERS)), r"1.png has colours that are no segment's id: 6"),
         (png(NUMBERS, "L"), "1.png: expected a PNG of colours, got one of L"),
         (png(NUMBERS)[:70], "1.png: it is no whole PNG file"),
-        (jpeg(1), "1.png: it is no whole PNG file"),
+        (b"no picture", r"1.png: it is no whole PNG file\n"),
+        (jpeg(1), "1.png: expected a PNG file, got JPEG, whose values are not kept exactly\n"),
         (png(NUMBERS[:40]), "its ground truth is for 64 x 40 pixels, the image has 64 x 48"),
     ],
 )

@@ -111,6 +111,16 @@ def test_fields_without_a_meaning_are_refused(fields: dict[str, Any], words: str
         task(semantic=fields)
 
 
+@pytest.mark.parametrize("network", ["semantic", "instances"])
+def test_what_is_wrong_with_a_network_is_said_by_its_own_field(network: str, tmp_path: Path) -> None:
+    wrong = {"model": "deeplabv3_resnet50" if network == "semantic" else tiny.MODEL}
+    wrong["weights"] = str(tmp_path / "task.weights.pth")
+    with pytest.raises(UserError, match=rf"^task\.{network}\.weights: ") as refused:
+        task(**{network: wrong}).load(Runtime("cpu", "fp32", "eager"))
+    assert str(refused.value).count(f"{network}.weights") == 1
+    assert wrong["weights"] in str(refused.value)
+
+
 def test_how_storage_is_reached_changes_no_row() -> None:
     plain, other = (
         MapJob.model_validate(

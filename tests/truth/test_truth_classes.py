@@ -79,3 +79,8 @@ def test_maps_without_a_known_class_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=words):
         match_map_classes(ModelClasses(names), MAPPED, given)
+
+
+def test_maps_of_which_no_class_is_left_are_refused() -> None:
+    with pytest.raises(UserError, match=r"no class of the masks is left.*\n.*keep one in input.ignore"):
+        match_map_classes(ModelClasses(("car",)), [], {})

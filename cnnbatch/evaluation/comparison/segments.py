@@ -29,7 +29,7 @@ class SegmentMeasure(PixelMeasure):
 
     columns = {"objects": SEGMENTS, "width": pa.int32(), "height": pa.int32()}
     leaves = ("objects.label", "objects.mask", "width", "height")
-    image_scores = (ImageScore("PQ"),)
+    image_scores = (ImageScore("PQ", "segments"),)
 
     def __init__(self, kind: str, options: CompareOptions) -> None:
         super().__init__(kind, options)

@@ -21,6 +21,8 @@ from cnnbatch.models.segmenter import SegmenterArchitecture, own_size
 
 _DIVISOR = 32  # of the sides of inputs, so that maps fit each other at every stride
 _VGG_CHANNELS = {8: 256, 16: 512, 32: 512}
+_CONNECTED = {"head.fc6": "classifier.0", "head.fc7": "classifier.3"}
+"""Where the paper's convolutions come from in VGG16 (section 4.1)."""
 
 _Decoder = Callable[[nn.Module, Mapping[int, int], int], nn.Module]
 """From a backbone, its channels by stride and the number of classes to a segmenter."""
@@ -71,7 +73,8 @@ def _architecture(
     name: str, classifier: str, make: Callable[[int], nn.Module], divisor: int
 ) -> SegmenterArchitecture:
     how = own_size(divisor, fitted=divisor > 1)
-    return SegmenterArchitecture(name, library("cnnbatch"), make, how, classifier)
+    connected = _CONNECTED if name.endswith("_paper") else {}
+    return SegmenterArchitecture(name, library("cnnbatch"), make, how, classifier, connected=connected)
 
 
 def _make(decoder: _Decoder, classifier: str, classes: int) -> nn.Module:

@@ -36,6 +36,24 @@ def load(module: nn.Module, state: Mapping[str, Tensor], where: str = "the file"
     module.load_state_dict(fitting, strict=False)
 
 
+def load_connected(module: nn.Module, state: Mapping[str, Tensor], layers: Mapping[str, str]) -> None:
+    """Load fully connected layers of a classifier into convolutions as large as what these layers see.
+
+    ``layers`` leads from the names of convolutions to those of the classifier's layers; what the state lacks,
+    or has for another size, stays as it is (Long et al. 2015, section 3.1).
+    """
+    expected = module.state_dict()
+    pairs = [
+        (f"{ours}.{part}", f"{its}.{part}") for ours, its in layers.items() for part in ("weight", "bias")
+    ]
+    fitting = {
+        ours: state[its].reshape(expected[ours].shape)
+        for ours, its in pairs
+        if its in state and state[its].numel() == expected[ours].numel()
+    }
+    module.load_state_dict(fitting, strict=False)
+
+
 def _readings(state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
     """Yield the state under the names that it may have in the module."""
     yield state

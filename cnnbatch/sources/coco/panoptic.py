@@ -93,14 +93,18 @@ def _not_described(file: str, numbers: Sequence[int]) -> Unusable:
 def _numbers(data: bytes, file: str) -> NDArray[np.int64]:
     """Return the numbers (H, W) of a file's colours."""
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if image.format != "PNG":
+                raise Unusable(f"{file}: {class_map.no_png(image.format)}")
             if image.mode not in ("RGB", "RGBA"):
                 raise Unusable(f"{file}: expected a PNG of colours, got one of {image.mode}")
             if image.width * image.height > LIMITS.max_pixels:
                 raise Unusable(f"{file}: expected at most {LIMITS.max_pixels:,} pixels")
             colours = np.asarray(image)[..., :3].astype(np.int64)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        raise Unusable(f"{file}: it is no whole PNG file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Unusable(f"{file}: it is no whole PNG file: {error}") from None
     numbers: NDArray[np.int64] = colours @ np.array([1, 256, 65_536])
     return numbers

@@ -10,7 +10,8 @@ from cnnbatch.truth.problems import has_other_size, partly
 _SHOWN = 20
 _STRANGE = re.compile(r"which no class has: ([0-9, ]+)")
 _REMEDIES = {
-    "got JPEG": "write the masks as PNG files, from what they were made of: JPEG changes the values",
+    "not kept exactly": "write the masks as PNG files, from what they were made of: the values have changed",
+    "of the same values": "write the masks as PNG files",
     "got colours": "write the number of each pixel's class, not its colour (a palette may have that)",
     "no whole PNG file": "copy the damaged files again",
     " masks, ": "keep one mask an image, or say what it is called, as in input.truth='masks/{name}_mask.png'",

@@ -221,6 +221,15 @@ def test_segments_as_by_loops_over_pixels(tmp_path: Path) -> None:
     assert found.changes.by == "PQ"
 
 
+def test_other_true_segments_are_said(tmp_path: Path) -> None:
+    said = [segments(blocks(place, 5, SIZE), score=0.9) for place in range(IMAGES)]
+    true = [segments(blocks(place, 5, SIZE)) for place in range(IMAGES)]
+    a = write_segments(tmp_path / "a", said, true, SEGMENTS)
+    b = write_segments(tmp_path / "b", said, [true[0][1:], *true[1:]], SEGMENTS)
+    assert list(compared(a, b).notes) == ["1 images have another ground truth in B"]
+    assert list(compared(a, a).notes) == []
+
+
 def test_the_page_of_segments_shows_where_they_differ(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

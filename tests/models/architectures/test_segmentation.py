@@ -21,6 +21,7 @@ from cnnbatch.models.architectures.pyramid import PyramidNet
 from cnnbatch.models.architectures.segnet import SegNet, unpooled
 from cnnbatch.models.segmenter import stride_of
 from cnnbatch.models.segmenters import build_segmenter
+from cnnbatch.models.weights import backbones
 
 CLASSES = tuple(f"class {number}" for number in range(11))
 
@@ -212,6 +213,32 @@ def test_training_begins_with_a_classifiers_weights(name: str, classifier: str, 
         assert torch.equal(one, whole.state_dict()[key.removeprefix("backbone.")])
     with pytest.raises(UserError, match="does not fit"):
         build_segmenter(choice)
+
+
+def test_fully_connected_layers_become_the_papers_convolutions() -> None:
+    connected = segmentation.architecture("fcn8s_paper").connected
+    with torch.device("meta"):
+        ours = PaperFCN(3).state_dict()
+        its = torchvision.models.vgg16(weights=None, init_weights=False).state_dict()
+    for layer, source in connected.items():
+        assert ours[f"{layer}.weight"].flatten(1).shape == its[f"{source}.weight"].shape
+        assert ours[f"{layer}.bias"].shape == its[f"{source}.bias"].shape
+    assert not segmentation.architecture("fcn8s_vgg16").connected
+
+
+def test_a_fully_connected_layer_is_a_convolution_as_large_as_its_input() -> None:
+    module, seen = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Conv2d(5, 4, 1)), torch.randn(1, 2, 3, 3)
+    first, second, other = nn.Linear(18, 5), nn.Linear(5, 4), nn.Linear(7, 4)
+    state = {
+        f"{name}.{key}": one
+        for name, layer in (("a", first), ("b", second), ("c", other))
+        for key, one in layer.state_dict().items()
+    }
+    backbones.load_connected(module, state, {"0": "a", "1": "b"})
+    expected = second(first(seen.flatten(1)))
+    assert torch.allclose(module(seen)[..., 0, 0], expected, atol=1e-6)
+    backbones.load_connected(module, {"c.weight": state["c.weight"]}, {"1": "c", "0": "d"})
+    assert torch.allclose(module(seen)[..., 0, 0], expected, atol=1e-6)
 
 
 def test_without_published_weights_one_is_told_what_to_give() -> None:

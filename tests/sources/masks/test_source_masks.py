@@ -209,7 +209,7 @@ def test_each_mistake_has_its_remedy_once(tmp_path: Path) -> None:
         "(input.relabel), or name each in a line of classes.txt",
         "  what to do: give each image a mask of its size; to resize one, take the nearest value, "
         "do not interpolate",
-        "  what to do: write the masks as PNG files, from what they were made of: JPEG changes the values",
+        "  what to do: write the masks as PNG files, from what they were made of: the values have changed",
         "  what to do: write the number of each pixel's class, not its colour (a palette may have that)",
         "  what to do: copy the damaged files again",
         "  what to do: keep one mask an image, or say what it is called, as in "
@@ -240,6 +240,15 @@ def test_a_jpeg_among_the_masks_is_no_mask(tmp_path: Path) -> None:
     folder = write(tmp_path, a=None, b=SKY)
     (folder / "masks/a.jpg").write_bytes(png(SKY, "JPEG"))
     assert "a.jpg: its mask a.jpg: expected a PNG file, got JPEG" in refusal(masked(folder))
+
+
+def test_a_mask_of_another_format_is_to_be_a_png(tmp_path: Path) -> None:
+    folder = write(tmp_path, a=None, b=SKY)
+    (folder / "masks/a.tif").write_bytes(png(SKY, "TIFF"))
+    assert refusal(masked(folder)).splitlines()[1:3] == [
+        "  a.jpg: its mask a.tif: expected a PNG file of the same values, got TIFF",
+        "  what to do: write the masks as PNG files",
+    ]
 
 
 def test_two_masks_of_one_picture_are_refused(tmp_path: Path) -> None:
