@@ -42,7 +42,7 @@ TORCH = """
     models.segmenters models.summed_areas models.tiles models.trained models.views
     report.collection tasks.recipes.augment tasks.recipes.auxiliary_head tasks.recipes.tuned_blocks
     tasks.recipes.boxes tasks.recipes.classification tasks.recipes.embedding tasks.recipes.segmentation
-    tasks.recipes.kept_features tasks.recipes.pictures
+    tasks.recipes.embedding_inside tasks.recipes.kept_features tasks.recipes.pictures
     tasks.recipes.inside tasks.recipes.masks_inside tasks.recipes.segmentation_inside
     tasks.recipes.segmentation_augment tasks.recipes.segmentation_losses tasks.recipes.segmenter_start
     tasks.recipes.detection tasks.recipes.face_losses tasks.recipes.targets training.checkpoints

@@ -52,7 +52,8 @@ def strips(recipe: Any, state: Mapping[str, Tensor], loader: Loader) -> list[dic
         return []
     recipe.module.load_state_dict(state)
     recipe.module.cpu().eval()
-    parts = (loader.validating(1, rank, ROWS) for rank in range(ROWS))
+    count = min(getattr(recipe, "shown", ROWS), len(loader.refs))
+    parts = (loader.validating(1, rank, count) for rank in range(count))
     examples = [one for part in parts for one in islice((each for some in part for each in some), 1)]
     return [_strip(one) for one in recipe.inside(examples)] if examples else []
 

@@ -26,7 +26,9 @@ from cnnbatch.models.embedding_network import EmbeddingNetwork
 from cnnbatch.models.trained_files import Learned
 from cnnbatch.tasks.recipes import tuned_blocks
 from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
+from cnnbatch.tasks.recipes.embedding_inside import strips
 from cnnbatch.tasks.recipes.face_losses import criterion
+from cnnbatch.tasks.recipes.inside import Strip
 from cnnbatch.tasks.recipes.kept_features import KeptFeatures
 from cnnbatch.tasks.recipes.pictures import WholePictures
 from cnnbatch.tasks.recipes.recipe import Batch, Example, Parameters, TrainingData, of_all_workers
@@ -51,6 +53,7 @@ class EmbeddingRecipe:
     """An embedding network and its loss; see `tasks.recipes.recipe.Recipe`."""
 
     metric = "verification_accuracy"
+    shown = 64
 
     def __init__(self, network: EmbeddingNetwork, model: str, spec: Train, data: TrainingData) -> None:
         _require_applicable(spec)
@@ -150,6 +153,13 @@ class EmbeddingRecipe:
         if rate is None or area is None:
             return {"verification_accuracy": 0.0, "EER": 1.0, "AUC": 0.0}
         return {"verification_accuracy": 1 - rate, "EER": rate, "AUC": area}
+
+    def inside(self, examples: Sequence[Example]) -> list[Strip]:
+        """Return the hardest pairs of the examples, and triplets."""
+        batch = self.on_device(self.collate(examples, training=False), None)
+        with torch.inference_mode():
+            vectors = self._normalised(self.module(*batch.inputs).float())
+        return list(strips([one.pixels for one in examples], vectors, batch.truth.classes))
 
     def learned(self, state: Mapping[str, Tensor]) -> Learned:
         """Return the network's own state, without the loss's, and what it takes to build it again."""

@@ -1,0 +1,72 @@
+"""What an embedding network makes of pairs and triplets, on pictures of the validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from cnnbatch.tasks.recipes.face_losses import squared_distances
+from cnnbatch.tasks.recipes.inside import Shown, Strip
+
+ROWS = 4
+
+_PAIRS = (
+    "The pictures of one class that are farthest from each other, and the pictures of two classes that are "
+    "nearest, with their distances. Where a row of the second kind has a smaller distance than one of the "
+    "first, no threshold tells both right."
+)
+_TRIPLETS = (
+    "Anchor, positive and negative, as semi-hard mining takes them: the negative is the nearest one that is "
+    "farther from the anchor than the positive, or where all are nearer, the farthest. A triplet teaches "
+    "while its negative is not farther by the margin."
+)
+
+
+def strips(pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor) -> Iterator[Strip]:
+    """Yield the hardest pairs, and triplets, of pictures uint8 (3, H, W) with embeddings (N, D).
+
+    ``classes`` (N,) are numbers. Nothing where there are no pairs of either kind.
+    """
+    distances = squared_distances(embeddings).clamp(min=0).sqrt()
+    same = classes[:, None] == classes[None]
+    upper = torch.ones_like(same).triu(1)
+    if not bool((same & upper).any()) or bool(same.all()):
+        return
+    farthest = _ordered(distances, same & upper, descending=True)
+    nearest = _ordered(distances, ~same & upper, descending=False)
+    pairs = [_pair(pictures, distances, one, "one class") for one in farthest]
+    pairs += [_pair(pictures, distances, one, "two classes") for one in nearest]
+    yield Strip("The hardest pairs", _PAIRS, pairs)
+    yield Strip("Triplets", _TRIPLETS, [_triplet(pictures, distances, same, *one) for one in farthest])
+
+
+def _ordered(distances: Tensor, kind: Tensor, descending: bool) -> list[tuple[int, int]]:
+    """Return the first places of pairs of a kind, by their distances."""
+    rows, columns = kind.nonzero(as_tuple=True)
+    order = distances[rows, columns].argsort(descending=descending)[:ROWS]
+    return list(zip(rows[order].tolist(), columns[order].tolist(), strict=True))
+
+
+def _pair(pictures: Sequence[Tensor], distances: Tensor, places: tuple[int, int], kind: str) -> list[Shown]:
+    one, other = places
+    return [
+        Shown(kind, pictures[one]),
+        Shown(f"distance {float(distances[one, other]):.3f}", pictures[other]),
+    ]
+
+
+def _triplet(
+    pictures: Sequence[Tensor], distances: Tensor, same: Tensor, anchor: int, positive: int
+) -> list[Shown]:
+    to_positive = distances[anchor, positive]
+    others = (~same[anchor]).nonzero()[:, 0]
+    beyond = others[distances[anchor, others] > to_positive]
+    chosen = distances[anchor, beyond].argmin() if len(beyond) else distances[anchor, others].argmax()
+    negative = int(beyond[chosen] if len(beyond) else others[chosen])
+    return [
+        Shown("anchor", pictures[anchor]),
+        Shown(f"positive, distance {float(to_positive):.3f}", pictures[positive]),
+        Shown(f"negative, distance {float(distances[anchor, negative]):.3f}", pictures[negative]),
+    ]
