@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -87,9 +87,13 @@ def _fit(order: TrainingOrder, group: WorkerGroup) -> Iterator[TrainingMessage]:
             ),
         )
         running, heard, ended = _Running(trainer), time.monotonic(), False
+        patience_s = max(
+            ANSWER_S, compute.start_timeout_s
+        )  # The mailbox is a process that has to start, too.
         while running.is_alive():
             session.require_alive()
-            if messages := ray.get(mailbox.take.remote(), timeout=ANSWER_S):
+            messages, patience_s = _taken(mailbox, patience_s), ANSWER_S
+            if messages:
                 heard, ended = time.monotonic(), messages[-1].kind == "end"
             yield from messages
             silent_s = time.monotonic() - heard
@@ -98,8 +102,21 @@ def _fit(order: TrainingOrder, group: WorkerGroup) -> Iterator[TrainingMessage]:
             if silent_s > compute.start_timeout_s:
                 _require_room(group)
             time.sleep(POLL_S)
-        yield from ray.get(mailbox.take.remote(), timeout=ANSWER_S)
+        yield from _taken(mailbox, ANSWER_S)
         running.result()
+
+
+def _taken(mailbox: Any, patience_s: float) -> list[TrainingMessage]:
+    """Return what the mailbox holds; raises EnvironmentFault where it does not answer."""
+    try:
+        found: list[TrainingMessage] = ray.get(mailbox.take.remote(), timeout=patience_s)
+    except GetTimeoutError as error:
+        raise EnvironmentFault(
+            f"the process on this machine that takes the training's messages has not answered for "
+            f"{patience_s:g} s",
+            "give the same command again when the machine is less busy; it goes on from the last checkpoint",
+        ) from error
+    return found
 
 
 def _require_room(group: WorkerGroup) -> None:
