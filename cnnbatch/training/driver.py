@@ -87,9 +87,7 @@ def _fit(order: TrainingOrder, group: WorkerGroup) -> Iterator[TrainingMessage]:
             ),
         )
         running, heard, ended = _Running(trainer), time.monotonic(), False
-        patience_s = max(
-            ANSWER_S, compute.start_timeout_s
-        )  # The mailbox is a process that has to start, too.
+        patience_s = max(ANSWER_S, compute.start_timeout_s)  # The mailbox is a process that has to start.
         while running.is_alive():
             session.require_alive()
             messages, patience_s = _taken(mailbox, patience_s), ANSWER_S
