@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import GetTimeoutError
 
 from cnnbatch.errors import EnvironmentFault
@@ -18,11 +19,11 @@ def test_a_mailbox_that_does_not_answer_is_said_in_words(monkeypatch: pytest.Mon
     def get(asked: Any, timeout: float) -> Any:
         raise GetTimeoutError("Get timed out: some object(s) not ready.")
 
-    monkeypatch.setattr(driver.ray, "get", get)
+    monkeypatch.setattr(ray, "get", get)
     with pytest.raises(EnvironmentFault, match=r"has not answered for 300 s\n.*less busy"):
         driver._taken(MAILBOX, 300.0)
 
 
 def test_what_a_mailbox_holds_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver.ray, "get", lambda asked, timeout: [asked, timeout])
+    monkeypatch.setattr(ray, "get", lambda asked, timeout: [asked, timeout])
     assert driver._taken(MAILBOX, 60.0) == ["an answer to come", 60.0]
