@@ -87,7 +87,7 @@ def of_all_workers(rows: Tensor, batch: Batch) -> Tensor:
     found = batch.together(rows.detach())
     own = rows[: found.count]
     share = batch.share if isinstance(batch.share, float) else batch.share.to(rows.dtype)
-    every = found.values.clone()
+    every = found.values + 0 * rows.sum()  # A worker without images takes part in the gradients, too.
     every[found.first : found.first + found.count] += (own - own.detach()) / share
     return every
 

@@ -262,3 +262,15 @@ def test_workers_together_take_the_step_of_one(kind: Any) -> None:
     assert bool(alone.abs().sum() > 0)
     several = gradient([(0, 2), (2, count - 1), (count - 1, count)])
     assert several.flatten().tolist() == pytest.approx(alone.flatten().tolist(), abs=1e-5)
+
+
+def test_a_worker_without_images_has_a_gradient_of_nothing() -> None:
+    """It computes with a picture of no weight, so that no other worker waits for its gradients."""
+    every = embeddings().float()
+    spare = torch.ones(1, 5, requires_grad=True)
+    batch = Batch((), None, 1, share=torch.zeros(()), together=partial(rows_of, every, 0, 0))
+    losses.criterion(EmbeddingLoss(kind="triplet", margin=9.0), 5, 4)(
+        of_all_workers(spare, batch), PEOPLE
+    ).backward()
+    assert spare.grad is not None
+    assert not spare.grad.any()
