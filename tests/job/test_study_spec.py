@@ -220,6 +220,7 @@ TRAININGS = {
     "finetune",
     "finetune_demo",
     "train_detector",
+    "train_faces",
     "train_instances",
     "train_keypoints",
     "train_segmenter",
@@ -229,7 +230,7 @@ TRAININGS = {
 @pytest.mark.parametrize("name", sorted(set(job_names()) - TRAININGS))
 def test_a_job_without_a_lesson_says_so(name: str) -> None:
     fields = ["input=photos", "output=out", "lesson=true"]
-    has_one = name in ("transfer_2x2", "transfer_curves", "sweep", "fcn_skips")
+    has_one = name in ("transfer_2x2", "transfer_curves", "sweep", "fcn_skips", "face_lineage")
     if has_one:
         job = load_job(name, fields)
         assert isinstance(job, StudyJob)
