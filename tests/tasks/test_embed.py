@@ -122,11 +122,10 @@ def test_a_lesson_shows_the_hardest_pairs_and_triplets(tmp_path: Path) -> None:
     photos, out = people(tmp_path / "people", 10, 4), tmp_path / "out"
     launch(job(photos, out, {"epochs": 1}, lesson=True), QUIET)
     pairs, triplets = json.loads((out / "_job" / "training" / "inside.json").read_text())["strips"]
-    kinds = [row[0]["name"] for row in pairs["rows"]]
-    assert kinds == ["one class"] * 4 + ["two classes"] * 4
-    distances = [float(row[1]["name"].split()[1]) for row in pairs["rows"]]
-    assert distances[:4] == sorted(distances[:4], reverse=True)
-    assert distances[4:] == sorted(distances[4:])
+    assert [(row[0]["name"], row[2]["name"]) for row in pairs["rows"]] == [("one class", "two classes")] * 4
+    far, near = ([float(row[place]["name"].split()[1]) for row in pairs["rows"]] for place in (1, 3))
+    assert far == sorted(far, reverse=True)
+    assert near == sorted(near)
     assert [one["name"].split(",")[0] for one in triplets["rows"][0]] == ["anchor", "positive", "negative"]
     assert pairs["title"] in (out / "report.html").read_text()
 

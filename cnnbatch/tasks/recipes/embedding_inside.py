@@ -13,9 +13,9 @@ from cnnbatch.tasks.recipes.inside import Shown, Strip
 ROWS = 4
 
 _PAIRS = (
-    "The pictures of one class that are farthest from each other, and the pictures of two classes that are "
-    "nearest, with their distances. Where a row of the second kind has a smaller distance than one of the "
-    "first, no threshold tells both right."
+    "On the left the pictures of one class that are farthest from each other, on the right the pictures of "
+    "two classes that are nearest, with their distances. Where the left distance is the larger one, no "
+    "threshold tells both pairs right."
 )
 _TRIPLETS = (
     "Anchor, positive and negative, as semi-hard mining takes them: the negative is the nearest one that is "
@@ -36,8 +36,10 @@ def strips(pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor) -> I
         return
     farthest = _ordered(distances, same & upper, descending=True)
     nearest = _ordered(distances, ~same & upper, descending=False)
-    pairs = [_pair(pictures, distances, one, "one class") for one in farthest]
-    pairs += [_pair(pictures, distances, one, "two classes") for one in nearest]
+    pairs = [
+        _pair(pictures, distances, one, "one class") + _pair(pictures, distances, other, "two classes")
+        for one, other in zip(farthest, nearest, strict=False)
+    ]
     yield Strip("The hardest pairs", _PAIRS, pairs)
     yield Strip("Triplets", _TRIPLETS, [_triplet(pictures, distances, same, *one) for one in farthest])
 
