@@ -13,8 +13,6 @@ from cnnbatch.output.embeddings import EmbeddingSpace, space_of
 from cnnbatch.truth import answer_of
 from cnnbatch.types import Map
 
-LEFT_OUT = f"pictures beyond the {embeddings.MOST:,} whose pairs are judged"
-
 
 class EmbeddingMetric(Metric):
     """Verification over all pairs; the columns are those of embeddings that say how they are compared."""
@@ -27,8 +25,8 @@ class EmbeddingMetric(Metric):
         return answer_of(schemas.truth) == self.answer and _space(schemas.predictions) is not None
 
     def columns(self, predictions: pa.Schema) -> Sequence[str]:
-        """Return ``embedding``."""
-        return ["embedding"]
+        """Return ``embedding`` and ``key``."""
+        return ["embedding", "key"]
 
     def partial(self, piece: Piece) -> embeddings.EmbeddedPictures:
         """Return the pictures' embeddings and classes."""
@@ -38,7 +36,9 @@ class EmbeddingMetric(Metric):
         none = np.full(space.dimensions, np.nan, np.float32)
         vectors = np.array([none if row is None else row for row in rows], np.float32)
         labels: list[Any] = piece.truth["label"].to_pylist()
-        return embeddings.partial(vectors.reshape(len(rows), space.dimensions), labels, space.metric)
+        keys: list[Any] = piece.predictions["key"].to_pylist()
+        vectors = vectors.reshape(len(rows), space.dimensions)
+        return embeddings.partial(vectors, labels, keys, space.metric)
 
     def merge(self, partials: Sequence[embeddings.EmbeddedPictures]) -> embeddings.EmbeddedPictures:
         """Return several partials as one."""

@@ -1,7 +1,8 @@
 """How well distances of embeddings tell pictures of one class from those of two: verification over all pairs.
 
-Of many pictures those of some classes are taken, by the hashes of the classes' names, so that the pairs stay
-few enough to be sorted: `MOST` pictures make half a million.
+Of many pictures some are taken, so that the pairs stay few enough to be sorted: `MOST` pictures make half a
+million. They are `EACH` of a class at most, by the hashes of their keys, and those of some classes, by the
+hashes of the classes' names; so it does not matter how the pictures come. How many are left out is said.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from cnnbatch.metrics.verification import FacePairs, name_hashes
 
 MOST = 1000
 """Pictures of which all pairs are judged."""
+EACH = 100
+"""Pictures of a class among them."""
 
 Vectors = NDArray[np.float32]
 Distance = Literal["euclidean", "cosine"]
@@ -25,58 +28,57 @@ Distance = Literal["euclidean", "cosine"]
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedPictures:
-    """Pictures, a row each: ``vectors`` (N, D), NaN where the picture failed, and ``classes`` (N,), hashes.
+    """Pictures, a row each: ``vectors`` (N, D), NaN where one failed; ``classes`` and ``keys`` are hashes.
 
     Only classes whose hash is below ``below`` are there; None: all. ``left_out`` counts the other pictures.
     """
 
     vectors: Vectors
     classes: NDArray[np.uint64]
+    keys: NDArray[np.uint64]
     distance: Distance
     below: int | None = None
     left_out: int = 0
 
+    def taken(self, rows: NDArray[np.bool_] | NDArray[np.intp], below: int | None) -> EmbeddedPictures:
+        """Return some rows, the others being left out."""
+        classes = self.classes[rows]
+        left_out = self.left_out + len(self.classes) - len(classes)
+        return EmbeddedPictures(self.vectors[rows], classes, self.keys[rows], self.distance, below, left_out)
 
-def partial(vectors: Vectors, names: Sequence[str], distance: Distance) -> EmbeddedPictures:
-    """Return pictures as rows; ``names`` (N,) are their classes."""
-    return _bounded(EmbeddedPictures(vectors, name_hashes(names), distance))
+
+def partial(
+    vectors: Vectors, names: Sequence[str], keys: Sequence[str], distance: Distance
+) -> EmbeddedPictures:
+    """Return pictures as rows; ``names`` (N,) are their classes, ``keys`` (N,) tell the pictures apart."""
+    return _bounded(EmbeddedPictures(vectors, name_hashes(names), name_hashes(keys), distance))
 
 
 def merge(partials: Sequence[EmbeddedPictures]) -> EmbeddedPictures:
     """Return the pictures of all ``partials``, at least one, as far as they are judged."""
     bounds = [one.below for one in partials if one.below is not None]
-    below = min(bounds, default=None)
-    kept = [np.ones(len(one.classes), np.bool_) if below is None else one.classes < below for one in partials]
-    filled = [(one, rows) for one, rows in zip(partials, kept, strict=True) if rows.any()]
-    some = filled or [(partials[0], kept[0])]
-    return _bounded(
-        EmbeddedPictures(
-            np.concatenate([one.vectors[rows] for one, rows in some]),
-            np.concatenate([one.classes[rows] for one, rows in some]),
-            partials[0].distance,
-            below,
-            sum(
-                one.left_out + int(np.count_nonzero(~rows)) for one, rows in zip(partials, kept, strict=True)
-            ),
-        )
+    together = EmbeddedPictures(
+        np.concatenate([one.vectors for one in partials]),
+        np.concatenate([one.classes for one in partials]),
+        np.concatenate([one.keys for one in partials]),
+        partials[0].distance,
+        left_out=sum(one.left_out for one in partials),
     )
+    if not bounds:
+        return _bounded(together)
+    return _bounded(together.taken(together.classes < min(bounds), min(bounds)))
 
 
 def _bounded(pictures: EmbeddedPictures) -> EmbeddedPictures:
-    """Return the pictures of the classes with the least hashes, `MOST` of them at most."""
+    """Return `EACH` pictures of a class at most, and of the classes with the least hashes `MOST` at most."""
+    order = np.lexsort((pictures.keys, pictures.classes))
+    classes, first, counts = np.unique(pictures.classes[order], return_index=True, return_counts=True)
+    since = np.arange(len(order)) - np.repeat(first, counts)
+    pictures = pictures.taken(np.sort(order[since < EACH]), pictures.below)
     if len(pictures.classes) <= MOST:
         return pictures
-    classes, counts = np.unique(pictures.classes, return_counts=True)
-    fits = int(np.searchsorted(np.cumsum(counts), MOST, side="right"))
-    below = int(classes[fits])
-    rows = pictures.classes < below
-    return EmbeddedPictures(
-        pictures.vectors[rows],
-        pictures.classes[rows],
-        pictures.distance,
-        below,
-        pictures.left_out + int(np.count_nonzero(~rows)),
-    )
+    below = int(classes[np.searchsorted(np.cumsum(np.minimum(counts, EACH)), MOST, side="right")])
+    return pictures.taken(pictures.classes < below, below)
 
 
 def pairs(pictures: EmbeddedPictures) -> tuple[FacePairs, NDArray[np.intp], NDArray[np.intp]]:
@@ -106,12 +108,15 @@ def lengths(vectors: Vectors) -> Vectors:
 
 
 def result(merged: EmbeddedPictures, fars: Sequence[float] = verification.FARS) -> Evaluated:
-    """Return the numbers of `metrics.verification` over all pairs, and ``pairs``, how many there are."""
+    """Return the numbers of `metrics.verification` over all pairs, their number, and what is left out."""
     found, _, _ = pairs(merged)
     numbers = verification.result(found, fars)
     counted = {"pairs": Value(float(len(found.scores)), count=len(merged.classes))}
     rate = numbers.metrics["EER"]
     first = {"EER": rate, "verification_accuracy": _opposite(rate)}
+    if merged.left_out:
+        whole = len(merged.classes) + merged.left_out
+        counted["pictures_left_out"] = Value(float(merged.left_out), count=whole)
     return Evaluated({**first, **numbers.metrics, **counted}, numbers.tables)
 
 

@@ -70,6 +70,7 @@ _MEANINGS = {
     "EER": "equal error rate: where false accepts are as frequent as false rejects; 0 is best",
     "verification_accuracy": "1 - EER: the share of pairs told right where both errors are as frequent",
     "pairs": "how many pairs of two pictures were judged",
+    "pictures_left_out": "pictures whose pairs were not judged, since there are too many",
 }
 
 

@@ -21,20 +21,36 @@ def pictures(count: int, classes: int) -> tuple[Any, list[str]]:
     ]
 
 
+def keys(count: int) -> list[str]:
+    return [f"{number}.jpg" for number in range(count)]
+
+
 def sorted_rows(found: EmbeddedPictures) -> list[tuple[Any, ...]]:
     return sorted(
         (int(one), *map(float, vector)) for one, vector in zip(found.classes, found.vectors, strict=True)
     )
 
 
-@given(st.integers(1, 60), st.integers(1, 9), st.lists(st.integers(0, 60), max_size=4), st.integers(2, 40))
-def test_any_split_gives_what_one_piece_gives(count: int, classes: int, cuts: list[int], most: int) -> None:
+@given(
+    st.integers(1, 60),
+    st.integers(1, 9),
+    st.lists(st.integers(0, 60), max_size=4),
+    st.integers(2, 40),
+    st.integers(1, 9),
+)
+def test_any_split_gives_what_one_piece_gives(
+    count: int, classes: int, cuts: list[int], most: int, each: int
+) -> None:
     vectors, names = pictures(count, classes)
     edges = [0, *sorted(min(one, count) for one in cuts), count]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embeddings, "MOST", most)
-        whole = embeddings.partial(vectors, names, "euclidean")
-        parts = [embeddings.partial(vectors[a:b], names[a:b], "euclidean") for a, b in pairwise(edges)]
+        patch.setattr(embeddings, "EACH", each)
+        whole = embeddings.partial(vectors, names, keys(count), "euclidean")
+        parts = [
+            embeddings.partial(vectors[a:b], names[a:b], keys(count)[a:b], "euclidean")
+            for a, b in pairwise(edges)
+        ]
         together = embeddings.merge([embeddings.merge(parts[:2]), *parts[2:]])
     assert sorted_rows(together) == sorted_rows(whole)
     assert together.left_out == whole.left_out == count - len(whole.classes)
@@ -45,7 +61,7 @@ def test_any_split_gives_what_one_piece_gives(count: int, classes: int, cuts: li
 def test_pairs_are_those_of_a_loop(distance: Any) -> None:
     vectors, names = pictures(12, 3)
     vectors[4] = np.nan
-    found, one, other = embeddings.pairs(embeddings.partial(vectors, names, distance))
+    found, one, other = embeddings.pairs(embeddings.partial(vectors, names, keys(12), distance))
     expected = []
     for i in range(12):
         for j in range(i + 1, 12):
@@ -59,9 +75,21 @@ def test_pairs_are_those_of_a_loop(distance: Any) -> None:
 
 def test_numbers_are_those_of_verification_by_hand() -> None:
     vectors = np.array([[0, 0], [0, 1], [5, 0], [5, 2]], np.float32)
-    found = embeddings.result(embeddings.partial(vectors, ["a", "a", "b", "b"], "euclidean"), fars=(0.5,))
+    found = embeddings.result(
+        embeddings.partial(vectors, ["a", "a", "b", "b"], keys(4), "euclidean"), fars=(0.5,)
+    )
     assert next(iter(found.metrics)) == "EER"
     assert found.metrics["EER"].value == 0  # 1 and 2 apart; strangers at least 4.9.
     assert found.metrics["AUC"].value == 1
     assert found.metrics["verification_accuracy"].value == 1
     assert found.metrics["pairs"].value == 6
+
+
+def test_a_few_large_classes_are_judged_by_some_of_their_pictures() -> None:
+    vectors, names = pictures(3000, 2)
+    found = embeddings.result(embeddings.partial(vectors, names, keys(3000), "euclidean"), fars=())
+    judged = 2 * embeddings.EACH
+    assert found.metrics["pairs"].value == judged * (judged - 1) / 2
+    assert found.metrics["EER"].value is not None
+    left_out = found.metrics["pictures_left_out"]
+    assert (left_out.value, left_out.count) == (3000 - judged, 3000)

@@ -134,22 +134,22 @@ class EmbeddingRecipe:
         return [*groups, Parameters("loss", of_loss)]
 
     def judge(self, outputs: Any, batch: Batch) -> list[Any]:
-        """Return of each image its class and its embedding."""
+        """Return of each image its class, its key and its embedding."""
         vectors = self._normalised(outputs.float()).cpu().numpy()
-        return list(zip(batch.truth.classes.tolist(), vectors, strict=True))
+        return list(zip(batch.truth.classes.tolist(), batch.truth.keys, vectors, strict=True))
 
     def measure(self, values: Sequence[Any]) -> dict[str, float]:
         """Return ``verification_accuracy``, which is 1 - ``EER``, and ``AUC`` over all pairs.
 
-        Of more than `metrics.embeddings.MOST` images only those of some classes count.
+        Of many images some count, see `metrics.embeddings`.
         """
         if not values:
             return {"verification_accuracy": 0.0, "EER": 1.0, "AUC": 0.0}
-        names = [str(number) for number, _ in values]
-        vectors = np.stack([vector for _, vector in values])
-        found, _, _ = metric.pairs(metric.partial(vectors, names, self._network.form.metric))
-        numbers = verification.result(found, fars=(), replicates=1).metrics
-        rate, area = (numbers[name].value for name in ("EER", "AUC"))
+        numbers, keys, vectors = zip(*values, strict=True)
+        names, distance = [str(number) for number in numbers], self._network.form.metric
+        found, _, _ = metric.pairs(metric.partial(np.stack(vectors), names, keys, distance))
+        judged = verification.result(found, fars=(), replicates=1).metrics
+        rate, area = (judged[name].value for name in ("EER", "AUC"))
         if rate is None or area is None:
             return {"verification_accuracy": 0.0, "EER": 1.0, "AUC": 0.0}
         return {"verification_accuracy": 1 - rate, "EER": rate, "AUC": area}
