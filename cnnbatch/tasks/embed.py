@@ -49,8 +49,8 @@ class Embed(WeightedTask):
 
     name: str = "embed"
     model: str
-    """A classifier of torchvision, ``timm/NAME``, ``eigenfaces``, ``fisherfaces`` or ``lbp``, or a folder that
-    ``train_faces`` has written."""
+    """A classifier of torchvision, ``timm/NAME``, ``eigenfaces``, ``fisherfaces`` or ``lbp``, or a folder
+    that ``train_faces`` has written."""
     preprocessing: InputChange = InputChange()
     """What to do otherwise than the weights ask for."""
     features: Annotated[str, Field(min_length=1)] | None = None

@@ -131,11 +131,15 @@ class Loop:
         return self._history
 
     def fit(self) -> None:
-        """Have the recipe find in closed form what it does not learn by steps; every worker does it alike."""
+        """Have the recipe find in closed form what it does not learn by steps; every worker does it alike.
+
+        Raises Broken where more images can't be read than the job allows.
+        """
         if (fit := getattr(self._recipe, "fit", None)) is None:
             return
         with self._autocast():
             fit(self._on_device(examples) for examples in self._training.validating(self._spec.batch))
+        self._require_readable()
         self._average = self._begun_average()
 
     def _begun_average(self) -> MovingAverage | None:

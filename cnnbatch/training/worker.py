@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
@@ -54,7 +55,8 @@ def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send
         if is_as_is:
             loop = Loop(recipe, plan, loaders[0], loaders[1], team, watcher)
             loop.fit()
-            _put(order, recipe, loop.learned(), {})
+            if team.rank == 0:
+                _put(order, recipe, loop.learned(), _failed(loaders))
             return
         begun = _lesson_begins(order, recipe) if team.rank == 0 else None
         loop = Loop(recipe, plan, loaders[0], loaders[1], team, watcher)
@@ -72,10 +74,8 @@ def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send
         )
         history = loop.run(position, state)
         if team.rank == 0:
-            counts = loaders[0].failed.counts() + loaders[1].failed.counts()
-            examples = [*loaders[0].failed.examples(), *loaders[1].failed.examples()]
-            failed = {"failed": dict(counts), "examples": examples}
-            _finish(order, recipe, history, {"precision": precision, "learning_rate": rate, **failed})
+            about = {"precision": precision, "learning_rate": rate, **_failed(loaders)}
+            _finish(order, recipe, history, about)
             _lesson_ends(order, recipe, begun, loaders)
             send(TrainingMessage("end", {}))
     except Broken as broken:
@@ -144,6 +144,13 @@ def _loader(order: TrainingOrder, part: str, recipe: Any, team: Team, device: st
     decoding = DecodeOptions(threads, max(8, order.job.train.batch // team.world), device != "cpu")
     kept_bytes = int(share * memory_left_bytes())
     return Loader(recipe, source, read_refs(order.output, part), order.job.train.seed, kept_bytes, decoding)
+
+
+def _failed(loaders: Sequence[Loader]) -> dict[str, Any]:
+    """Return how many images could not be learned from, by code, and a few messages."""
+    failed = [loader.failed for loader in loaders]
+    counts = sum((one.counts() for one in failed), Counter[str]())
+    return {"failed": dict(counts), "examples": [line for one in failed for line in one.examples()]}
 
 
 def _best(order: TrainingOrder) -> dict[str, Any]:

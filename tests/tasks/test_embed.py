@@ -192,6 +192,24 @@ def test_an_embedding_in_bfloat16_is_nearly_that_of_float32() -> None:
     assert float((found[0] * found[1]).sum(1).min()) > 0.98
 
 
+@pytest.mark.parametrize(("allowed", "ends"), [(0.5, True), (0.01, False)])
+def test_pictures_that_can_not_be_read_are_counted_where_nothing_is_learned(
+    tmp_path: Path, allowed: float, ends: bool
+) -> None:
+    photos, out = people(tmp_path / "people", 8, 3), tmp_path / "out"
+    for person in photos.iterdir():
+        (person / "0.png").write_bytes(b"no picture")
+    as_is = job(photos, out, {"strategy": "as_is", "epochs": "auto", "test": 0.0}, max_failed=allowed)
+    if not ends:
+        with pytest.raises(UserError, match="training images can't be learned from"):
+            launch(as_is, QUIET)
+        return
+    launch(as_is, QUIET)
+    about = model_of(out)
+    assert sum(about["failed"].values()) == len(about["classes"])
+    assert len(about["examples"]) > 0
+
+
 def test_a_head_of_fewer_numbers_is_a_part_of_a_rotation() -> None:
     rows = EmbeddingHead(16, 6, root=False).linear.weight
     assert (rows @ rows.T).flatten().tolist() == pytest.approx(torch.eye(6).flatten().tolist(), abs=1e-5)
