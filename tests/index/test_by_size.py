@@ -12,8 +12,7 @@ ROWS, PEOPLE, WIDTH = 1500, 300, 8
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Return vectors of length 1, float32."""
-    lengths: np.ndarray = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / lengths).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +104,7 @@ def test_thresholds_grow_with_the_gallery_and_keep_the_rate(
         right = (mate >= threshold) & (mate > at.other[at.mated])
         missed = one.missed
         assert missed.value == pytest.approx(1 - right.mean())
+        assert missed.value is not None
         assert missed.low is not None
         assert missed.high is not None
         assert missed.low <= missed.value <= missed.high
