@@ -36,13 +36,13 @@ Hashes = NDArray[np.uint64]
 class Probes:
     """Searches to be made: ``vectors`` (P, D) of length 1 and the hashes of their people, uint64 (P,).
 
-    ``rows`` (P,) are the ids of the rows of the index that the probes themselves are, which are left out of
-    their own search; -1 for none. ``absent`` (P,) are those of people who are known not to be in the index.
+    ``rows`` (P,) are the hashes of the ids of those rows of the index that the probes themselves are, which
+    are left out of their own search; `NOBODY` for none. ``absent`` (P,) are those of people who are known not to be in the index.
     """
 
     vectors: Vectors
     people: Hashes
-    rows: NDArray[np.int64]
+    rows: Hashes
     absent: NDArray[np.bool_]
 
 
@@ -58,8 +58,8 @@ class SearchesBySize:
         self._mate, self._other = (np.full(shape, -np.inf, np.float32) for _ in range(2))
         self._rows = np.zeros(_LEVELS, np.int64)
 
-    def add(self, ids: NDArray[np.int64], vectors: Vectors, people: Hashes) -> None:
-        """Search a block of rows: ``ids`` (N,), ``vectors`` (N, D) of length 1, hashes of ``people`` (N,)."""
+    def add(self, ids: Hashes, vectors: Vectors, people: Hashes) -> None:
+        """Search a block of rows: hashes of ``ids`` and ``people`` (N,), ``vectors`` (N, D) of length 1."""
         levels = levels_of(ids)
         order = np.argsort(levels, kind="stable")
         ids, vectors, people, levels = ids[order], vectors[order], people[order], levels[order]
@@ -136,19 +136,14 @@ def curve(
     ]
 
 
-def levels_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def levels_of(ids: Hashes) -> NDArray[np.int64]:
     """Return of how small a part of the gallery each row (N,) still is one: 0 the whole, 1 a half, and so on.
 
-    By the number of zeros at the end of splitmix64's hash of its id.
+    ``ids`` are hashes of the rows' ids: the level is the number of zeros at their end.
     """
-    state = ids.astype(np.uint64) + np.uint64(1)
-    state *= np.uint64(_ROUNDS)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    state ^= state >> np.uint64(31)
-    lowest = state & (~state + np.uint64(1))
-    zeros = np.log2(np.maximum(lowest, 1).astype(np.float64))
-    return np.minimum(np.where(state == 0, _LEVELS, zeros), _LEVELS - 1).astype(np.int64)
+    lowest = ids & (~ids + np.uint64(1))
+    zeros = np.log2(np.maximum(lowest, 1).astype(np.float64))  # Exact: powers of two.
+    return np.minimum(np.where(ids == 0, _LEVELS, zeros), _LEVELS - 1).astype(np.int64)
 
 
 def _thresholds(searches: Searches, rates: Sequence[float], replicates: int) -> tuple[Threshold, ...]:

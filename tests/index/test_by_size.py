@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cnnbatch.index.by_size import NOBODY, Probes, SearchesBySize, curve, levels_of
+from cnnbatch.metrics.intervals import key_hashes
 
 ROWS, PEOPLE, WIDTH = 1500, 300, 8
 
@@ -23,7 +24,7 @@ def gallery() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     centres = random.normal(size=(PEOPLE + 1, WIDTH))
     vectors = unit(centres[people.astype(int)] + 0.3 * random.normal(size=(ROWS, WIDTH)))
     people[random.random(ROWS) < 0.1] = NOBODY
-    return np.arange(ROWS, dtype=np.int64), vectors, people
+    return key_hashes(map(str, range(ROWS))), vectors, people
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def probes(gallery: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Probes:
     return Probes(
         np.concatenate([vectors[known], absent]),
         np.concatenate([people[known], np.zeros(50, np.uint64)]),
-        np.concatenate([ids[known], np.full(50, -1)]),
+        np.concatenate([ids[known], np.zeros(50, np.uint64)]),
         np.arange(150) >= 100,
     )
 
@@ -82,7 +83,7 @@ def test_blocks_do_not_matter(probes: Probes, gallery: tuple[np.ndarray, ...]) -
 
 
 def test_galleries_are_halves_of_each_other() -> None:
-    levels = levels_of(np.arange(100_000))
+    levels = levels_of(key_hashes(map(str, range(100_000))))
     shares = [np.mean(levels >= place) for place in range(6)]
     np.testing.assert_allclose(shares, 0.5 ** np.arange(6), rtol=0.05)
 
