@@ -37,7 +37,8 @@ class Probes:
     """Searches to be made: ``vectors`` (P, D) of length 1 and the hashes of their people, uint64 (P,).
 
     ``rows`` (P,) are the hashes of the ids of those rows of the index that the probes themselves are, which
-    are left out of their own search; `NOBODY` for none. ``absent`` (P,) are those of people who are known not to be in the index.
+    are left out of their own search; `NOBODY` for none. ``absent`` (P,) are those of people who are known not
+    to be in the index.
     """
 
     vectors: Vectors
