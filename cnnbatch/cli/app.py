@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from cnnbatch import __version__
 from cnnbatch.cli import (
     bench,
+    calibrate,
     check,
     compare,
     data,
@@ -24,6 +25,7 @@ from cnnbatch.cli import (
     report,
     run,
     search,
+    verify,
 )
 from cnnbatch.terminal import interrupts, never_fail, say, steering, unlike
 
@@ -97,4 +99,6 @@ app.command("compare", no_args_is_help=True)(compare.compare)
 app.add_typer(data.app, name="data")
 app.add_typer(index.app, name="index")
 app.command("search", no_args_is_help=True)(search.search)
+app.command("verify", no_args_is_help=True)(verify.verify)
+app.command("calibrate", no_args_is_help=True)(calibrate.calibrate)
 app.command("failed", no_args_is_help=True)(failed.failed)

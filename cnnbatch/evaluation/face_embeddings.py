@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cnnbatch.errors import UserError
 from cnnbatch.metrics.embeddings import lengths, similarities
 from cnnbatch.output.chosen_faces import Which, chosen_faces
-from cnnbatch.output.embeddings import Metric, space_of
+from cnnbatch.output.embeddings import Metric, embedding_of_objects, space_of
 from cnnbatch.output.reader import Reader
 from cnnbatch.storage import join, normalize, redact
 
@@ -106,12 +106,9 @@ def listed_faces(result: Reader, files: Sequence[str], where: str, which: Which)
 
 
 def _embedding(schema: pa.Schema) -> pa.Field[Any] | None:
-    if "objects" in schema.names:
-        objects: Any = schema.field("objects").type
-        inner = objects.value_type
-        if pa.types.is_struct(inner) and inner.get_field_index("embedding") >= 0:
-            found: pa.Field[Any] = inner.field("embedding")
-            return found
+    of_objects = embedding_of_objects(schema)
+    if of_objects is not None:
+        return of_objects
     return schema.field("embedding") if "embedding" in schema.names else None
 
 

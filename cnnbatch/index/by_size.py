@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnbatch.index.calibration import Threshold, at_rates
-from cnnbatch.metrics import Value
 from cnnbatch.metrics.identification import Searches
 from cnnbatch.metrics.intervals import REPLICATES, percentiles
 from cnnbatch.metrics.verification import replicate_weights, trials
@@ -110,16 +109,28 @@ class SearchesBySize:
 
 
 @dataclass(frozen=True, slots=True)
+class Missed:
+    """The share of ``searches`` for people who are there that find nobody, or somebody else first.
+
+    It is FNIR at rank 1, with its 95 % interval; None where there are no such searches, or no threshold.
+    """
+
+    share: float | None
+    low: float | None
+    high: float | None
+    searches: int
+
+
+@dataclass(frozen=True, slots=True)
 class AtSize:
     """What holds of a gallery of ``rows`` rows at a false positive identification rate.
 
-    ``threshold`` is the similarity that a candidate needs at least; ``missed`` the share of searches for
-    people who are there that then find nobody, or somebody else first (FNIR at rank 1).
+    ``threshold`` is the similarity that a candidate needs at least, ``missed`` what is then not found.
     """
 
     rows: int
     threshold: Threshold
-    missed: Value
+    missed: Missed
 
 
 def curve(
@@ -153,12 +164,11 @@ def _thresholds(searches: Searches, rates: Sequence[float], replicates: int) -> 
     return at_rates(searches.other[absent], people, rates, replicates, "absent probes")
 
 
-def _missed(searches: Searches, threshold: float | None, replicates: int) -> Value:
+def _missed(searches: Searches, threshold: float | None, replicates: int) -> Missed:
     """Return the share of mated searches that do not find their person first, at or above a threshold."""
     mated = int(searches.mated.sum())
     if threshold is None or not mated:
-        reason = "there is no threshold" if mated else "no probe has a mate in the index"
-        return Value(None, count=mated, reason=reason)
+        return Missed(None, None, None, mated)
     first = np.where(searches.rank == 1, searches.mate, np.nan)[searches.mated]
     person = searches.person[searches.mated]
     people = np.unique(person)
@@ -166,4 +176,4 @@ def _missed(searches: Searches, threshold: float | None, replicates: int) -> Val
     drawn = [found.shares(weights) for weights in replicate_weights(people, replicates)]
     low, high = percentiles(1 - np.array([shares[0] for shares in drawn if shares is not None]))
     accepted, total = found.accepted()
-    return Value(1 - float(accepted[0]) / total, low, high, mated)
+    return Missed(1 - float(accepted[0]) / total, low, high, mated)

@@ -6,10 +6,9 @@ spread have exactly. A probability needs a prior, too, which the pairs can't say
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil, log
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,15 +77,6 @@ class Calibration:
                 return one
         known = ", ".join(written(one.rate) for one in self.thresholds)
         raise UserError(f"expected a false accept rate that was calibrated ({known}), got {written(rate)}")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the calibration as it is kept."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Calibration:
-        """Return a calibration that was kept."""
-        return cls(**{**found, "thresholds": tuple(Threshold(**one) for one in found["thresholds"])})
 
 
 def calibrate(pairs: FacePairs, rates: Sequence[float] = RATES, replicates: int = REPLICATES) -> Calibration:

@@ -20,7 +20,7 @@ from cnnbatch.humanize import nearest
 from cnnbatch.index.manifest import etag_digest
 from cnnbatch.index.segments import ROW
 from cnnbatch.output import integrity
-from cnnbatch.output.embeddings import EmbeddingSpace, space_of
+from cnnbatch.output.embeddings import EmbeddingSpace, embedding_of_objects, space_of
 from cnnbatch.output.folder import PART, Output
 from cnnbatch.output.reader import Reader, open_output
 from cnnbatch.storage import NotFound, Storage, redact
@@ -145,17 +145,9 @@ def _found(schema: pa.Schema) -> tuple[Place, EmbeddingSpace] | None:
     """Return where the embeddings are, and what they are; None where there are none."""
     if "embedding" in schema.names and (space := space_of(schema.field("embedding"))):
         return "embedding", space
-    if "objects" in schema.names and (space := space_of(_in_objects(schema))):
-        return "objects", space
-    return None
-
-
-def _in_objects(schema: pa.Schema) -> pa.Field[Any]:
-    """Return the field of the embeddings of objects; an empty one where objects have none."""
-    lists: Any = schema.field("objects").type
-    struct: Any = getattr(lists, "value_type", pa.null())
-    number = struct.get_field_index("embedding") if pa.types.is_struct(struct) else -1
-    return struct.field(number) if number >= 0 else pa.field("embedding", pa.null())
+    of_objects = embedding_of_objects(schema)
+    space = None if of_objects is None else space_of(of_objects)
+    return None if space is None else ("objects", space)
 
 
 def _own(reader: Reader) -> Sequence[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from cnnbatch.config import plugins
 from cnnbatch.errors import UserError
@@ -29,18 +31,10 @@ def embed_photos(uri: str, manifest: Manifest, photos: Photos) -> EmbeddedRows:
     """
     chosen: Sequence[str | Path] = [photos] if isinstance(photos, str | Path) else photos
     addresses = [*dict.fromkeys(normalize(str(one)) for one in chosen)]
-    with TemporaryDirectory(prefix="cnnbatch-search-") as folder:
-        run(_job(uri, manifest, addresses, folder), RunOptions(quiet=True, only_rows=True))
-        _require_read(folder)
-        embedded = open_embedded(folder, Storage(), 0, ())
-        _require_same(uri, embedded.space, manifest.embedding_space)
-        pieces = tuple(
-            Piece(0, part, digest, range(len(counts(embedded, part))))
-            for part, digest in sorted(parts_of(embedded.output).items())
-        )
-        found = rows_of([embedded], pieces)
-        keys = {*open_output(folder).arrow(["key"])["key"].to_pylist()}
-    if without := sorted(map(str, keys - {*found.rows["key"].to_pylist()})):
+    with _embedded(uri, manifest, addresses) as folder:
+        require_read(folder)
+        found, without = _rows(uri, manifest, folder)
+    if without:
         raise UserError(
             f"no face was found in {', '.join(without)}\n"
             "  what to do: leave that photo out, or give one in which the face is larger"
@@ -48,7 +42,47 @@ def embed_photos(uri: str, manifest: Manifest, photos: Photos) -> EmbeddedRows:
     return found
 
 
-def _require_same(uri: str, found: EmbeddingSpace, expected: EmbeddingSpace) -> None:
+def embed_folder(uri: str, manifest: Manifest, folder: str) -> tuple[EmbeddedRows, Sequence[str]]:
+    """Return the embeddings of all photos of a folder as the index at ``uri`` has them; keys are below it.
+
+    Also returns the keys of photos that have none, since they have no face or can't be read.
+    """
+    with _embedded(uri, manifest, [normalize(folder)]) as made:
+        return _rows(uri, manifest, made)
+
+
+@contextmanager
+def _embedded(uri: str, manifest: Manifest, addresses: Sequence[str]) -> Iterator[str]:
+    """Give the folder of a finished output of the index's own job for pictures elsewhere."""
+    with embedded(task_of(uri, manifest), addresses) as folder:
+        yield folder
+
+
+@contextmanager
+def embedded(task: Mapping[str, Any], addresses: Sequence[str]) -> Iterator[str]:
+    """Give the folder of a finished output of a map job with this ``task`` for the pictures at addresses."""
+    url = addresses[0] if len(addresses) == 1 else [*addresses]
+    with TemporaryDirectory(prefix="cnnbatch-search-") as folder:
+        sections = {"input": {"url": url}, "compute": {"pool": "inline"}, "output": {"url": folder}}
+        job = MapJob.model_validate({"task": dict(task), "max_failed": 1.0, **sections})
+        run(job, RunOptions(quiet=True, only_rows=True))
+        yield folder
+
+
+def _rows(uri: str, manifest: Manifest, folder: str) -> tuple[EmbeddedRows, Sequence[str]]:
+    output = open_embedded(folder, Storage(), 0, ())
+    require_same(uri, output.space, manifest.embedding_space)
+    pieces = tuple(
+        Piece(0, part, digest, range(len(counts(output, part))))
+        for part, digest in sorted(parts_of(output.output).items())
+    )
+    found = rows_of([output], pieces)
+    keys = {*open_output(folder).arrow(["key"])["key"].to_pylist()}
+    return found, sorted(map(str, keys - {*found.rows["key"].to_pylist()}))
+
+
+def require_same(uri: str, found: EmbeddingSpace, expected: EmbeddingSpace) -> None:
+    """Insist on embeddings of the space that the index at ``uri`` has; raises UserError for another."""
     if found != expected:
         raise UserError(
             f"{redact(uri)} has embeddings of {in_words(expected)}, and the network of its job gives "
@@ -56,8 +90,8 @@ def _require_same(uri: str, found: EmbeddingSpace, expected: EmbeddingSpace) -> 
         )
 
 
-def _job(uri: str, manifest: Manifest, addresses: Sequence[str], folder: str) -> MapJob:
-    """Return the job that embeds photos as the first output of the index was."""
+def task_of(uri: str, manifest: Manifest) -> Mapping[str, Any]:
+    """Return the task by which the first output of an index was embedded; raises UserError without one."""
     task = next((one.task for one in manifest.outputs if one.task), None)
     if task is None:
         raise UserError(
@@ -65,13 +99,12 @@ def _job(uri: str, manifest: Manifest, addresses: Sequence[str], folder: str) ->
             "  what to do: embed the photos, and search for the vectors by cnnbatch.open(INDEX).search"
         )
     plugins.require_given({"task": task}, join(uri, NAME), plugins.CODE_FIELDS, ())
-    sections = {"input": {"url": [*addresses]}, "compute": {"pool": "inline"}, "output": {"url": folder}}
-    return MapJob.model_validate({"task": task, "max_failed": 1.0, **sections})
+    return task
 
 
-def _require_read(folder: str) -> None:
-    """Raise UserError for photos that failed, with the reasons."""
+def require_read(folder: str) -> None:
+    """Insist on an output without failures; raises UserError with the reasons of those that there are."""
     lines = [*failures.lines(open_output(folder))]
     if lines:
         words = "\n  ".join(lines)
-        raise UserError(f"photos that can't be searched for:\n  {words}\n  what to do: leave them out")
+        raise UserError(f"photos that can't be read:\n  {words}\n  what to do: leave them out")

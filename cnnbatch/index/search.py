@@ -134,6 +134,10 @@ class Index:
             found = found.add_column(number, f"query_{name}", places[name])
         return found
 
+    def copy(self) -> LocalCopy:
+        """Return this machine's copy of the index, in its present state."""
+        return self._copy(False)
+
     def columns(self) -> pa.Schema:
         """Return the columns that ``where`` may name."""
         return _columns(self._copy(False), self.manifest)

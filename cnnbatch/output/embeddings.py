@@ -47,6 +47,15 @@ class EmbeddingSpace:
         )
 
 
+def embedding_of_objects(schema: pa.Schema) -> pa.Field[Any] | None:
+    """Return the field of the embeddings of a schema's ``objects``; None where these have none."""
+    objects: Any = schema.field("objects").type if "objects" in schema.names else pa.null()
+    struct: Any = getattr(objects, "value_type", pa.null())
+    place = struct.get_field_index("embedding") if pa.types.is_struct(struct) else -1
+    found: pa.Field[Any] | None = struct.field(place) if place >= 0 else None
+    return found
+
+
 def space_of(field: pa.Field[Any]) -> EmbeddingSpace | None:
     """Return the space of a field's embeddings; None where it does not say one."""
     kept = (field.metadata or {}).get(_ABOUT)

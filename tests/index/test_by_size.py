@@ -104,11 +104,11 @@ def test_thresholds_grow_with_the_gallery_and_keep_the_rate(
         assert np.mean(false >= threshold) <= 0.1
         right = (mate >= threshold) & (mate > at.other[at.mated])
         missed = one.missed
-        assert missed.value == pytest.approx(1 - right.mean())
-        assert missed.value is not None
+        assert missed.share == pytest.approx(1 - right.mean())
+        assert missed.share is not None
         assert missed.low is not None
         assert missed.high is not None
-        assert missed.low <= missed.value <= missed.high
+        assert missed.low <= missed.share <= missed.high
 
 
 def test_a_rate_beyond_the_absent_probes_is_none_with_its_reason(
@@ -117,4 +117,4 @@ def test_a_rate_beyond_the_absent_probes_is_none_with_its_reason(
     one = curve(searched(probes, gallery, ROWS), [1e-3], replicates=2)[0]
     assert one.threshold.similarity is None
     assert one.threshold.reason == "50 absent probes can't resolve a rate of 1e-3: 1,000 are needed"
-    assert one.missed.reason == "there is no threshold"
+    assert one.missed.share is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cnnbatch.errors import UserError
-from cnnbatch.index.calibration import Calibration, calibrate, cost_of, sigmoid, thresholds
+from cnnbatch.index.calibration import calibrate, cost_of, sigmoid, thresholds
 from cnnbatch.metrics import verification
 from cnnbatch.metrics.verification import FacePairs
 
@@ -98,13 +98,6 @@ def test_failed_pairs_are_never_accepted_and_stay_in_the_rate() -> None:
     threshold = found.threshold(0.1).similarity
     assert threshold is not None
     assert np.sum(np.linspace(0.1, 0.5, 50) >= threshold) == 10  # Of 100 pairs.
-
-
-def test_it_comes_back_from_json() -> None:
-    import json
-
-    found = calibrate(normal_pairs(200), replicates=2)
-    assert Calibration.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 @pytest.mark.parametrize(

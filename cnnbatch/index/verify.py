@@ -1,0 +1,158 @@
+"""Are two faces of one person? By what an index was calibrated to, else by a published default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cnnbatch.errors import UserError
+from cnnbatch.index.calibrated import read_calibrated
+from cnnbatch.index.photos import embedded, require_read, require_same, task_of
+from cnnbatch.index.search import Index
+from cnnbatch.job import load_map_job
+from cnnbatch.output.chosen_faces import Which, chosen_faces
+from cnnbatch.output.embeddings import EmbeddingSpace, embedding_of_objects, space_of
+from cnnbatch.output.reader import Reader, open_output
+from cnnbatch.storage import normalize, redact
+
+PUBLISHED: Mapping[str, float] = {"dlib_resnet": 0.6}
+"""The Euclidean distances below which networks' publishers call two faces one person's.
+
+dlib's: ``dnn_face_recognition_ex.cpp``, which has it with dlib's weights.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFace:
+    """A face of a photo that has ``faces`` of them: its ``id``, KEY#i, and box (x1, y1, x2, y2) in pixels."""
+
+    photo: str
+    id: str
+    faces: int
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How alike two faces are, and whether they are of one person: ``same`` is None where nothing decides.
+
+    ``similarity`` is the cosine, ``distance`` the Euclidean distance of the embeddings as the network gives
+    them. ``probability`` is that of one person where a share ``prior`` of pairs is. ``reason`` is what
+    ``same`` rests on, or why it is None.
+    """
+
+    first: FoundFace
+    second: FoundFace
+    similarity: float
+    distance: float
+    probability: float | None
+    prior: float
+    same: bool | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Faces:
+    """The faces of a photo that count, and their embeddings (F, D)."""
+
+    found: Sequence[FoundFace]
+    vectors: np.ndarray[Any, np.dtype[np.float64]]
+
+
+def verify(
+    photos: tuple[str, str],
+    index: Index | None = None,
+    rate: float = 1e-3,
+    prior: float = 0.5,
+    which: Which = "largest",
+) -> Verification:
+    """Compare the faces of two photos, of each the one that counts; with ``all`` the two most alike.
+
+    With an ``index`` its network compares them, and its calibration decides, at a false accept ``rate``; else
+    the job ``faces`` does, by the published default of its network. Raises UserError for photos that can't be
+    read, or have no face.
+    """
+    addresses = [normalize(one) for one in photos]
+    task = task_of(index.uri, index.manifest) if index else load_map_job("faces", _NOWHERE).task.model_dump()
+    with embedded(task, [*dict.fromkeys(addresses)]) as folder:
+        require_read(folder)
+        reader = open_output(folder)
+        space = _space(reader)
+        if index is not None:
+            require_same(index.uri, space, index.space)
+        faces = _faces(reader, which)
+    one, other = (faces[address] for address in addresses)
+    unit = [each.vectors / np.linalg.norm(each.vectors, axis=1, keepdims=True) for each in (one, other)]
+    cosines = unit[0] @ unit[1].T
+    first, second = max(product(range(len(one.found)), range(len(other.found))), key=lambda at: cosines[at])
+    similarity = float(cosines[first, second])
+    distance = float(np.linalg.norm(one.vectors[first] - other.vectors[second]))
+    if index is None:
+        probability, (same, reason) = None, _by_default(space, distance)
+    else:
+        probability, same, reason = _by_calibration(index, similarity, rate, prior)
+    return Verification(
+        one.found[first], other.found[second], similarity, distance, probability, prior, same, reason
+    )
+
+
+_NOWHERE = ("input=nowhere", "output=nowhere")  # A job has to have both; here others are used.
+
+
+def _space(reader: Reader) -> EmbeddingSpace:
+    schema = reader.arrow(["objects"]).schema if "objects" in reader.schema.names else pa.schema([])
+    field = embedding_of_objects(schema)
+    found = None if field is None else space_of(field)
+    if found is None:
+        raise UserError(
+            "photos are compared by the embeddings of their faces, and the job of the index gives none\n"
+            "  what to do: give an index of faces; cnnbatch search compares whole pictures"
+        )
+    return found
+
+
+def _faces(reader: Reader, which: Which) -> dict[str, _Faces]:
+    """Return the faces of each photo by its address."""
+    found: dict[str, _Faces] = {}
+    for row in reader.arrow(["key", "uri", "width", "height", "objects"]).to_pylist():
+        chosen = chosen_faces(row, which)
+        if not chosen:
+            raise UserError(
+                f"no face was found in {redact(row['uri'])}\n"
+                "  what to do: give a photo in which the face is larger, sharper, or turned to the camera"
+            )
+        faces = [
+            FoundFace(row["uri"], f"{row['key']}#{number}", len(row["objects"]), tuple(face["box"].values()))
+            for number, face in chosen
+        ]
+        vectors = np.array([face["embedding"] for _, face in chosen], np.float64)
+        found[row["uri"]] = _Faces(faces, vectors)
+    return found
+
+
+def _by_calibration(
+    index: Index, similarity: float, rate: float, prior: float
+) -> tuple[float | None, bool | None, str]:
+    calibrated = read_calibrated(index.uri, index.storage)
+    if calibrated is None:
+        return None, None, f"{redact(index.uri)} is not calibrated: give cnnbatch calibrate first"
+    probability = float(calibrated.pairs.probabilities([similarity], prior)[0])
+    threshold = calibrated.pairs.threshold(rate)
+    if threshold.similarity is None:
+        return probability, None, str(threshold.reason)
+    reason = f"the threshold at a false accept rate of {rate:g} is a similarity of {threshold.similarity:.4f}"
+    if threshold.low is not None and threshold.high is not None:
+        reason += f" ({threshold.low:.4f} to {threshold.high:.4f})"
+    return probability, similarity >= threshold.similarity, reason
+
+
+def _by_default(space: EmbeddingSpace, distance: float) -> tuple[bool | None, str]:
+    if space.network not in PUBLISHED:
+        return None, f"{space.network} has no published threshold: calibrate an index, and give --index"
+    limit = PUBLISHED[space.network]
+    return distance < limit, f"the published default of {space.network} is a distance below {limit:g}"
