@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import pyarrow as pa
 
 from cnnbatch.config import plugins
 from cnnbatch.errors import UserError
@@ -39,13 +42,22 @@ def embed_photos(uri: str, manifest: Manifest, photos: Photos) -> EmbeddedRows:
             for part, digest in sorted(parts_of(embedded.output).items())
         )
         found = rows_of([embedded], pieces)
-        keys = {*open_output(folder).arrow(["key"])["key"].to_pylist()}
-    if without := sorted(map(str, keys - {*found.rows["key"].to_pylist()})):
+        uris = {row["key"]: row["uri"] for row in open_output(folder).arrow(["key", "uri"]).to_pylist()}
+    found = replace(found, rows=_by_address(found.rows, uris))
+    if without := sorted({*uris.values()} - {*found.rows["key"].to_pylist()}):
         raise UserError(
             f"no face was found in {', '.join(without)}\n"
             "  what to do: leave that photo out, or give one in which the face is larger"
         )
     return found
+
+
+def _by_address(rows: pa.Table, uris: Mapping[str, str]) -> pa.Table:
+    """Return rows whose keys are addresses, and whose ids begin with them."""
+    places = rows.select(["id", "key"]).to_pylist()
+    ids = [uris[one["key"]] + one["id"].removeprefix(one["key"]) for one in places]
+    rows = rows.set_column(0, rows.schema.field("id"), pa.array(ids, pa.string()))
+    return rows.set_column(1, rows.schema.field("key"), pa.array([uris[one["key"]] for one in places]))
 
 
 def _require_same(uri: str, found: EmbeddingSpace, expected: EmbeddingSpace) -> None:
