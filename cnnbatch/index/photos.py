@@ -55,9 +55,10 @@ def embed_photos(uri: str, manifest: Manifest, photos: Photos) -> EmbeddedRows:
 def _by_address(rows: pa.Table, uris: Mapping[str, str]) -> pa.Table:
     """Return rows whose keys are addresses, and whose ids begin with them."""
     places = rows.select(["id", "key"]).to_pylist()
-    ids = [uris[one["key"]] + one["id"].removeprefix(one["key"]) for one in places]
+    keys = [uris[one["key"]] for one in places]
+    ids = [key + one["id"].removeprefix(one["key"]) for key, one in zip(keys, places, strict=True)]
     rows = rows.set_column(0, rows.schema.field("id"), pa.array(ids, pa.string()))
-    return rows.set_column(1, rows.schema.field("key"), pa.array([uris[one["key"]] for one in places]))
+    return rows.set_column(1, rows.schema.field("key"), pa.array(keys, pa.string()))
 
 
 def _require_same(uri: str, found: EmbeddingSpace, expected: EmbeddingSpace) -> None:
