@@ -65,7 +65,7 @@ def picture(key: str, vector: Any, **more: Any) -> dict[str, Any]:
     return row(key, embedding=None if vector is None else [float(one) for one in vector], **more)
 
 
-def photo(key: str, vectors: Sequence[Any], **more: Any) -> dict[str, Any]:
+def photo(key: str, vectors: Vectors | Sequence[Any], **more: Any) -> dict[str, Any]:
     """Return the row of a photo with a face for each vector, from left to right."""
     faces = [
         {

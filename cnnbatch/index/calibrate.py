@@ -23,7 +23,7 @@ from cnnbatch.index.named_pictures import (
     largest_faces,
     named_pictures,
 )
-from cnnbatch.index.photos import embed_folder
+from cnnbatch.index.photos import embed_all
 from cnnbatch.index.search import Index
 from cnnbatch.metrics.intervals import key_hashes
 from cnnbatch.metrics.verification import FacePairs
@@ -91,7 +91,7 @@ def pairs_of_list(copy: LocalCopy, named: NamedPictures, listed: FacePairList, i
     A picture is named by its key, or by a longer path that ends with it. Raises UserError where no pair has
     both pictures.
     """
-    places = {str(key): place for place, key in enumerate(named.keys.to_pylist())}
+    places = {key: place for place, key in enumerate(named.keys)}
     found = {file: _place(file, places) for file in listed.files}
     first, second = (np.array([found[file] for file in files]) for files in (listed.first, listed.second))
     there = (first >= 0) & (second >= 0)
@@ -137,7 +137,7 @@ def _by_size(
     index: Index, copy: LocalCopy, named: NamedPictures, absent: str, rates: Sequence[float]
 ) -> list[AtSize]:
     """Return the thresholds of searches, by photos of people who are not in the index."""
-    found, without = embed_folder(index.uri, index.manifest, absent)
+    found, without = embed_all(index.uri, index.manifest, [absent])
     if not len(found.vectors):
         raise UserError(f"--absent: no face was found in the {len(without):,} pictures of {redact(absent)}")
     strangers = largest_faces(found.rows["key"], found.rows["box"])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -24,14 +23,25 @@ FOLDER = "folder"
 
 @dataclass(frozen=True, slots=True)
 class NamedPictures:
-    """Pictures, of each the row of its face, int64 (N,), their ``keys``, and the hashes of their people.
-
-    A person's hash is `NOBODY` where the picture has no name.
-    """
+    """Pictures: of each the row of its face, int64 (N,), its key, and its person's name, None for none."""
 
     rows: NDArray[np.int64]
-    keys: pa.Array[Any]
-    people: NDArray[np.uint64]
+    keys: Sequence[str]
+    names: Sequence[str | None]
+
+    @property
+    def people(self) -> NDArray[np.uint64]:
+        """The hashes of the people (N,), `NOBODY` for none."""
+        return hashes_of(self.names)
+
+    def named(self) -> NamedPictures:
+        """Return those whose person is known."""
+        places = [place for place, name in enumerate(self.names) if name]
+        return NamedPictures(
+            self.rows[places],
+            [self.keys[place] for place in places],
+            [self.names[place] for place in places],
+        )
 
 
 def named_pictures(copy: LocalCopy, kept: Sequence[str], people: str | None) -> NamedPictures:
@@ -45,13 +55,17 @@ def named_pictures(copy: LocalCopy, kept: Sequence[str], people: str | None) -> 
             f"--people: the index keeps no column {people!r}{f', but {near}' if near else ''}\n"
             f"  what to do: give {FOLDER}, or one of its columns: {', '.join(kept) or 'it keeps none'}"
         )
-    names = [people] if people not in (None, FOLDER) else []
-    table = copy.columns(["key", "box", *map(str, names)]).take(copy.live)
+    columns = [people] if people is not None and people != FOLDER else []
+    table = copy.columns(["key", "box", *columns]).take(copy.live)
     largest = largest_faces(table["key"], table["box"])
     found = table.take(largest)
-    keys: Any = found["key"].combine_chunks()
-    texts = _texts(keys, found[str(people)] if names else None, people)
-    return NamedPictures(copy.live[largest], keys, hashes_of(texts))
+    keys = [*map(str, found["key"].to_pylist())]
+    names: Sequence[str | None] = [None] * len(keys)
+    if people == FOLDER:
+        names = [folder or None for folder in folders_of(keys)]
+    elif columns:
+        names = [None if value is None else str(value) for value in found[columns[0]].to_pylist()]
+    return NamedPictures(copy.live[largest], keys, names)
 
 
 def largest_faces(keys: Any, boxes: Any) -> NDArray[np.int64]:
@@ -75,11 +89,3 @@ def hashes_of(names: Sequence[str | None]) -> NDArray[np.uint64]:
 def folders_of(keys: Sequence[str]) -> list[str]:
     """Return the folder of each key; empty where it lies in none."""
     return [posixpath.dirname(key) for key in keys]
-
-
-def _texts(keys: Any, column: Any, people: str | None) -> Sequence[str | None]:
-    if people is None:
-        return [None] * len(keys)
-    if people == FOLDER:
-        return folders_of(keys.to_pylist())
-    return [None if value is None else str(value) for value in column.to_pylist()]

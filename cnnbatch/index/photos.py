@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import pyarrow as pa
 
 from cnnbatch.config import plugins
 from cnnbatch.errors import UserError
@@ -31,10 +34,11 @@ def embed_photos(uri: str, manifest: Manifest, photos: Photos) -> EmbeddedRows:
     """
     chosen: Sequence[str | Path] = [photos] if isinstance(photos, str | Path) else photos
     addresses = [*dict.fromkeys(normalize(str(one)) for one in chosen)]
-    with _embedded(uri, manifest, addresses) as folder:
+    with embedded(task_of(uri, manifest), addresses) as folder:
         require_read(folder)
-        found, without = _rows(uri, manifest, folder)
-    if without:
+        found, uris = _rows(uri, manifest, folder)
+    found = replace(found, rows=_by_address(found.rows, uris))
+    if without := sorted({*uris.values()} - {*found.rows["key"].to_pylist()}):
         raise UserError(
             f"no face was found in {', '.join(without)}\n"
             "  what to do: leave that photo out, or give one in which the face is larger"
@@ -42,20 +46,15 @@ def embed_photos(uri: str, manifest: Manifest, photos: Photos) -> EmbeddedRows:
     return found
 
 
-def embed_folder(uri: str, manifest: Manifest, folder: str) -> tuple[EmbeddedRows, Sequence[str]]:
-    """Return the embeddings of all photos of a folder as the index at ``uri`` has them; keys are below it.
+def embed_all(uri: str, manifest: Manifest, addresses: Sequence[str]) -> tuple[EmbeddedRows, Sequence[str]]:
+    """Return the embeddings of all photos at addresses, or of one folder, as the index at ``uri`` has them.
 
-    Also returns the keys of photos that have none, since they have no face or can't be read.
+    The keys of a folder's photos are their paths below it. Also returns the keys of photos that have none,
+    since they have no face or can't be read.
     """
-    with _embedded(uri, manifest, [normalize(folder)]) as made:
-        return _rows(uri, manifest, made)
-
-
-@contextmanager
-def _embedded(uri: str, manifest: Manifest, addresses: Sequence[str]) -> Iterator[str]:
-    """Give the folder of a finished output of the index's own job for pictures elsewhere."""
-    with embedded(task_of(uri, manifest), addresses) as folder:
-        yield folder
+    with embedded(task_of(uri, manifest), [normalize(one) for one in addresses]) as folder:
+        found, uris = _rows(uri, manifest, folder)
+    return found, sorted({*uris} - {*map(str, found.rows["key"].to_pylist())})
 
 
 @contextmanager
@@ -69,7 +68,8 @@ def embedded(task: Mapping[str, Any], addresses: Sequence[str]) -> Iterator[str]
         yield folder
 
 
-def _rows(uri: str, manifest: Manifest, folder: str) -> tuple[EmbeddedRows, Sequence[str]]:
+def _rows(uri: str, manifest: Manifest, folder: str) -> tuple[EmbeddedRows, Mapping[str, str]]:
+    """Return the embeddings of an output, and the addresses of all its pictures by their keys."""
     output = open_embedded(folder, Storage(), 0, ())
     require_same(uri, output.space, manifest.embedding_space)
     pieces = tuple(
@@ -77,8 +77,16 @@ def _rows(uri: str, manifest: Manifest, folder: str) -> tuple[EmbeddedRows, Sequ
         for part, digest in sorted(parts_of(output.output).items())
     )
     found = rows_of([output], pieces)
-    keys = {*open_output(folder).arrow(["key"])["key"].to_pylist()}
-    return found, sorted(map(str, keys - {*found.rows["key"].to_pylist()}))
+    return found, {row["key"]: row["uri"] for row in open_output(folder).arrow(["key", "uri"]).to_pylist()}
+
+
+def _by_address(rows: pa.Table, uris: Mapping[str, str]) -> pa.Table:
+    """Return rows whose keys are addresses, and whose ids begin with them."""
+    places = rows.select(["id", "key"]).to_pylist()
+    keys = [uris[one["key"]] for one in places]
+    ids = [key + one["id"].removeprefix(one["key"]) for key, one in zip(keys, places, strict=True)]
+    rows = rows.set_column(0, rows.schema.field("id"), pa.array(ids, pa.string()))
+    return rows.set_column(1, rows.schema.field("key"), pa.array(keys, pa.string()))
 
 
 def require_same(uri: str, found: EmbeddingSpace, expected: EmbeddingSpace) -> None:

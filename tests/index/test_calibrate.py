@@ -46,7 +46,7 @@ BOXES: list[Box | None] = [SMALL, LARGE, SMALL, LARGE, SMALL, None, LARGE]
 def test_of_each_picture_its_largest_face_counts() -> None:
     named = named_pictures(copy_of(KEYS, BOXES), ["who"], FOLDER)
     assert named.rows.tolist() == [1, 2, 3, 5, 6]
-    assert named.keys.to_pylist() == ["a/1.jpg", "a/2.jpg", "b/1.jpg", "x.jpg", "c/1.jpg"]
+    assert named.keys == ["a/1.jpg", "a/2.jpg", "b/1.jpg", "x.jpg", "c/1.jpg"]
     a, again, b, nobody, c = named.people.tolist()
     assert a == again
     assert len({a, b, c, 0}) == 4

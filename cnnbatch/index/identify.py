@@ -1,0 +1,172 @@
+"""Who is in photos: each face is searched for among people whose names are known, and named or left unknown.
+
+Ranked matches always come. A name is given where the best match reaches the threshold that was measured for a
+gallery of this size, so that strangers are named at most at the stated rate; where none was measured, nothing
+decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cnnbatch.errors import UserError
+from cnnbatch.index.calibrated import Calibrated, read_calibrated
+from cnnbatch.index.calibration import Threshold
+from cnnbatch.index.exact import search_exactly
+from cnnbatch.index.named_pictures import FOLDER, NamedPictures, folders_of, largest_faces, named_pictures
+from cnnbatch.index.photos import embed_all
+from cnnbatch.index.search import Index
+from cnnbatch.storage import redact
+from cnnbatch.truth import BOX
+
+RATE = 1e-2
+"""The false positive identification rate, unless said: of a hundred strangers one is named."""
+MATCHES = 5
+"""How many people are ranked for each face."""
+
+_SPARE = 8  # Rows that are looked at for each person who is ranked: a person may have several.
+_MATCH = pa.struct([("person", pa.string()), ("id", pa.string()), ("similarity", pa.float32())])
+
+ROW = pa.schema(
+    [
+        ("key", pa.string()),
+        ("id", pa.string()),
+        ("box", BOX),
+        ("person", pa.string()),
+        ("is_known", pa.bool_()),
+        ("similarity", pa.float32()),
+        ("probability", pa.float64()),
+        ("threshold", pa.float32()),
+        ("reason", pa.string()),
+        ("matches", pa.list_(_MATCH)),
+    ]
+)
+"""A face of a photo a row, in the order of photos and from left to right; a photo without one has a row, too.
+
+``person`` is who it is, null where ``is_known`` is false (nobody who is known), or null (nothing decides:
+``reason``). ``similarity`` is that of the best match, ``probability`` that of one person with it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Faces whose people are known: ``vectors`` (G, D), ``names`` (G,), ``ids`` (G,)."""
+
+    vectors: NDArray[np.float16]
+    names: Sequence[str]
+    ids: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Whom faces may be: by a folder of photos in a folder a person (``gallery``), else by the index's names.
+
+    These are a column that the index keeps, or the folders of its pictures.
+    """
+
+    gallery: str | None = None
+    people: str = FOLDER
+
+
+def identify(
+    index: Index, photos: Sequence[str], named: Named, rate: float = RATE, prior: float = 0.5
+) -> pa.Table:
+    """Return who is in ``photos``, addresses or one folder: the columns of `ROW`.
+
+    Raises UserError where there is nobody to be found.
+    """
+    gallery = _of_folder(index, named.gallery) if named.gallery else _of_index(index, named.people)
+    if not gallery.names:
+        where = redact(named.gallery) if named.gallery else f"{redact(index.uri)} by {named.people}"
+        raise UserError(
+            f"nobody is known in {where}\n  what to do: give --gallery FOLDER with photos in a folder a "
+            "person, or --people COLUMN of the index"
+        )
+    found, without = embed_all(index.uri, index.manifest, photos)
+    queries = np.asarray(found.vectors, np.float32)
+    matches = ranked(queries, gallery)
+    decided = _Decided(read_calibrated(index.uri, index.storage), rate, prior, len(gallery.names), index.uri)
+    rows = [
+        {**face, **decided.of(some)}
+        for face, some in zip(found.rows.select(["key", "id", "box"]).to_pylist(), matches, strict=True)
+    ]
+    rows += [
+        {"key": key, "reason": "no face was found, or it can't be read", "matches": []} for key in without
+    ]
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"]), schema=ROW)
+
+
+def ranked(queries: NDArray[np.float32], gallery: Gallery) -> list[list[dict[str, Any]]]:
+    """Return of each query (Q, D) the people who are most alike, best first, each by the most similar face.
+
+    There are `MATCHES` of them, or fewer where many faces are of one person.
+    """
+    depth = min(len(gallery.names), MATCHES * _SPARE)
+    scores, rows = search_exactly(queries, gallery.vectors, depth)
+    found = []
+    for one_scores, one_rows in zip(scores, rows, strict=True):
+        best: dict[str, dict[str, Any]] = {}
+        for score, row in zip(one_scores.tolist(), one_rows.tolist(), strict=True):
+            match = {"person": gallery.names[row], "id": gallery.ids[row], "similarity": score}
+            best.setdefault(gallery.names[row], match)
+        found.append([*best.values()][:MATCHES])
+    return found
+
+
+class _Decided:
+    """Whether a best match is good enough, for a gallery of one size."""
+
+    def __init__(
+        self, calibrated: Calibrated | None, rate: float, prior: float, size: int, index: str
+    ) -> None:
+        self._calibrated, self._prior = calibrated, prior
+        if calibrated is None:
+            reason = f"{redact(index)} is not calibrated: give cnnbatch calibrate with --absent"
+            self._threshold = Threshold(rate, None, reason=reason)
+        else:
+            self._threshold = calibrated.search_threshold(rate, size)
+
+    def of(self, matches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return what is said of a face, by its matches, of which there is at least one."""
+        best, threshold = matches[0], self._threshold.similarity
+        known = None if threshold is None else best["similarity"] >= threshold
+        probability = None
+        if self._calibrated is not None:
+            probability = float(self._calibrated.pairs.probabilities([best["similarity"]], self._prior)[0])
+        return {
+            "person": best["person"] if known else None,
+            "is_known": known,
+            "similarity": best["similarity"],
+            "probability": probability,
+            "threshold": threshold,
+            "reason": self._threshold.reason,
+            "matches": matches,
+        }
+
+
+def _of_folder(index: Index, folder: str) -> Gallery:
+    """Return the largest face of each photo of a folder, by the folders of their people."""
+    found, _ = embed_all(index.uri, index.manifest, [folder])
+    if not found.rows.num_rows:
+        return Gallery(found.vectors, [], [])
+    largest = largest_faces(found.rows["key"], found.rows["box"])
+    keys = [*map(str, found.rows["key"].take(largest).to_pylist())]
+    known = NamedPictures(largest, keys, folders_of(keys)).named()
+    return Gallery(found.vectors[known.rows], [*map(str, known.names)], _ids(found.rows.take(known.rows)))
+
+
+def _of_index(index: Index, people: str) -> Gallery:
+    """Return the faces of the index whose people are named."""
+    copy = index.copy()
+    known = named_pictures(copy, [*index.manifest.kept], people).named()
+    return Gallery(copy.vectors[known.rows], [*map(str, known.names)], _ids(copy.rows(known.rows)))
+
+
+def _ids(rows: pa.Table) -> list[str]:
+    return [*map(str, rows["id"].to_pylist())]
