@@ -19,6 +19,7 @@ from cnnbatch.cli import (
     evaluate,
     export,
     failed,
+    identify,
     index,
     jobs,
     models,
@@ -100,5 +101,6 @@ app.add_typer(data.app, name="data")
 app.add_typer(index.app, name="index")
 app.command("search", no_args_is_help=True)(search.search)
 app.command("verify", no_args_is_help=True)(verify.verify)
+app.command("identify", no_args_is_help=True)(identify.identify)
 app.command("calibrate", no_args_is_help=True)(calibrate.calibrate)
 app.command("failed", no_args_is_help=True)(failed.failed)

@@ -92,7 +92,7 @@ def test_a_photo_without_a_face_or_without_a_picture_is_named(place: Path, tmp_p
     (tmp_path / "text.png").write_text("no picture")
     status, said = ask("search", str(place), str(tmp_path / "text.png"))
     assert status == 2
-    assert "photos that can't be searched for" in said
+    assert "photos that can't be read" in said
     assert "undecodable" in said
 
 
