@@ -109,11 +109,11 @@ def read_rows(embedded: EmbeddedOutput, part: int, rows: Sequence[int]) -> Embed
     """
     table = _table(embedded, part, rows)
     live = np.flatnonzero(~table["vanished"].to_numpy(zero_copy_only=False))
-    table, numbers = table.take(live), np.asarray(rows, np.int64)[live]
+    table, numbers = _taken(table, live), np.asarray(rows, np.int64)[live]
     parents, places, embeddings, boxes = _flat(table, embedded.column)
     vectors, good, left_out = _normalized(embeddings, embedded.space.dimensions)
     parents, places = parents[good], places[good]
-    keys = table["key"].take(parents)
+    keys = _taken(table["key"], parents)
     ids = keys if embedded.column == "embedding" else _ids(keys, places)
     columns: dict[str, Any] = {
         "id": ids,
@@ -121,8 +121,8 @@ def read_rows(embedded: EmbeddedOutput, part: int, rows: Sequence[int]) -> Embed
         "output": np.full(len(parents), embedded.number, np.int32),
         "part": np.full(len(parents), part, np.int32),
         "row": numbers[parents].astype(np.int32),
-        "box": boxes.take(good),
-        **{name: table[name].take(parents) for name in embedded.kept.names},
+        "box": _taken(boxes, good),
+        **{name: _taken(table[name], parents) for name in embedded.kept.names},
     }
     return EmbeddedRows(pa.table(columns, schema=pa.schema([*ROW, *embedded.kept])), vectors, left_out)
 
@@ -198,7 +198,8 @@ def _table(embedded: EmbeddedOutput, part: int, rows: Sequence[int]) -> pa.Table
         columns = ["key", "vanished", *wanted, *embedded.kept.names]
         table = parquet.read_row_groups([*range(first, last + 1)], columns, use_threads=False)
         before = ends[first - 1] if first else 0
-        return table.take(np.asarray(rows, np.int64) - before)
+        taken: pa.Table = _taken(table, np.asarray(rows, np.int64) - before)
+        return taken
 
 
 def _another(uri: str, found: EmbeddingSpace | None, expected: EmbeddingSpace) -> UserError:
@@ -229,7 +230,7 @@ def _flat(
         vectors, boxes = pc.struct_field(objects, "embedding"), pc.struct_field(objects, "box").cast(BOX)
     places = np.arange(len(parents)) - np.searchsorted(parents, parents)
     there = np.flatnonzero(vectors.is_valid().to_numpy(zero_copy_only=False))
-    return parents[there], places[there], vectors.take(there), boxes.take(there)
+    return parents[there], places[there], _taken(vectors, there), _taken(boxes, there)
 
 
 def _normalized(
@@ -243,6 +244,12 @@ def _normalized(
     vectors = (flat[good] / lengths[good, None]).astype(np.float16)
     found = {NOT_FINITE: int((~finite).sum()), ZERO: int(zero.sum())}
     return vectors, good, {reason: count for reason, count in found.items() if count}
+
+
+def _taken(values: Any, places: NDArray[np.int64]) -> Any:
+    """Return the values at ascending places; the same values, uncopied, where these are all."""
+    is_all = len(places) == len(values) and (places == np.arange(len(values))).all()
+    return values if is_all else values.take(places)
 
 
 def _ids(keys: Any, places: NDArray[np.int64]) -> Any:

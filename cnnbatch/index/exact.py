@@ -55,6 +55,13 @@ def similarities(
     return found
 
 
+def ranked(queries: NDArray[np.float32], vectors: Vectors, rows: NDArray[np.int64]) -> Found:
+    """Return the rows (Q, K) of each query, the most similar first, with their `similarities`."""
+    scores = similarities(queries, vectors, rows)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+
+
 def _nothing(queries: int, k: int) -> Found:
     return np.full((queries, k), -np.inf, np.float32), np.full((queries, k), -1, np.int64)
 

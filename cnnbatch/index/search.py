@@ -19,7 +19,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.humanize import counted
 from cnnbatch.index.approximate import FastScan, search_approximately
 from cnnbatch.index.embeddings import in_words
-from cnnbatch.index.exact import Found, search_exactly, similarities
+from cnnbatch.index.exact import Found, ranked, search_exactly
 from cnnbatch.index.local_copy import LocalCopy, local_copy
 from cnnbatch.index.manifest import NAME, Manifest, read_manifest
 from cnnbatch.index.objects import read_codebook
@@ -117,7 +117,7 @@ class Index:
         copy = self._copy(skip_damaged)
         scope = self._scope(copy, where)
         found = [
-            self._found(copy, scope, vectors[start : start + _QUERIES_AT_ONCE], k + _SPARE)
+            self._found(copy, scope, vectors[start : start + _QUERIES_AT_ONCE], k)
             for start in range(0, len(vectors), _QUERIES_AT_ONCE)
         ]
         if not found:
@@ -174,35 +174,24 @@ class Index:
         return self._scopes[where]
 
     def _found(self, copy: LocalCopy, scope: _Scope, vectors: NDArray[np.float32], k: int) -> Found:
-        """Return the ``k`` best rows of each query."""
+        """Return the ``k`` best rows of each query, and a few more."""
         if scope.scan is not None and len(vectors) < EXACT_QUERIES:
-            return search_approximately(vectors, scope.scan, copy.vectors, k, self.manifest.refine)
-        _, rows = search_exactly(vectors, copy.vectors, k, _all_or(scope.rows, copy))
-        return similarities(vectors, copy.vectors, rows), rows
+            return search_approximately(vectors, scope.scan, copy.vectors, k, self.manifest.refine, _SPARE)
+        _, rows = search_exactly(vectors, copy.vectors, k + _SPARE, _all_or(scope.rows, copy))
+        return ranked(vectors, copy.vectors, rows)
 
     def _answer(self, copy: LocalCopy, found: Found, k: int) -> pa.Table:
         """Return the answers: of each query the most similar first, equal ones by their output and id."""
-        scores, rows = found
+        scores, rows = _in_order(found, copy)
+        scores, rows = scores[:, :k], rows[:, :k]
         queries, places = np.nonzero(rows >= 0)
         table = copy.rows(rows[queries, places])
         addresses = pa.array([one.url for one in self.manifest.outputs], pa.string())
-        outputs = addresses.take(table["output"].combine_chunks())
-        table = table.set_column(table.column_names.index("output"), "output", outputs)
-        names = table.column_names
-        table = table.append_column("query", pa.array(queries.astype(np.int32)))
-        table = table.append_column("similarity", pa.array(scores[queries, places]))
-        table = table.sort_by(
-            [
-                ("query", "ascending"),
-                ("similarity", "descending"),
-                ("output", "ascending"),
-                ("id", "ascending"),
-            ]
-        )
-        numbers = table["query"].to_numpy()
-        ranks = (1 + np.arange(len(numbers)) - np.searchsorted(numbers, numbers)).astype(np.int32)
-        table = table.append_column("rank", pa.array(ranks)).filter(pa.array(ranks <= k))
-        return table.select(["query", "rank", *names, "similarity"])
+        number = table.column_names.index("output")
+        table = table.set_column(number, "output", addresses.take(table["output"].combine_chunks()))
+        table = table.add_column(0, "query", pa.array(queries.astype(np.int32)))
+        table = table.add_column(1, "rank", pa.array((places + 1).astype(np.int32)))
+        return table.append_column("similarity", pa.array(scores[queries, places]))
 
 
 def is_index(uri: str, storage: Storage) -> bool:
@@ -254,8 +243,23 @@ def _queries(queries: Any, dimensions: int) -> NDArray[np.float32]:
     return np.asarray(vectors / lengths, np.float32)
 
 
+def _in_order(found: Found, copy: LocalCopy) -> Found:
+    """Return what was found, equally similar rows (which are next to each other) by their output and id."""
+    scores, rows = found
+    equal = (scores[:, 1:] == scores[:, :-1]) & (rows[:, 1:] >= 0)
+    for query in np.flatnonzero(equal.any(axis=1)):
+        count = int((rows[query] >= 0).sum())
+        names = copy.rows(rows[query, :count]).select(["output", "id"]).to_pylist()
+        keys = [(-score, one["output"], one["id"]) for score, one in zip(scores[query], names, strict=False)]
+        order = sorted(range(count), key=keys.__getitem__)
+        rows[query, :count] = rows[query, order]
+    return scores, rows
+
+
 def _stacked(found: Sequence[Found]) -> Found:
     """Return what was found for some queries after the other; fewer columns are filled up."""
+    if len(found) == 1:
+        return found[0]
     width = max(rows.shape[1] for _, rows in found)
     scores = [np.pad(one, ((0, 0), (0, width - one.shape[1]))) for one, _ in found]
     rows = [np.pad(one, ((0, 0), (0, width - one.shape[1])), constant_values=-1) for _, one in found]
