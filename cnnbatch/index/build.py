@@ -27,6 +27,9 @@ class SegmentMaker:
     storage: Storage
     outputs: tuple[EmbeddedOutput, ...]
     codebook: Codebook | None
+    state: int
+    """The state of the index to which segments are added: in a later one the same rows are another segment,
+    since in the first of them they may be gone."""
 
     def __call__(self, planned: PlannedSegment) -> SegmentEntry:
         """Return the segment that is planned; one that an earlier run made is taken as it is."""
@@ -46,6 +49,7 @@ class SegmentMaker:
         used = {piece.output for piece in pieces}
         return [
             FORMAT,
+            self.state,
             book,
             [one for one in outputs if one[0] in used],
             [piece.contents() for piece in pieces],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ class Building:
             codebook = self._trained(manifest, outputs, planned)
             if codebook is not None:
                 manifest = self._encoded(manifest, codebook, apply)
-        maker = SegmentMaker(self._uri, self._storage, tuple(outputs), codebook)
+        maker = SegmentMaker(self._uri, self._storage, tuple(outputs), codebook, manifest.state)
         advance = self._screen.stage("index", rows, "embeddings")
         made = []
         for entry in apply(maker, planned):
@@ -192,6 +193,11 @@ class Building:
         self._screen.doing("measuring the recall")
         copy = local_copy(self._uri, self._storage, manifest)
         probes = RecallProbes(copy.vectors, copy.live, self._job.index.match)
+        if not len(probes.probes):
+            raise UserError(
+                f"of {manifest.live:,} embeddings so few are different that the recall can't be measured\n"
+                f"  what to do: give index.exact_below={2 * manifest.live}, to have it searched exactly"
+            )
         assert copy.codes is not None
         scan = FastScan(codebook, copy.codes, copy.live)
         target = self._job.index.recall
@@ -217,7 +223,7 @@ def pool_of(compute: Compute, rows: int) -> Map:
         return here
     if compute.pool == "auto":
         return chosen_map(rows, workers, compute)
-    number = 1 if workers == "auto" else workers
+    number = (os.cpu_count() or 1) if workers == "auto" else workers
     return on_ray(compute, number) if compute.pool == "ray" else ProcessMap(number)
 
 

@@ -22,7 +22,7 @@ from cnnbatch.index.embeddings import in_words
 from cnnbatch.index.exact import Found, ranked, search_exactly
 from cnnbatch.index.local_copy import LocalCopy, local_copy
 from cnnbatch.index.manifest import NAME, Manifest, read_manifest
-from cnnbatch.index.objects import read_codebook
+from cnnbatch.index.objects import DamagedObject, read_codebook
 from cnnbatch.index.where import Condition, parse_where
 from cnnbatch.storage import Storage, StorageOptions, join, normalize, redact
 
@@ -35,7 +35,7 @@ EXACT_QUERIES = 1_000
 MOST_RESULTS = 10_000
 
 _SPARE = 16  # candidates beside the k best, so that equal ones at the end are told apart by their names
-_QUERIES_AT_ONCE = 4_096
+_CANDIDATES_AT_ONCE = 1 << 19
 _NUMBER = "\0row"  # which is the name of no column
 
 
@@ -116,12 +116,11 @@ class Index:
             raise UserError(f"k: expected 1 to {MOST_RESULTS:,} results, got {k:,}")
         copy = self._copy(skip_damaged)
         scope = self._scope(copy, where)
-        found = [
-            self._found(copy, scope, vectors[start : start + _QUERIES_AT_ONCE], k)
-            for start in range(0, len(vectors), _QUERIES_AT_ONCE)
-        ]
-        if not found:
-            found = [search_exactly(vectors, copy.vectors, k)]
+        if len(vectors) >= EXACT_QUERIES:
+            scope = _Scope(scope.rows, None)
+        step = max(1, _CANDIDATES_AT_ONCE // (k * self.manifest.refine))
+        blocks = [vectors[start : start + step] for start in range(0, len(vectors), step)]
+        found = [self._found(copy, scope, block, k) for block in blocks or [vectors]]
         return self._answer(copy, _stacked(found), k)
 
     def _search_photos(self, photos: Any, k: int, where: str | None, skip_damaged: bool) -> pa.Table:
@@ -149,7 +148,12 @@ class Index:
 
     def _copy(self, skip_damaged: bool) -> LocalCopy:
         if skip_damaged not in self._copies:
-            copy = local_copy(self.uri, self._storage, self.manifest, skip_damaged)
+            try:
+                copy = local_copy(self.uri, self._storage, self.manifest, skip_damaged)
+            except DamagedObject:
+                if not self.refresh():  # Else the object went with the state that named it.
+                    raise
+                copy = local_copy(self.uri, self._storage, self.manifest, skip_damaged)
             self._copies = {skip_damaged: copy}
             self._scopes.clear()
         if not self._copies[skip_damaged].tables:
@@ -175,7 +179,7 @@ class Index:
 
     def _found(self, copy: LocalCopy, scope: _Scope, vectors: NDArray[np.float32], k: int) -> Found:
         """Return the ``k`` best rows of each query, and a few more."""
-        if scope.scan is not None and len(vectors) < EXACT_QUERIES:
+        if scope.scan is not None:
             return search_approximately(vectors, scope.scan, copy.vectors, k, self.manifest.refine, _SPARE)
         _, rows = search_exactly(vectors, copy.vectors, k + _SPARE, _all_or(scope.rows, copy))
         return ranked(vectors, copy.vectors, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,25 @@ def test_a_part_that_is_written_anew_with_the_same_rows_changes_nothing(tmp_path
     rewrite(out, 1, [picture(f"p{number:06}.jpg", vectors[number]) for number in range(20, 40)])
     assert build(out, place).found == {"new": 0, "gone": 0}
     assert segment_files(place) == before
+
+
+def test_rows_that_come_back_as_they_were_are_found_again(tmp_path: Path) -> None:
+    vectors, out, place = people(40), tmp_path / "out", tmp_path / "index"
+    write_pictures(out, vectors, each=20)
+    build(out, place)
+    part = out / "predictions" / "part-00000001.parquet"
+    data, status = part.read_bytes(), part.stat()
+    rewrite(out, 1, [picture(f"p{n:06}.jpg", vectors[n], vanished=True) for n in range(20, 40)])
+    assert build(out, place).found == {"new": 0, "gone": 20}
+    with part.open("r+b") as file:  # the same file as before, with its etag, as a bucket gives it
+        file.truncate(0)
+        file.write(data)
+    os.utime(part, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    assert build(out, place).found == {"new": 20, "gone": 0}
+    assert ids(place, people(5, seed=4)) == true_ids(people(5, seed=4), vectors)
+    part.unlink()
+    assert build(out, place).found == {"new": 0, "gone": 20}
+    assert len(opened(place)) == 20
 
 
 def test_a_kept_column_that_changes_follows(tmp_path: Path) -> None:
