@@ -33,6 +33,8 @@ from cnnbatch.storage import Storage
 from cnnbatch.storage.cache import cache_folder
 
 _STATE = "state.json"
+_FEW = 256
+"""Rows up to which each is looked up by itself."""
 _SAVED_EVERY = 64
 """Segments after which a copy that is made is kept, should the rest be stopped."""
 
@@ -64,15 +66,27 @@ class LocalCopy:
 
     def rows(self, numbers: NDArray[np.int64]) -> pa.Table:
         """Return the columns of some rows (K,), in their order."""
+        found = self._few(numbers) if len(numbers) <= _FEW else self._many(numbers)
+        return pa.Table.from_batches([pa.RecordBatch.from_struct_array(found)])
+
+    def _few(self, numbers: NDArray[np.int64]) -> Any:
+        """Return rows one by one: a slice takes 3 µs, and looking for rows in a segment 40 µs."""
+        places = np.searchsorted(self.starts, numbers, "right") - 1
+        within = numbers - self.starts[places]
+        pairs = zip(places.tolist(), within.tolist(), strict=True)
+        slices = [self._structs[place].slice(row, 1) for place, row in pairs]
+        return pa.concat_arrays([self._structs[0].slice(0, 0), *slices])
+
+    def _many(self, numbers: NDArray[np.int64]) -> Any:
+        """Return rows segment by segment."""
         order = np.argsort(numbers, kind="stable")
         sought = numbers[order]
         edges = np.searchsorted(sought, self.starts)
-        pieces = [self._structs[0].slice(0, 0)]
+        pieces = []
         for place, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
             if low < high:
                 pieces.append(self._structs[place].take(pa.array(sought[low:high] - self.starts[place])))
-        found = pa.concat_arrays(pieces).take(pa.array(np.argsort(order)))
-        return pa.Table.from_batches([pa.RecordBatch.from_struct_array(found)])
+        return pa.concat_arrays(pieces).take(pa.array(np.argsort(order)))
 
 
 def local_copy(index: str, storage: Storage, manifest: Manifest, skip_damaged: bool = False) -> LocalCopy:

@@ -6,7 +6,7 @@ Importing it costs neither Ray nor torch; only photos to search for need a netwo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,15 +36,17 @@ MOST_RESULTS = 10_000
 
 _SPARE = 16  # candidates beside the k best, so that equal ones at the end are told apart by their names
 _CANDIDATES_AT_ONCE = 1 << 19
+_HELD_BYTES = 64 << 20  # of vectors of few rows, which are kept as float32
 _NUMBER = "\0row"  # which is the name of no column
 
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """The rows that are searched, and their codes where these are scanned."""
+    """The rows that are searched; their codes where these are scanned, else, of few, their vectors (N, D)."""
 
     rows: NDArray[np.int64]
-    scan: FastScan | None
+    scan: FastScan | None = None
+    vectors: NDArray[np.float32] | None = None
 
 
 class Index:
@@ -117,7 +119,7 @@ class Index:
         copy = self._copy(skip_damaged)
         scope = self._scope(copy, where)
         if len(vectors) >= EXACT_QUERIES:
-            scope = _Scope(scope.rows, None)
+            scope = replace(scope, scan=None)
         step = max(1, _CANDIDATES_AT_ONCE // (k * self.manifest.refine))
         blocks = [vectors[start : start + step] for start in range(0, len(vectors), step)]
         found = [self._found(copy, scope, block, k) for block in blocks or [vectors]]
@@ -166,22 +168,27 @@ class Index:
             rows = copy.live
             if where is not None:
                 rows = _fulfilling(copy, parse_where(where, _columns(copy, self.manifest)))
-            scan = None
-            if (
-                self.codebook is not None
-                and copy.codes is not None
-                and len(rows) >= self.manifest.exact_below
-            ):
-                scan = FastScan(self.codebook, copy.codes, _all_or(rows, copy))
             self._scopes = {one: kept for one, kept in self._scopes.items() if one is None}
-            self._scopes[where] = _Scope(rows, scan)
+            self._scopes[where] = self._scope_of(copy, rows)
         return self._scopes[where]
+
+    def _scope_of(self, copy: LocalCopy, rows: NDArray[np.int64]) -> _Scope:
+        book = self.codebook
+        if book is not None and copy.codes is not None and len(rows) >= self.manifest.exact_below:
+            return _Scope(rows, FastScan(book, copy.codes, _all_or(rows, copy)))
+        if 4 * len(rows) * self.manifest.dimensions <= _HELD_BYTES:
+            return _Scope(rows, vectors=np.asarray(copy.vectors[rows], np.float32))
+        return _Scope(rows)
 
     def _found(self, copy: LocalCopy, scope: _Scope, vectors: NDArray[np.float32], k: int) -> Found:
         """Return the ``k`` best rows of each query, and a few more."""
         if scope.scan is not None:
             return search_approximately(vectors, scope.scan, copy.vectors, k, self.manifest.refine, _SPARE)
-        _, rows = search_exactly(vectors, copy.vectors, k + _SPARE, _all_or(scope.rows, copy))
+        if scope.vectors is not None:
+            _, places = search_exactly(vectors, scope.vectors, k + _SPARE)
+            rows = np.where(places < 0, -1, np.append(scope.rows, -1)[places])
+        else:
+            _, rows = search_exactly(vectors, copy.vectors, k + _SPARE, _all_or(scope.rows, copy))
         return ranked(vectors, copy.vectors, rows)
 
     def _answer(self, copy: LocalCopy, found: Found, k: int) -> pa.Table:

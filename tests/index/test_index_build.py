@@ -306,3 +306,14 @@ def test_a_condition_comes_before_the_ranking(tmp_path: Path) -> None:
         names = [rows[number]["key"] for number in chosen]
         queries = np.tile(people(4, seed=4), (260, 1))  # so many are compared exactly
         assert ids(tmp_path / "index", queries, K, text)[:4] == true_ids(queries[:4], vectors[chosen], names)
+
+
+def test_rows_are_looked_up_alike_whether_few_or_many(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "out", people(300))
+    build(tmp_path / "out", tmp_path / "index")
+    copy = opened(tmp_path / "index")._copy(False)
+    numbers = np.random.default_rng(0).integers(0, 300, 1000)
+    many = copy.rows(numbers)
+    assert many["id"].to_pylist() == [f"p{number:06}.jpg" for number in numbers]
+    for start in (0, 200, 400):
+        assert copy.rows(numbers[start : start + 200]) == many.slice(start, 200)
