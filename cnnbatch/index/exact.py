@@ -49,7 +49,7 @@ def _best(
     """Return the best of a block (B, D) for each query, of those above its ``floor`` (Q,).
 
     FAISS is fastest for few queries and for many. In between, NumPy's product of matrices is up to four
-    times faster; once every query has ``k`` vectors, hardly any other is above the floor, so little is left to sort.
+    times faster; once every query has ``k`` vectors, hardly any other is above the floor.
     """
     if len(queries) not in _SOME or not np.isfinite(floor).all():
         faiss = imported()
