@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import cnnbatch
+from cnnbatch.cli.app import app
 from cnnbatch.config.train import EmbeddingLoss
 from cnnbatch.errors import UserError
 from cnnbatch.inference.run import RunOptions
@@ -117,11 +122,86 @@ def test_what_was_interrupted_goes_on_to_the_same_network(tmp_path: Path) -> Non
     require_same(tmp_path / "whole", tmp_path / "broken")
 
 
+def inside_of(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "_job" / "training" / "inside.json").read_text())
+    return found
+
+
+def test_a_lesson_shows_vectors_by_epoch(tmp_path: Path) -> None:
+    photos, out = people(tmp_path / "people", 12, 4), tmp_path / "out"
+    launch(job(photos, out, {"epochs": 3}, lesson=True), QUIET)
+    shown, about = inside_of(out)["vectors"], model_of(out)
+    assert [one["epochs"] for one in shown["states"]] == [0, 1, 2, 3]
+    assert not {*shown["classes"]} & set(about["classes"])
+    counts = Counter(shown["classes"])
+    assert 2 <= len(counts) <= 10
+    assert {*counts.values()} == {4}
+    courses = [one["verification_accuracy"] for one in about["epochs"]]
+    assert [one["measured"] for one in shown["states"][1:]] == pytest.approx(courses)
+    page = (out / "report.html").read_text()
+    assert page.count("<h3>Embeddings in two dimensions, by epoch</h3>") == 1
+    assert all(f"After {epochs}" in page for epochs in ("1 epoch<", "2 epochs<", "3 epochs<"))
+    assert page.count('class="point"') == 4 * len(counts)
+    before = page[page.index('<ul class="states">') :]
+    (out / "report.html").unlink()
+    assert CliRunner().invoke(app, ["report", str(out)]).exit_code == 0
+    assert (out / "report.html").read_text().endswith(before)
+
+
+@pytest.mark.slow
+def test_a_lesson_that_was_interrupted_shows_what_lies_before_it(tmp_path: Path) -> None:
+    photos = people(tmp_path / "people", 12, 4)
+    how = {"epochs": 3, "batch": 8, "checkpoint_s": 1e-9}
+    launch(job(photos, tmp_path / "whole", how, lesson=True), QUIET)
+    launch_twice(lambda: job(photos, tmp_path / "broken", how, lesson=True), 4)
+    whole, broken = (inside_of(tmp_path / name)["vectors"] for name in ("whole", "broken"))
+    assert [one["epochs"] for one in broken["states"]] == [0, 1, 2, 3]
+    for one, other in zip(whole["states"], broken["states"], strict=True):
+        assert np.array(one["points"]) == pytest.approx(np.array(other["points"]), abs=1e-4)
+
+
+def test_where_nothing_is_learned_by_steps_a_lesson_shows_pairs_alone(tmp_path: Path) -> None:
+    photos, out = people(tmp_path / "people", 10, 3), tmp_path / "out"
+    launch(job(photos, out, {"strategy": "as_is", "epochs": "auto"}, lesson=True), QUIET)
+    shown = inside_of(out)
+    assert (shown["vectors"], shown["layers"]) == (None, [])
+    assert [one["title"] for one in shown["strips"]] == [
+        "Hardest pairs of the validation",
+        "Triplets of the validation",
+    ]
+    page = (out / "report.html").read_text()
+    assert "Triplets of the validation" in page
+    assert "Embeddings in two dimensions" not in page
+
+
+def test_a_report_shows_the_hardest_pairs_of_the_test(tmp_path: Path) -> None:
+    photos, out = people(tmp_path / "people", 12, 4), tmp_path / "out"
+    launch(job(photos, out), QUIET)
+    vectors, _ = vectors_of(out)
+    scored = [
+        (float(np.linalg.norm(np.subtract(vectors[a], vectors[b]))), a, b)
+        for a, b in combinations(sorted(vectors), 2)
+    ]
+    strangers = sorted(one for one in scored if one[1].split("/")[0] != one[2].split("/")[0])
+    same = sorted(one for one in scored if one[1].split("/")[0] == one[2].split("/")[0])[::-1]
+    rows = pq.read_table(out / "evaluation" / "hardest_pairs.parquet").to_pylist()
+    for kind, expected in ((False, strangers), (True, same)):
+        found = [-row["score"] for row in rows if row["same"] == kind]
+        assert found == pytest.approx([one[0] for one in expected[:50]], abs=1e-5)
+    page = (out / "report.html").read_text()
+    section = page[page.index('id="pairs"') : page.index("</section>", page.index('id="pairs"'))]
+    assert section.index("most similar pictures of two classes") < section.index("least similar pictures")
+    assert section.count("<figure>") == 16
+    assert f"distance {strangers[0][0]:.3f}" in section
+    assert f"distance {same[0][0]:.3f}" in section
+    assert same[0][1] in section
+
+
 @pytest.mark.slow
 def test_a_lesson_shows_the_hardest_pairs_and_triplets(tmp_path: Path) -> None:
     photos, out = people(tmp_path / "people", 10, 4), tmp_path / "out"
     launch(job(photos, out, {"epochs": 1}, lesson=True), QUIET)
-    pairs, triplets = json.loads((out / "_job" / "training" / "inside.json").read_text())["strips"]
+    pairs, triplets = inside_of(out)["strips"]
     assert [(row[0]["name"], row[2]["name"]) for row in pairs["rows"]] == [("one class", "two classes")] * 4
     far, near = ([float(row[place]["name"].split()[1]) for row in pairs["rows"]] for place in (1, 3))
     assert far == sorted(far, reverse=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from cnnbatch.tasks.recipes.face_losses import squared_distances
 from cnnbatch.tasks.recipes.inside import Shown, Strip
 
 ROWS = 4
+CLASSES, EACH = 10, 12
+"""Classes whose vectors are shown by epoch, as many as have colours of their own, and pictures of each."""
 
 _PAIRS = (
     "On the left the pictures of one class that are farthest from each other, on the right the pictures of "
@@ -24,12 +26,28 @@ _TRIPLETS = (
 )
 
 
+def few_of_each(names: Sequence[str]) -> list[int]:
+    """Return the places of pictures of the `CLASSES` with most of them, `EACH` of one at most.
+
+    ``names`` (N,) are those of their classes; of classes with equally many the first by name are taken.
+    """
+    counts = Counter(names)
+    chosen = sorted(counts, key=lambda name: (-min(counts[name], EACH), name))[:CLASSES]
+    taken = Counter[str]()
+    places = []
+    for place, name in enumerate(names):
+        if name in chosen and taken[name] < EACH:
+            taken[name] += 1
+            places.append(place)
+    return places
+
+
 def strips(pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor) -> Iterator[Strip]:
     """Yield the hardest pairs, and triplets, of pictures uint8 (3, H, W) with embeddings (N, D).
 
     ``classes`` (N,) are numbers. Nothing where there are no pairs of either kind.
     """
-    distances = squared_distances(embeddings).clamp(min=0).sqrt()
+    distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
     same = classes[:, None] == classes[None]
     upper = torch.ones_like(same).triu(1)
     if not bool((same & upper).any()) or bool(same.all()):
@@ -40,8 +58,9 @@ def strips(pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor) -> I
         _pair(pictures, distances, one, "one class") + _pair(pictures, distances, other, "two classes")
         for one, other in zip(farthest, nearest, strict=False)
     ]
-    yield Strip("The hardest pairs", _PAIRS, pairs)
-    yield Strip("Triplets", _TRIPLETS, [_triplet(pictures, distances, same, *one) for one in farthest])
+    yield Strip("Hardest pairs of the validation", _PAIRS, pairs)
+    triplets = [_triplet(pictures, distances, same, *one) for one in farthest]
+    yield Strip("Triplets of the validation", _TRIPLETS, triplets)
 
 
 def _ordered(distances: Tensor, kind: Tensor, descending: bool) -> list[tuple[int, int]]:
