@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import cnnbatch
 from cnnbatch.cli.app import app
-from cnnbatch.config.train import EmbeddingLoss
+from cnnbatch.config.train import EmbeddingLoss, Train
 from cnnbatch.errors import UserError
 from cnnbatch.inference.run import RunOptions
 from cnnbatch.job import MapJob, TrainJob
@@ -26,7 +26,9 @@ from cnnbatch.models.choice import Choice
 from cnnbatch.models.embedding_head import EmbeddingHead
 from cnnbatch.models.embedding_network import EmbeddingForm, build_embedding
 from cnnbatch.output.embeddings import EmbeddingSpace, space_of
+from cnnbatch.tasks.recipes.embedding import EmbeddingRecipe
 from cnnbatch.tasks.recipes.face_losses import criterion
+from cnnbatch.tasks.recipes.recipe import TrainingData
 from cnnbatch.tasks.registry import task_class
 from cnnbatch.types import Precision, Runtime
 from tests import tiny
@@ -293,6 +295,45 @@ def test_pictures_that_can_not_be_read_are_counted_where_nothing_is_learned(
 def test_a_head_of_fewer_numbers_is_a_part_of_a_rotation() -> None:
     rows = EmbeddingHead(16, 6, root=False).linear.weight
     assert (rows @ rows.T).flatten().tolist() == pytest.approx(torch.eye(6).flatten().tolist(), abs=1e-5)
+
+
+def without_hinge(photos: Path, out: Path, normalisation: str) -> dict[str, list[float]]:
+    """Train by the triplet loss without its maximum; return what was measured by epoch."""
+    loss = {"kind": "triplet", "mining": "all", "hinge": False, "margin": 0.3}
+    task = {"normalisation": normalisation}
+    how = {"epochs": 6, "strategy": "head", "learning_rate": 0.1, "embedding": loss}
+    launch(job(photos, out, how, task=task), QUIET)
+    rows = pq.read_table(out / "metrics.parquet").to_pandas().groupby("epoch").last()
+    return {name: rows[name].tolist() for name in rows.columns}
+
+
+def test_without_a_hinge_the_loss_falls_as_vectors_grow_unless_they_are_normalised(tmp_path: Path) -> None:
+    photos = people(tmp_path / "people", 12, 4)
+    free, bound = (without_hinge(photos, tmp_path / how, how) for how in ("none", "l2"))
+    assert free["vector_length"] == sorted(free["vector_length"])
+    assert free["vector_length"][-1] > 1.5 * free["vector_length"][0]
+    assert free["loss"][-1] < free["loss"][0]
+    assert "vector_length" not in bound
+    assert min(bound["loss"]) >= 0.3 - 4
+    assert (model_of(tmp_path / "none")["least_loss"], model_of(tmp_path / "l2")["least_loss"]) == (
+        None,
+        -3.7,
+    )
+    pages = [(tmp_path / how / "report.html").read_text() for how in ("none", "l2")]
+    assert all("Lower bound of the loss" in page for page in pages)
+    assert ["it falls as long as the vectors grow" in page for page in pages] == [True, False]
+    assert [">vector_length</h3>" in page for page in pages] == [True, False]
+
+
+def test_vector_lengths_are_those_before_any_division() -> None:
+    network = build_embedding(Choice("tests.tiny:build"), EmbeddingForm(normalisation="none"), trained=False)
+    recipe = EmbeddingRecipe(
+        network, "tests.tiny:build", Train(), TrainingData(("a", "b"), {"a": 2, "b": 2}, 4)
+    )
+    values = [
+        (name, key, np.array([length, 0], np.float32)) for name, key, length in (("a", "1", 3), ("b", "2", 5))
+    ]
+    assert recipe.measure(values)["vector_length"] == pytest.approx(4)
 
 
 def test_more_numbers_than_features_are_refused() -> None:
