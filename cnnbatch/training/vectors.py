@@ -49,13 +49,14 @@ class VectorsByEpoch:
         self._state = dict(state)
 
     def projected(self) -> dict[str, Any] | None:
-        """Return the vectors in two dimensions, as JSON values; None where there are not two states of them.
+        """Return the vectors in two dimensions, as JSON values; None where they are few or undefined.
 
         ``classes`` has that of each picture, ``states`` has by ``epochs`` the ``points`` (N, 2) and the value
         of the ``metric``; ``share`` is how much of the variance of the last state the two axes hold.
         """
         kept: dict[int, Any] = self._state["epochs"]
-        if len(kept) < 2 or len(self._state["classes"]) < 2:
+        are_known = all(bool(one["vectors"].isfinite().all()) for one in kept.values())
+        if len(kept) < 2 or len(self._state["classes"]) < 2 or not are_known:
             return None
         centre, axes, share = principal_axes(kept[max(kept)]["vectors"])
         states = [

@@ -103,7 +103,7 @@ def test_the_folder_embeds_other_pictures_as_the_training_did(tmp_path: Path) ->
     used = MapJob.model_validate(
         {
             "task": {"name": "embed", "model": "tests.tiny:build", "weights": str(out)},
-            "input": str(photos),
+            "input": {"url": str(photos), "label": "([^/]+)/"},
             "output": str(tmp_path / "vectors"),
             "compute": {"pool": "inline", "precision": "fp32", "backend": "eager"},
         }
@@ -113,6 +113,7 @@ def test_the_folder_embeds_other_pictures_as_the_training_did(tmp_path: Path) ->
     assert space.dimensions == 5
     for key, vector in expected.items():
         assert found[key] == pytest.approx(vector, abs=1e-5)
+    assert "most similar pictures of two classes" in (tmp_path / "vectors" / "report.html").read_text()
 
 
 @pytest.mark.slow
