@@ -210,6 +210,11 @@ def test_a_lesson_shows_the_hardest_pairs_and_triplets(tmp_path: Path) -> None:
     assert far == sorted(far, reverse=True)
     assert near == sorted(near)
     assert [one["name"].split(",")[0] for one in triplets["rows"][0]] == ["anchor", "positive", "negative"]
+    violations = []
+    for row in triplets["rows"]:
+        positive, negative = (float(one["name"].split()[-1]) for one in row[1:])
+        violations.append(positive**2 - negative**2)
+    assert violations == pytest.approx(sorted(violations, reverse=True), abs=0.01)  # Of rounded distances.
     assert pairs["title"] in (out / "report.html").read_text()
 
 

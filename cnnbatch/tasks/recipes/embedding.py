@@ -173,7 +173,8 @@ class EmbeddingRecipe:
         starts = range(0, len(examples), _TOGETHER)
         vectors = torch.cat([self._embedded(examples[start : start + _TOGETHER]) for start in starts])
         classes = torch.tensor([one.target[0] for one in examples])
-        return list(strips([one.pixels for one in examples], vectors, classes))
+        mining = self._spec.embedding.mining
+        return list(strips([one.pixels for one in examples], vectors, classes, mining))
 
     def _embedded(self, examples: Sequence[Example]) -> Tensor:
         batch = self.on_device(self.collate(examples, training=False), None)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from cnnbatch.tasks.recipes.face_losses import Mining, mined
 from cnnbatch.tasks.recipes.inside import Shown, Strip
 
 ROWS = 4
@@ -20,10 +21,15 @@ _PAIRS = (
     "threshold tells both pairs right."
 )
 _TRIPLETS = (
-    "Anchor, positive and negative, as semi-hard mining takes them: the negative is the nearest one that is "
-    "farther from the anchor than the positive, or where all are nearer, the farthest. A triplet teaches "
-    "while its negative is not farther by the margin."
+    "Anchor, positive and negative as the loss mines them, the hardest first: {how}. A triplet teaches while "
+    "its negative is not farther from the anchor than its positive by the margin."
 )
+_MINED: Mapping[Mining, str] = {
+    "semi_hard": "of each pair of one class the negative is the nearest one that is farther from the anchor "
+    "than the positive, or where all are nearer, the farthest",
+    "batch_hard": "of each anchor the farthest positive and the nearest negative",
+    "all": "every one counts",
+}
 
 
 def few_of_each(names: Sequence[str]) -> list[int]:
@@ -42,10 +48,12 @@ def few_of_each(names: Sequence[str]) -> list[int]:
     return places
 
 
-def strips(pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor) -> Iterator[Strip]:
-    """Yield the hardest pairs, and triplets, of pictures uint8 (3, H, W) with embeddings (N, D).
+def strips(
+    pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor, mining: Mining
+) -> Iterator[Strip]:
+    """Yield the hardest pairs, and the triplets that are mined, of pictures uint8 (3, H, W).
 
-    ``classes`` (N,) are numbers. Nothing where there are no pairs of either kind.
+    ``embeddings`` are (N, D), ``classes`` (N,) numbers. Nothing where there are no pairs of either kind.
     """
     distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
     same = classes[:, None] == classes[None]
@@ -59,8 +67,8 @@ def strips(pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor) -> I
         for one, other in zip(farthest, nearest, strict=False)
     ]
     yield Strip("Hardest pairs of the validation", _PAIRS, pairs)
-    triplets = [_triplet(pictures, distances, same, *one) for one in farthest]
-    yield Strip("Triplets of the validation", _TRIPLETS, triplets)
+    triplets = [_triplet(pictures, distances, one) for one in _hardest(distances, classes, mining)]
+    yield Strip("Triplets of the validation", _TRIPLETS.format(how=_MINED[mining]), triplets)
 
 
 def _ordered(distances: Tensor, kind: Tensor, descending: bool) -> list[tuple[int, int]]:
@@ -78,16 +86,19 @@ def _pair(pictures: Sequence[Tensor], distances: Tensor, places: tuple[int, int]
     ]
 
 
-def _triplet(
-    pictures: Sequence[Tensor], distances: Tensor, same: Tensor, anchor: int, positive: int
-) -> list[Shown]:
-    to_positive = distances[anchor, positive]
-    others = (~same[anchor]).nonzero()[:, 0]
-    beyond = others[distances[anchor, others] > to_positive]
-    chosen = distances[anchor, beyond].argmin() if len(beyond) else distances[anchor, others].argmax()
-    negative = int(beyond[chosen] if len(beyond) else others[chosen])
-    return [
-        Shown("anchor", pictures[anchor]),
-        Shown(f"positive, distance {float(to_positive):.3f}", pictures[positive]),
-        Shown(f"negative, distance {float(distances[anchor, negative]):.3f}", pictures[negative]),
+def _hardest(distances: Tensor, classes: Tensor, mining: Mining) -> list[tuple[int, int, int]]:
+    """Return the first of the mined triplets by how much farther the positive is than the negative."""
+    squares = distances.square()
+    anchors, positives, negatives = mined(squares, classes, mining)
+    order = (squares[anchors, positives] - squares[anchors, negatives]).argsort(descending=True)[:ROWS]
+    chosen = (places[order].tolist() for places in (anchors, positives, negatives))
+    return list(zip(*chosen, strict=True))
+
+
+def _triplet(pictures: Sequence[Tensor], distances: Tensor, places: tuple[int, int, int]) -> list[Shown]:
+    anchor, *others = places
+    said = [
+        Shown(f"{name}, distance {float(distances[anchor, place]):.3f}", pictures[place])
+        for name, place in zip(("positive", "negative"), others, strict=True)
     ]
+    return [Shown("anchor", pictures[anchor]), *said]
