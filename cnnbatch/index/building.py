@@ -40,7 +40,7 @@ MOST_REFINE = 320
 GROWN = 1.1
 """By how much an index has grown when its recall is measured again."""
 
-_TRAINED_FROM = 64  # pieces that give vectors to train on, so that few objects are read
+_TRAINED_FROM = 64  # pieces that give vectors to train on, unless they are very small
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,13 +246,15 @@ def _taking(manifest: Manifest, changes: Changes) -> Manifest:
 
 
 def _spread(planned: Sequence[PlannedSegment]) -> list[Piece]:
-    """Return pieces from all over what is planned, each of few rows."""
+    """Return pieces from all over what is planned, each of few rows next to each other."""
     pieces = [piece for one in planned for piece in one.pieces]
-    chosen = [pieces[number] for number in _evenly(len(pieces), _TRAINED_FROM)]
+    enough = ceil(TRAINED_ON * len(pieces) / max(1, sum(len(one.rows) for one in pieces)))
+    chosen = [pieces[number] for number in _evenly(len(pieces), max(_TRAINED_FROM, enough))]
     most = ceil(TRAINED_ON / max(1, len(chosen)))
+    middles = [max(0, (len(one.rows) - most) // 2) for one in chosen]
     return [
-        Piece(one.output, one.part, one.digest, tuple(one.rows[n] for n in _evenly(len(one.rows), most)))
-        for one in chosen
+        Piece(one.output, one.part, one.digest, one.rows[start : start + most])
+        for one, start in zip(chosen, middles, strict=True)
     ]
 
 

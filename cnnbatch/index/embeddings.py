@@ -247,9 +247,10 @@ def _normalized(
 
 
 def _taken(values: Any, places: NDArray[np.int64]) -> Any:
-    """Return the values at ascending places; the same values, uncopied, where these are all."""
-    is_all = len(places) == len(values) and (places == np.arange(len(values))).all()
-    return values if is_all else values.take(places)
+    """Return the values at ascending places, uncopied where these are next to each other."""
+    if len(places) and places[-1] - places[0] == len(places) - 1:
+        return values.slice(int(places[0]), len(places))
+    return values.take(places)
 
 
 def _ids(keys: Any, places: NDArray[np.int64]) -> Any:

@@ -308,6 +308,23 @@ def test_a_condition_comes_before_the_ranking(tmp_path: Path) -> None:
         assert ids(tmp_path / "index", queries, K, text)[:4] == true_ids(queries[:4], vectors[chosen], names)
 
 
+def test_parts_of_single_pictures_train_a_codebook_too(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "out", people(600), each=2)
+    build(tmp_path / "out", tmp_path / "index")
+    assert manifest(tmp_path / "index").codebook is not None
+
+
+def test_a_part_without_any_embedding_adds_nothing(tmp_path: Path) -> None:
+    vectors, out, place = people(40), tmp_path / "out", tmp_path / "index"
+    write_pictures(out, vectors, each=20)
+    rewrite(out, 2, [picture(f"x{number}.jpg", None) for number in range(5)])
+    rewrite(out, 3, [picture(f"y{number}.jpg", vectors[number], vanished=True) for number in range(5)])
+    assert build(out, place).images == 40
+    assert ids(place, people(5, seed=4)) == true_ids(people(5, seed=4), vectors)
+    rewrite(out, 3, [picture(f"y{number}.jpg", vectors[number]) for number in range(5)])
+    assert build(out, place).found == {"new": 5, "gone": 0}
+
+
 def test_rows_are_looked_up_alike_whether_few_or_many(tmp_path: Path) -> None:
     write_pictures(tmp_path / "out", people(300))
     build(tmp_path / "out", tmp_path / "index")
