@@ -5,7 +5,7 @@ Importing it costs neither Ray nor torch; only photos to search for need a netwo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import counted
 from cnnbatch.index.approximate import FastScan, search_approximately
+from cnnbatch.index.duplicates import grouped_rows
 from cnnbatch.index.embeddings import in_words
 from cnnbatch.index.exact import Found, ranked, search_exactly
 from cnnbatch.index.local_copy import LocalCopy, local_copy
@@ -135,6 +136,22 @@ class Index:
             found = found.add_column(number, f"query_{name}", places[name])
         return found
 
+    def duplicates(
+        self, similarity: float = 0.95, advance: Callable[[int], None] = lambda rows: None
+    ) -> pa.Table:
+        """Return the rows that are connected with others by a cosine of at least ``similarity``, by group.
+
+        The columns are ``group``, from 0; those of a row, as `search` has them; and ``similarity``, the
+        cosine with the first row of the group. ``advance`` is called with each number of rows that are done.
+        Raises UserError.
+        """
+        if not 0 < similarity <= 1:
+            raise UserError(f"similarity: expected a cosine above 0 and at most 1, got {similarity:g}")
+        copy = self._copy(False)
+        return grouped_rows(
+            copy.vectors, copy.live, similarity, lambda rows: self._addressed(copy.rows(rows)), advance
+        )
+
     def columns(self) -> pa.Schema:
         """Return the columns that ``where`` may name."""
         return _columns(self._copy(False), self.manifest)
@@ -196,13 +213,16 @@ class Index:
         scores, rows = _in_order(found, copy)
         scores, rows = scores[:, :k], rows[:, :k]
         queries, places = np.nonzero(rows >= 0)
-        table = copy.rows(rows[queries, places])
-        addresses = pa.array([one.url for one in self.manifest.outputs], pa.string())
-        number = table.column_names.index("output")
-        table = table.set_column(number, "output", addresses.take(table["output"].combine_chunks()))
+        table = self._addressed(copy.rows(rows[queries, places]))
         table = table.add_column(0, "query", pa.array(queries.astype(np.int32)))
         table = table.add_column(1, "rank", pa.array((places + 1).astype(np.int32)))
         return table.append_column("similarity", pa.array(scores[queries, places]))
+
+    def _addressed(self, rows: pa.Table) -> pa.Table:
+        """Return rows with the address of their output in place of its number."""
+        addresses = pa.array([one.url for one in self.manifest.outputs], pa.string())
+        number = rows.column_names.index("output")
+        return rows.set_column(number, "output", addresses.take(rows["output"].combine_chunks()))
 
 
 def is_index(uri: str, storage: Storage) -> bool:
