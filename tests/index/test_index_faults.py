@@ -247,6 +247,56 @@ def test_a_build_that_is_killed_anywhere_continues_to_the_same_index(
     assert answers(place, people(5, seed=4)) == answers(tmp_path / "whole", people(5, seed=4))
 
 
+def test_an_append_that_is_killed_anywhere_leaves_the_index_as_it_was_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "out", people(700)[:300])
+    for name in ("whole", "index"):
+        build(tmp_path / "out", tmp_path / name)
+    write_pictures(tmp_path / "out", people(700))  # All parts anew, and more than are searched exactly.
+    build(tmp_path / "out", tmp_path / "whole")
+    before, place, kills = answers(tmp_path / "index", people(5, seed=4)), tmp_path / "index", 0
+    monkeypatch.setattr(building, "Storage", KilledStorage)
+    KilledStorage.after = True
+    while True:
+        KilledStorage.left = 6 + kills
+        try:
+            build(tmp_path / "out", place)
+            break
+        except Killed:
+            kills += 1
+            assert answers(place, people(5, seed=4)) == before
+    assert kills > 2
+    assert manifest(place).segments == manifest(tmp_path / "whole").segments
+    assert manifest(place).codebook == manifest(tmp_path / "whole").codebook is not None
+
+
+def test_a_compaction_that_is_killed_leaves_a_whole_index(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "index"
+    build(out, place)
+    write_pictures(tmp_path / "more", people(10, seed=3), name="m")
+    build(tmp_path / "more", place)
+    before = answers(place, people(5, seed=4))
+    objects = len(segment_files(place))
+
+    def killed(storage: Storage, uri: str) -> None:
+        if uri.endswith(".parquet"):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "delete", killed)
+        with pytest.raises(Killed):
+            [*compact_index(str(place))]
+    assert len(segment_files(place)) > objects
+    (place / "_job" / "lock").unlink(missing_ok=True)
+    assert answers(place, people(5, seed=4)) == before
+    assert [*compact_index(str(place))][1] == "0 rows removed, 2 objects deleted"
+    assert len(segment_files(place)) == len(manifest(place).segments)
+    assert answers(place, people(5, seed=4)) == before
+
+
 def test_a_second_writer_starts_again_from_the_new_state(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
