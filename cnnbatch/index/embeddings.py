@@ -129,15 +129,14 @@ def read_rows(embedded: EmbeddedOutput, part: int, rows: Sequence[int]) -> Embed
 
 def _schema(reader: Reader) -> pa.Schema:
     """Return the columns of the first part, with what they say of themselves."""
-    numbers = reader.receipts()[:1]
+    output = Output(reader.uri, reader.storage)
+    numbers = output.finished()
     if not numbers:
         raise UserError(
             f"{redact(reader.uri)} has no finished part\n  what to do: let its job write some first"
         )
-    with (
-        reader.storage.open(numbers[0].part) as file,
-        integrity.reading(numbers[0].part, integrity.MAKE_AGAIN),
-    ):
+    uri = output.part(min(numbers))
+    with reader.storage.open(uri) as file, integrity.reading(uri, integrity.MAKE_AGAIN):
         return pq.read_schema(file)
 
 
