@@ -65,3 +65,39 @@ def compact(index: IndexName) -> None:
         return 0
 
     leave_with(action, "Stopped. The index is whole; the same command continues.")
+
+
+@app.command("duplicates", no_args_is_help=True)
+def duplicates(
+    index: IndexName,
+    to: Annotated[str, typer.Option("--to", metavar="FILE", help="A new Parquet file.")],
+    similarity: Annotated[
+        float, typer.Option("--similarity", help="The least cosine of two near duplicates.")
+    ] = 0.95,
+) -> None:
+    """Write groups of near duplicates: pictures, or faces, that are nearly the same."""
+
+    def action() -> int:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from cnnbatch.errors import UserError
+        from cnnbatch.humanize import counted
+        from cnnbatch.index.search import open_index
+        from cnnbatch.storage import Storage, normalize
+        from cnnbatch.terminal.screen import Screen
+
+        place, storage = normalize(to), Storage()
+        if storage.exists(place):
+            raise UserError(f"{to} is there already\n  what to do: give the name of a new file")
+        opened = open_index(index)
+        with Screen(quiet=False) as screen:
+            found = opened.duplicates(similarity, screen.stage("compare", len(opened), "embeddings"))
+        sink = pa.BufferOutputStream()
+        pq.write_table(found, sink, compression="zstd")
+        storage.create(place, sink.getvalue().to_pybytes())
+        groups = len(found["group"].unique())
+        say(f"{counted(found.num_rows, 'embedding')} in {counted(groups, 'group')}: {to}")
+        return 0
+
+    leave_with(action)

@@ -39,8 +39,6 @@ def search(
 
     def action() -> int:
         from cnnbatch.index.search import open_index
-        from cnnbatch.index.sheet import contact_sheet
-        from cnnbatch.storage import Storage, normalize
 
         give(plugin)
         opened = open_index(index)
@@ -50,6 +48,9 @@ def search(
         for row in rows:
             say(json.dumps(row, default=str) if as_json else _line(row))
         if sheet is not None:
+            from cnnbatch.index.sheet import contact_sheet
+            from cnnbatch.storage import Storage, normalize
+
             Storage().put(normalize(sheet), contact_sheet(rows, opened.storage))
             say(f"contact sheet: {sheet}", err=as_json)
         return 0

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnbatch.index.codebook import BITS, Codebook, imported, padded
-from cnnbatch.index.exact import Found, Vectors, similarities
+from cnnbatch.index.exact import Found, Vectors, ranked
 
 
 class FastScan:
@@ -38,13 +38,12 @@ class FastScan:
 
 
 def search_approximately(
-    queries: NDArray[np.float32], scan: FastScan, vectors: Vectors, k: int, refine: int
+    queries: NDArray[np.float32], scan: FastScan, vectors: Vectors, k: int, refine: int, spare: int = 0
 ) -> Found:
-    """Return of ``refine`` times ``k`` candidates of each query (Q, D) the ``k`` most similar vectors.
+    """Return of ``refine`` times ``k`` candidates of each query (Q, D) the most similar, by their vectors.
 
-    Where there are fewer, fewer columns are returned.
+    ``spare`` more than ``k`` are returned; fewer where there are fewer.
     """
-    rows = scan.candidates(queries, k * refine)
-    scores = similarities(queries, vectors, rows)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    rows = scan.candidates(queries, max(k * refine, k + spare))
+    scores, rows = ranked(queries, vectors, rows)
+    return scores[:, : k + spare], rows[:, : k + spare]

@@ -27,6 +27,9 @@ class SegmentMaker:
     storage: Storage
     outputs: tuple[EmbeddedOutput, ...]
     codebook: Codebook | None
+    state: int
+    """The state of the index to which segments are added: in a later one the same rows are another segment,
+    since in the first of them they may be gone."""
 
     def __call__(self, planned: PlannedSegment) -> SegmentEntry:
         """Return the segment that is planned; one that an earlier run made is taken as it is."""
@@ -36,8 +39,9 @@ class SegmentMaker:
         try:
             data = self.storage.read(uri)
         except NotFound:
-            data = put_new(self.storage, uri, self._made(pieces))
-        return entry_of(name, data)
+            table = self._made(pieces)
+            return entry_of(name, put_new(self.storage, uri, segments.written(table)), table)
+        return entry_of(name, data, segments.read(data))
 
     def _contents(self, pieces: Pieces) -> list[object]:
         book = None if self.codebook is None else segments.checksum(self.codebook.to_bytes())
@@ -45,19 +49,20 @@ class SegmentMaker:
         used = {piece.output for piece in pieces}
         return [
             FORMAT,
+            self.state,
             book,
             [one for one in outputs if one[0] in used],
             [piece.contents() for piece in pieces],
         ]
 
-    def _made(self, pieces: Pieces) -> bytes:
+    def _made(self, pieces: Pieces) -> pa.Table:
         found = rows_of(self.outputs, pieces)
         codes = None
         if self.codebook is not None:
             with threads(1):
                 codes = self.codebook.encode(found.vectors)
         table = segments.with_vectors(found.rows, found.vectors, codes)
-        return segments.written(table, {"left_out": found.left_out})
+        return segments.saying(table, {"left_out": found.left_out})
 
 
 def rows_of(outputs: Sequence[EmbeddedOutput], pieces: Pieces) -> EmbeddedRows:
@@ -89,9 +94,8 @@ def put_codebook(uri: str, storage: Storage, codebook: Codebook) -> StoredObject
     return StoredObject(name=total[:32], sha256=total, bytes=len(data))
 
 
-def entry_of(name: str, data: bytes) -> SegmentEntry:
-    """Return what the manifest says of a segment."""
-    table = segments.read(data)
+def entry_of(name: str, data: bytes, table: pa.Table) -> SegmentEntry:
+    """Return what the manifest says of a segment, which is ``table`` and as a file ``data``."""
     outputs, parts = (np.asarray(table[one].to_numpy()) for one in ("output", "part"))
     ranges = {int(one): parts[outputs == one] for one in np.unique(outputs)}
     return SegmentEntry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ MOST_REFINE = 320
 GROWN = 1.1
 """By how much an index has grown when its recall is measured again."""
 
-_TRAINED_FROM = 64  # pieces that give vectors to train on, so that few objects are read
+_TRAINED_FROM = 64  # pieces that give vectors to train on, unless they are very small
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class Building:
             codebook = self._trained(manifest, outputs, planned)
             if codebook is not None:
                 manifest = self._encoded(manifest, codebook, apply)
-        maker = SegmentMaker(self._uri, self._storage, tuple(outputs), codebook)
+        maker = SegmentMaker(self._uri, self._storage, tuple(outputs), codebook, manifest.state)
         advance = self._screen.stage("index", rows, "embeddings")
         made = []
         for entry in apply(maker, planned):
@@ -192,6 +193,11 @@ class Building:
         self._screen.doing("measuring the recall")
         copy = local_copy(self._uri, self._storage, manifest)
         probes = RecallProbes(copy.vectors, copy.live, self._job.index.match)
+        if not len(probes.probes):
+            raise UserError(
+                f"of {manifest.live:,} embeddings so few are different that the recall can't be measured\n"
+                f"  what to do: give index.exact_below={2 * manifest.live}, to have it searched exactly"
+            )
         assert copy.codes is not None
         scan = FastScan(codebook, copy.codes, copy.live)
         target = self._job.index.recall
@@ -217,7 +223,7 @@ def pool_of(compute: Compute, rows: int) -> Map:
         return here
     if compute.pool == "auto":
         return chosen_map(rows, workers, compute)
-    number = 1 if workers == "auto" else workers
+    number = (os.cpu_count() or 1) if workers == "auto" else workers
     return on_ray(compute, number) if compute.pool == "ray" else ProcessMap(number)
 
 
@@ -240,13 +246,15 @@ def _taking(manifest: Manifest, changes: Changes) -> Manifest:
 
 
 def _spread(planned: Sequence[PlannedSegment]) -> list[Piece]:
-    """Return pieces from all over what is planned, each of few rows."""
+    """Return pieces from all over what is planned, each of few rows next to each other."""
     pieces = [piece for one in planned for piece in one.pieces]
-    chosen = [pieces[number] for number in _evenly(len(pieces), _TRAINED_FROM)]
+    enough = ceil(TRAINED_ON * len(pieces) / max(1, sum(len(one.rows) for one in pieces)))
+    chosen = [pieces[number] for number in _evenly(len(pieces), max(_TRAINED_FROM, enough))]
     most = ceil(TRAINED_ON / max(1, len(chosen)))
+    middles = [max(0, (len(one.rows) - most) // 2) for one in chosen]
     return [
-        Piece(one.output, one.part, one.digest, tuple(one.rows[n] for n in _evenly(len(one.rows), most)))
-        for one in chosen
+        Piece(one.output, one.part, one.digest, one.rows[start : start + most])
+        for one, start in zip(chosen, middles, strict=True)
     ]
 
 

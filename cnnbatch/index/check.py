@@ -55,7 +55,8 @@ def check(index: str, storage: Storage, manifest: Manifest) -> Checked:
         assert copy.codes is not None
         match = manifest.recall.match if manifest.recall else None
         probes = RecallProbes(copy.vectors, copy.live, match)
-        recall = probes.measure(FastScan(codebook, copy.codes, copy.live), manifest.refine)
+        if len(probes.probes):
+            recall = probes.measure(FastScan(codebook, copy.codes, copy.live), manifest.refine)
     return Checked(damaged, len([*unnamed(index, storage, manifest)]), recall, manifest.recall)
 
 

@@ -44,8 +44,9 @@ class Rewriter:
         for entry in group:
             for reason, count in entry.left_out.items():
                 left_out[reason] = left_out.get(reason, 0) + count
-        data = segments.written(segments.with_vectors(rows, vectors, codes), {"left_out": left_out})
-        return entry_of(name, put_new(self.storage, segment_uri(self.uri, name), data))
+        made = segments.saying(segments.with_vectors(rows, vectors, codes), {"left_out": left_out})
+        data = put_new(self.storage, segment_uri(self.uri, name), segments.written(made))
+        return entry_of(name, data, made)
 
     def _live(self, entry: SegmentEntry) -> pa.Table:
         live = np.ones(entry.rows, bool)

@@ -109,11 +109,11 @@ def read_rows(embedded: EmbeddedOutput, part: int, rows: Sequence[int]) -> Embed
     """
     table = _table(embedded, part, rows)
     live = np.flatnonzero(~table["vanished"].to_numpy(zero_copy_only=False))
-    table, numbers = table.take(live), np.asarray(rows, np.int64)[live]
+    table, numbers = _taken(table, live), np.asarray(rows, np.int64)[live]
     parents, places, embeddings, boxes = _flat(table, embedded.column)
     vectors, good, left_out = _normalized(embeddings, embedded.space.dimensions)
     parents, places = parents[good], places[good]
-    keys = table["key"].take(parents)
+    keys = _taken(table["key"], parents)
     ids = keys if embedded.column == "embedding" else _ids(keys, places)
     columns: dict[str, Any] = {
         "id": ids,
@@ -121,23 +121,22 @@ def read_rows(embedded: EmbeddedOutput, part: int, rows: Sequence[int]) -> Embed
         "output": np.full(len(parents), embedded.number, np.int32),
         "part": np.full(len(parents), part, np.int32),
         "row": numbers[parents].astype(np.int32),
-        "box": boxes.take(good),
-        **{name: table[name].take(parents) for name in embedded.kept.names},
+        "box": _taken(boxes, good),
+        **{name: _taken(table[name], parents) for name in embedded.kept.names},
     }
     return EmbeddedRows(pa.table(columns, schema=pa.schema([*ROW, *embedded.kept])), vectors, left_out)
 
 
 def _schema(reader: Reader) -> pa.Schema:
     """Return the columns of the first part, with what they say of themselves."""
-    numbers = reader.receipts()[:1]
+    output = Output(reader.uri, reader.storage)
+    numbers = output.finished()
     if not numbers:
         raise UserError(
             f"{redact(reader.uri)} has no finished part\n  what to do: let its job write some first"
         )
-    with (
-        reader.storage.open(numbers[0].part) as file,
-        integrity.reading(numbers[0].part, integrity.MAKE_AGAIN),
-    ):
+    uri = output.part(min(numbers))
+    with reader.storage.open(uri) as file, integrity.reading(uri, integrity.MAKE_AGAIN):
         return pq.read_schema(file)
 
 
@@ -190,7 +189,8 @@ def _table(embedded: EmbeddedOutput, part: int, rows: Sequence[int]) -> pa.Table
         columns = ["key", "vanished", *wanted, *embedded.kept.names]
         table = parquet.read_row_groups([*range(first, last + 1)], columns, use_threads=False)
         before = ends[first - 1] if first else 0
-        return table.take(np.asarray(rows, np.int64) - before)
+        taken: pa.Table = _taken(table, np.asarray(rows, np.int64) - before)
+        return taken
 
 
 def _another(uri: str, found: EmbeddingSpace | None, expected: EmbeddingSpace) -> UserError:
@@ -221,7 +221,7 @@ def _flat(
         vectors, boxes = pc.struct_field(objects, "embedding"), pc.struct_field(objects, "box").cast(BOX)
     places = np.arange(len(parents)) - np.searchsorted(parents, parents)
     there = np.flatnonzero(vectors.is_valid().to_numpy(zero_copy_only=False))
-    return parents[there], places[there], vectors.take(there), boxes.take(there)
+    return parents[there], places[there], _taken(vectors, there), _taken(boxes, there)
 
 
 def _normalized(
@@ -235,6 +235,13 @@ def _normalized(
     vectors = (flat[good] / lengths[good, None]).astype(np.float16)
     found = {NOT_FINITE: int((~finite).sum()), ZERO: int(zero.sum())}
     return vectors, good, {reason: count for reason, count in found.items() if count}
+
+
+def _taken(values: Any, places: NDArray[np.int64]) -> Any:
+    """Return the values at ascending places, uncopied where these are next to each other."""
+    if len(places) and places[-1] - places[0] == len(places) - 1:
+        return values.slice(int(places[0]), len(places))
+    return values.take(places)
 
 
 def _ids(keys: Any, places: NDArray[np.int64]) -> Any:

@@ -12,9 +12,10 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from cnnbatch.storage import Storage
 from cnnbatch.storage.cache import cache_folder
 
 _STATE = "state.json"
+_FEW = 256
+"""Rows up to which each is looked up by itself."""
 _SAVED_EVERY = 64
 """Segments after which a copy that is made is kept, should the rest be stopped."""
 
@@ -56,16 +59,34 @@ class LocalCopy:
         """Return these columns of all rows, mapped."""
         return pa.concat_tables([one.select(list(names)) for one in self.tables])
 
+    @cached_property
+    def _structs(self) -> tuple[Any, ...]:
+        """The tables as arrays of structs, of which rows are taken at once instead of column by column."""
+        return tuple(one.to_struct_array().combine_chunks() for one in self.tables)
+
     def rows(self, numbers: NDArray[np.int64]) -> pa.Table:
         """Return the columns of some rows (K,), in their order."""
+        found = self._few(numbers) if len(numbers) <= _FEW else self._many(numbers)
+        return pa.Table.from_batches([pa.RecordBatch.from_struct_array(found)])
+
+    def _few(self, numbers: NDArray[np.int64]) -> Any:
+        """Return rows one by one: a slice takes 3 µs, and looking for rows in a segment 40 µs."""
+        places = np.searchsorted(self.starts, numbers, "right") - 1
+        within = numbers - self.starts[places]
+        pairs = zip(places.tolist(), within.tolist(), strict=True)
+        slices = [self._structs[place].slice(row, 1) for place, row in pairs]
+        return pa.concat_arrays([self._structs[0].slice(0, 0), *slices])
+
+    def _many(self, numbers: NDArray[np.int64]) -> Any:
+        """Return rows segment by segment."""
         order = np.argsort(numbers, kind="stable")
         sought = numbers[order]
         edges = np.searchsorted(sought, self.starts)
-        pieces = [self.tables[0].slice(0, 0)]
+        pieces = []
         for place, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
             if low < high:
-                pieces.append(self.tables[place].take(sought[low:high] - self.starts[place]))
-        return pa.concat_tables(pieces).take(np.argsort(order))
+                pieces.append(self._structs[place].take(pa.array(sought[low:high] - self.starts[place])))
+        return pa.concat_arrays(pieces).take(pa.array(np.argsort(order)))
 
 
 def local_copy(index: str, storage: Storage, manifest: Manifest, skip_damaged: bool = False) -> LocalCopy:
@@ -75,24 +96,28 @@ def local_copy(index: str, storage: Storage, manifest: Manifest, skip_damaged: b
     EnvironmentFault where the cache can't be written.
     """
     root = cache_folder("indexes") / sha256(index.encode()).hexdigest()[:32]
+    wanted = {one.name: one for one in manifest.segments if one.rows}
+    form = {"dimensions": manifest.dimensions, "code_bytes": _code_bytes(manifest)}
     with _on_disk(root), _locked(root):
-        state = _state(root)
-        wanted = {one.name: one for one in manifest.segments if one.rows}
-        code_bytes = _code_bytes(manifest)
-        if state is None or not _extends(state, wanted, manifest.dimensions, code_bytes):
-            state = _begin(root, manifest.dimensions, code_bytes)
+        state = _begun(root, form, wanted)
+        try:
+            tables = [_mapped(root / state["folder"] / f"{name}.arrow") for name in state["segments"]]
+        except pa.ArrowInvalid:  # A file that was not on the disk yet when the machine lost its power.
+            state, tables = _begin(root, form), []
         damaged: list[str] = []
         missing = [one for name, one in wanted.items() if name not in state["segments"]]
         for number, entry in enumerate(missing, 1):
             try:
-                _add(root / state["folder"], state, read_segment(index, storage, entry), entry)
+                tables.append(
+                    _added(root / state["folder"], state, read_segment(index, storage, entry), entry)
+                )
             except DamagedObject as error:
                 if not skip_damaged:
                     raise
                 damaged.append(str(error).partition("\n")[0])
             if number % _SAVED_EVERY == 0 or number == len(missing):
                 _save(root, state)
-        return _opened(root / state["folder"], state, wanted, tuple(damaged))
+        return _opened(root / state["folder"], state, wanted, tables, damaged)
 
 
 def _code_bytes(manifest: Manifest) -> int:
@@ -100,18 +125,18 @@ def _code_bytes(manifest: Manifest) -> int:
     return ((manifest.dimensions + 1) // 2 + 1) // 2 if manifest.codebook else 0
 
 
-def _extends(
-    state: dict[str, Any], wanted: dict[str, SegmentEntry], dimensions: int, code_bytes: int
-) -> bool:
-    """Say whether a copy can go on: whether all that it has is still in the index."""
-    same = (state["dimensions"], state["code_bytes"]) == (dimensions, code_bytes)
-    return same and all(name in wanted for name in state["segments"])
+def _begun(root: Path, form: Mapping[str, int], wanted: Mapping[str, SegmentEntry]) -> dict[str, Any]:
+    """Return the state of a copy that can go on, since all that it has is wanted; else of an empty one."""
+    state = _state(root)
+    if state is not None and state.items() >= form.items() and state["segments"].keys() <= wanted.keys():
+        return state
+    return _begin(root, form)
 
 
-def _begin(root: Path, dimensions: int, code_bytes: int) -> dict[str, Any]:
+def _begin(root: Path, form: Mapping[str, int]) -> dict[str, Any]:
     """Return the state of an empty copy; what was there before goes once nobody reads it."""
     name = uuid4().hex
-    state = {"folder": name, "dimensions": dimensions, "code_bytes": code_bytes, "segments": {}}
+    state: dict[str, Any] = {"folder": name, **form, "segments": {}}
     folder = root / name
     folder.mkdir()
     for file in ("vectors", "codes"):
@@ -123,20 +148,22 @@ def _begin(root: Path, dimensions: int, code_bytes: int) -> dict[str, Any]:
     return state
 
 
-def _add(folder: Path, state: dict[str, Any], table: pa.Table, entry: SegmentEntry) -> None:
-    """Add a segment behind those that are there; what a killed run has left behind them is written over."""
+def _added(folder: Path, state: dict[str, Any], table: pa.Table, entry: SegmentEntry) -> pa.Table:
+    """Add a segment behind those that are there; return its other columns, mapped.
+
+    What a killed run has left behind them is written over.
+    """
     rows = sum(state["segments"].values())
     _write_at(folder / "vectors", segments.vectors_of(table), rows)
     codes = segments.codes_of(table)
     if codes is not None:
         _write_at(folder / "codes", codes, rows)
     others = table.drop_columns([name for name in segments.BYTES if name in table.column_names])
-    with (
-        pa.OSFile(str(folder / f"{entry.name}.arrow"), "wb") as file,
-        pa.ipc.new_file(file, others.schema) as sink,
-    ):
+    path = folder / f"{entry.name}.arrow"
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, others.schema) as sink:
         sink.write_table(others)
     state["segments"][entry.name] = entry.rows
+    return _mapped(path)
 
 
 def _write_at(path: Path, values: NDArray[Any], row: int) -> None:
@@ -147,7 +174,11 @@ def _write_at(path: Path, values: NDArray[Any], row: int) -> None:
 
 
 def _opened(
-    folder: Path, state: dict[str, Any], wanted: dict[str, SegmentEntry], damaged: tuple[str, ...]
+    folder: Path,
+    state: Mapping[str, Any],
+    wanted: Mapping[str, SegmentEntry],
+    tables: Sequence[pa.Table],
+    damaged: Sequence[str],
 ) -> LocalCopy:
     held = state["segments"]
     starts = np.cumsum([0, *held.values()])
@@ -159,8 +190,7 @@ def _opened(
     if total:
         vectors = np.memmap(folder / "vectors", np.float16, "r", shape=(total, dimensions))
     codes = np.fromfile(folder / "codes", np.uint8, total * width).reshape(-1, width) if width else None
-    tables = tuple(_mapped(folder / f"{name}.arrow") for name in held)
-    return LocalCopy(vectors, codes, np.flatnonzero(live), tables, starts, damaged=damaged)
+    return LocalCopy(vectors, codes, np.flatnonzero(live), tuple(tables), starts, damaged=tuple(damaged))
 
 
 def _mapped(path: Path) -> pa.Table:

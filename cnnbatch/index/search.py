@@ -5,8 +5,8 @@ Importing it costs neither Ray nor torch; only photos to search for need a netwo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import counted
 from cnnbatch.index.approximate import FastScan, search_approximately
+from cnnbatch.index.duplicates import grouped_rows
 from cnnbatch.index.embeddings import in_words
-from cnnbatch.index.exact import Found, search_exactly, similarities
+from cnnbatch.index.exact import Found, ranked, search_exactly
 from cnnbatch.index.local_copy import LocalCopy, local_copy
 from cnnbatch.index.manifest import NAME, Manifest, read_manifest
-from cnnbatch.index.objects import read_codebook
+from cnnbatch.index.objects import DamagedObject, read_codebook
 from cnnbatch.index.where import Condition, parse_where
 from cnnbatch.storage import Storage, StorageOptions, join, normalize, redact
 
@@ -35,16 +36,18 @@ EXACT_QUERIES = 1_000
 MOST_RESULTS = 10_000
 
 _SPARE = 16  # candidates beside the k best, so that equal ones at the end are told apart by their names
-_QUERIES_AT_ONCE = 4_096
+_CANDIDATES_AT_ONCE = 1 << 19
+_HELD_BYTES = 64 << 20  # of vectors of few rows, which are kept as float32
 _NUMBER = "\0row"  # which is the name of no column
 
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """The rows that are searched, and their codes where these are scanned."""
+    """The rows that are searched; their codes where these are scanned, else, of few, their vectors (N, D)."""
 
     rows: NDArray[np.int64]
-    scan: FastScan | None
+    scan: FastScan | None = None
+    vectors: NDArray[np.float32] | None = None
 
 
 class Index:
@@ -116,12 +119,11 @@ class Index:
             raise UserError(f"k: expected 1 to {MOST_RESULTS:,} results, got {k:,}")
         copy = self._copy(skip_damaged)
         scope = self._scope(copy, where)
-        found = [
-            self._found(copy, scope, vectors[start : start + _QUERIES_AT_ONCE], k + _SPARE)
-            for start in range(0, len(vectors), _QUERIES_AT_ONCE)
-        ]
-        if not found:
-            found = [search_exactly(vectors, copy.vectors, k)]
+        if len(vectors) >= EXACT_QUERIES:
+            scope = replace(scope, scan=None)
+        step = max(1, _CANDIDATES_AT_ONCE // (k * self.manifest.refine))
+        blocks = [vectors[start : start + step] for start in range(0, len(vectors), step)]
+        found = [self._found(copy, scope, block, k) for block in blocks or [vectors]]
         return self._answer(copy, _stacked(found), k)
 
     def _search_photos(self, photos: Any, k: int, where: str | None, skip_damaged: bool) -> pa.Table:
@@ -138,6 +140,22 @@ class Index:
         """Return this machine's copy of the index, in its present state."""
         return self._copy(False)
 
+    def duplicates(
+        self, similarity: float = 0.95, advance: Callable[[int], None] = lambda rows: None
+    ) -> pa.Table:
+        """Return the rows that are connected with others by a cosine of at least ``similarity``, by group.
+
+        The columns are ``group``, from 0; those of a row, as `search` has them; and ``similarity``, the
+        cosine with the first row of the group. ``advance`` is called with each number of rows that are done.
+        Raises UserError.
+        """
+        if not 0 < similarity <= 1:
+            raise UserError(f"similarity: expected a cosine above 0 and at most 1, got {similarity:g}")
+        copy = self.copy()
+        return grouped_rows(
+            copy.vectors, copy.live, similarity, lambda rows: self._addressed(copy.rows(rows)), advance
+        )
+
     def columns(self) -> pa.Schema:
         """Return the columns that ``where`` may name."""
         return _columns(self._copy(False), self.manifest)
@@ -153,7 +171,12 @@ class Index:
 
     def _copy(self, skip_damaged: bool) -> LocalCopy:
         if skip_damaged not in self._copies:
-            copy = local_copy(self.uri, self._storage, self.manifest, skip_damaged)
+            try:
+                copy = local_copy(self.uri, self._storage, self.manifest, skip_damaged)
+            except DamagedObject:
+                if not self.refresh():  # Else the object went with the state that named it.
+                    raise
+                copy = local_copy(self.uri, self._storage, self.manifest, skip_damaged)
             self._copies = {skip_damaged: copy}
             self._scopes.clear()
         if not self._copies[skip_damaged].tables:
@@ -166,47 +189,44 @@ class Index:
             rows = copy.live
             if where is not None:
                 rows = _fulfilling(copy, parse_where(where, _columns(copy, self.manifest)))
-            scan = None
-            if (
-                self.codebook is not None
-                and copy.codes is not None
-                and len(rows) >= self.manifest.exact_below
-            ):
-                scan = FastScan(self.codebook, copy.codes, _all_or(rows, copy))
             self._scopes = {one: kept for one, kept in self._scopes.items() if one is None}
-            self._scopes[where] = _Scope(rows, scan)
+            self._scopes[where] = self._scope_of(copy, rows)
         return self._scopes[where]
 
+    def _scope_of(self, copy: LocalCopy, rows: NDArray[np.int64]) -> _Scope:
+        book = self.codebook
+        if book is not None and copy.codes is not None and len(rows) >= self.manifest.exact_below:
+            return _Scope(rows, FastScan(book, copy.codes, _all_or(rows, copy)))
+        if 4 * len(rows) * self.manifest.dimensions <= _HELD_BYTES:
+            return _Scope(rows, vectors=np.asarray(copy.vectors[rows], np.float32))
+        return _Scope(rows)
+
     def _found(self, copy: LocalCopy, scope: _Scope, vectors: NDArray[np.float32], k: int) -> Found:
-        """Return the ``k`` best rows of each query."""
-        if scope.scan is not None and len(vectors) < EXACT_QUERIES:
-            return search_approximately(vectors, scope.scan, copy.vectors, k, self.manifest.refine)
-        _, rows = search_exactly(vectors, copy.vectors, k, _all_or(scope.rows, copy))
-        return similarities(vectors, copy.vectors, rows), rows
+        """Return the ``k`` best rows of each query, and a few more."""
+        if scope.scan is not None:
+            return search_approximately(vectors, scope.scan, copy.vectors, k, self.manifest.refine, _SPARE)
+        if scope.vectors is not None:
+            _, places = search_exactly(vectors, scope.vectors, k + _SPARE)
+            rows = np.where(places < 0, -1, np.append(scope.rows, -1)[places])
+        else:
+            _, rows = search_exactly(vectors, copy.vectors, k + _SPARE, _all_or(scope.rows, copy))
+        return ranked(vectors, copy.vectors, rows)
 
     def _answer(self, copy: LocalCopy, found: Found, k: int) -> pa.Table:
         """Return the answers: of each query the most similar first, equal ones by their output and id."""
-        scores, rows = found
+        scores, rows = _in_order(found, copy)
+        scores, rows = scores[:, :k], rows[:, :k]
         queries, places = np.nonzero(rows >= 0)
-        table = copy.rows(rows[queries, places])
+        table = self._addressed(copy.rows(rows[queries, places]))
+        table = table.add_column(0, "query", pa.array(queries.astype(np.int32)))
+        table = table.add_column(1, "rank", pa.array((places + 1).astype(np.int32)))
+        return table.append_column("similarity", pa.array(scores[queries, places]))
+
+    def _addressed(self, rows: pa.Table) -> pa.Table:
+        """Return rows with the address of their output in place of its number."""
         addresses = pa.array([one.url for one in self.manifest.outputs], pa.string())
-        outputs = addresses.take(table["output"].combine_chunks())
-        table = table.set_column(table.column_names.index("output"), "output", outputs)
-        names = table.column_names
-        table = table.append_column("query", pa.array(queries.astype(np.int32)))
-        table = table.append_column("similarity", pa.array(scores[queries, places]))
-        table = table.sort_by(
-            [
-                ("query", "ascending"),
-                ("similarity", "descending"),
-                ("output", "ascending"),
-                ("id", "ascending"),
-            ]
-        )
-        numbers = table["query"].to_numpy()
-        ranks = (1 + np.arange(len(numbers)) - np.searchsorted(numbers, numbers)).astype(np.int32)
-        table = table.append_column("rank", pa.array(ranks)).filter(pa.array(ranks <= k))
-        return table.select(["query", "rank", *names, "similarity"])
+        number = rows.column_names.index("output")
+        return rows.set_column(number, "output", addresses.take(rows["output"].combine_chunks()))
 
 
 def is_index(uri: str, storage: Storage) -> bool:
@@ -258,8 +278,23 @@ def _queries(queries: Any, dimensions: int) -> NDArray[np.float32]:
     return np.asarray(vectors / lengths, np.float32)
 
 
+def _in_order(found: Found, copy: LocalCopy) -> Found:
+    """Return what was found, equally similar rows (which are next to each other) by their output and id."""
+    scores, rows = found
+    equal = (scores[:, 1:] == scores[:, :-1]) & (rows[:, 1:] >= 0)
+    for query in np.flatnonzero(equal.any(axis=1)):
+        count = int((rows[query] >= 0).sum())
+        names = copy.rows(rows[query, :count]).select(["output", "id"]).to_pylist()
+        keys = [(-score, one["output"], one["id"]) for score, one in zip(scores[query], names, strict=False)]
+        order = sorted(range(count), key=keys.__getitem__)
+        rows[query, :count] = rows[query, order]
+    return scores, rows
+
+
 def _stacked(found: Sequence[Found]) -> Found:
     """Return what was found for some queries after the other; fewer columns are filled up."""
+    if len(found) == 1:
+        return found[0]
     width = max(rows.shape[1] for _, rows in found)
     scores = [np.pad(one, ((0, 0), (0, width - one.shape[1]))) for one, _ in found]
     rows = [np.pad(one, ((0, 0), (0, width - one.shape[1])), constant_values=-1) for _, one in found]

@@ -63,13 +63,17 @@ def codes_of(segment: pa.Table) -> NDArray[np.uint8] | None:
     return _array(segment, CODE) if CODE in segment.column_names else None
 
 
-def written(segment: pa.Table, about: Mapping[str, Any]) -> bytes:
-    """Return a segment as a file, which says ``about`` itself; the same segment gives the same bytes."""
+def saying(segment: pa.Table, about: Mapping[str, Any]) -> pa.Table:
+    """Return a segment that says ``about`` itself, which are JSON values."""
+    return segment.replace_schema_metadata({_ABOUT: json.dumps(about, sort_keys=True).encode()})
+
+
+def written(segment: pa.Table) -> bytes:
+    """Return a segment as a file; the same segment gives the same bytes."""
     others = [name for name in segment.column_names if name not in BYTES]
-    metadata = {_ABOUT: json.dumps(about, sort_keys=True).encode()}
     sink = pa.BufferOutputStream()
     pq.write_table(
-        segment.replace_schema_metadata(metadata),
+        segment,
         sink,
         row_group_size=max(1, segment.num_rows),
         compression=cast(Any, {name: "zstd" for name in others} | {name: "none" for name in BYTES}),

@@ -78,7 +78,7 @@ def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
         return dict(definitions[name])
 
     job = definition(TrainJob)  # It has all that a map job has.
-    kinds = [model.model_fields["kind"].default for model in (MapJob, TrainJob, StudyTemplate)]
+    kinds = [model.model_fields["kind"].default for model in (MapJob, TrainJob, StudyTemplate, IndexJob)]
     job["properties"] = {
         **job["properties"],
         "kind": {"enum": kinds, "default": "map"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -206,6 +207,25 @@ def test_a_part_that_is_written_anew_with_the_same_rows_changes_nothing(tmp_path
     assert segment_files(place) == before
 
 
+def test_rows_that_come_back_as_they_were_are_found_again(tmp_path: Path) -> None:
+    vectors, out, place = people(40), tmp_path / "out", tmp_path / "index"
+    write_pictures(out, vectors, each=20)
+    build(out, place)
+    part = out / "predictions" / "part-00000001.parquet"
+    data, status = part.read_bytes(), part.stat()
+    rewrite(out, 1, [picture(f"p{n:06}.jpg", vectors[n], vanished=True) for n in range(20, 40)])
+    assert build(out, place).found == {"new": 0, "gone": 20}
+    with part.open("r+b") as file:  # the same file as before, with its etag, as a bucket gives it
+        file.truncate(0)
+        file.write(data)
+    os.utime(part, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    assert build(out, place).found == {"new": 20, "gone": 0}
+    assert ids(place, people(5, seed=4)) == true_ids(people(5, seed=4), vectors)
+    part.unlink()
+    assert build(out, place).found == {"new": 0, "gone": 20}
+    assert len(opened(place)) == 20
+
+
 def test_a_kept_column_that_changes_follows(tmp_path: Path) -> None:
     vectors, out, place = people(40), tmp_path / "out", tmp_path / "index"
     write_pictures(out, vectors, each=20)
@@ -286,3 +306,31 @@ def test_a_condition_comes_before_the_ranking(tmp_path: Path) -> None:
         names = [rows[number]["key"] for number in chosen]
         queries = np.tile(people(4, seed=4), (260, 1))  # so many are compared exactly
         assert ids(tmp_path / "index", queries, K, text)[:4] == true_ids(queries[:4], vectors[chosen], names)
+
+
+def test_parts_of_single_pictures_train_a_codebook_too(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "out", people(600), each=2)
+    build(tmp_path / "out", tmp_path / "index")
+    assert manifest(tmp_path / "index").codebook is not None
+
+
+def test_a_part_without_any_embedding_adds_nothing(tmp_path: Path) -> None:
+    vectors, out, place = people(40), tmp_path / "out", tmp_path / "index"
+    write_pictures(out, vectors, each=20)
+    rewrite(out, 2, [picture(f"x{number}.jpg", None) for number in range(5)])
+    rewrite(out, 3, [picture(f"y{number}.jpg", vectors[number], vanished=True) for number in range(5)])
+    assert build(out, place).images == 40
+    assert ids(place, people(5, seed=4)) == true_ids(people(5, seed=4), vectors)
+    rewrite(out, 3, [picture(f"y{number}.jpg", vectors[number]) for number in range(5)])
+    assert build(out, place).found == {"new": 5, "gone": 0}
+
+
+def test_rows_are_looked_up_alike_whether_few_or_many(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "out", people(300))
+    build(tmp_path / "out", tmp_path / "index")
+    copy = opened(tmp_path / "index")._copy(False)
+    numbers = np.random.default_rng(0).integers(0, 300, 1000)
+    many = copy.rows(numbers)
+    assert many["id"].to_pylist() == [f"p{number:06}.jpg" for number in numbers]
+    for start in (0, 200, 400):
+        assert copy.rows(numbers[start : start + 200]) == many.slice(start, 200)

@@ -15,6 +15,8 @@ import pytest
 import cnnbatch
 from cnnbatch.errors import EnvironmentFault, OutputHeld, UserError
 from cnnbatch.index import building, local_copy
+from cnnbatch.index.compact import compact_index
+from cnnbatch.index.held_out import is_held_out
 from cnnbatch.index.manifest import commit, read_manifest
 from cnnbatch.index.run import TRIES
 from cnnbatch.storage import Storage
@@ -161,6 +163,40 @@ def test_the_local_copy_is_extended_and_never_mixed(out: Path, tmp_path: Path) -
     assert opened(place).search(people(50, seed=6)[:1], 1)["key"].to_pylist() == ["t000000.jpg"]
 
 
+def test_an_index_that_was_compacted_since_it_was_opened_is_read_as_it_is_now(
+    out: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "index"
+    build(out, place)
+    write_pictures(tmp_path / "more", people(10, seed=3), name="m")
+    build(tmp_path / "more", place)
+    early = opened(place)
+    [*compact_index(str(place))]
+    assert early.search(people(600)[:1], 1)["key"].to_pylist() == ["p000000.jpg"]
+
+
+def test_a_copy_that_lost_its_power_is_made_anew(out: Path, tmp_path: Path) -> None:
+    place = tmp_path / "index"
+    build(out, place)
+    before = opened(place).search(people(3), 5)
+    for path in Path(os.environ["CNNBATCH_CACHE"]).rglob("*.arrow"):
+        path.write_bytes(bytes(path.stat().st_size))
+    assert opened(place).search(people(3), 5) == before
+    for path in Path(os.environ["CNNBATCH_CACHE"]).rglob("vectors"):
+        path.write_bytes(b"")
+    assert opened(place).search(people(3), 5) == before
+
+
+def test_so_few_different_vectors_that_recall_cannot_be_measured_are_refused(tmp_path: Path) -> None:
+    one = next(one for one in people(100) if not is_held_out(one[None].astype(np.float16))[0])
+    write_pictures(tmp_path / "out", np.tile(one, (600, 1)))
+    with pytest.raises(UserError, match="so few are different.*\n.*exact_below=1200"):
+        build(tmp_path / "out", tmp_path / "index")
+    build(tmp_path / "out", tmp_path / "index", index={"exact_below": 1200})
+    found = opened(tmp_path / "index").search(one, 3)["id"].to_pylist()
+    assert found == ["p000000.jpg", "p000001.jpg", "p000002.jpg"]  # equally near, by their names
+
+
 class Killed(BaseException):
     """What a test ends a build with."""
 
@@ -209,6 +245,56 @@ def test_a_build_that_is_killed_anywhere_continues_to_the_same_index(
     same = {"build_seconds": 0.0, "outputs": (), "state": 0}
     assert manifest(place).model_copy(update=same) == state.model_copy(update=same)
     assert answers(place, people(5, seed=4)) == answers(tmp_path / "whole", people(5, seed=4))
+
+
+def test_an_append_that_is_killed_anywhere_leaves_the_index_as_it_was_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pictures(tmp_path / "out", people(700)[:300])
+    for name in ("whole", "index"):
+        build(tmp_path / "out", tmp_path / name)
+    write_pictures(tmp_path / "out", people(700))  # All parts anew, and more than are searched exactly.
+    build(tmp_path / "out", tmp_path / "whole")
+    before, place, kills = answers(tmp_path / "index", people(5, seed=4)), tmp_path / "index", 0
+    monkeypatch.setattr(building, "Storage", KilledStorage)
+    KilledStorage.after = True
+    while True:
+        KilledStorage.left = 6 + kills
+        try:
+            build(tmp_path / "out", place)
+            break
+        except Killed:
+            kills += 1
+            assert answers(place, people(5, seed=4)) == before
+    assert kills > 2
+    assert manifest(place).segments == manifest(tmp_path / "whole").segments
+    assert manifest(place).codebook == manifest(tmp_path / "whole").codebook is not None
+
+
+def test_a_compaction_that_is_killed_leaves_a_whole_index(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "index"
+    build(out, place)
+    write_pictures(tmp_path / "more", people(10, seed=3), name="m")
+    build(tmp_path / "more", place)
+    before = answers(place, people(5, seed=4))
+    objects = len(segment_files(place))
+
+    def killed(storage: Storage, uri: str) -> None:
+        if uri.endswith(".parquet"):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "delete", killed)
+        with pytest.raises(Killed):
+            [*compact_index(str(place))]
+    assert len(segment_files(place)) > objects
+    (place / "_job" / "lock").unlink(missing_ok=True)
+    assert answers(place, people(5, seed=4)) == before
+    assert [*compact_index(str(place))][1] == "0 rows removed, 2 objects deleted"
+    assert len(segment_files(place)) == len(manifest(place).segments)
+    assert answers(place, people(5, seed=4)) == before
 
 
 def test_a_second_writer_starts_again_from_the_new_state(

@@ -138,5 +138,7 @@ def test_the_command_builds_an_index(place: Path, tmp_path: Path) -> None:
     assert status == 2
     assert "did you mean index.recall?" in said
     assert ask("run", "index", f"output={to}")[0] == 2
+    status, said = ask("run", "index", f"input={out}", f"output={to}", "kind=indx")
+    assert (status, "did you mean index?" in said) == (2, True), said
     assert ask("check", "index", f"input={out}", f"output={to}")[0] == 2
     assert MapJob.model_fields["kind"].default == "map"

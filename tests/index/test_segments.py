@@ -49,7 +49,7 @@ def test_vectors_and_codes_come_back_and_lie_once_and_plainly(tmp_path: Path) ->
     codes = rng.integers(0, 256, (50, 2), np.uint8)
     table = segments.with_vectors(rows(50), vectors, codes)
     assert table.schema == segments.schema_of(pa.schema([]), 6, 2)
-    data = segments.written(table, {"left_out": {"zero": 1}})
+    data = segments.written(segments.saying(table, {"left_out": {"zero": 1}}))
     found = segments.read(data)
     assert (segments.vectors_of(found) == vectors).all()
     assert np.array_equal(segments.codes_of(found), codes)  # type: ignore[arg-type]
@@ -73,10 +73,10 @@ def test_the_same_segment_has_the_same_bytes_in_another_process() -> None:
     code = (
         "import numpy as np; from tests.index.test_segments import rows; from cnnbatch.index import segments;"
         "t = segments.with_vectors(rows(9), np.ones((9, 4), np.float16), None);"
-        "print(segments.checksum(segments.written(t, {'b': 1, 'a': 2})))"
+        "print(segments.checksum(segments.written(segments.saying(t, {'b': 1, 'a': 2}))))"
     )
     table = segments.with_vectors(rows(9), np.ones((9, 4), np.float16), None)
-    here = segments.checksum(segments.written(table, {"a": 2, "b": 1}))
+    here = segments.checksum(segments.written(segments.saying(table, {"a": 2, "b": 1})))
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert there.stdout.strip() == here
 

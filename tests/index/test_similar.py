@@ -19,10 +19,13 @@ from tests.embedded import nearest, people
 K = 7
 
 
-@pytest.mark.parametrize("block", [1 << 20, 4 * 16 * 10])
-def test_exact_search_finds_what_brute_force_finds(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+@pytest.mark.parametrize("block", [1 << 20, 4 * 16 * 10, 4 * 30 * 50])
+@pytest.mark.parametrize("count", [1, 5, 30])
+def test_exact_search_finds_what_brute_force_finds(
+    monkeypatch: pytest.MonkeyPatch, block: int, count: int
+) -> None:
     monkeypatch.setattr(exact, "BLOCK_BYTES", block)
-    vectors, queries = people(300), people(20, seed=5)
+    vectors, queries = people(300), people(count, seed=5)
     scores, rows = search_exactly(queries, vectors.astype(np.float16), K)
     assert (rows == nearest(queries, vectors, K)).all()
     stored = vectors.astype(np.float16).astype(np.float64)
