@@ -14,7 +14,7 @@ from cnnbatch.images.face_quality import pose_name
 from cnnbatch.output.reader import Reader
 
 COLUMN = "pose"
-NO_FACE = "no face"
+NO_FACE = "without a face"
 
 _FARTHER = ("frontal", "half profile", "profile", "unknown", NO_FACE)
 """Poses, each farther from the front than those before."""

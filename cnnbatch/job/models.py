@@ -46,7 +46,10 @@ class _OverImages(Section):
             return self
         if lacking := [name for name in self.evaluate.slices if name not in self.input.keep]:
             names = ", ".join(map(repr, lacking))
-            raise ValueError(f"expected evaluate.slices among input.keep, but {names} is not kept")
+            raise ValueError(
+                f"expected evaluate.slices among input.keep, but {names} is not kept; faces that a list in "
+                "evaluate.truth judges may be sliced by more"
+            )
         return self
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from cnnbatch.output.chosen_faces import chosen_faces
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader
 from cnnbatch.report.pairs import Pair
@@ -113,11 +114,17 @@ class _JudgedPairs:
             RankedRow(0.0, 0, int(part), row - int(starts[part]))
             for (row, _), part in zip(faces, parts, strict=True)
         ]
-        rows = fetch(self.result, places, ["objects"])
-        return [
-            "" if face is None else _small(self.case.output, row["objects"][face]["crop"])
-            for row, (_, face) in zip(rows, faces, strict=True)
-        ]
+        rows = fetch(self.result, places, ["objects", "width", "height"])
+        found = [self._face(row, number) for row, (_, number) in zip(rows, faces, strict=True)]
+        return ["" if face is None else _small(self.case.output, face["crop"]) for face in found]
+
+    def _face(self, row: dict[str, Any], number: int | None) -> dict[str, Any] | None:
+        """Return the face that was compared or, where the other picture has none, the one that counts."""
+        if number is not None:
+            face: dict[str, Any] = row["objects"][number]
+            return face
+        counts = chosen_faces(row, self.case.trial.job.evaluate.face)
+        return counts[0][1] if counts else None
 
 
 _NOWHERE = (RankedRow(0.0, 0, 0, 0), RankedRow(0.0, 0, 0, 0))

@@ -82,15 +82,18 @@ def _require_truth(trial: StudyCase) -> None:
 
 
 def _predict(trial: StudyCase) -> Summary:
-    """Predict and judge one case, or go on where it was interrupted; raises UserError where nothing judges it."""
+    """Predict and judge one case, or go on where it was interrupted.
+
+    Raises UserError where its ground truth judges nothing, and as `run` does.
+    """
     try:
         summary = run(trial.job, RunOptions(quiet=True))
     except UserError as error:
         raise UserError(f"{trial.case or trial.name}: {error}") from None
     if read_case(trial) is None:
         raise UserError(
-            f"{trial.case or trial.name}: its ground truth judges nothing that the task {trial.job.task.name} "
-            "predicts\n  what to do: give ground truth of the same kind of answer"
+            f"{trial.case or trial.name}: its ground truth judges nothing of what was predicted\n"
+            "  what to do: give ground truth of the same kind of answer"
         )
     return summary
 

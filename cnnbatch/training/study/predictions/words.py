@@ -51,5 +51,5 @@ def case_line(found: Comparison, trial: StudyCase) -> str:
     one = next(case for case in found.cases if case.trial == trial)
     value, failed = one.value(found.metric), one.evaluation.failed
     words = f"{found.metric} {share(value.value)}" if value.value is not None else f"none: {value.reason}"
-    more = f", {number(failed)} images failed" if failed else ""
+    more = f", {number(failed)} failed" if failed else ""
     return f"{one.label}: {words}{more}, {duration(one.seconds)}"
