@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cnnbatch.inference.run import Summary
-    from cnnbatch.results import Result
     from cnnbatch.storage import Storage
 
 __all__ = ["__version__", "open", "run"]
@@ -39,11 +38,13 @@ def run(
     return launch(load_job(str(job), dict(_paths(overrides))), options)
 
 
-def open(uri: str | Path, storage: Storage | Mapping[str, Any] | None = None) -> Result:
-    """Open the output folder at ``uri`` (any URL) for reading; imports neither torch nor Ray.
+def open(uri: str | Path, storage: Storage | Mapping[str, Any] | None = None) -> Any:
+    """Open the output or the index at ``uri`` (any URL) for reading; imports neither torch nor Ray.
+
+    An output is a `cnnbatch.results.Result`, an index a `cnnbatch.index.search.Index`, which has ``search``.
 
     ``storage`` holds options such as ``{"endpoint": "http://localhost:9000"}``. Raises UserError
-    where there is no output.
+    where there is neither.
     """
     from cnnbatch.results import open as open_result
 

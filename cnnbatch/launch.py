@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cnnbatch.inference.run import RunOptions, Summary, run
-from cnnbatch.job import Job, StudyJob, TrainJob
+from cnnbatch.job import IndexJob, Job, StudyJob, TrainJob
 from cnnbatch.output.folder import Output
 from cnnbatch.report import write_report
 
@@ -20,6 +20,10 @@ def launch(job: Job, options: RunOptions | None = None) -> Summary:
         from cnnbatch.training.run import train
 
         return train(job, options)
+    if isinstance(job, IndexJob):
+        from cnnbatch.index.run import index
+
+        return index(job, options)
     if isinstance(job, StudyJob):
         return _study(job, options)
     return run(job, options)

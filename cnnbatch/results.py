@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from cnnbatch.index.search import is_index, open_index
 from cnnbatch.output.reader import Reader, open_as
+from cnnbatch.storage import Storage, StorageOptions
 
 if TYPE_CHECKING:
     from cnnbatch.report.pictures import Picture
-    from cnnbatch.storage import Storage
     from cnnbatch.types import Source
 
 
@@ -39,6 +40,11 @@ class Result(Reader):
         return Viewer(self.input_storage(), self.source()).picture(prediction, side=768)
 
 
-def open(uri: str, storage: Storage | Mapping[str, Any] | None = None) -> Result:
-    """Open the output folder at ``uri``; ``storage`` may be options. Raises UserError where there is none."""
-    return open_as(Result, uri, storage)
+def open(uri: str, storage: Storage | Mapping[str, Any] | None = None) -> Any:
+    """Open the output at ``uri`` as a `Result`, or the index there as an `Index`; ``storage`` may be options.
+
+    Raises UserError where there is neither.
+    """
+    if not isinstance(storage, Storage):
+        storage = Storage(StorageOptions(**(storage or {})))
+    return open_index(uri, storage) if is_index(uri, storage) else open_as(Result, uri, storage)

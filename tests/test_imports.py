@@ -48,7 +48,7 @@ TORCH = """
     tasks.recipes.detection tasks.recipes.face_losses tasks.recipes.targets training.checkpoints
     training.data.decoded_cache
     training.average training.data.loader training.distributed training.lesson training.loop
-    training.optimizers training.worker
+    training.optimizers training.vectors training.worker
 """
 RAY = """
     cluster.private_ray cluster.session inference.driver.ray_workers training.driver training.study.sweep

@@ -18,10 +18,12 @@ from cnnbatch.cli import (
     evaluate,
     export,
     failed,
+    index,
     jobs,
     models,
     report,
     run,
+    search,
 )
 from cnnbatch.terminal import interrupts, never_fail, say, steering, unlike
 
@@ -93,4 +95,6 @@ app.command("models")(models.models)
 app.command("export", no_args_is_help=True)(export.export)
 app.command("compare", no_args_is_help=True)(compare.compare)
 app.add_typer(data.app, name="data")
+app.add_typer(index.app, name="index")
+app.command("search", no_args_is_help=True)(search.search)
 app.command("failed", no_args_is_help=True)(failed.failed)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cnnbatch.output.reader import Reader
 
 
-class Faces(Enum):
+class HideFaces(Enum):
     """How faces are hidden."""
 
     blur = "blur"
@@ -47,12 +47,13 @@ def export(
         bool,
         typer.Option("--scores", help="End YOLO's lines with the score; such files are not for training."),
     ] = False,
-    faces: Annotated[
-        Faces | None,
+    hide_faces: Annotated[
+        HideFaces | None,
         typer.Option(
-            "--faces", help="With pictures: blur or cover the faces that were found, and draw nothing."
+            "--hide-faces", help="With pictures: blur or cover the faces that were found, and draw nothing."
         ),
     ] = None,
+    faces: Annotated[str | None, typer.Option("--faces", hidden=True)] = None,
     face: Annotated[
         Face, typer.Option("--face", help="With chips: which face of a picture counts.")
     ] = Face.centre,
@@ -69,10 +70,17 @@ def export(
     """Write the predictions in OUT as other tools read them, as COCO, VOC or YOLO have it, or as pictures."""
 
     def action() -> int:
+        from cnnbatch.errors import UserError
         from cnnbatch.output.export import ExportOptions, export
 
+        if faces is not None:
+            raise UserError(
+                "--faces: there is no such option\n"
+                "  what to do: --hide-faces blur or cover hides faces in pictures; --face says which face of "
+                "a picture becomes a chip"
+            )
         give(plugin)
-        hide: Any = faces.value if faces else None
+        hide: Any = hide_faces.value if hide_faces else None
         which: Any = face.value
         options = ExportOptions(score_threshold, scores, column, _painter, hide, which)
         for line in export(output, format, to, options).lines():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TASKS = {
     "label": "classify",
     "embedding": "features",
+    "embedding.fitted": "embed",
     "objects": "detect",
     "objects.mask": "instances",
     "objects.keypoints": "keypoints",
@@ -97,10 +98,12 @@ def _tables(rows: Iterable[PublishedModel]) -> Iterator[tuple[str, Table]]:
     from cnnbatch.terminal.console import columns
 
     for task, models in groupby(rows, key=lambda row: TASKS[row.answer]):
-        others = ("Family", "Parameters", "Input", "Accuracy in %", "Weights", "At hand", "Licence")
-        table = columns("Model", *others, left=("Family", "Accuracy in %", "Weights", "At hand", "Licence"))
-        for row in models:
-            table.add_row(*_cells(row))
+        rows = list(models)
+        about = ("About",) if any(row.about for row in rows) else ()
+        family, *others = left = ("Family", "Accuracy in %", "Weights", "At hand", "Licence", *about)
+        table = columns("Model", family, "Parameters", "Input", *others, left=left)
+        for row in rows:
+            table.add_row(*_cells(row), *([row.about] if about else []))
         yield task, table
 
 

@@ -6,7 +6,7 @@ them. It is taken out of them before, which also keeps the study in the output a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cnnbatch.config.overrides import Override
@@ -28,16 +28,28 @@ def without(data: Mapping[str, Any], paths: Iterable[Path], short: Mapping[str, 
     return {**data, "study": study} if "study" in data else dict(data)
 
 
-def without_lesson(document: Document, changes: Sequence[Override], data: dict[str, Any]) -> Iterator[str]:
-    """Take ``lesson`` out of a job's ``data`` where it asks for one that is not there; yield that mistake."""
-    study = document.data.get("study"), data.get("study")
-    has_own = any(isinstance(one, Mapping) and one.get("lesson") for one in study)
-    if data.get("lesson") is not True or data.get("kind") == "train" or has_own:
+def has_lesson(data: Mapping[str, Any]) -> bool:
+    """Return whether a job's fields are those of one that takes ``lesson``: a training, or some studies."""
+    study = data.get("study")
+    return data.get("kind") == "train" or (isinstance(study, Mapping) and bool(study.get("lesson")))
+
+
+def without_lesson(
+    document: Document, changes: Sequence[Override], data: dict[str, Any], others: Callable[[], Iterable[str]]
+) -> Iterator[str]:
+    """Take ``lesson`` out of a job's ``data`` where it asks for one that is not there; yield that mistake.
+
+    ``others`` are the names of the jobs that have one.
+    """
+    if data.get("lesson") is not True or has_lesson(document.data) or has_lesson(data):
         return
     del data["lesson"]
     said = next((f"override {one.text}" for one in changes if one.path == ("lesson",)), None)
     place = said or f"{document.name}:{document.line(('lesson',))}"
-    yield f"{place}: this job has no lesson; expected one of kind train, or a study with study.lesson"
+    yield (
+        f"{place}: this job has no lesson; expected one of kind train, or a study with study.lesson, "
+        f"such as {', '.join(others())}"
+    )
 
 
 def _study(study: Any, path: Path, short: Mapping[str, str]) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnbatch.config.train import Train
 from cnnbatch.images.limits import REVISION
-from cnnbatch.job import Job, MapJob, StudyJob, TrainJob, fingerprint_fields
+from cnnbatch.job import ImageJob, MapJob, StudyJob, TrainJob, fingerprint_fields
 
 if TYPE_CHECKING:
     from cnnbatch.types import Decoder, Model, Precision
@@ -27,7 +27,7 @@ def of(job: MapJob, model: Model, precision: Precision, decoder: Decoder) -> dic
     return {**of_job(job), **model.identity, "decoder": decoders, **revision, "precision": precision}
 
 
-def of_job(job: Job) -> dict[str, Any]:
+def of_job(job: ImageJob) -> dict[str, Any]:
     """Return the part of the identity that is known before a model is loaded."""
     fields = fingerprint_fields(job)
     return {**dict(_flat(fields)), "cnnbatch": _minor("cnnbatch"), "torch": _minor("torch")}

@@ -1,14 +1,16 @@
 """A job: closed, frozen models that are the same value in YAML, in Python and in ``_job/job.yaml``."""
 
 from cnnbatch.job.bundled import job_names, job_purpose, jobs_folder
-from cnnbatch.job.kinds import Job, StudyJob
-from cnnbatch.job.models import MapJob, TrainJob
+from cnnbatch.job.kinds import ImageJob, Job, StudyJob
+from cnnbatch.job.models import IndexJob, MapJob, TrainJob
 from cnnbatch.job.reading import load_job, load_map_job, parse_job
 from cnnbatch.job.schema import job_schema
 from cnnbatch.job.trials import StudyCase, StudyTrial, cases_of, in_force, trials_of
 from cnnbatch.job.writing import fingerprint_fields, to_yaml
 
 __all__ = [
+    "ImageJob",
+    "IndexJob",
     "Job",
     "MapJob",
     "StudyJob",

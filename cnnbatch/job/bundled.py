@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pathlib
 
+from cnnbatch.config.templates import has_lesson
+from cnnbatch.config.yaml import parse_text
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import nearest
 
@@ -25,6 +27,12 @@ def job_purpose(name: str) -> str:
     """Return the first comment line of the job called ``name``."""
     first = (jobs_folder() / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0]
     return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def jobs_with_lesson() -> list[str]:
+    """Return the names of the jobs that take ``lesson=true``, sorted."""
+    texts = {name: (jobs_folder() / f"{name}.yaml").read_text(encoding="utf-8") for name in job_names()}
+    return [name for name, text in texts.items() if has_lesson(parse_text(text, name).data)]
 
 
 def find_job(name_or_path: str) -> pathlib.Path:

@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from cnnbatch.job.models import MapJob, StudyTemplate, TrainJob
+from cnnbatch.job.models import IndexJob, MapJob, StudyTemplate, TrainJob
 from cnnbatch.job.trials import check, in_force
 
 
@@ -21,6 +21,9 @@ class StudyJob(StudyTemplate):
         return self
 
 
-Job = MapJob | TrainJob | StudyJob
+ImageJob = MapJob | TrainJob | StudyJob
+"""A job over images: it has a task."""
 
-KINDS: Mapping[str, type[Job]] = {"map": MapJob, "train": TrainJob, "study": StudyJob}
+Job = ImageJob | IndexJob
+
+KINDS: Mapping[str, type[Job]] = {"map": MapJob, "train": TrainJob, "study": StudyJob, "index": IndexJob}

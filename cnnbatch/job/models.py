@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from cnnbatch.config.compute import Compute
+from cnnbatch.config.index import IndexInput, IndexSection
 from cnnbatch.config.input import Input
 from cnnbatch.config.output import Evaluate, OutputSection
 from cnnbatch.config.section import Section
@@ -82,6 +83,16 @@ class TrainJob(_OverImages):
                 "job of kind map that uses the trained model"
             )
         return self
+
+
+class IndexJob(Section):
+    """Make the embeddings of other jobs' outputs searchable, or add to an index what they have since."""
+
+    kind: Literal["index"] = "index"
+    input: IndexInput
+    index: IndexSection = IndexSection()
+    compute: Compute = Compute()
+    output: OutputSection
 
 
 class StudyTemplate(_OverImages):

@@ -14,7 +14,7 @@ from cnnbatch.config.overrides import Override, apply, overrides, read_value
 from cnnbatch.config.schema import Schema, at
 from cnnbatch.config.study import Range
 from cnnbatch.errors import UserError
-from cnnbatch.job.bundled import find_job
+from cnnbatch.job.bundled import find_job, jobs_with_lesson
 from cnnbatch.job.kinds import KINDS, Job
 from cnnbatch.job.models import SHORT, MapJob
 from cnnbatch.job.schema import schema_for
@@ -60,7 +60,7 @@ def parse_job(
     texts = _plain(changed) if isinstance(changed, Mapping) else changed
     changes, wrong = _changes(document, texts, no_code_in)
     data = _changed(document, changes, no_code_in)
-    found = [*document.mistakes, *templates.without_lesson(document, changes, data)]
+    found = [*document.mistakes, *templates.without_lesson(document, changes, data, jobs_with_lesson)]
     found += Sentences(document, changes, data, {}).unclean()
     job: Job | None = None
     try:

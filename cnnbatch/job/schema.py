@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from cnnbatch.config import yaml
 from cnnbatch.config.mistakes import Sentences
 from cnnbatch.config.schema import branches
-from cnnbatch.job.models import MapJob, StudyTemplate, TrainJob
+from cnnbatch.job.models import IndexJob, MapJob, StudyTemplate, TrainJob
 from cnnbatch.job.task import class_of
 from cnnbatch.sources.formats import format_names
 from cnnbatch.tasks import Task
@@ -19,6 +19,9 @@ from cnnbatch.tasks.registry import task_class, task_names
 
 _OPEN: Mapping[tuple[str, str], Callable[[], Sequence[str]]] = {("Input", "format"): format_names}
 """Fields, by their section, whose names are known only here: plug-ins bring some of them."""
+
+INDEX = "index"
+"""The kind of job that has no task."""
 
 
 def job_schema() -> dict[str, Any]:
@@ -31,7 +34,16 @@ def job_schema() -> dict[str, Any]:
         "required": ["name"],
     }
     schema["properties"]["task"]["oneOf"].append(outside)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    index = IndexJob.model_json_schema()
+    definitions = {**schema.pop("$defs"), **index.pop("$defs")}
+    of_index = {"properties": {"kind": {"const": INDEX}}, "required": ["kind"]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "if": of_index,
+        "then": index,
+        "else": schema,
+        "$defs": definitions,
+    }
 
 
 def why_not(data: Mapping[str, Any], error: ValidationError) -> str:
@@ -43,6 +55,8 @@ def why_not(data: Mapping[str, Any], error: ValidationError) -> str:
 
 def schema_for(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema with the one task that ``data`` names; with none where it names none."""
+    if data.get("kind") == INDEX:
+        return IndexJob.model_json_schema()
     section = data.get("task")
     try:
         return _schema({str(section.get("name")): class_of(section)} if isinstance(section, Mapping) else {})
@@ -64,7 +78,7 @@ def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
         return dict(definitions[name])
 
     job = definition(TrainJob)  # It has all that a map job has.
-    kinds = [model.model_fields["kind"].default for model in (MapJob, TrainJob, StudyTemplate)]
+    kinds = [model.model_fields["kind"].default for model in (MapJob, TrainJob, StudyTemplate, IndexJob)]
     job["properties"] = {
         **job["properties"],
         "kind": {"enum": kinds, "default": "map"},

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from cnnbatch.config import yaml
-from cnnbatch.job.kinds import Job
+from cnnbatch.job.kinds import ImageJob
 from cnnbatch.job.models import SHORT
 from cnnbatch.storage import normalize, redact
 from cnnbatch.tasks import Task
 from cnnbatch.truth import SURE
 
 
-def to_yaml(job: Job) -> str:
+def to_yaml(job: ImageJob) -> str:
     """Return ``job`` as YAML that `parse_job` reads back; local paths absolute, URLs without signatures."""
     return yaml.dump(_dump(job))
 
@@ -21,7 +21,7 @@ def to_yaml(job: Job) -> str:
 _LATER = {"cut": "hash", "group": None}
 
 
-def fingerprint_fields(job: Job) -> dict[str, Any]:
+def fingerprint_fields(job: ImageJob) -> dict[str, Any]:
     """Return the job's own part of what can change a row; versions, weights and precision come on top."""
     data = _dump(job)
     task = _that_count(job.task, data["task"])
@@ -48,7 +48,7 @@ def _that_count(task: Task, fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _dump(job: Job) -> dict[str, Any]:
+def _dump(job: ImageJob) -> dict[str, Any]:
     """Return ``job`` as plain values; local paths absolute, no address with a secret."""
     data: dict[str, Any] = _redacted(job.model_dump(mode="json"))
     for section in SHORT:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.metrics import Evaluated, Value, verification
@@ -21,6 +22,16 @@ MOST = 1000
 """Pictures of which all pairs are judged."""
 EACH = 100
 """Pictures of a class among them."""
+HARDEST = 50
+"""Pairs of one class, and of two, that are kept by name."""
+
+_FIELDS: list[pa.Field[Any]] = [
+    pa.field("a", pa.string()),
+    pa.field("b", pa.string()),
+    pa.field("same", pa.bool_()),
+    pa.field("score", pa.float64()),
+]
+_PAIRS = pa.schema(_FIELDS)
 
 Vectors = NDArray[np.float32]
 Distance = Literal["euclidean", "cosine"]
@@ -28,14 +39,14 @@ Distance = Literal["euclidean", "cosine"]
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedPictures:
-    """Pictures, a row each: ``vectors`` (N, D), NaN where one failed; ``classes`` and ``keys`` are hashes.
+    """Pictures, a row each: ``vectors`` (N, D), NaN where one failed; ``classes`` are hashes, ``keys`` texts.
 
     Only classes whose hash is below ``below`` are there; None: all. ``left_out`` counts the other pictures.
     """
 
     vectors: Vectors
     classes: NDArray[np.uint64]
-    keys: NDArray[np.uint64]
+    keys: NDArray[np.object_]
     distance: Distance
     below: int | None = None
     left_out: int = 0
@@ -51,7 +62,7 @@ def partial(
     vectors: Vectors, names: Sequence[str], keys: Sequence[str], distance: Distance
 ) -> EmbeddedPictures:
     """Return pictures as rows; ``names`` (N,) are their classes, ``keys`` (N,) tell the pictures apart."""
-    return _bounded(EmbeddedPictures(vectors, name_hashes(names), name_hashes(keys), distance))
+    return _bounded(EmbeddedPictures(vectors, name_hashes(names), np.array(keys, np.object_), distance))
 
 
 def merge(partials: Sequence[EmbeddedPictures]) -> EmbeddedPictures:
@@ -71,7 +82,7 @@ def merge(partials: Sequence[EmbeddedPictures]) -> EmbeddedPictures:
 
 def _bounded(pictures: EmbeddedPictures) -> EmbeddedPictures:
     """Return `EACH` pictures of a class at most, and of the classes with the least hashes `MOST` at most."""
-    order = np.lexsort((pictures.keys, pictures.classes))
+    order = np.lexsort((name_hashes(pictures.keys.tolist()), pictures.classes))
     classes, first, counts = np.unique(pictures.classes[order], return_index=True, return_counts=True)
     since = np.arange(len(order)) - np.repeat(first, counts)
     pictures = pictures.taken(np.sort(order[since < EACH]), pictures.below)
@@ -108,8 +119,11 @@ def lengths(vectors: Vectors) -> Vectors:
 
 
 def result(merged: EmbeddedPictures, fars: Sequence[float] = verification.FARS) -> Evaluated:
-    """Return the numbers of `metrics.verification` over all pairs, their number, and what is left out."""
-    found, _, _ = pairs(merged)
+    """Return the numbers of `metrics.verification` over all pairs, their number, and what is left out.
+
+    The table ``hardest_pairs`` has the `HARDEST` pairs of each kind.
+    """
+    found, one, other = pairs(merged)
     numbers = verification.result(found, fars)
     counted = {"pairs": Value(float(len(found.scores)), count=len(merged.classes))}
     rate = numbers.metrics["EER"]
@@ -117,7 +131,27 @@ def result(merged: EmbeddedPictures, fars: Sequence[float] = verification.FARS) 
     if merged.left_out:
         whole = len(merged.classes) + merged.left_out
         counted["pictures_left_out"] = Value(float(merged.left_out), count=whole)
-    return Evaluated({**first, **numbers.metrics, **counted}, numbers.tables)
+    tables = {**numbers.tables, "hardest_pairs": _hardest(found, merged.keys[one], merged.keys[other])}
+    return Evaluated({**first, **numbers.metrics, **counted}, tables)
+
+
+def _hardest(found: FacePairs, one: NDArray[np.object_], other: NDArray[np.object_]) -> pa.Table:
+    """Return the pairs of two classes that are most alike, then those of one class that are least.
+
+    ``one`` and ``other`` (P,) are the keys of their pictures, of which the table has the lesser as ``a``; so
+    it is the same however the pictures come.
+    """
+    rows = np.concatenate([_first(-found.scores, ~found.same), _first(found.scores, found.same)])
+    ordered = [sorted(pair) for pair in zip(one[rows], other[rows], strict=True)]
+    keys = np.array(ordered, np.object_).reshape(-1, 2)
+    columns = {"a": keys[:, 0], "b": keys[:, 1], "same": found.same[rows], "score": found.scores[rows]}
+    return pa.table(columns, schema=_PAIRS)
+
+
+def _first(ranks: NDArray[np.float64], kind: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return the places of the `HARDEST` pairs of a kind that have the least ranks, by these."""
+    places = np.flatnonzero(kind & ~np.isnan(ranks))
+    return places[np.argsort(ranks[places], kind="stable")[:HARDEST]]
 
 
 def _opposite(rate: Value) -> Value:

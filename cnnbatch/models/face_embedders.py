@@ -38,7 +38,8 @@ def build_face_embedder(choice: Choice) -> FaceEmbedder:
     check(found, choice.model)
     if found.allows_commercial_use:
         return found
-    said = f"task.weights: {choice.model} is not for commercial use: licence {found.licence or 'not named'}"
+    licence = found.licence or "not named"
+    said = f"task.embedder.weights: {choice.model} is not for commercial use: licence {licence}"
     return replace(found, notes=(*found.notes, said))
 
 

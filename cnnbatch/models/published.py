@@ -49,8 +49,9 @@ class PublishedModel:
     """A model with its default weights.
 
     ``answer`` is its kind of answer, with what it has beside a box as in ``objects.mask``, ``embedding``
-    where it is published without a classifier, and ``faces`` where it finds faces or embeds them. ``weights``
-    are ``FILE`` where a person has to bring them.
+    where it is published without a classifier, ``embedding.fitted`` where it has no weights but is fitted to
+    pictures, and ``faces`` where it finds faces or embeds them. ``weights`` are ``FILE`` where a person has
+    to bring them. ``about`` says what it is, or where its weights are to be had.
     ``input_size`` is (height, width) in pixels, None where any will do or nothing is said; ``accuracy`` is in
     percent, on ``data``; ``at_hand``: the weights are on this machine, else ``download_mb`` is what they
     weigh, in megabytes.
@@ -68,6 +69,7 @@ class PublishedModel:
     licence: str | None = None
     at_hand: bool = False
     download_mb: float | None = None
+    about: str = ""
 
 
 OWN = {
@@ -119,6 +121,11 @@ OWN = {
 }
 """This package's own models, by where their weights lie, which come as the data of packages."""
 
+
+def _to_bring(files: str) -> str:
+    return f"give {files}; no package has it"
+
+
 _ARCFACE = PublishedModel(
     name="iresnet50",
     answer="faces",
@@ -128,6 +135,7 @@ _ARCFACE = PublishedModel(
     parameters=43_590_848,
     input_size=(112, 112),
     licence="non-commercial research",
+    about=_to_bring(face_models.ARCFACE_FILES.format(depth=50)),
 )
 FROM_FILES = (
     PublishedModel(
@@ -141,11 +149,42 @@ FROM_FILES = (
         accuracy={"accuracy": 99.65},
         data="LFW",
         licence="MIT, trained on VGGFace2 (non-commercial research)",
+        about=_to_bring(face_models.FACENET_FILES),
     ),
     _ARCFACE,
-    replace(_ARCFACE, name="iresnet100", parameters=65_156_160),
+    replace(
+        _ARCFACE,
+        name="iresnet100",
+        parameters=65_156_160,
+        about=_to_bring(face_models.ARCFACE_FILES.format(depth=100)),
+    ),
 )
 """This package's own models whose published weights a person brings as a file."""
+
+_COMPUTED = PublishedModel(
+    name="eigenfaces",
+    answer="embedding.fitted",
+    family="classical_faces",
+    library="cnnbatch",
+    weights="DEFAULT",
+    input_size=(64, 64),
+    at_hand=True,
+    about="principal components of gray pixels (Turk and Pentland 1991); fitted, has no weights",
+)
+COMPUTED = (
+    _COMPUTED,
+    replace(
+        _COMPUTED,
+        name="fisherfaces",
+        about="linear discriminants of gray pixels (Belhumeur et al. 1997); fitted, has no weights",
+    ),
+    replace(
+        _COMPUTED,
+        name="lbp",
+        about="histograms of local binary patterns (Ahonen et al. 2006); computed, has no weights",
+    ),
+)
+"""This package's own models whose features are computed."""
 
 
 class _Entry(NamedTuple):
@@ -203,7 +242,7 @@ def _no_such(pattern: str, known: list[str]) -> UserError:
 def _own() -> Iterator[_Entry]:
     for address, row in OWN.items():
         yield _Entry(row.name, row.family, partial(replace, row, at_hand=_is_installed(address)))
-    for row in FROM_FILES:
+    for row in (*FROM_FILES, *COMPUTED):
         yield _Entry(row.name, row.family, partial(replace, row))
 
 

@@ -152,10 +152,26 @@ class _Strip(TypedDict):
 
 
 @_open
+class _State(TypedDict):
+    epochs: int
+    measured: float
+    points: list[list[float]]
+
+
+@_open
+class _Vectors(TypedDict):
+    classes: list[str]
+    metric: str
+    share: float
+    states: list[_State]
+
+
+@_open
 class _Inside(TypedDict):
     pictures: list[str]
     layers: list[dict[str, Any]]
     strips: NotRequired[list[_Strip]]
+    vectors: NotRequired[_Vectors | None]
 
 
 @_open

@@ -186,7 +186,10 @@ class Reader:
 
     def refs(self, part: int, rows: Sequence[int]) -> list[ImageRef | None]:
         """Return where the images of single rows of the ``part``-th part lie; None where no plan tells."""
-        index = self._footers[part].receipt.shard
+        return self.refs_of_shard(self._footers[part].receipt.shard, rows)
+
+    def refs_of_shard(self, index: int, rows: Sequence[int]) -> list[ImageRef | None]:
+        """Return where the images of single rows of a shard, by its number, lie; None where no plan tells."""
         for listing, number, first, last in self._plan:
             if first <= index <= last:
                 shard = self._changes.apply(listing.read(number, [index])[0])

@@ -16,6 +16,7 @@ from cnnbatch.report.curves import Titled, training_charts
 from cnnbatch.report.facts import Fact
 from cnnbatch.report.plots import nice_top, shares
 from cnnbatch.report.template import Chart, template
+from cnnbatch.report.vectors import VectorsByEpoch, vectors_by_epoch
 from cnnbatch.storage import NotFound, redact
 
 _HIDDEN = ("images", "validation_seconds")
@@ -34,6 +35,7 @@ class Learning(NamedTuple):
     layers: Chart | None = None
     depths: Chart | None = None
     strips: Sequence[Mapping[str, Any]] = ()
+    vectors: VectorsByEpoch | None = None
 
 
 def learning(output: Output, metrics: pa.Table | None) -> Learning | None:
@@ -58,6 +60,7 @@ def learning(output: Output, metrics: pa.Table | None) -> Learning | None:
         layers=layers,
         depths=depths,
         strips=shown.get("strips", ()),
+        vectors=vectors_by_epoch(shown.get("vectors")),
     )
 
 
@@ -110,9 +113,18 @@ def _facts(about: Mapping[str, Any], data: Mapping[str, Any], figures: Mapping[s
         )
         facts.append(Fact("Nearest neighbours", percent(figures["nearest_neighbours"])))
         facts.append(Fact("LogME score", decimal(figures["log_evidence"])))
+    if "least_loss" in about:
+        facts.append(_least_loss(about["least_loss"]))
     if failed := sum(about.get("failed", {}).values()):
         facts.append(Fact("Not learned from", number(failed), ", ".join(about["failed"])))
     return facts
+
+
+def _least_loss(least: float | None) -> Fact:
+    """Return how low a triplet loss without its maximum can fall."""
+    if least is None:
+        return Fact("Lower bound of the loss", "none", "it falls as long as the vectors grow")
+    return Fact("Lower bound of the loss", decimal(least), "margin - 4, since the vectors have length 1")
 
 
 def _left_out(classes: Mapping[str, Mapping[str, int]]) -> str:

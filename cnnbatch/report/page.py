@@ -87,8 +87,8 @@ def page_html(result: Reader, storage: Storage, begin: Begin) -> str:
     way_out = f"cnnbatch evaluate {shlex.quote(redact(result.uri))} writes it anew"
     with integrity.reading(join(result.uri, "evaluation"), way_out):
         mistakes, evaluated = find_mistakes(context), evaluation_section(context)
-    pairs = hardest_pairs(context, [footer.rows for footer in footers])
-    sample, least_sure, wrong, faces = _galleries(result, context, counts, mistakes, pairs, begin)
+    pairs = hardest_pairs(context, result)
+    sample, least_sure, wrong, of_pairs = _galleries(result, context, counts, mistakes, pairs.shown, begin)
     return template("page.html.j2").render(
         title=_title(result.settings),
         source=_url(result.settings.get("input")),
@@ -103,7 +103,8 @@ def page_html(result: Reader, storage: Storage, begin: Begin) -> str:
         sample=sample,
         mistakes=mistakes,
         wrong=list(zip(mistakes.shown, wrong, strict=True)),
-        pairs=list(zip(pairs, faces[::2], faces[1::2], strict=True)),
+        pairs=list(zip(pairs.shown, of_pairs[::2], of_pairs[1::2], strict=True)),
+        paired=pairs,
         least_sure=least_sure,
         rows=counts.rows,
         legend=_legend(context, counts, [*sample, *least_sure, *wrong]),
@@ -185,9 +186,9 @@ def _galleries(
 
 
 def _of_pairs(result: Reader, context: ReportContext, pairs: Sequence[Pair]) -> list[Prediction]:
-    """Return the pictures of pairs, two of each, with the face that was compared."""
+    """Return the pictures of pairs, two of each; of faces with the one that was compared."""
     places = [place for pair in pairs for place in pair.places]
-    faces = [face for pair in pairs for face in pair.faces]
+    faces = [face for pair in pairs for face in pair.faces or (None, None)]
     rows = fetch(result, places, shown_columns(result.schema.names) if places else [])
     return [
         prediction_of(with_one_face(row, face), ref, least=0.0, about=context.about)

@@ -128,6 +128,31 @@ def curves(lines: Sequence[Sequence[tuple[float, float]]], dots: Sequence[Dot] =
     return _svg("".join(drawn))
 
 
+class Group(NamedTuple):
+    """Points (N, 2) of one ``colour``, from -1 to 1 each way."""
+
+    title: str
+    colour: str
+    points: np.ndarray
+
+
+def groups(some: Sequence[Group]) -> Markup:
+    """Draw groups of points in a square that keeps its form, each point joined to its group's mean."""
+    return Markup(  # noqa: S704 - built from numbers and escaped titles and colours
+        '<svg viewBox="-1 -1 2 2" aria-hidden="true">' + "".join(map(_group, some)) + "</svg>"
+    )
+
+
+def _group(group: Group) -> str:
+    x, y = group.points.mean(0)
+    joined = " ".join(f"M{x:.4f} {-y:.4f} L{a:.4f} {-b:.4f}" for a, b in group.points)
+    dots = " ".join(f"M{a:.4f} {-b:.4f} h0" for a, b in group.points)
+    return (
+        f'<g stroke="{escape(group.colour)}"><title>{escape(group.title)}</title>'
+        f'<path class="join" d="{joined}"/><path class="point" d="{dots}"/></g>'
+    )
+
+
 def shares(heights: Sequence[float | None], titles: Sequence[str], diagonal: bool = True) -> Markup:
     """Draw shares from 0 to 1 as columns without gaps, against the diagonal where that is wanted."""
     step = WIDTH / len(heights)

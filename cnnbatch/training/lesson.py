@@ -17,6 +17,7 @@ from torch import Tensor
 from cnnbatch.report import palette
 from cnnbatch.report.layers import overlaid
 from cnnbatch.tasks.recipes.inside import Shown, Strip
+from cnnbatch.tasks.recipes.recipe import Example
 from cnnbatch.training.data.loader import Loader
 
 PICTURES = 12
@@ -45,17 +46,25 @@ def pictures(loader: Loader) -> list[str]:
 def strips(recipe: Any, state: Mapping[str, Tensor], loader: Loader) -> list[dict[str, Any]]:
     """Return what the recipe shows of its network with the weights ``state``, on pictures of the validation.
 
-    The pictures are spread over their listing, in which neighbours may be frames of one film. See
-    `tasks.recipes.recipe.Recipe`; pictures are JPEGs in base64. Nothing where the recipe shows nothing.
+    The pictures are spread over their listing, in which neighbours may be frames of one film, or over the
+    classes. See `tasks.recipes.recipe.Recipe`; pictures are JPEGs in base64. Nothing where the recipe shows
+    nothing.
     """
     if not hasattr(recipe, "inside"):
         return []
     recipe.module.load_state_dict(state)
     recipe.module.cpu().eval()
-    count = min(getattr(recipe, "shown", ROWS), len(loader.refs))
-    parts = (loader.validating(1, rank, count) for rank in range(count))
-    examples = [one for part in parts for one in islice((each for some in part for each in some), 1)]
+    examples = _examples(loader, getattr(recipe, "shown", ROWS), getattr(recipe, "pictures_per_class", None))
     return [_strip(one) for one in recipe.inside(examples)] if examples else []
+
+
+def _examples(loader: Loader, most: int, each: int | None) -> list[Example]:
+    """Return some pictures of the validation, ``each`` of a class together where that says how many."""
+    if each is not None:
+        return loader.at(loader.refs.of_classes(most, each))
+    count = min(most, len(loader.refs))
+    parts = (loader.validating(1, rank, count) for rank in range(count))
+    return [first for part in parts for first in islice((one for some in part for one in some), 1)]
 
 
 def _strip(strip: Strip) -> dict[str, Any]:

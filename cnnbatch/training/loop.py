@@ -26,6 +26,7 @@ from cnnbatch.training.distributed import Team
 from cnnbatch.training.messages import Position
 from cnnbatch.training.optimizers import optimizer
 from cnnbatch.training.schedules import factor
+from cnnbatch.training.vectors import VectorsByEpoch
 
 
 class Broken(Exception):
@@ -34,7 +35,10 @@ class Broken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a training is to do, all settled: ``rate`` the highest learning rate, ``epochs`` how many."""
+    """What a training is to do, all settled: ``rate`` the highest learning rate, ``epochs`` how many.
+
+    Of a ``lesson`` it keeps what its page shows by epoch.
+    """
 
     spec: Train
     epochs: int
@@ -42,6 +46,7 @@ class Plan:
     device: str
     precision: str = "fp32"
     max_failed: float = 0.01
+    lesson: bool = False
 
 
 @dataclass(slots=True)
@@ -106,6 +111,7 @@ class Loop:
         self._average = self._begun_average()
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=plan.precision == "fp16")
         self._history = History()
+        self._vectors = VectorsByEpoch(recipe, plan.lesson)
         self._steps = training.count_steps(self._spec.batch)
         self._saved = monotonic()
 
@@ -114,14 +120,18 @@ class Loop:
         """What was measured."""
         return self._history
 
+    @property
+    def vectors(self) -> VectorsByEpoch:
+        """What a lesson keeps of its validations."""
+        return self._vectors
+
     def run(self, position: Position, state: Mapping[str, Any] | None) -> History:
         """Train from ``position`` with the ``state`` saved there, to the end; raises Broken."""
         if state is not None:
             self._restore(state)
         else:
             self.fit()
-            if self._spec.judge_first:
-                self._watcher.epoch({"epoch": -1, "step": -1, **self._recipe.measure(self._judged())})
+            self._judge_first()
         for epoch in range(position.epoch, self._plan.epochs):
             if self._is_over(epoch):
                 break
@@ -129,6 +139,16 @@ class Loop:
             self._train(epoch, first)
             self._validate(epoch)
         return self._history
+
+    def _judge_first(self) -> None:
+        """Validate before the first step, where somebody wants to know."""
+        if not (self._spec.judge_first or self._vectors.are_kept):
+            return
+        values = self._judged()
+        measured = self._recipe.measure(values)
+        self._vectors.take(0, values, measured)
+        if self._spec.judge_first:
+            self._watcher.epoch({"epoch": -1, "step": -1, **measured})
 
     def fit(self) -> None:
         """Have the recipe find in closed form what it does not learn by steps; every worker does it alike.
@@ -267,6 +287,7 @@ class Loop:
         as_good = found >= history.best
         if found > history.best:
             history.best, history.best_epoch = found, epoch
+        self._vectors.take(epoch + 1, values, measured)
         row = {"epoch": epoch, **measured, "validation_seconds": perf_counter() - started}
         history.epochs.append(row)
         self._watcher.epoch(row)
@@ -316,6 +337,7 @@ class Loop:
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "history": asdict(self._history),
+            "vectors": self._vectors.state(),
         }
 
     def learned(self) -> dict[str, Tensor]:
@@ -331,6 +353,8 @@ class Loop:
             self._optimizer.load_state_dict(state["optimizer"])
             self._scaler.load_state_dict(state["scaler"])
             self._history = History(**state["history"])
+            if "vectors" in state:  # Earlier checkpoints have none.
+                self._vectors.restore(state["vectors"])
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise Broken(
                 f"the checkpoint is of another network or another way to train: {error}\n"

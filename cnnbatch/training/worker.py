@@ -49,7 +49,7 @@ def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send
     loaders = [_loader(order, part, recipe, team, device, threads) for part in ("train", "validation")]
     precision = precision_for(job.compute.precision, device, recipe.module)
     rate = learning_rate(spec)
-    plan = Plan(spec, order.epochs, rate, device, precision, job.max_failed)
+    plan = Plan(spec, order.epochs, rate, device, precision, job.max_failed, job.lesson)
     watcher = Recorder(order.output, send) if team.rank == 0 else Silent()
     try:
         if is_as_is:
@@ -57,6 +57,7 @@ def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send
             loop.fit()
             if team.rank == 0:
                 _put(order, recipe, loop.learned(), _failed(loaders))
+                _lesson_ends(order, recipe, loop, loaders, begun=None)
             return
         begun = _lesson_begins(order, recipe) if team.rank == 0 else None
         loop = Loop(recipe, plan, loaders[0], loaders[1], team, watcher)
@@ -76,7 +77,7 @@ def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send
         if team.rank == 0:
             about = {"precision": precision, "learning_rate": rate, **_failed(loaders)}
             _finish(order, recipe, history, about)
-            _lesson_ends(order, recipe, begun, loaders)
+            _lesson_ends(order, recipe, loop, loaders, begun)
             send(TrainingMessage("end", {}))
     except Broken as broken:
         if team.rank == 0:
@@ -104,16 +105,25 @@ def _lesson_begins(order: TrainingOrder, recipe: Any) -> dict[str, torch.Tensor]
 
 
 def _lesson_ends(
-    order: TrainingOrder, recipe: Any, begun: Mapping[str, torch.Tensor] | None, loaders: Sequence[Loader]
+    order: TrainingOrder,
+    recipe: Any,
+    loop: Loop,
+    loaders: Sequence[Loader],
+    begun: Mapping[str, torch.Tensor] | None,
 ) -> None:
-    """Keep what the report shows of a lesson's inside."""
-    if begun is None:
+    """Keep what the report shows of a lesson's inside.
+
+    ``begun`` are the weights before the first step, None where there was none.
+    """
+    if not order.job.lesson:
         return
-    best, (training, validation) = _best(order)["learned"], loaders
+    learned = loop.learned() if begun is None else _best(order)["learned"]
+    training, validation = loaders
     shown = {
         "pictures": lesson.pictures(training),
-        "layers": lesson.changes(begun, recipe.learned(best).state),
-        "strips": lesson.strips(recipe, best, validation),
+        "layers": [] if begun is None else lesson.changes(begun, recipe.learned(learned).state),
+        "strips": lesson.strips(recipe, learned, validation),
+        "vectors": loop.vectors.projected(),
     }
     order.output.decide("training/inside", shown)
 

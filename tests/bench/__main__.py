@@ -10,6 +10,7 @@ from tests.bench import (
     face_detection,
     faces,
     forward,
+    index,
     masks,
     new,
     scheduling,
@@ -37,3 +38,4 @@ evaluation_maps.main()
 evaluators.main()
 training.main()
 segment_training.main()
+index.main()

@@ -21,7 +21,7 @@ from cnnbatch.config.yaml import dump
 from cnnbatch.errors import UserError
 from cnnbatch.inference.autotune import agreement as guard
 from cnnbatch.inference.run import RunOptions, run
-from cnnbatch.job import MapJob, TrainJob, job_schema, load_job, parse_job
+from cnnbatch.job import MapJob, TrainJob, job_schema
 from cnnbatch.output.folder import Output
 from cnnbatch.sources.formats import FORMATS, SourceFormat, known_format
 from cnnbatch.storage import Storage
@@ -29,6 +29,7 @@ from cnnbatch.tasks import registry
 from cnnbatch.tasks.registry import task_class, task_names
 from cnnbatch.training.data.dataset import collect
 from cnnbatch.training.data.splits import Parts
+from tests.jobs import load_job, parse_job
 
 COUNTING = '''
 """Counts: one number an image."""

@@ -22,7 +22,7 @@ from cnnbatch.config.yaml import dump
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.comparison import CompareOptions, compare
 from cnnbatch.inference.run import RunOptions, run
-from cnnbatch.job import MapJob, StudyJob, load_job, to_yaml
+from cnnbatch.job import MapJob, StudyJob, to_yaml
 from cnnbatch.launch import launch, report
 from cnnbatch.models import Choice
 from cnnbatch.models.trained import with_trained
@@ -32,6 +32,7 @@ from cnnbatch.storage import Storage
 from cnnbatch.tasks.classify import ClassifierInput
 from cnnbatch.terminal.screen import Screen
 from tests import tiny
+from tests.jobs import load_job
 from tests.training.study.test_study import study
 
 QUIET = RunOptions(quiet=True)

@@ -22,7 +22,7 @@ from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.known_classes import KnownClasses
 from cnnbatch.inference.bench.check import check
 from cnnbatch.inference.run import RunOptions, run
-from cnnbatch.job import MapJob, fingerprint_fields, parse_job
+from cnnbatch.job import MapJob, fingerprint_fields
 from cnnbatch.output.plan import cut
 from cnnbatch.report.answers import objects as report_objects
 from cnnbatch.storage import Storage
@@ -31,6 +31,7 @@ from cnnbatch.terminal.screen import Screen
 from cnnbatch.truth import LABEL_SCHEMA, Class, table
 from cnnbatch.truth.classes import ModelClasses, match_classes, no_known_label
 from tests import judged
+from tests.jobs import parse_job
 from tests.outputs import good, write_output
 from tests.sourcing import source
 from tests.tiny import colours

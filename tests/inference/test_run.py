@@ -35,7 +35,8 @@ def job(photos: Path, out: Path | str, task: dict[str, Any] | None = None, **sec
 
 def table(out: Path) -> pa.Table:
     """Return the rows of an output."""
-    return cnnbatch.open(str(out)).arrow()
+    rows: pa.Table = cnnbatch.open(str(out)).arrow()
+    return rows
 
 
 def parts(out: Path) -> dict[str, bytes]:

@@ -239,8 +239,9 @@ def test_a_job_without_a_lesson_says_so(name: str) -> None:
         assert isinstance(job, StudyJob)
         assert job.lesson
         return
-    with pytest.raises(UserError, match=r"override lesson=true: this job has no lesson"):
+    with pytest.raises(UserError, match=r"override lesson=true: this job has no lesson") as caught:
         load_job(name, fields)
+    assert "face_lineage, fcn_skips, finetune, " in str(caught.value)
 
 
 def test_a_study_without_a_lesson_says_so_with_its_other_mistakes() -> None:

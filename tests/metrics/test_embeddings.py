@@ -73,6 +73,55 @@ def test_pairs_are_those_of_a_loop(distance: Any) -> None:
     assert found.same.tolist() == [names[i] == names[j] for i, j, _ in expected]
 
 
+def hardest_by_a_loop(vectors: Any, names: list[str], distance: str) -> list[tuple[str, str, bool, float]]:
+    """Return the strangers that are most alike, then those of one class that are least, with their scores."""
+    found = []
+    for i in range(len(names)):
+        for j in range(i + 1, len(names)):
+            a, b = vectors[i].astype(float), vectors[j].astype(float)
+            cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            score = -np.linalg.norm(a - b) if distance == "euclidean" else cosine
+            one, other = sorted([f"{i}.jpg", f"{j}.jpg"])
+            found.append((one, other, names[i] == names[j], float(score)))
+    strangers = sorted((pair for pair in found if not pair[2]), key=lambda pair: -pair[3])
+    return [
+        *strangers[: embeddings.HARDEST],
+        *sorted((pair for pair in found if pair[2]), key=lambda pair: pair[3])[: embeddings.HARDEST],
+    ]
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("kept", [3, 1000])
+def test_the_hardest_pairs_are_those_of_a_loop_in_whatever_order_pictures_come(
+    monkeypatch: pytest.MonkeyPatch, distance: Any, kept: int
+) -> None:
+    monkeypatch.setattr(embeddings, "HARDEST", kept)
+    vectors, names = pictures(20, 4)
+    expected = hardest_by_a_loop(vectors, names, distance)
+    for order in (np.arange(20), np.random.default_rng(0).permutation(20)):
+        some = [
+            embeddings.partial(
+                vectors[rows], [names[row] for row in rows], [keys(20)[row] for row in rows], distance
+            )
+            for rows in (order[:7], order[7:])
+        ]
+        table = embeddings.result(embeddings.merge(some), fars=()).tables["hardest_pairs"]
+        found = [(row["a"], row["b"], row["same"]) for row in table.to_pylist()]
+        assert found == [pair[:3] for pair in expected]
+        scores: Any = table["score"].to_pylist()
+        assert scores == pytest.approx([pair[3] for pair in expected], abs=1e-6)
+
+
+def test_pictures_that_failed_are_in_no_hardest_pair() -> None:
+    vectors, names = pictures(6, 2)
+    vectors[0] = np.nan
+    table = embeddings.result(embeddings.partial(vectors, names, keys(6), "euclidean"), fars=()).tables[
+        "hardest_pairs"
+    ]
+    assert "0.jpg" not in {*table["a"].to_pylist(), *table["b"].to_pylist()}
+    assert table.num_rows == 10
+
+
 def test_numbers_are_those_of_verification_by_hand() -> None:
     vectors = np.array([[0, 0], [0, 1], [5, 0], [5, 2]], np.float32)
     found = embeddings.result(

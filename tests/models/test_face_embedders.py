@@ -125,7 +125,8 @@ def test_random_weights_follow_from_their_seed(small_iresnet: nn.Module) -> None
 
 @pytest.mark.parametrize("model", ["facenet", "iresnet50", "iresnet100"])
 def test_networks_without_weights_of_their_own_say_what_to_give(model: str) -> None:
-    with pytest.raises(UserError, match=r"has no weights 'DEFAULT' of its own\n  what to do: give a file"):
+    said = rf"task\.embedder\.weights: {model} has no weights 'DEFAULT' of its own\n  what to do: give a file"
+    with pytest.raises(UserError, match=said):
         build_face_embedder(Choice(model))
 
 

@@ -20,7 +20,7 @@ from cnnbatch.cli.app import app
 from cnnbatch.cli.models import TASKS, listing
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.models import catalogue, face_detectors, face_embedders, published
-from cnnbatch.models.architectures import darknet, darknet_models
+from cnnbatch.models.architectures import classical_faces, darknet, darknet_models
 from cnnbatch.models.architectures.dlib_resnet import DlibResNet
 from cnnbatch.models.architectures.inception_resnet import InceptionResnetV1
 from cnnbatch.models.architectures.iresnet import BLOCKS, IResNet
@@ -119,6 +119,28 @@ def test_face_embedders_have_the_parameters_of_their_modules() -> None:
         }
     for name, module in made.items():
         assert one(name).parameters == sum(p.numel() for p in module.parameters())
+
+
+def test_networks_for_faces_without_weights_here_say_which_files_to_give() -> None:
+    for name in ("facenet", "iresnet50", "iresnet100"):
+        row = one(name)
+        with pytest.raises(UserError) as refused:
+            face_embedders.build_face_embedder(Choice(name))
+        files = row.about.removeprefix("give ").removesuffix("; no package has it")
+        assert files in str(refused.value)
+        printed = CliRunner().invoke(app, ["models", name]).output
+        assert "no package has it" in " ".join(printed.split())
+
+
+def test_faces_before_deep_networks_are_listed_as_models_of_embed() -> None:
+    rows = {row.name: row for row in listing(task="embed")}
+    assert {*rows} == {*classical_faces.OWN}
+    for name, row in rows.items():
+        _, how = classical_faces.OWN[name](None)
+        assert (row.input_size, row.at_hand, row.parameters) == (how.crop, True, None)
+        assert "has no weights" in row.about
+    printed = CliRunner().invoke(app, ["models", "--task", "embed"]).output
+    assert "Turk and Pentland" in printed
 
 
 def test_every_model_of_ours_and_of_torchvision_is_listed() -> None:
@@ -239,7 +261,7 @@ def test_the_command_prints_a_table_a_task() -> None:
     assert "resnet50 resnet 25.6 M 224 x 224 top1 80.9, top5 95.4 IMAGENET1K_V2 no, 98 MB" in lines
     assert "fcos_resnet50_fpn fcos 32.3 M AP 39.2 COCO_V1 no, 124 MB" in lines
     tasks = [line for line in lines if line in TASKS.values()]
-    assert tasks == ["classify", "detect", "instances", "keypoints", "segment", "faces"]
+    assert tasks == ["classify", "embed", "detect", "instances", "keypoints", "segment", "faces"]
     assert f"{len(timm.list_models()):,} more are timm's: cnnbatch models 'timm/*'" in result.stdout
 
 

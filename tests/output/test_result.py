@@ -148,7 +148,7 @@ def test_show_is_upright_captioned_and_saves(tmp_path: Path) -> None:
     picture = cnnbatch.open(out).show("turned.jpg")
     assert picture.image is not None
     assert picture.image.size == (100, 200)
-    red, _, blue = picture.image.getpixel((50, 20))  # type: ignore[misc]
+    red, _, blue = picture.image.getpixel((50, 20))
     assert blue > 200 > 50 > red
     assert picture.prediction.caption == "flag, 75 %"
     with Image.open(io.BytesIO(picture._repr_png_())) as shown:

@@ -90,3 +90,17 @@ def test_what_is_true_of_each_view_by_objects() -> None:
     assert MapReport().truth_of_objects(row(one("cat", None)), about) is None
     assert MapReport().truth_of_objects({**row(), "width": None}, about) is None
     assert entries["objects"].truth_of_objects(whole, about) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([], "nothing"),
+        (["face"], "face"),
+        (["face", "face"], "2 faces"),
+        (["dog", "person", "person"], "2 × person, dog"),
+        (["defect_01"] * 1200, "1,200 × defect_01"),
+    ],
+)
+def test_objects_are_counted_in_words(labels: list[str], said: str) -> None:
+    assert ObjectsReport().words({"label": label} for label in labels) == said

@@ -20,7 +20,7 @@ from cnnbatch.images.formats import FORMATS, PILLOW, RAW_SUFFIXES, SUFFIXES
 from cnnbatch.images.limits import REVISION
 from cnnbatch.inference.driver.planner import Planner
 from cnnbatch.inference.run import RunOptions, run
-from cnnbatch.job import fingerprint_fields, parse_job
+from cnnbatch.job import fingerprint_fields
 from cnnbatch.output.folder import Output
 from cnnbatch.output.plan_pages import left_out_of, listings_of
 from cnnbatch.report.collection import facts
@@ -30,6 +30,7 @@ from cnnbatch.sources.files.left_out import COMPANIONS, count, in_words, kind_of
 from cnnbatch.storage import Storage
 from tests.conftest import jpeg
 from tests.inference.test_run import job, table
+from tests.jobs import parse_job
 
 
 def folder(root: Path, *names: str) -> Path:

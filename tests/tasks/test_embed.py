@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import cnnbatch
-from cnnbatch.config.train import EmbeddingLoss
+from cnnbatch.cli.app import app
+from cnnbatch.config.train import EmbeddingLoss, Train
 from cnnbatch.errors import UserError
 from cnnbatch.inference.run import RunOptions
 from cnnbatch.job import MapJob, TrainJob
@@ -21,7 +26,9 @@ from cnnbatch.models.choice import Choice
 from cnnbatch.models.embedding_head import EmbeddingHead
 from cnnbatch.models.embedding_network import EmbeddingForm, build_embedding
 from cnnbatch.output.embeddings import EmbeddingSpace, space_of
+from cnnbatch.tasks.recipes.embedding import EmbeddingRecipe
 from cnnbatch.tasks.recipes.face_losses import criterion
+from cnnbatch.tasks.recipes.recipe import TrainingData
 from cnnbatch.tasks.registry import task_class
 from cnnbatch.types import Precision, Runtime
 from tests import tiny
@@ -96,7 +103,7 @@ def test_the_folder_embeds_other_pictures_as_the_training_did(tmp_path: Path) ->
     used = MapJob.model_validate(
         {
             "task": {"name": "embed", "model": "tests.tiny:build", "weights": str(out)},
-            "input": str(photos),
+            "input": {"url": str(photos), "label": "([^/]+)/"},
             "output": str(tmp_path / "vectors"),
             "compute": {"pool": "inline", "precision": "fp32", "backend": "eager"},
         }
@@ -106,6 +113,7 @@ def test_the_folder_embeds_other_pictures_as_the_training_did(tmp_path: Path) ->
     assert space.dimensions == 5
     for key, vector in expected.items():
         assert found[key] == pytest.approx(vector, abs=1e-5)
+    assert "most similar pictures of two classes" in (tmp_path / "vectors" / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -117,16 +125,96 @@ def test_what_was_interrupted_goes_on_to_the_same_network(tmp_path: Path) -> Non
     require_same(tmp_path / "whole", tmp_path / "broken")
 
 
+def inside_of(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "_job" / "training" / "inside.json").read_text())
+    return found
+
+
+def test_a_lesson_shows_vectors_by_epoch(tmp_path: Path) -> None:
+    photos, out = people(tmp_path / "people", 12, 4), tmp_path / "out"
+    launch(job(photos, out, {"epochs": 3}, lesson=True), QUIET)
+    shown, about = inside_of(out)["vectors"], model_of(out)
+    assert [one["epochs"] for one in shown["states"]] == [0, 1, 2, 3]
+    assert not {*shown["classes"]} & set(about["classes"])
+    counts = Counter(shown["classes"])
+    assert 2 <= len(counts) <= 10
+    assert {*counts.values()} == {4}
+    courses = [one["verification_accuracy"] for one in about["epochs"]]
+    assert [one["measured"] for one in shown["states"][1:]] == pytest.approx(courses)
+    page = (out / "report.html").read_text()
+    assert page.count("<h3>Embeddings in two dimensions, by epoch</h3>") == 1
+    assert all(f"After {epochs}" in page for epochs in ("1 epoch<", "2 epochs<", "3 epochs<"))
+    assert page.count('class="point"') == 4 * len(counts)
+    before = page[page.index('<ul class="states">') :]
+    (out / "report.html").unlink()
+    assert CliRunner().invoke(app, ["report", str(out)]).exit_code == 0
+    assert (out / "report.html").read_text().endswith(before)
+
+
+@pytest.mark.slow
+def test_a_lesson_that_was_interrupted_shows_what_lies_before_it(tmp_path: Path) -> None:
+    photos = people(tmp_path / "people", 12, 4)
+    how = {"epochs": 3, "batch": 8, "checkpoint_s": 1e-9}
+    launch(job(photos, tmp_path / "whole", how, lesson=True), QUIET)
+    launch_twice(lambda: job(photos, tmp_path / "broken", how, lesson=True), 4)
+    whole, broken = (inside_of(tmp_path / name)["vectors"] for name in ("whole", "broken"))
+    assert [one["epochs"] for one in broken["states"]] == [0, 1, 2, 3]
+    for one, other in zip(whole["states"], broken["states"], strict=True):
+        assert np.array(one["points"]) == pytest.approx(np.array(other["points"]), abs=1e-4)
+
+
+def test_where_nothing_is_learned_by_steps_a_lesson_shows_pairs_alone(tmp_path: Path) -> None:
+    photos, out = people(tmp_path / "people", 10, 3), tmp_path / "out"
+    launch(job(photos, out, {"strategy": "as_is", "epochs": "auto"}, lesson=True), QUIET)
+    shown = inside_of(out)
+    assert (shown["vectors"], shown["layers"]) == (None, [])
+    assert [one["title"] for one in shown["strips"]] == [
+        "Hardest pairs of the validation",
+        "Triplets of the validation",
+    ]
+    page = (out / "report.html").read_text()
+    assert "Triplets of the validation" in page
+    assert "Embeddings in two dimensions" not in page
+
+
+def test_a_report_shows_the_hardest_pairs_of_the_test(tmp_path: Path) -> None:
+    photos, out = people(tmp_path / "people", 12, 4), tmp_path / "out"
+    launch(job(photos, out), QUIET)
+    vectors, _ = vectors_of(out)
+    scored = [
+        (float(np.linalg.norm(np.subtract(vectors[a], vectors[b]))), a, b)
+        for a, b in combinations(sorted(vectors), 2)
+    ]
+    strangers = sorted(one for one in scored if one[1].split("/")[0] != one[2].split("/")[0])
+    same = sorted(one for one in scored if one[1].split("/")[0] == one[2].split("/")[0])[::-1]
+    rows = pq.read_table(out / "evaluation" / "hardest_pairs.parquet").to_pylist()
+    for kind, expected in ((False, strangers), (True, same)):
+        found = [-row["score"] for row in rows if row["same"] == kind]
+        assert found == pytest.approx([one[0] for one in expected[:50]], abs=1e-5)
+    page = (out / "report.html").read_text()
+    section = page[page.index('id="pairs"') : page.index("</section>", page.index('id="pairs"'))]
+    assert section.index("most similar pictures of two classes") < section.index("least similar pictures")
+    assert section.count("<figure>") == 16
+    assert f"distance {strangers[0][0]:.3f}" in section
+    assert f"distance {same[0][0]:.3f}" in section
+    assert same[0][1] in section
+
+
 @pytest.mark.slow
 def test_a_lesson_shows_the_hardest_pairs_and_triplets(tmp_path: Path) -> None:
     photos, out = people(tmp_path / "people", 10, 4), tmp_path / "out"
     launch(job(photos, out, {"epochs": 1}, lesson=True), QUIET)
-    pairs, triplets = json.loads((out / "_job" / "training" / "inside.json").read_text())["strips"]
+    pairs, triplets = inside_of(out)["strips"]
     assert [(row[0]["name"], row[2]["name"]) for row in pairs["rows"]] == [("one class", "two classes")] * 4
     far, near = ([float(row[place]["name"].split()[1]) for row in pairs["rows"]] for place in (1, 3))
     assert far == sorted(far, reverse=True)
     assert near == sorted(near)
     assert [one["name"].split(",")[0] for one in triplets["rows"][0]] == ["anchor", "positive", "negative"]
+    violations = []
+    for row in triplets["rows"]:
+        positive, negative = (float(one["name"].split()[-1]) for one in row[1:])
+        violations.append(positive**2 - negative**2)
+    assert violations == pytest.approx(sorted(violations, reverse=True), abs=0.01)  # Of rounded distances.
     assert pairs["title"] in (out / "report.html").read_text()
 
 
@@ -213,6 +301,45 @@ def test_pictures_that_can_not_be_read_are_counted_where_nothing_is_learned(
 def test_a_head_of_fewer_numbers_is_a_part_of_a_rotation() -> None:
     rows = EmbeddingHead(16, 6, root=False).linear.weight
     assert (rows @ rows.T).flatten().tolist() == pytest.approx(torch.eye(6).flatten().tolist(), abs=1e-5)
+
+
+def without_hinge(photos: Path, out: Path, normalisation: str) -> dict[str, list[float]]:
+    """Train by the triplet loss without its maximum; return what was measured by epoch."""
+    loss = {"kind": "triplet", "mining": "all", "hinge": False, "margin": 0.3}
+    task = {"normalisation": normalisation}
+    how = {"epochs": 6, "strategy": "head", "learning_rate": 0.1, "embedding": loss}
+    launch(job(photos, out, how, task=task), QUIET)
+    rows = pq.read_table(out / "metrics.parquet").to_pandas().groupby("epoch").last()
+    return {name: rows[name].tolist() for name in rows.columns}
+
+
+def test_without_a_hinge_the_loss_falls_as_vectors_grow_unless_they_are_normalised(tmp_path: Path) -> None:
+    photos = people(tmp_path / "people", 12, 4)
+    free, bound = (without_hinge(photos, tmp_path / how, how) for how in ("none", "l2"))
+    assert free["vector_length"] == sorted(free["vector_length"])
+    assert free["vector_length"][-1] > 1.5 * free["vector_length"][0]
+    assert free["loss"][-1] < free["loss"][0]
+    assert "vector_length" not in bound
+    assert min(bound["loss"]) >= 0.3 - 4
+    assert (model_of(tmp_path / "none")["least_loss"], model_of(tmp_path / "l2")["least_loss"]) == (
+        None,
+        -3.7,
+    )
+    pages = [(tmp_path / how / "report.html").read_text() for how in ("none", "l2")]
+    assert all("Lower bound of the loss" in page for page in pages)
+    assert ["it falls as long as the vectors grow" in page for page in pages] == [True, False]
+    assert [">vector_length</h3>" in page for page in pages] == [True, False]
+
+
+def test_vector_lengths_are_those_before_any_division() -> None:
+    network = build_embedding(Choice("tests.tiny:build"), EmbeddingForm(normalisation="none"), trained=False)
+    recipe = EmbeddingRecipe(
+        network, "tests.tiny:build", Train(), TrainingData(("a", "b"), {"a": 2, "b": 2}, 4)
+    )
+    values = [
+        (name, key, np.array([length, 0], np.float32)) for name, key, length in (("a", "1", 3), ("b", "2", 5))
+    ]
+    assert recipe.measure(values)["vector_length"] == pytest.approx(4)
 
 
 def test_more_numbers_than_features_are_refused() -> None:

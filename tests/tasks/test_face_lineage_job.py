@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.tasks.test_embed import people
 
 
 @pytest.mark.slow
-def test_every_case_is_measured(tmp_path: Path) -> None:
+def test_every_case_is_measured_and_a_lesson_shows_what_each_learned(tmp_path: Path) -> None:
     overrides = [
         f"input={people(tmp_path / 'people', 16, 3)}",
         f"output={tmp_path / 'out'}",
@@ -22,6 +23,7 @@ def test_every_case_is_measured(tmp_path: Path) -> None:
         "task.features=1.1",
         "task.preprocessing={resize: [16, 16], crop: 16, fit: squash}",
         "train.epochs=2",
+        "lesson=true",
         "train.validation=0.25",
         "train.test=0.25",
         "compute={pool: inline, precision: fp32, backend: eager}",
@@ -37,3 +39,13 @@ def test_every_case_is_measured(tmp_path: Path) -> None:
     table = page[page.index('id="cases"') :]
     assert all(name in table for name in found)
     assert table.index("1991 Eigenfaces") < table.index("2019 ArcFace")
+    for case, settings in job.study.cases.items():
+        [link] = re.findall(rf'href="(trials/{re.escape(slug(case))}/report\.html)"', page)
+        trial = (tmp_path / "out" / link).read_text()
+        assert "Triplets of the validation" in trial, case
+        is_fitted = settings.get("train", {}).get("strategy") == "as_is"
+        assert ("Embeddings in two dimensions" in trial) != is_fitted, case
+
+
+def slug(case: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", case.lower())

@@ -64,7 +64,8 @@ def run_faces(photos: Path, out: Path, **task: Any) -> None:
 
 
 def objects(out: Path) -> list[Any]:
-    return cnnbatch.open(str(out)).arrow(["objects"])["objects"].to_pylist()
+    found: list[Any] = cnnbatch.open(str(out)).arrow(["objects"])["objects"].to_pylist()
+    return found
 
 
 def test_faces_are_rows_of_objects_from_left_to_right(photos: Path, tmp_path: Path) -> None:

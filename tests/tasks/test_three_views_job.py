@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 import cnnbatch
 from cnnbatch.cli.app import app
 from cnnbatch.inference.run import RunOptions
-from cnnbatch.job import load_job
 from cnnbatch.launch import launch
 from cnnbatch.output.evaluation import read_evaluation
 from cnnbatch.storage import Storage
 from cnnbatch.tasks.three_views import ThreeViews
 from tests import tiny_detections, tiny_instances, tiny_maps
+from tests.jobs import load_job
 from tests.report.test_report import Page, words
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

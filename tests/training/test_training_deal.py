@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -113,3 +115,18 @@ def test_mixing_tells_numbers_and_their_order_apart(numbers: tuple[int, ...]) ->
     assert len(set(deal.mixed(some, *numbers).tolist())) == 64
     for other in others:
         assert not np.intersect1d(deal.mixed(some, *numbers), deal.mixed(some, *other)).size
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=200), st.integers(2, 80), st.integers(2, 5))
+def test_some_images_of_classes_are_together_with_others_of_their_class(
+    classes: list[int], most: int, each: int
+) -> None:
+    numbers = np.array(classes)
+    places = deal.of_classes(hashes(len(classes)), numbers, most, each)
+    assert places.tolist() == sorted({*places.tolist()})
+    assert len(places) == min(most, len(classes))
+    taken = Counter(numbers[places].tolist())
+    cut = [number for number, count in taken.items() if count % each and count < classes.count(number)]
+    assert len(cut) <= 1  # The last group alone may be cut.
+    if any(count > each for count in taken.values()):
+        assert {*taken} == {*classes}  # No class has a second group before every class has its first.

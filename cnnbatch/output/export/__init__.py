@@ -154,7 +154,7 @@ def _require_meaning(predictions: Predictions, format: str) -> None:
         )
     if options.hide and (format != "pictures" or FACE not in predictions.model().names):
         raise UserError(
-            f"--faces {options.hide} is for --format pictures of an output that has found faces\n"
+            f"--hide-faces {options.hide} is for --format pictures of an output that has found faces\n"
             "  what to do: leave it out, or find the faces first: cnnbatch run faces"
         )
     if options.face != "centre" and format != "chips":

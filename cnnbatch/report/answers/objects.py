@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from cnnbatch.humanize import counted
 from cnnbatch.metrics import Value
 from cnnbatch.report.answers import segments
 from cnnbatch.report.answers.entry import (
@@ -26,7 +27,7 @@ from cnnbatch.report.answers.entry import (
 )
 from cnnbatch.report.marked import marked
 from cnnbatch.report.numbers import kinds
-from cnnbatch.truth import SURE
+from cnnbatch.truth import FACE, SURE
 
 _POINT = ("threshold", "precision", "recall")
 
@@ -37,10 +38,9 @@ class ObjectsReport(AnswerReport):
     is_drawn = True
 
     def words(self, answer: Iterable[Mapping[str, Any]]) -> str:
-        """Return objects as people count them: ``2 person, dog``; the most frequent first."""
+        """Return objects as people count them: ``2 × person, dog``, ``2 faces``; the most frequent first."""
         counts = Counter(str(one["label"]) for one in answer)
-        words = [label if count == 1 else f"{count} {label}" for label, count in counts.most_common()]
-        return ", ".join(words) or "nothing"
+        return ", ".join(_counted(*one) for one in counts.most_common()) or "nothing"
 
     def line(self, answer: Iterable[Mapping[str, Any]], row: Mapping[str, Any]) -> str:
         """Return those that are sure in words."""
@@ -155,6 +155,13 @@ class ObjectsReport(AnswerReport):
             for prefix, how in kinds(metrics).items()
         ]
         return [*(of_segments if _is_known(metrics, "PQ") else ()), *of_prefixes]
+
+
+def _counted(label: str, count: int) -> str:
+    """Return how many there are of a class, whose name is a model's, in any language; but for our own."""
+    if count == 1:
+        return label
+    return counted(count, FACE) if label == FACE else f"{count:,} × {label}"
 
 
 def _is_panoptic(tables: EvaluationTables) -> bool:

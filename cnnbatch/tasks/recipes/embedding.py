@@ -26,8 +26,8 @@ from cnnbatch.models.embedding_network import EmbeddingNetwork
 from cnnbatch.models.trained_files import Learned
 from cnnbatch.tasks.recipes import tuned_blocks
 from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
-from cnnbatch.tasks.recipes.embedding_inside import strips
-from cnnbatch.tasks.recipes.face_losses import criterion
+from cnnbatch.tasks.recipes.embedding_inside import few_of_each, strips
+from cnnbatch.tasks.recipes.face_losses import MARGINS, criterion
 from cnnbatch.tasks.recipes.inside import Strip
 from cnnbatch.tasks.recipes.kept_features import KeptFeatures
 from cnnbatch.tasks.recipes.pictures import WholePictures
@@ -39,13 +39,17 @@ if TYPE_CHECKING:
 _NOT_FOR_PAIRS = ("augment.mixup", "augment.cutmix", "class_weights", "label_smoothing", "features", *OF_MAPS)
 _UNKNOWN = 1 << 32  # Numbers of classes that do not train begin here.
 _STILL = Augment(flip=False, crop=1.0)  # Pictures come as they are.
+_NONE = {"verification_accuracy": 0.0, "EER": 1.0, "AUC": 0.0}  # Where there is no pair of either kind.
+_TOGETHER = 32  # Pictures that a lesson has the network see at once.
+_FARTHEST = 4.0  # The largest squared distance of two vectors of length 1.
 
 
 @dataclass(frozen=True)
 class _Truth:
-    """Classes (N,) and the keys of their pictures."""
+    """Numbers of classes (N,), their names, and the keys of their pictures."""
 
     classes: Tensor
+    names: Sequence[str]
     keys: Sequence[str]
 
 
@@ -53,7 +57,7 @@ class EmbeddingRecipe:
     """An embedding network and its loss; see `tasks.recipes.recipe.Recipe`."""
 
     metric = "verification_accuracy"
-    shown = 64
+    shown = 200
 
     def __init__(self, network: EmbeddingNetwork, model: str, spec: Train, data: TrainingData) -> None:
         _require_applicable(spec)
@@ -84,14 +88,14 @@ class EmbeddingRecipe:
         if label is None:
             raise ValueError("it has no class")
         number = self._numbers.get(label)
-        target = _beyond(label) if number is None else number, image.ref.key
+        target = _beyond(label) if number is None else number, label, image.ref.key
         return self._pictures.example(image, target, draw)
 
     def collate(self, examples: Sequence[Example], training: bool) -> Batch:
         """Return uint8 (N, 3, *crop), channels-last, and the classes (N)."""
         pixels = self._pictures.together(examples)
-        numbers, keys = zip(*(example.target for example in examples), strict=True)
-        return Batch((pixels,), _Truth(torch.tensor(numbers), keys), len(examples))
+        numbers, names, keys = zip(*(example.target for example in examples), strict=True)
+        return Batch((pixels,), _Truth(torch.tensor(numbers), names, keys), len(examples))
 
     def on_device(self, batch: Batch, draw: Random | None) -> Batch:
         """Return normalised float32 pictures, or their features where all that gives them is frozen."""
@@ -134,32 +138,48 @@ class EmbeddingRecipe:
         return [*groups, Parameters("loss", of_loss)]
 
     def judge(self, outputs: Any, batch: Batch) -> list[Any]:
-        """Return of each image its class, its key and its embedding."""
+        """Return of each image its class's name, its key and its embedding."""
         vectors = self._normalised(outputs.float()).cpu().numpy()
-        return list(zip(batch.truth.classes.tolist(), batch.truth.keys, vectors, strict=True))
+        return list(zip(batch.truth.names, batch.truth.keys, vectors, strict=True))
 
     def measure(self, values: Sequence[Any]) -> dict[str, float]:
         """Return ``verification_accuracy``, which is 1 - ``EER``, and ``AUC`` over all pairs.
 
-        Of many images some count, see `metrics.embeddings`.
+        Of many images some count, see `metrics.embeddings`. Where vectors may have any length, their mean
+        ``vector_length`` is said, too.
         """
         if not values:
-            return {"verification_accuracy": 0.0, "EER": 1.0, "AUC": 0.0}
-        numbers, keys, vectors = zip(*values, strict=True)
-        names, distance = [str(number) for number in numbers], self._network.form.metric
-        found, _, _ = metric.pairs(metric.partial(np.stack(vectors), names, keys, distance))
+            return dict(_NONE)
+        names, keys, vectors = zip(*values, strict=True)
+        stacked = np.stack(vectors)
+        found, _, _ = metric.pairs(metric.partial(stacked, names, keys, self._network.form.metric))
         judged = verification.result(found, fars=(), replicates=1).metrics
         rate, area = (judged[name].value for name in ("EER", "AUC"))
-        if rate is None or area is None:
-            return {"verification_accuracy": 0.0, "EER": 1.0, "AUC": 0.0}
-        return {"verification_accuracy": 1 - rate, "EER": rate, "AUC": area}
+        numbers = dict(_NONE)
+        if rate is not None and area is not None:
+            numbers = {"verification_accuracy": 1 - rate, "EER": rate, "AUC": area}
+        if self._network.form.normalisation == "none":
+            numbers["vector_length"] = float(np.linalg.norm(stacked, axis=1).mean())
+        return numbers
+
+    def vectors(self, values: Sequence[Any]) -> tuple[list[str], Tensor]:
+        """Return the classes and the vectors (N, D) of a few pictures of a few classes of a validation."""
+        names = [name for name, _, _ in values]
+        rows = few_of_each(names)
+        return [names[row] for row in rows], torch.stack([torch.from_numpy(values[row][2]) for row in rows])
 
     def inside(self, examples: Sequence[Example]) -> list[Strip]:
         """Return the hardest pairs of the examples, and triplets."""
+        starts = range(0, len(examples), _TOGETHER)
+        vectors = torch.cat([self._embedded(examples[start : start + _TOGETHER]) for start in starts])
+        classes = torch.tensor([one.target[0] for one in examples])
+        mining = self._spec.embedding.mining
+        return list(strips([one.pixels for one in examples], vectors, classes, mining))
+
+    def _embedded(self, examples: Sequence[Example]) -> Tensor:
         batch = self.on_device(self.collate(examples, training=False), None)
         with torch.inference_mode():
-            vectors = self._normalised(self.module(*batch.inputs).float())
-        return list(strips([one.pixels for one in examples], vectors, batch.truth.classes))
+            return self._normalised(self.module(*batch.inputs).float())
 
     def learned(self, state: Mapping[str, Tensor]) -> Learned:
         """Return the network's own state, without the loss's, and what it takes to build it again."""
@@ -181,8 +201,18 @@ class EmbeddingRecipe:
                 "weights": self._network.weights,
                 "tuned": [name for name, _ in self._parts.tuned] + [self._parts.head[0]],
                 "frozen": [name for name, _ in self._parts.frozen],
+                **self._least_loss(),
             },
         )
+
+    def _least_loss(self) -> dict[str, float | None]:
+        """Return the lower bound of a triplet loss without its maximum, None for none; nothing of others."""
+        how = self._spec.embedding
+        if how.kind != "triplet" or how.hinge:
+            return {}
+        margin = how.margin or MARGINS[how.kind]
+        is_unit = self._network.form.normalisation == "l2"
+        return {"least_loss": margin - _FARTHEST if is_unit else None}
 
 
 class Embedding(nn.Module):

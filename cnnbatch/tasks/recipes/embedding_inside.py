@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from cnnbatch.tasks.recipes.face_losses import squared_distances
+from cnnbatch.tasks.recipes.face_losses import Mining, mined
 from cnnbatch.tasks.recipes.inside import Shown, Strip
 
 ROWS = 4
+CLASSES, EACH = 10, 12
+"""Classes whose vectors are shown by epoch, as many as have colours of their own, and pictures of each."""
 
 _PAIRS = (
     "On the left the pictures of one class that are farthest from each other, on the right the pictures of "
@@ -18,18 +21,41 @@ _PAIRS = (
     "threshold tells both pairs right."
 )
 _TRIPLETS = (
-    "Anchor, positive and negative, as semi-hard mining takes them: the negative is the nearest one that is "
-    "farther from the anchor than the positive, or where all are nearer, the farthest. A triplet teaches "
-    "while its negative is not farther by the margin."
+    "Anchor, positive and negative as the loss mines them, the hardest first: {how}. A triplet teaches while "
+    "its negative is not farther from the anchor than its positive by the margin."
 )
+_MINED: Mapping[Mining, str] = {
+    "semi_hard": "of each pair of one class the negative is the nearest one that is farther from the anchor "
+    "than the positive, or where all are nearer, the farthest",
+    "batch_hard": "of each anchor the farthest positive and the nearest negative",
+    "all": "every one counts",
+}
 
 
-def strips(pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor) -> Iterator[Strip]:
-    """Yield the hardest pairs, and triplets, of pictures uint8 (3, H, W) with embeddings (N, D).
+def few_of_each(names: Sequence[str]) -> list[int]:
+    """Return the places of pictures of the `CLASSES` with most of them, `EACH` of one at most.
 
-    ``classes`` (N,) are numbers. Nothing where there are no pairs of either kind.
+    ``names`` (N,) are those of their classes; of classes with equally many the first by name are taken.
     """
-    distances = squared_distances(embeddings).clamp(min=0).sqrt()
+    counts = Counter(names)
+    chosen = sorted(counts, key=lambda name: (-min(counts[name], EACH), name))[:CLASSES]
+    taken = Counter[str]()
+    places = []
+    for place, name in enumerate(names):
+        if name in chosen and taken[name] < EACH:
+            taken[name] += 1
+            places.append(place)
+    return places
+
+
+def strips(
+    pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor, mining: Mining
+) -> Iterator[Strip]:
+    """Yield the hardest pairs, and the triplets that are mined, of pictures uint8 (3, H, W).
+
+    ``embeddings`` are (N, D), ``classes`` (N,) numbers. Nothing where there are no pairs of either kind.
+    """
+    distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
     same = classes[:, None] == classes[None]
     upper = torch.ones_like(same).triu(1)
     if not bool((same & upper).any()) or bool(same.all()):
@@ -40,8 +66,9 @@ def strips(pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor) -> I
         _pair(pictures, distances, one, "one class") + _pair(pictures, distances, other, "two classes")
         for one, other in zip(farthest, nearest, strict=False)
     ]
-    yield Strip("The hardest pairs", _PAIRS, pairs)
-    yield Strip("Triplets", _TRIPLETS, [_triplet(pictures, distances, same, *one) for one in farthest])
+    yield Strip("Hardest pairs of the validation", _PAIRS, pairs)
+    triplets = [_triplet(pictures, distances, one) for one in _hardest(distances, classes, mining)]
+    yield Strip("Triplets of the validation", _TRIPLETS.format(how=_MINED[mining]), triplets)
 
 
 def _ordered(distances: Tensor, kind: Tensor, descending: bool) -> list[tuple[int, int]]:
@@ -59,16 +86,19 @@ def _pair(pictures: Sequence[Tensor], distances: Tensor, places: tuple[int, int]
     ]
 
 
-def _triplet(
-    pictures: Sequence[Tensor], distances: Tensor, same: Tensor, anchor: int, positive: int
-) -> list[Shown]:
-    to_positive = distances[anchor, positive]
-    others = (~same[anchor]).nonzero()[:, 0]
-    beyond = others[distances[anchor, others] > to_positive]
-    chosen = distances[anchor, beyond].argmin() if len(beyond) else distances[anchor, others].argmax()
-    negative = int(beyond[chosen] if len(beyond) else others[chosen])
-    return [
-        Shown("anchor", pictures[anchor]),
-        Shown(f"positive, distance {float(to_positive):.3f}", pictures[positive]),
-        Shown(f"negative, distance {float(distances[anchor, negative]):.3f}", pictures[negative]),
+def _hardest(distances: Tensor, classes: Tensor, mining: Mining) -> list[tuple[int, int, int]]:
+    """Return the first of the mined triplets by how much farther the positive is than the negative."""
+    squares = distances.square()
+    anchors, positives, negatives = mined(squares, classes, mining)
+    order = (squares[anchors, positives] - squares[anchors, negatives]).argsort(descending=True)[:ROWS]
+    chosen = (places[order].tolist() for places in (anchors, positives, negatives))
+    return list(zip(*chosen, strict=True))
+
+
+def _triplet(pictures: Sequence[Tensor], distances: Tensor, places: tuple[int, int, int]) -> list[Shown]:
+    anchor, *others = places
+    said = [
+        Shown(f"{name}, distance {float(distances[anchor, place]):.3f}", pictures[place])
+        for name, place in zip(("positive", "negative"), others, strict=True)
     ]
+    return [Shown("anchor", pictures[anchor]), *said]

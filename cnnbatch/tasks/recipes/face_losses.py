@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -117,38 +117,43 @@ def triplet(
     stranger. Without ``hinge`` the maximum is left out, and the loss has no lower bound unless embeddings are
     normalised.
     """
-    positives, negatives = mined(squared_distances(embeddings), people, mining)
-    differences = positives - negatives + margin
+    squares = squared_distances(embeddings)
+    anchors, positives, negatives = mined(squares.detach(), people, mining)
+    differences = squares[anchors, positives] - squares[anchors, negatives] + margin
     if not len(differences):
         return embeddings.sum() * 0
     return (differences.clamp(min=0) if hinge else differences).mean()
 
 
-def mined(squares: Tensor, people: Tensor, mining: Mining) -> tuple[Tensor, Tensor]:
-    """Return the squared distances of the anchors to their positives and to their negatives, (T,) each.
+class Triplets(NamedTuple):
+    """The places (T,) of anchors, of their positives and of their negatives."""
 
-    ``squares`` are those of all embeddings (N, N), ``people`` (N,).
+    anchors: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+
+def mined(squares: Tensor, people: Tensor, mining: Mining) -> Triplets:
+    """Return the triplets that count, see `triplet`.
+
+    ``squares`` are the squared distances of all embeddings (N, N), ``people`` (N,) are numbers.
     """
     same = people[:, None] == people[None]
     positive = same & ~torch.eye(len(people), dtype=torch.bool, device=people.device)
     if mining == "batch_hard":
-        anchors = positive.any(1) & (~same).any(1)
-        farthest = squares.masked_fill(~positive, -math.inf).amax(1)
-        nearest = squares.masked_fill(same, math.inf).amin(1)
-        return farthest[anchors], nearest[anchors]
-    anchors, others = (positive & (~same).any(1, keepdim=True)).nonzero(as_tuple=True)
-    to_positive, to_all, strange = (
-        squares[anchors, others],
-        squares[anchors],
-        ~same[anchors],
-    )  # [T], [T, N] * 2
+        anchors = (positive.any(1) & (~same).any(1)).nonzero()[:, 0]
+        farthest = squares[anchors].masked_fill(~positive[anchors], -math.inf)
+        nearest = squares[anchors].masked_fill(same[anchors], math.inf)
+        return Triplets(anchors, farthest.argmax(1), nearest.argmin(1))
+    anchors, others = (positive & (~same).any(1, keepdim=True)).nonzero(as_tuple=True)  # [T] * 2
+    strange, to_all = ~same[anchors], squares[anchors]  # [T, N] * 2
     if mining == "all":
-        rows, columns = strange.nonzero(as_tuple=True)
-        return to_positive[rows], to_all[rows, columns]
-    beyond = strange & (to_all > to_positive[:, None])
-    nearest = to_all.masked_fill(~beyond, math.inf).amin(1)
-    farthest = to_all.masked_fill(~strange, -math.inf).amax(1)
-    return to_positive, torch.where(beyond.any(1), nearest, farthest)
+        rows, negatives = strange.nonzero(as_tuple=True)
+        return Triplets(anchors[rows], others[rows], negatives)
+    beyond = strange & (to_all > squares[anchors, others][:, None])
+    farthest, nearest = to_all.masked_fill(~strange, -math.inf), to_all.masked_fill(~beyond, math.inf)
+    negatives = torch.where(beyond.any(1), nearest.argmin(1), farthest.argmax(1))
+    return Triplets(anchors, others, negatives)
 
 
 class Softmax(nn.Module):

@@ -123,7 +123,7 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
         how += f"; {unlabelled:,} without ground truth are left out"
     if job.lesson and job.input.limit is None and len(train.refs) > LESSON_IMAGES:
         how += f"; of {len(train.refs):,} that train {LESSON_IMAGES:,}, since it is a lesson"
-        train, validation = (replace(one, refs=one.refs.some(LESSON_IMAGES)) for one in (train, validation))
+        train, validation = (_shortened(job, one) for one in (train, validation))
     _, kind = truth_kind(source.truth_schema)
     if job.task.learns_new_classes:
         kind = TrainingGroups()
@@ -143,6 +143,13 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
     data = _training_data(classes, train, kind.numbers(source.truth_schema))
     digest = _digest(train.refs, validation.refs)
     return Collected(data, train.refs, validation.refs, digest, how, count, left_out)
+
+
+def _shortened(job: TrainJob, part: ListedPart) -> ListedPart:
+    """Return the images of a lesson; where pairs are learned from, most have one of their class with them."""
+    if job.task.learns_new_classes:
+        return replace(part, refs=part.refs.some_of_classes(LESSON_IMAGES, job.train.embedding.pictures))
+    return replace(part, refs=part.refs.some(LESSON_IMAGES))
 
 
 def _training_data(classes: tuple[str, ...], train: ListedPart, numbers: Mapping[str, int]) -> TrainingData:

@@ -100,6 +100,10 @@ class Loader:
         steps = [places[start : start + batch] for start in range(0, len(places), batch)]
         yield from self._steps(steps, None)
 
+    def at(self, places: shuffle.Places) -> list[Example]:
+        """Return the examples of some images as prediction has them, but of those that can't be read."""
+        return [example for some in self._steps([places], None) for example in some]
+
     def _steps(self, steps: Sequence[shuffle.Places], epoch: int | None) -> Iterator[list[Example]]:
         self._inputs.epoch = epoch
         largest = max((len(one) for one in steps), default=1)

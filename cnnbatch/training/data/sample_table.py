@@ -73,6 +73,14 @@ class Refs:
         chosen = np.sort(np.argsort(shuffle.mixed(self.hashes, most), kind="stable")[:most])
         return Refs(self.table.take(chosen))
 
+    def some_of_classes(self, most: int, each: int) -> Refs:
+        """Return at most so many of the images, ``each`` of a class together as long as possible."""
+        return Refs(self.table.take(self.of_classes(most, each)))
+
+    def of_classes(self, most: int, each: int) -> shuffle.Places:
+        """Return the places of such images, in their order; see `shuffle.of_classes`."""
+        return shuffle.of_classes(self.hashes, self.classes, most, each)
+
     def without(self, classes: Collection[str]) -> Refs:
         """Return the images of all other classes."""
         kept = [label not in classes for label in self.table[LABEL].to_pylist()]

@@ -99,6 +99,21 @@ def balanced(
     ]
 
 
+def of_classes(hashes: Hashes, classes: Places, most: int, each: int) -> Places:
+    """Return at most so many images, in their order, most of which have others of their class among them.
+
+    They are taken by ``each`` of a class: the first of every class, by hashes, then the second, and so on.
+    ``classes`` (N,) are numbers.
+    """
+    keys = mixed(hashes, most)
+    order = np.lexsort((keys, classes))  # [N], by class
+    _, first, counts = np.unique(classes[order], return_index=True, return_counts=True)
+    since = np.arange(len(order)) - np.repeat(first, counts)  # Of each image its place in its class.
+    least = np.repeat(keys[order[first]], counts)  # Of each image the least hash of its class.
+    chosen = np.lexsort((since, least, since // each))[:most]
+    return np.sort(order[chosen])
+
+
 def share(of_step: Places, rank: int, world: int) -> Places:
     """Return what of a step is a worker's; no two workers' numbers differ by more than one."""
     count = len(of_step)

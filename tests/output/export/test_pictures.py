@@ -55,7 +55,7 @@ def test_a_face_beside_the_picture_changes_nothing() -> None:
 
 
 def export(out: Path, to: Path, format: str, faces: str) -> Result:
-    arguments = ["export", str(out), "--format", format, "--faces", faces, "--to", str(to)]
+    arguments = ["export", str(out), "--format", format, "--hide-faces", faces, "--to", str(to)]
     return CliRunner().invoke(app, arguments)
 
 
@@ -71,8 +71,25 @@ def test_export_hides_all_faces_that_were_found(photos: Path, tmp_path: Path) ->
         assert red.max() < tiny_faces.RED - 50  # Also the one that scores 0.12.
 
 
+def test_the_option_of_another_name_says_which_is_meant(tmp_path: Path) -> None:
+    arguments = [
+        "export",
+        str(tmp_path),
+        "--format",
+        "pictures",
+        "--faces",
+        "blur",
+        "--to",
+        str(tmp_path / "to"),
+    ]
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 2
+    assert "--hide-faces blur or cover" in found.output
+    assert "--face says which face" in found.output
+
+
 def test_faces_are_hidden_in_pictures_of_faces_alone(photos: Path, tmp_path: Path) -> None:
     run_faces(photos, tmp_path / "out")
     found = export(tmp_path / "out", tmp_path / "to", "coco", "blur")
     assert found.exit_code == 2
-    assert "--faces blur is for --format pictures" in found.output
+    assert "--hide-faces blur is for --format pictures" in found.output

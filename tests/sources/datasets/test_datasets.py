@@ -24,7 +24,7 @@ from cnnbatch.config.input import Input
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.inference import fingerprint as identity
 from cnnbatch.inference.run import run
-from cnnbatch.job import load_job, parse_job, to_yaml
+from cnnbatch.job import to_yaml
 from cnnbatch.sources.cifar10 import CLASSES
 from cnnbatch.sources.datasets import find, named, resolve
 from cnnbatch.sources.datasets.table import DATASETS
@@ -34,6 +34,7 @@ from cnnbatch.truth import answer_of, classes_of, ignored_of
 from cnnbatch.types import Failure, Shard
 from tests.conftest import jpeg
 from tests.inference.test_run import QUIET, job, table
+from tests.jobs import load_job, parse_job
 from tests.places import SHARED
 from tests.servers import Bucket
 from tests.sourcing import keys, read, source

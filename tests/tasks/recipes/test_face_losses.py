@@ -122,6 +122,13 @@ def test_triplets_are_mined_as_the_papers_say(mining: losses.Mining, seed: int) 
     bare = mean([positive - negative + 0.5 for positive, negative in chosen])
     assert losses.triplet(found, PEOPLE, 0.5, mining).item() == pytest.approx(hinged)
     assert losses.triplet(found, PEOPLE, 0.5, mining, hinge=False).item() == pytest.approx(bare)
+    squares = losses.squared_distances(found)
+    anchors, positives, negatives = losses.mined(squares, PEOPLE, mining)
+    assert (PEOPLE[anchors] == PEOPLE[positives]).all()
+    assert (anchors != positives).all()
+    assert (PEOPLE[anchors] != PEOPLE[negatives]).all()
+    by_place = zip(squares[anchors, positives].tolist(), squares[anchors, negatives].tolist(), strict=True)
+    assert sorted(by_place) == [pytest.approx(one) for one in sorted(chosen)]
 
 
 def test_without_the_maximum_triplets_have_no_lower_bound() -> None:
@@ -131,7 +138,9 @@ def test_without_the_maximum_triplets_have_no_lower_bound() -> None:
     assert values == sorted(values, reverse=True)
     assert values[-1] < -1000
     unit = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]))
-    assert losses.triplet(unit, people, 0.2, hinge=False).item() >= -4  # Normalised, it has one.
+    assert losses.triplet(unit, people, 0.2, hinge=False).item() == pytest.approx(
+        0.2 - 4
+    )  # The least there is.
     assert losses.triplet(100 * apart, people, 0.2).item() == 0
 
 

@@ -1,0 +1,103 @@
+"""``cnnbatch index``: what there is of an index, whether it is whole, and how it becomes smaller."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from cnnbatch.cli.command import leave_with
+from cnnbatch.terminal import say
+
+IndexName = Annotated[str, typer.Argument(metavar="INDEX", help="An index, as cnnbatch run index builds it.")]
+
+app = typer.Typer(no_args_is_help=True, help="Indexes of embeddings: what they hold, whether they are whole.")
+
+
+@app.command("info", no_args_is_help=True)
+def info(
+    index: IndexName, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Say what an index holds, and how it is searched."""
+
+    def action() -> int:
+        from cnnbatch.index import figures
+        from cnnbatch.index.search import open_index
+
+        found = open_index(index)
+        if as_json:
+            say(json.dumps(figures.as_json(found.manifest)))
+        else:
+            for line in figures.about(found.manifest):
+                say(line.strip())
+        return 0
+
+    leave_with(action)
+
+
+@app.command("check", no_args_is_help=True)
+def check(index: IndexName) -> None:
+    """Read every object of an index, compare its checksum, and measure recall anew; status 1: damaged."""
+
+    def action() -> int:
+        from cnnbatch.index import check
+        from cnnbatch.index.search import open_index
+
+        opened = open_index(index)
+        found = check.check(opened.uri, opened.storage, opened.manifest)
+        for line in check.lines(found):
+            say(line)
+        return 1 if found.damaged else 0
+
+    leave_with(action)
+
+
+@app.command("compact", no_args_is_help=True)
+def compact(index: IndexName) -> None:
+    """Write segments anew without rows that are gone, join small ones, and delete what is no part of it."""
+
+    def action() -> int:
+        from cnnbatch.index.compact import compact_index
+
+        for line in compact_index(index):
+            say(line)
+        return 0
+
+    leave_with(action, "Stopped. The index is whole; the same command continues.")
+
+
+@app.command("duplicates", no_args_is_help=True)
+def duplicates(
+    index: IndexName,
+    to: Annotated[str, typer.Option("--to", metavar="FILE", help="A new Parquet file.")],
+    similarity: Annotated[
+        float, typer.Option("--similarity", help="The least cosine of two near duplicates.")
+    ] = 0.95,
+) -> None:
+    """Write groups of near duplicates: pictures, or faces, that are nearly the same."""
+
+    def action() -> int:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from cnnbatch.errors import UserError
+        from cnnbatch.humanize import counted
+        from cnnbatch.index.search import open_index
+        from cnnbatch.storage import Storage, normalize
+        from cnnbatch.terminal.screen import Screen
+
+        place, storage = normalize(to), Storage()
+        if storage.exists(place):
+            raise UserError(f"{to} is there already\n  what to do: give the name of a new file")
+        opened = open_index(index)
+        with Screen(quiet=False) as screen:
+            found = opened.duplicates(similarity, screen.stage("compare", len(opened), "embeddings"))
+        sink = pa.BufferOutputStream()
+        pq.write_table(found, sink, compression="zstd")
+        storage.create(place, sink.getvalue().to_pybytes())
+        groups = len(found["group"].unique())
+        say(f"{counted(found.num_rows, 'embedding')} in {counted(groups, 'group')}: {to}")
+        return 0
+
+    leave_with(action)

@@ -1,0 +1,263 @@
+"""One try to bring an index from the state that it has to the one that its outputs have."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnbatch.cluster.parallel import chosen_map, on_ray
+from cnnbatch.cluster.process_map import ProcessMap
+from cnnbatch.config.compute import Compute, Workers
+from cnnbatch.errors import UserError
+from cnnbatch.index.approximate import FastScan
+from cnnbatch.index.build import SegmentMaker, put_codebook, rows_of
+from cnnbatch.index.changes import Changes, changes_of
+from cnnbatch.index.codebook import LEAST, TRAINED_ON, Codebook, train
+from cnnbatch.index.compact import Rewriter
+from cnnbatch.index.embeddings import EmbeddedOutput, in_words, open_embedded
+from cnnbatch.index.held_out import is_held_out
+from cnnbatch.index.local_copy import local_copy
+from cnnbatch.index.manifest import Manifest, OutputEntry, commit, described, read_manifest
+from cnnbatch.index.objects import read_codebook, read_segment
+from cnnbatch.index.plan import Piece, PlannedSegment, cut
+from cnnbatch.index.recall import RecallProbes, least_refine
+from cnnbatch.index.segments import vectors_of
+from cnnbatch.job import IndexJob
+from cnnbatch.output.reader import open_output
+from cnnbatch.storage import Storage, normalize, redact
+from cnnbatch.terminal.screen import Screen
+from cnnbatch.types import Map, here
+
+MOST_REFINE = 320
+"""From which refine factor on a search costs more than it saves."""
+
+GROWN = 1.1
+"""By how much an index has grown when its recall is measured again."""
+
+_TRAINED_FROM = 64  # pieces that give vectors to train on, unless they are very small
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The state that was reached, and how many rows were added to the one before and removed from it."""
+
+    manifest: Manifest
+    added: int = 0
+    removed: int = 0
+
+
+class Building:
+    """What one try works with; the objects of an index are only added here, its state is replaced last."""
+
+    def __init__(self, job: IndexJob, screen: Screen) -> None:
+        self._job, self._screen = job, screen
+        self._uri, self._storage = normalize(job.output.url), Storage(job.output.storage)
+        self._began = time.monotonic()
+
+    def build(self) -> Built | None:
+        """Return what was done; None where somebody else has changed the index meanwhile."""
+        self._screen.doing("comparing the index with its outputs")
+        found = read_manifest(self._uri, self._storage)
+        before, etag = found or (None, None)
+        manifest, outputs = self._with_outputs(before)
+        changes = changes_of(self._uri, self._storage, manifest, outputs)
+        manifest = _taking(manifest, changes)
+        planned = self._plan(manifest, changes)
+        if before is not None and manifest == before and not planned:
+            return Built(before)
+        if before is None and not planned:
+            raise UserError(
+                f"{redact(outputs[0].output.uri)} has no embeddings to index\n"
+                "  what to do: give an output that has some; cnnbatch failed lists what failed there"
+            )
+        manifest, added = self._with_segments(manifest, outputs, planned)
+        if before is None:
+            seconds = round(time.monotonic() - self._began, 3)
+            manifest = manifest.model_copy(update={"build_seconds": seconds})
+        committed = commit(self._uri, self._storage, manifest, etag)
+        removed = sum(map(len, changes.gone.values()))
+        return None if committed is None else Built(committed, added, removed)
+
+    def _with_outputs(self, manifest: Manifest | None) -> tuple[Manifest, tuple[EmbeddedOutput, ...]]:
+        """Return the state with an entry for each output, and the outputs; another network's are refused."""
+        section, storage = self._job.index, Storage(self._job.input.storage)
+        outputs: list[EmbeddedOutput] = []
+        for url in dict.fromkeys(map(normalize, self._job.input.urls)):
+            known = [one.url for one in manifest.outputs] if manifest else []
+            number = known.index(redact(url)) if redact(url) in known else len(known)
+            keep = tuple(manifest.kept) if manifest else section.keep
+            output = open_embedded(url, storage, number, keep)
+            manifest = manifest or self._empty(output)
+            self._require_same(manifest, output)
+            if number == len(known):
+                entry = OutputEntry(url=redact(url), column=output.column, task=_task_of(url, storage))
+                manifest = manifest.model_copy(update={"outputs": (*manifest.outputs, entry)})
+            outputs.append(output)
+        assert manifest is not None  # There is at least one output.
+        return manifest, tuple(outputs)
+
+    def _empty(self, first: EmbeddedOutput) -> Manifest:
+        section = self._job.index
+        return Manifest(
+            space=described(first.space),
+            kept={field.name: str(field.type) for field in first.kept},
+            segment_rows=section.segment_rows,
+            exact_below=section.exact_below,
+        )
+
+    def _require_same(self, manifest: Manifest, output: EmbeddedOutput) -> None:
+        """Refuse embeddings of another network, and other columns than the index keeps."""
+        section, uri = self._job.index, redact(output.output.uri)
+        if output.space != manifest.embedding_space:
+            raise UserError(
+                f"{uri} has embeddings of {in_words(output.space)}, which can't be compared with those of "
+                f"{in_words(manifest.embedding_space)}, which the index has\n"
+                "  what to do: embed the pictures with the network of the index, or build another index"
+            )
+        if section.keep is not None and section.keep != tuple(manifest.kept):
+            raise UserError(
+                f"index.keep: the index keeps {', '.join(manifest.kept) or 'no column'}, which can't be "
+                "changed\n  what to do: leave index.keep out, or build another index"
+            )
+        for field in output.kept:
+            if str(field.type) != manifest.kept[field.name]:
+                raise UserError(
+                    f"{uri}: expected {field.name} of type {manifest.kept[field.name]}, as the index has it, "
+                    f"got {field.type}\n  what to do: make that output anew with a column of that type"
+                )
+
+    def _plan(self, manifest: Manifest, changes: Changes) -> list[PlannedSegment]:
+        """Return the segments that are to be made."""
+        if changes.new:
+            self._screen.doing("counting the embeddings of new parts")
+        apply = self._pool(manifest.segment_rows * len(changes.new))
+        return [*cut(changes.counted(apply), manifest.segment_rows)]
+
+    def _with_segments(
+        self, manifest: Manifest, outputs: Sequence[EmbeddedOutput], planned: Sequence[PlannedSegment]
+    ) -> tuple[Manifest, int]:
+        """Return the state with the segments that are planned, and how many rows these have."""
+        rows = sum(one.count for one in planned)
+        apply = self._pool(rows)
+        codebook = read_codebook(self._uri, self._storage, manifest)
+        if codebook is None and manifest.live + rows >= manifest.exact_below:
+            self._screen.doing("training the codebook")
+            codebook = self._trained(manifest, outputs, planned)
+            if codebook is not None:
+                manifest = self._encoded(manifest, codebook, apply)
+        maker = SegmentMaker(self._uri, self._storage, tuple(outputs), codebook, manifest.state)
+        advance = self._screen.stage("index", rows, "embeddings")
+        made = []
+        for entry in apply(maker, planned):
+            made.append(entry)
+            advance(entry.rows)
+        manifest = manifest.model_copy(
+            update={"segments": (*manifest.segments, *(one for one in made if one.rows or one.left_out))}
+        )
+        return self._measured(manifest, codebook), sum(one.rows for one in made)
+
+    def _trained(
+        self, manifest: Manifest, outputs: Sequence[EmbeddedOutput], planned: Sequence[PlannedSegment]
+    ) -> Codebook | None:
+        """Return a codebook trained on vectors from all over; None where there are too few vectors."""
+        thin = max(1, (manifest.live + sum(one.count for one in planned)) // TRAINED_ON)
+        samples = [
+            vectors_of(read_segment(self._uri, self._storage, one))[::thin] for one in manifest.segments
+        ]
+        samples += [rows_of(outputs, (piece,)).vectors for piece in _spread(planned)]
+        vectors = np.concatenate(samples)
+        vectors = vectors[~is_held_out(vectors)]
+        return train(vectors[_evenly(len(vectors), TRAINED_ON)]) if len(vectors) >= LEAST else None
+
+    def _encoded(self, manifest: Manifest, codebook: Codebook, apply: Map) -> Manifest:
+        """Return the state with a codebook, and with the codes of the rows that are there."""
+        rewriter = Rewriter(self._uri, self._storage, codebook)
+        entries = tuple(apply(rewriter, [(one,) for one in manifest.segments]))
+        book = put_codebook(self._uri, self._storage, codebook)
+        return manifest.model_copy(update={"segments": entries, "codebook": book})
+
+    def _measured(self, manifest: Manifest, codebook: Codebook | None) -> Manifest:
+        """Return the state with its recall, measured where it is new or the index has grown.
+
+        Raises UserError where it is less than the job asks for.
+        """
+        known = manifest.recall
+        if codebook is None or (known is not None and manifest.live <= GROWN * known.rows):
+            return manifest
+        self._screen.doing("measuring the recall")
+        copy = local_copy(self._uri, self._storage, manifest)
+        probes = RecallProbes(copy.vectors, copy.live, self._job.index.match)
+        if not len(probes.probes):
+            raise UserError(
+                f"of {manifest.live:,} embeddings so few are different that the recall can't be measured\n"
+                f"  what to do: give index.exact_below={2 * manifest.live}, to have it searched exactly"
+            )
+        assert copy.codes is not None
+        scan = FastScan(codebook, copy.codes, copy.live)
+        target = self._job.index.recall
+        refine, recall = least_refine(
+            lambda refine: probes.measure(scan, refine), target, manifest.refine, MOST_REFINE
+        )
+        if recall.at_10 < target:
+            raise UserError(
+                f"expected recall@10 of at least {target:g}, got {recall.at_10:.4f} with {refine} times 10 "
+                "candidates compared; the index stays as it was\n  what to do: give a lower index.recall, or "
+                f"index.exact_below={2 * manifest.live} for a new index, which is then searched exactly"
+            )
+        return manifest.model_copy(update={"refine": refine, "recall": recall})
+
+    def _pool(self, rows: int) -> Map:
+        return pool_of(self._job.compute, rows)
+
+
+def pool_of(compute: Compute, rows: int) -> Map:
+    """Return what makes segments: processes of this machine, tasks of a Ray cluster, or this process."""
+    workers = compute.workers.max if isinstance(compute.workers, Workers) else compute.workers
+    if compute.pool == "inline":
+        return here
+    if compute.pool == "auto":
+        return chosen_map(rows, workers, compute)
+    number = (os.cpu_count() or 1) if workers == "auto" else workers
+    return on_ray(compute, number) if compute.pool == "ray" else ProcessMap(number)
+
+
+def _task_of(url: str, storage: Storage) -> dict[str, object]:
+    """Return the task of the job that made an output; empty where the output does not say it."""
+    task = open_output(url, storage).settings.get("task")
+    return dict(task) if isinstance(task, dict) else {}
+
+
+def _taking(manifest: Manifest, changes: Changes) -> Manifest:
+    """Return the state without the rows that are gone, and with the parts that outputs have now."""
+    outputs = [
+        one.with_digests(changes.digests[number]) if number in changes.digests else one
+        for number, one in enumerate(manifest.outputs)
+    ]
+    segments = [
+        one.without(changes.gone[one.name]) if one.name in changes.gone else one for one in manifest.segments
+    ]
+    return manifest.model_copy(update={"outputs": tuple(outputs), "segments": tuple(segments)})
+
+
+def _spread(planned: Sequence[PlannedSegment]) -> list[Piece]:
+    """Return pieces from all over what is planned, each of few rows next to each other."""
+    pieces = [piece for one in planned for piece in one.pieces]
+    enough = ceil(TRAINED_ON * len(pieces) / max(1, sum(len(one.rows) for one in pieces)))
+    chosen = [pieces[number] for number in _evenly(len(pieces), max(_TRAINED_FROM, enough))]
+    most = ceil(TRAINED_ON / max(1, len(chosen)))
+    middles = [max(0, (len(one.rows) - most) // 2) for one in chosen]
+    return [
+        Piece(one.output, one.part, one.digest, one.rows[start : start + most])
+        for one, start in zip(chosen, middles, strict=True)
+    ]
+
+
+def _evenly(count: int, most: int) -> NDArray[np.int64]:
+    """Return at most ``most`` of the numbers below ``count``, ascending, at equal distances."""
+    return np.unique(np.arange(min(count, most)) * count // max(1, min(count, most)))
