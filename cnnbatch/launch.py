@@ -25,10 +25,18 @@ def launch(job: Job, options: RunOptions | None = None) -> Summary:
 
         return index(job, options)
     if isinstance(job, StudyJob):
-        from cnnbatch.training.study.run import study
-
-        return study(job, options)
+        return _study(job, options)
     return run(job, options)
+
+
+def _study(job: StudyJob, options: RunOptions | None) -> Summary:
+    if job.train is None:
+        from cnnbatch.training.study.predictions.run import study_predictions
+
+        return study_predictions(job, options)
+    from cnnbatch.training.study.run import study
+
+    return study(job, options)
 
 
 def report(output: str, storage: Storage, begin: Begin = lambda total: lambda pictures: None) -> str:

@@ -55,7 +55,8 @@ RAY = """
 """
 READERS = """
     launch results inference.run evaluation evaluation.comparison.page report.page sources.describe
-    sources.formats output.export training.run training.study.run tasks.registry job cli.app
+    sources.formats output.export training.run training.study.run
+    training.study.predictions.run training.study.again tasks.registry job cli.app
 """
 """What `run`, `evaluate`, `report`, `compare`, `open` and `describe` load before they need a network."""
 

@@ -12,14 +12,14 @@ from cnnbatch.cluster.parallel import chosen_map
 from cnnbatch.config.compute import MOST_WORKERS
 from cnnbatch.config.input import Ignored, Input, Relabelling
 from cnnbatch.config.mistakes import read_fields
-from cnnbatch.config.section import Section, Text, Texts
+from cnnbatch.config.output import Evaluate
+from cnnbatch.config.section import Text
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.face_embeddings import has_embeddings
 from cnnbatch.evaluation.face_lists import read_face_list
-from cnnbatch.evaluation.recognition import RecognitionTerms, evaluate_faces
+from cnnbatch.evaluation.recognition import evaluate_faces
 from cnnbatch.evaluation.truths import align
-from cnnbatch.output.chosen_faces import Which
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader, open_output
@@ -33,22 +33,15 @@ from cnnbatch.truth import NO_TRUTH
 _OF_FACES = ("face", "absent", "draws")
 
 
-class EvaluateFields(Section):
+class EvaluateFields(Evaluate):
     """What may be said when an output is judged again; what is not said is as in its job."""
 
-    truth: Text | None = None
     format: KnownFormat | None = None
     label: Text | None = None
     split: Text | None = None
     relabel: Relabelling | None = None
     ignore: Ignored | None = None
-    slices: Texts | None = None
     aliases: dict[str, str | None] | None = None
-    face: Which = Field("centre", description="Of a list of faces: which face of a picture counts.")
-    absent: Annotated[int, Field(ge=0)] = Field(
-        10, description="Of a list of people: how many are absent from the gallery of an open set."
-    )
-    draws: Annotated[int, Field(ge=1, le=1000)] = Field(20, description="How often others are absent.")
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_WORKERS)] = Field(
         "auto", description="auto: one for few images, else all CPUs."
     )
@@ -68,18 +61,17 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
     wanted = read_fields(EvaluateFields, {}, fields, "the fields of evaluate; nothing was read")
     result = open_output(out)
     output = Output(result.uri, Storage())
-    has_faces = wanted.truth is not None and has_embeddings(result.schema)
-    faces = read_face_list(wanted.truth, Storage()) if wanted.truth and has_faces else None
+    changes, terms = wanted.input_changes(), _terms(result, wanted)
+    where = wanted.truth if changes else terms.truth
+    faces = read_face_list(where, Storage()) if where and has_embeddings(result.schema) else None
     _require_meaning(wanted, faces is not None)
-    if wanted.truth and faces is not None:
-        terms = RecognitionTerms(wanted.face, wanted.absent, wanted.draws, wanted.slices)
-        return _reported(evaluate_faces(result, faces, wanted.truth, terms), output, screen)
-    changes = wanted.input_changes()
+    if where and faces is not None:
+        return _reported(evaluate_faces(result, faces, where, terms), output, screen)
     aligned = align(_source(result, changes), output, result) if changes else None
     evaluation = evaluate(
         output.uri,
         output.storage,
-        Terms(wanted.slices, wanted.aliases, aligned),
+        Terms(terms.slices, wanted.aliases, aligned),
         apply=chosen_map(len(result), wanted.workers),
         advance=screen.stage("evaluate", len(result)),
     )
@@ -89,6 +81,13 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
             "  what to do: say where it lies, as in truth=instances.json"
         )
     return _reported(evaluation, output, screen)
+
+
+def _terms(result: Reader, wanted: EvaluateFields) -> Evaluate:
+    """Return how the output is judged: as in its job, but for what is said now."""
+    of_job = Evaluate.model_validate(result.settings.get("evaluate") or {})
+    said = {name: getattr(wanted, name) for name in Evaluate.model_fields if name in wanted.model_fields_set}
+    return of_job.model_copy(update=said)
 
 
 def _require_meaning(wanted: EvaluateFields, of_faces: bool) -> None:

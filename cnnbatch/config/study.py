@@ -1,4 +1,4 @@
-"""The ``study:`` section of a job: what varies between its trainings, and how they are judged together."""
+"""The ``study:`` section of a job: what varies between its trials, and how they are judged together."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def _paths(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 class Study(Section):
     """What varies: every one of ``cases`` with every combination of ``vary``, or ``trials`` of a ``search``.
 
-    Each is trained with ``seeds`` seeds and, with ``folds``, once with each fold of the training images as
-    its validation; run number r has the seed r and the fold r, so five folds and three seeds are five runs,
-    of which the first three count on the test images.
+    Where the job has a ``train`` section, each is trained with ``seeds`` seeds and, with ``folds``, once with
+    each fold of the training images as its validation; run number r has the seed r and the fold r, so five
+    folds and three seeds are five runs, of which the first three count on the test images.
     """
 
     cases: Mapping[Text, Mapping[str, Any]] = Field(
@@ -81,7 +81,7 @@ class Study(Section):
     side_by_side: bool = Field(
         False, description="Train side by side on Ray Tune, one a GPU or CPU core; a search always does."
     )
-    metric: Text = Field("accuracy", description="By which number one training is better than another.")
+    metric: Text = Field("accuracy", description="By which number one trial is better than another.")
     show: Literal["table", "quadrants", "curves"] = Field(
         "table", description="What the report is to show of the trainings beside their table."
     )

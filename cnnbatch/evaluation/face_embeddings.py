@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cnnbatch.config.output import Which
 from cnnbatch.errors import UserError
 from cnnbatch.metrics.embeddings import lengths, similarities
-from cnnbatch.output.chosen_faces import Which, chosen_faces
+from cnnbatch.output.chosen_faces import chosen_faces
 from cnnbatch.output.embeddings import Metric, embedding_of_objects, space_of
 from cnnbatch.output.reader import Reader
 from cnnbatch.storage import join, normalize, redact

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cnnbatch.config.output import Evaluate
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.face_embeddings import ListedFaces, listed_faces
 from cnnbatch.evaluation.face_lists import FaceList, FacePairList, PeopleList
@@ -24,7 +25,6 @@ from cnnbatch.evaluation.face_slices import slice_values
 from cnnbatch.evaluation.slicing import by_value
 from cnnbatch.metrics import Evaluated, Value, identification, verification
 from cnnbatch.metrics.intervals import percentiles
-from cnnbatch.output.chosen_faces import Which
 from cnnbatch.output.evaluation import Evaluation, Metrics, write_evaluation
 from cnnbatch.output.reader import Reader
 from cnnbatch.storage import redact
@@ -37,21 +37,6 @@ _WITHOUT = "pictures without a face, which count as failed"
 
 
 @dataclass(frozen=True, slots=True)
-class RecognitionTerms:
-    """How faces are judged: ``which`` of several faces of a picture counts.
-
-    In an open set so many people are ``absent`` from the gallery, others in each of the ``draws``. By the
-    values of ``slices``, columns of the list or of the output, every number is given, too; None: by those of
-    the job.
-    """
-
-    which: Which = "centre"
-    absent: int = 10
-    draws: int = 20
-    slices: Sequence[str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class JudgedFaces:
     """What comes of a list: ``whole``, and ``of`` some of its rows alone, which are given by their places."""
 
@@ -59,14 +44,14 @@ class JudgedFaces:
     of: Callable[[NDArray[np.int64]], Metrics]
 
 
-def evaluate_faces(result: Reader, faces: FaceList, where: str, terms: RecognitionTerms) -> Evaluation:
+def evaluate_faces(result: Reader, faces: FaceList, where: str, terms: Evaluate) -> Evaluation:
     """Judge the embeddings of an output by a list, and write what comes of it there.
 
-    ``where`` is the address of the list. Raises UserError where it names pictures that the output lacks, or
-    contradicts itself, and for columns that can't be sliced by.
+    ``where`` is the address of the list, ``terms`` say how it is used. Raises UserError where it names
+    pictures that the output lacks, or contradicts itself, and for columns that can't be sliced by.
     """
-    embeddings = listed_faces(result, faces.files, where, terms.which)
-    values = slice_values(result, faces, embeddings.rows, _sliced(result, terms))
+    embeddings = listed_faces(result, faces.files, where, terms.face)
+    values = slice_values(result, faces, embeddings, terms.slices)
     if isinstance(faces, FacePairList):
         judged = judge_pairs(faces, embeddings)
     else:
@@ -86,13 +71,6 @@ def evaluate_faces(result: Reader, faces: FaceList, where: str, terms: Recogniti
     )
     _write(result, evaluation, judged.whole)
     return evaluation
-
-
-def _sliced(result: Reader, terms: RecognitionTerms) -> Sequence[str]:
-    if terms.slices is not None:
-        return terms.slices
-    found: Sequence[str] = (result.settings.get("evaluate") or {}).get("slices", ())
-    return found
 
 
 def _write(result: Reader, evaluation: Evaluation, found: Evaluated) -> None:
@@ -152,19 +130,24 @@ def _scores(
     return scores, numbers
 
 
-def judge_people(listed: PeopleList, faces: ListedFaces, terms: RecognitionTerms) -> JudgedFaces:
+def require_present(listed: PeopleList, terms: Evaluate) -> None:
+    """Raise UserError where as many people are to be absent from the gallery as the list has."""
+    if terms.absent >= (known := len({*listed.people})):
+        raise UserError(
+            f"absent: expected fewer people than the {known:,} that the list has, got {terms.absent:,}\n"
+            "  what to do: give a smaller number"
+        )
+
+
+def judge_people(listed: PeopleList, faces: ListedFaces, terms: Evaluate) -> JudgedFaces:
     """Return the numbers of identification, each picture searched among all others, a person being one entry.
 
     Of a person's pictures the one that is most alike counts. ``FNIR@FPIR`` is with ``terms.absent`` people
     absent from the gallery: the mean over ``terms.draws`` draws of them, and its interval the middle 95 % of
     the draws.
     """
+    require_present(listed, terms)
     names, persons = np.unique(np.array(listed.people), return_inverse=True)
-    if not 0 <= terms.absent < len(names):
-        raise UserError(
-            f"absent: expected fewer people than the {len(names):,} that the list has, got {terms.absent:,}\n"
-            "  what to do: give a smaller number"
-        )
     searches = _Searches(names, persons, faces)
     draw = np.random.default_rng(0)
     absent = [draw.choice(len(names), terms.absent, replace=False) for _ in range(terms.draws)]

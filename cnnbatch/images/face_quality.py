@@ -17,6 +17,9 @@ HEAD = np.array(
 down, z away from the viewer. Seen from the front it is ArcFace's template (Deng et al. 2019) with 63 mm
 between the pupils; the depths are those of an average head."""
 
+HALF_PROFILE, PROFILE = 15.0, 45.0
+"""Degrees of yaw, to either side, from which on a face is a half profile, or a profile."""
+
 _TINY = 1e-6
 _BLUR_SIDE = 11
 """Pixels over which a picture is blurred to compare it with itself, as Crete et al. have it."""
@@ -43,6 +46,13 @@ def pose(landmarks: NDArray[Any]) -> NDArray[np.float32]:
     angles[~points.any((1, 2))] = np.nan
     found: NDArray[np.float32] = angles.astype(np.float32)
     return found
+
+
+def pose_name(yaw: float | None) -> str:
+    """Return ``frontal``, ``half profile`` or ``profile``, by yaw in degrees; ``unknown`` without one."""
+    if yaw is None:
+        return "unknown"
+    return "frontal" if abs(yaw) < HALF_PROFILE else "half profile" if abs(yaw) < PROFILE else "profile"
 
 
 def blur(chip: NDArray[np.uint8]) -> float:

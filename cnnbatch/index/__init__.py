@@ -7,6 +7,7 @@ INDEX/manifest.json              the index's state: replaced last, and only if i
 INDEX/segments/NAME.parquet      at most 8,192 embeddings each: immutable, named by what they are made of
 INDEX/codebooks/NAME.npy         the centroids of the product quantiser: one, trained once
 INDEX/evaluation.json            recall, size and time
+INDEX/calibration.json           what similarities mean, where that was measured
 ```
 
 A reader that has a manifest has a state of the index, whole: objects that it does not name are no part of it.

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cnnbatch.config.output import Which
 from cnnbatch.errors import UserError
 from cnnbatch.index.calibrated import read_calibrated
 from cnnbatch.index.photos import embedded, require_read, require_same, task_of
 from cnnbatch.index.search import Index
 from cnnbatch.job import load_map_job
-from cnnbatch.output.chosen_faces import Which, chosen_faces
+from cnnbatch.output.chosen_faces import chosen_faces
 from cnnbatch.output.embeddings import EmbeddingSpace, embedding_of_objects, space_of
 from cnnbatch.output.reader import Reader, open_output
 from cnnbatch.storage import normalize, redact

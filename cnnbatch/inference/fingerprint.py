@@ -34,9 +34,13 @@ def of_job(job: ImageJob) -> dict[str, Any]:
 
 
 def of_training(job: TrainJob | StudyJob) -> dict[str, Any]:
-    """Return what another training would not have in common with this one, by dotted names."""
+    """Return what another training would not have in common with this one, by dotted names.
+
+    The same of a study, which may be one without trainings.
+    """
     chosen = {"input.limit": job.input.limit, "input.sample": job.input.sample}
-    own = {**of_train(job.train), **chosen, "lesson": job.lesson}
+    trains = of_train(job.train) if job.train else {"train.strategy": None}
+    own = {**trains, **chosen, "lesson": job.lesson}
     return {**of_job(job), **own, "decoder_revision": REVISION}
 
 

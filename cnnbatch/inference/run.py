@@ -15,7 +15,10 @@ from uuid import uuid4
 
 from cnnbatch.cluster.parallel import chosen_map
 from cnnbatch.evaluation import evaluate
+from cnnbatch.evaluation.face_lists import FaceList
 from cnnbatch.evaluation.known_classes import KnownClasses
+from cnnbatch.evaluation.named_list import named_list
+from cnnbatch.evaluation.recognition import evaluate_faces
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.autotune.store import FEW, LARGE_SAMPLE, FirstImages, SettingsStore, model_of
 from cnnbatch.inference.driver.inline import predict_inline, require_survivable
@@ -77,7 +80,7 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
     """
     options = options or RunOptions()
     output = Output(normalize(job.output.url), Storage(job.output.storage))
-    source = open_source(job.input, Storage(job.input.storage))
+    source, faces = open_source(job.input, Storage(job.input.storage)), named_list(job)
     name, started = uuid4().hex, datetime.now(UTC)
     with (
         Screen(options.quiet, of_this_run=options.lists_again) as screen,
@@ -87,7 +90,7 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
         _begin(job, output, finished, options, screen)
         listing = ListingOptions(options.lists_again, options.prune, some=job.max_failed < 1)
         planner = Planner(output, source, job.input, job.task.shard_size, listing)
-        running = _Running(job, source, output, planner, options, screen)
+        running = _Running(job, source, output, planner, options, screen, faces)
         _predict_all(running, finished)
         summary = summarize(job, output, planner, screen, judges_all=not options.lists_again)
         if screen.done or any(summary.found.values()):
@@ -105,7 +108,7 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """What one call of `run` works with."""
+    """What one call of `run` works with; by the list of ``faces`` it is judged, where the job names one."""
 
     job: MapJob
     source: Source
@@ -113,6 +116,7 @@ class _Running:
     planner: Planner
     options: RunOptions
     screen: Screen
+    faces: FaceList | None
 
 
 def _begin(
@@ -303,5 +307,8 @@ def _settings_store(running: _Running, refs: Sequence[ImageRef]) -> SettingsStor
 def _evaluate(running: _Running) -> Evaluation | None:
     """Judge all that is finished, where there is a truth."""
     output, compute, images = running.output, running.job.compute, running.planner.images
+    if running.faces is not None and running.job.evaluate.truth is not None:
+        result = Reader(output.uri, output.storage)
+        return evaluate_faces(result, running.faces, running.job.evaluate.truth, running.job.evaluate)
     apply = chosen_map(images, 1 if compute.pool == "inline" else "auto", compute)
     return evaluate(output.uri, output.storage, apply=apply, advance=running.screen.stage("evaluate", images))

@@ -5,7 +5,7 @@ from cnnbatch.job.kinds import ImageJob, Job, StudyJob
 from cnnbatch.job.models import IndexJob, MapJob, TrainJob
 from cnnbatch.job.reading import load_job, load_map_job, parse_job
 from cnnbatch.job.schema import job_schema
-from cnnbatch.job.trials import StudyTrial, in_force, trials_of
+from cnnbatch.job.trials import StudyCase, StudyTrial, cases_of, in_force, trials_of
 from cnnbatch.job.writing import fingerprint_fields, to_yaml
 
 __all__ = [
@@ -15,7 +15,9 @@ __all__ = [
     "MapJob",
     "StudyJob",
     "TrainJob",
+    "StudyCase",
     "StudyTrial",
+    "cases_of",
     "fingerprint_fields",
     "in_force",
     "job_names",

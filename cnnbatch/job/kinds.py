@@ -1,4 +1,4 @@
-"""The kinds of job; of a study each training is checked with it."""
+"""The kinds of job; of a study each trial is checked with it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cnnbatch.job.trials import check, in_force
 
 
 class StudyJob(StudyTemplate):
-    """Train one template many times, told apart by what varies, and compare."""
+    """Run one template many times, told apart by what varies, and compare: train, or predict and judge."""
 
     @model_validator(mode="after")
-    def _trials_train(self) -> Self:
+    def _trials_are_jobs(self) -> Self:
         for lesson in (False, True) if self.study.lesson else (False,):
             check(in_force(self, lesson))
         return self

@@ -43,9 +43,14 @@ class _OverImages(Section):
 
     @model_validator(mode="after")
     def _slices_are_kept(self) -> Self:
+        if self.evaluate.truth is not None:  # It may have columns of its own.
+            return self
         if lacking := [name for name in self.evaluate.slices if name not in self.input.keep]:
             names = ", ".join(map(repr, lacking))
-            raise ValueError(f"expected evaluate.slices among input.keep, but {names} is not kept")
+            raise ValueError(
+                f"expected evaluate.slices among input.keep, but {names} is not kept; faces that a list in "
+                "evaluate.truth judges may be sliced by more"
+            )
         return self
 
 
@@ -70,6 +75,15 @@ class TrainJob(_OverImages):
             raise ValueError(f"the task {self.task.name} does not train; expected one that does, as classify")
         return self
 
+    @model_validator(mode="after")
+    def _tests_by_its_own_truth(self) -> Self:
+        if self.evaluate.truth is not None:
+            raise ValueError(
+                "expected no evaluate.truth in a training, which is tested by its own images; give it to a "
+                "job of kind map that uses the trained model"
+            )
+        return self
+
 
 class IndexJob(Section):
     """Make the embeddings of other jobs' outputs searchable, or add to an index what they have since."""
@@ -82,9 +96,13 @@ class IndexJob(Section):
 
 
 class StudyTemplate(_OverImages):
-    """What a study says; `StudyJob` also has checked that each of its trainings is one."""
+    """What a study says; `StudyJob` also has checked that each of its trials is a job."""
 
     kind: Literal["study"] = "study"
-    train: Train = Train()
+    train: Train | None = Field(
+        None,
+        exclude_if=lambda train: train is None,
+        description="How each trial trains; without this section each predicts, and is judged.",
+    )
     study: Study
     lesson: bool = Field(False, description="The form in study.lesson, of lessons.")

@@ -54,8 +54,9 @@ def _dump(job: ImageJob) -> dict[str, Any]:
     for section in SHORT:
         url = data[section]["url"]
         data[section]["url"] = normalize(url) if isinstance(url, str) else [normalize(one) for one in url]
-    if data["input"]["inventory"]:
-        data["input"]["inventory"] = normalize(data["input"]["inventory"])
+    for section, name in (("input", "inventory"), ("evaluate", "truth")):
+        if data[section][name]:
+            data[section][name] = normalize(data[section][name])
     return data
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cnnbatch.errors import UserError
-from cnnbatch.models.face_conventions import Template
+from cnnbatch.models.face_conventions import BOX_POINTS, Template
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -40,6 +40,19 @@ def transforms_to(template: Template, landmarks: Tensor) -> Tensor:
     shift = goal.mean() - factor * middle[:, 0]
     rows = (factor.real, -factor.imag, shift.real, factor.imag, factor.real, shift.imag)
     return torch.stack(rows, dim=1).view(-1, 2, 3)
+
+
+def points_in(boxes: Tensor) -> Tensor:
+    """Return where landmarks (K, 5, 2) lie in ``boxes`` (K, 4) on average: by them a face is not aligned.
+
+    The transform that leads them to a template cuts the square around a box, so that an upright face which
+    looks to the front is as large, and where, as an aligned one. All are `BOX_POINTS`, turned as the picture
+    is.
+    """
+    low, high = boxes.double().view(-1, 2, 2).unbind(1)  # [K, 2]
+    side = (high - low).amax(1)[:, None, None]
+    corner = (low + high)[:, None] / 2 - side / 2
+    return corner + side * torch.tensor(BOX_POINTS, dtype=torch.float64, device=boxes.device) - 0.5
 
 
 def aligned(pictures: Sequence[Tensor], transforms: Sequence[Tensor], size: Size) -> Tensor:

@@ -15,6 +15,22 @@ Size = tuple[int, int]
 Channels = tuple[float, float, float]
 """A number for each channel."""
 
+Alignment = Literal["similarity", "box"]
+"""How a face is moved into its chip: by the similarity transform that leads its landmarks to the template, or
+not aligned, by its box alone."""
+
+BOX_POINTS: Template = (
+    (0.3299, 0.3883),
+    (0.6701, 0.3883),
+    (0.5000, 0.5860),
+    (0.3499, 0.7576),
+    (0.6501, 0.7576),
+)
+"""Means of MTCNN's landmarks in the square around its box, as parts of its side, the box's longer one.
+
+Measured on 600 training pictures of LFW, each as it is and mirrored.
+"""
+
 
 @dataclass(frozen=True)
 class EmbedderConvention:

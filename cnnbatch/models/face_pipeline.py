@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cnnbatch.models.face_alignment import aligned, opencv, transforms_to
-from cnnbatch.models.face_detector import FaceDetector
+from cnnbatch.models.face_alignment import aligned, opencv, points_in, transforms_to
+from cnnbatch.models.face_conventions import Alignment
+from cnnbatch.models.face_detector import FaceDetector, Faces
 from cnnbatch.models.face_embedder import FaceEmbedder
 from cnnbatch.models.runtime.backends import executable, noise
 from cnnbatch.types import Runtime
@@ -30,10 +31,16 @@ width, 3] uint8 RGB, as the embedder was given them."""
 
 
 class FacePipeline:
-    """A face detector and a face embedder on one device."""
+    """A face detector and a face embedder on one device; ``align`` says how a face becomes a chip."""
 
-    def __init__(self, detector: FaceDetector, embedder: FaceEmbedder, runtime: Runtime) -> None:
-        self._detector = detector.module.to(runtime.device)
+    def __init__(
+        self,
+        detector: FaceDetector,
+        embedder: FaceEmbedder,
+        runtime: Runtime,
+        align: Alignment = "similarity",
+    ) -> None:
+        self._detector, self._align = detector.module.to(runtime.device), align
         self._chip, self._device = embedder, runtime.device
         if runtime.device == "cpu":
             opencv().setNumThreads(runtime.threads)  # Its own pool has a thread for each core.
@@ -53,16 +60,20 @@ class FacePipeline:
         with torch.inference_mode():
             found = self._detector(pictures, sizes)
             counts = [len(one["scores"]) for one in found]
-            chips = self._aligned(pictures, sizes, torch.cat([one["keypoints"] for one in found]), counts)
+            chips = self._chips(pictures, sizes, torch.cat([self._points(one) for one in found]), counts)
             embeddings = torch.split(self._embedded(chips).cpu(), counts)
             return [
                 {**{name: one[name].cpu() for name in _FOUND}, "embeddings": vectors, "chips": cut}
                 for one, vectors, cut in zip(found, embeddings, torch.split(chips.cpu(), counts), strict=True)
             ]
 
-    def _aligned(self, pictures: Tensor, sizes: Tensor, landmarks: Tensor, counts: list[int]) -> Tensor:
+    def _points(self, faces: Faces) -> Tensor:
+        """Return the points (K, 5, 2) that are led to the template."""
+        return faces["keypoints"] if self._align == "similarity" else points_in(faces["boxes"])
+
+    def _chips(self, pictures: Tensor, sizes: Tensor, points: Tensor, counts: list[int]) -> Tensor:
         """Return the chips of all faces, uint8 (K, height, width, 3); each picture has ``counts`` of them."""
-        transforms = transforms_to(self._chip.template, landmarks.cpu())
+        transforms = transforms_to(self._chip.template, points.cpu())
         inside = [
             picture[:, :height, :width]
             for picture, (height, width) in zip(pictures, sizes.tolist(), strict=True)

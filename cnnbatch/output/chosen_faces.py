@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-Which = Literal["centre", "largest", "score", "all"]
-"""The face nearest to the picture's centre, the one with the largest box, the one with the best score, or all
-of them."""
+from cnnbatch.config.output import Which
 
 
 def chosen_faces(row: Mapping[str, Any], which: Which) -> list[tuple[int, dict[str, Any]]]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from cnnbatch.errors import UserError
+from cnnbatch.models.face_conventions import Alignment
 from cnnbatch.models.trained_files import TrainedInput
 from cnnbatch.output.assets import as_asset
 from cnnbatch.output.embeddings import EmbeddingSpace, Metric, Normalisation
@@ -116,6 +117,12 @@ class Faces(Task):
     """The least score of a face; without it, the detector's own."""
     max_faces: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """How many faces of a picture are kept, the best; without it, all."""
+    align: Alignment = "similarity"
+    """How a face is moved to where the embedder wants it: by its landmarks (``similarity``), or not aligned,
+    as the square around its ``box`` (to see what alignment is worth)."""
+    turn: Annotated[float, Field(ge=-180, le=180, allow_inf_nan=False)] = 0.0
+    """By how many degrees a picture is turned clockwise before faces are looked for (to see what that costs).
+    Boxes and landmarks are in pixels of the upright original all the same."""
     crop: bool = False
     """Write each face as the embedder was given it, as a JPEG file."""
 
@@ -178,7 +185,7 @@ class FaceModel:
             embedder.mirror,
         )
         self._task, self.columns = task, task.columns_with(space.field())
-        self._pipeline = FacePipeline(detector, embedder, runtime)
+        self._pipeline = FacePipeline(detector, embedder, runtime, task.align)
         self.classes = ModelClasses((FACE,))
         self.licence = " and ".join(dict.fromkeys(filter(None, (detector.licence, embedder.licence))))
         self.notes = (*detector.notes, *embedder.notes)
@@ -192,10 +199,10 @@ class FaceModel:
         """Ask for the whole picture, from which the faces are cut."""
 
     def prepare(self, image: Image) -> Sequence[Prepared]:
-        """Return the picture as it is, uint8 (3, H, W), at the top left of a canvas."""
+        """Return the picture as it is, or turned, uint8 (3, H, W), at the top left of a canvas."""
         from cnnbatch.models.resizing import Resizing, prepare_bytes
 
-        return [prepare_bytes(image.pixels, Resizing("own", divisor=_CANVAS))]
+        return [prepare_bytes(_turned(image.pixels, self._task.turn), Resizing("own", divisor=_CANVAS))]
 
     def forward(self, batch: torch.Tensor, sizes: torch.Tensor) -> dict[str, list[Any]]:
         """Return of each picture its faces, as `cnnbatch.models.face_pipeline.EmbeddedFaces` names them.
@@ -215,7 +222,12 @@ class FaceModel:
         """Build the rows: the faces of a picture from left to right, in pixels of the upright original."""
         import numpy as np
 
-        found = [_from_left({name: inner[0][name].numpy() for name in OUTPUTS}) for inner in outputs]
+        found = [
+            _from_left(
+                _upright({name: inner[0][name].numpy() for name in OUTPUTS}, image.size, self._task.turn)
+            )
+            for image, inner in zip(images, outputs, strict=True)
+        ]
         every = {name: np.concatenate([one[name] for one in found]) for name in OUTPUTS}
         limits = np.concatenate(
             [
@@ -243,6 +255,32 @@ class FaceModel:
     def _vectors(self, embeddings: NDArray[np.float32]) -> pa.Array[Any]:
         flat: Any = pa.array(embeddings.ravel(), pa.float32())
         return pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
+
+
+def _turned(pixels: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Return a picture (3, H, W) turned clockwise."""
+    if not degrees:
+        return pixels
+    import torch
+
+    from cnnbatch.images.turned import turned
+
+    return torch.from_numpy(turned(pixels.permute(1, 2, 0).cpu().numpy(), degrees)).permute(2, 0, 1)
+
+
+def _upright(
+    faces: Mapping[str, NDArray[Any]], size: tuple[int, int], degrees: float
+) -> Mapping[str, NDArray[Any]]:
+    """Return faces of a turned picture in pixels of the upright original of ``size``."""
+    if not degrees:
+        return faces
+    from cnnbatch.images.turned import boxes_back, points_back
+
+    return {
+        **faces,
+        "boxes": boxes_back(faces["boxes"], size, degrees),
+        "keypoints": points_back(faces["keypoints"], size, degrees),
+    }
 
 
 def _from_left(faces: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:

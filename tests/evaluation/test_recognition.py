@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cnnbatch.config.output import Evaluate
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.face_embeddings import ListedFaces
 from cnnbatch.evaluation.face_lists import FacePairList, PeopleList, read_face_list
-from cnnbatch.evaluation.recognition import RecognitionTerms, _scores, judge_pairs, judge_people
+from cnnbatch.evaluation.recognition import _scores, judge_pairs, judge_people
 from cnnbatch.storage import Storage
 
 
@@ -207,7 +208,7 @@ def test_people_are_searched_leave_one_out(monkeypatch: pytest.MonkeyPatch) -> N
     centres = draw.normal(size=(8, 3)).repeat(6, 0)
     vectors = (centres + 0.6 * draw.normal(size=(48, 3))).astype(np.float32)
     listed = PeopleList([f"{number}.jpg" for number in range(48)], people)
-    terms = RecognitionTerms(absent=4, draws=5)
+    terms = Evaluate(absent=4, draws=5)
     found = judge_people(listed, faces_of([[one.tolist()] for one in vectors]), terms).whole
     assert found.metrics["rank1"].value == pytest.approx(people_by_hand(vectors, people))
     assert found.metrics["rank1"].count == 48
@@ -221,7 +222,7 @@ def test_people_are_searched_leave_one_out(monkeypatch: pytest.MonkeyPatch) -> N
 def test_searches_are_sliced_by_their_probes() -> None:
     faces = faces_of([[[0.0]], [[0.1]], [[0.9]], [[1.0]], [[5.0]], [[0.3]]])
     listed = PeopleList([*"abcdef"], ["Ann", "Ann", "Bob", "Bob", "Cat", "Cat"])
-    judged = judge_people(listed, faces, RecognitionTerms(absent=0, draws=1))
+    judged = judge_people(listed, faces, Evaluate(absent=0, draws=1))
     assert judged.whole.metrics["rank1"].value == pytest.approx(4 / 6)
     for rows, rank1 in (((0, 1, 2, 3), 1.0), ((4, 5), 0.0), ((0, 5), 0.5)):
         found = judged.of(np.array(rows))
@@ -231,7 +232,7 @@ def test_searches_are_sliced_by_their_probes() -> None:
 def test_a_person_with_one_picture_is_no_miss() -> None:
     faces = faces_of([[[0.0]], [[0.1]], [[5.0]], []])
     listed = PeopleList(["a", "b", "c", "d"], ["Ann", "Ann", "Bob", "Ann"])
-    found = judge_people(listed, faces, RecognitionTerms(absent=0, draws=1)).whole.metrics
+    found = judge_people(listed, faces, Evaluate(absent=0, draws=1)).whole.metrics
     assert found["rank1"].value == pytest.approx(2 / 3)  # Ann's third picture has no face.
     assert found["rank1"].count == 3
     assert found["failed_probes"].value == 1
@@ -239,4 +240,4 @@ def test_a_person_with_one_picture_is_no_miss() -> None:
 
 def test_more_absent_people_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match="absent: expected fewer people than the 2"):
-        judge_people(PeopleList(["a", "b"], ["A", "B"]), faces_of([[[0.0]], [[1.0]]]), RecognitionTerms())
+        judge_people(PeopleList(["a", "b"], ["A", "B"]), faces_of([[[0.0]], [[1.0]]]), Evaluate())

@@ -12,8 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from cnnbatch.cli.app import app
-from tests import tiny_faces
-from tests.tasks.test_faces import run_faces
+from cnnbatch.errors import UserError
+from cnnbatch.inference.run import RunOptions, run
+from cnnbatch.job import MapJob, TrainJob
+from tests import tiny, tiny_faces
+from tests.tasks.test_faces import job, run_faces
 
 PAIRS = """a,b,same
 photos/ann/1.png,photos/ann/2.png,1
@@ -50,6 +53,107 @@ def evaluate(out: Path, text: str, *fields: str) -> Any:
 def scores(out: Path) -> list[float | None]:
     found: list[float | None] = pq.read_table(out / "evaluation" / "pairs.parquet")["score"].to_pylist()
     return found
+
+
+POSES = """a,b,same
+ann/1.png,ann/2.png,1
+bob/1.png,ann/1.png,0
+bob/1.png,bob/2.png,1
+ann/1.png,none.png,0
+"""
+
+
+@pytest.fixture
+def posed(tmp_path: Path) -> Path:
+    """Return an output whose large faces are half profiles; in ann/2.png the one at the centre is small."""
+    photos = tiny_faces.write(
+        tmp_path / "photos",
+        {
+            "ann/1.png": [("ann", 40, 20, 20)],
+            "ann/2.png": [("bob", 0, 0, 30), ("ann", 45, 20, 20)],
+            "bob/1.png": [("bob", 30, 15, 30)],
+            "bob/2.png": [("bob", 30, 15, 30)],
+            "none.png": [],
+        },
+    )
+    run_faces(photos, tmp_path / "out", detector={"model": "tests.tiny_faces:looking"})
+    return tmp_path / "out"
+
+
+def counts_by_pose(out: Path, number: str) -> dict[str, int]:
+    slices = json.loads((out / "evaluation.json").read_text())["slices"]["pose"]
+    return {pose: numbers[number]["count"] for pose, numbers in slices.items()}
+
+
+def test_pairs_are_sliced_by_the_pose_that_is_farther_from_the_front(posed: Path) -> None:
+    assert evaluate(posed, POSES, "slices=[pose]").exit_code == 0
+    assert counts_by_pose(posed, "EER") == {"frontal": 1, "half profile": 2, "without a face": 1}
+    assert evaluate(posed, POSES, "slices=[pose]", "face=largest").exit_code == 0
+    assert counts_by_pose(posed, "EER") == {"half profile": 3, "without a face": 1}
+    found = evaluate(posed, POSES, "slices=[pose]", "face=all")
+    assert found.exit_code == 2
+    assert "pose is that of the one face of a picture that counts" in found.output
+
+
+def test_pictures_of_people_are_sliced_by_their_poses(posed: Path) -> None:
+    people = "file,person\nann/1.png,ann\nann/2.png,ann\nbob/1.png,bob\nbob/2.png,bob\nnone.png,ann\n"
+    assert evaluate(posed, people, "slices=[pose]", "absent=0").exit_code == 0
+    assert counts_by_pose(posed, "rank1") == {"frontal": 2, "half profile": 2, "without a face": 1}
+
+
+def test_a_column_of_the_list_goes_before_what_is_found(posed: Path) -> None:
+    listed = "a,b,same,pose\nann/1.png,ann/2.png,1,left\nbob/1.png,ann/1.png,0,right\n"
+    assert evaluate(posed, listed, "slices=[pose]").exit_code == 0
+    assert counts_by_pose(posed, "EER") == {"left": 1, "right": 1}
+
+
+def test_a_job_that_names_a_list_is_judged_by_it_and_again_so(tmp_path: Path) -> None:
+    faces = {f"{who}.png": [(who, 40, 20, 20)] for who in tiny_faces.PEOPLE}
+    photos = tiny_faces.write(tmp_path / "photos", faces)
+    (tmp_path / "pairs.csv").write_text("a,b,same\nann.png,bob.png,0\nann.png,cat.png,0\n")
+    given = job(photos, tmp_path / "out").model_dump(mode="json")
+    terms = {"truth": str(tmp_path / "pairs.csv"), "slices": ["pose"], "face": "largest"}
+    run(MapJob.model_validate({**given, "evaluate": terms}), RunOptions(quiet=True))
+    place = tmp_path / "out" / "evaluation.json"
+    first = place.read_text()
+    assert json.loads(first)["metrics"]["failed_pairs"]["count"] == 2
+    assert [*json.loads(first)["slices"]] == ["pose"]
+    assert "The hardest pairs" in (tmp_path / "out" / "report.html").read_text()
+    place.unlink()
+    assert CliRunner().invoke(app, ["evaluate", str(tmp_path / "out")]).exit_code == 0
+    assert place.read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("text", "terms", "words"),
+    [
+        ("file,label\nann.png,ann\n", {}, "expected a CSV file with the columns a, b, same or file, person"),
+        ("a,b,same\n", {}, "expected at least one row"),
+        ("a,b,same\n1,2,1\n2,3,1\n1,3,0\n", {}, "are two people, and by other pairs that they are one"),
+        ("a,b,same\nann.png,bob.png,0\n", {"slices": ["pise"]}, "got 'pise'; did you mean pose"),
+        (
+            "file,person\nann.png,ann\n",
+            {},
+            "absent: expected fewer people than the 1 that the list has",
+        ),
+    ],
+)
+def test_a_list_that_can_not_judge_stops_a_job_before_its_first_image(
+    tmp_path: Path, text: str, terms: dict[str, Any], words: str
+) -> None:
+    photos = tiny_faces.write(tmp_path / "photos", {"ann.png": [("ann", 40, 20, 20)]})
+    (tmp_path / "list.csv").write_text(text)
+    given = job(photos, tmp_path / "out").model_dump(mode="json")
+    evaluated = {"truth": str(tmp_path / "list.csv"), **terms}
+    with pytest.raises(UserError, match=words):
+        run(MapJob.model_validate({**given, "evaluate": evaluated}), RunOptions(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_names_no_list(tmp_path: Path) -> None:
+    data = tiny.job(tmp_path, tmp_path / "out", {}).model_dump(mode="json")
+    with pytest.raises(ValueError, match=r"expected no evaluate\.truth in a training"):
+        TrainJob.model_validate({**data, "evaluate": {"truth": "pairs.csv"}})
 
 
 def test_pairs_are_judged_and_shown(out: Path) -> None:

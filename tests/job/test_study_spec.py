@@ -227,10 +227,13 @@ TRAININGS = {
 }
 
 
+STUDIES = {"face_alignment", "face_lineage", "fcn_skips", "sweep", "transfer_2x2", "transfer_curves"}
+
+
 @pytest.mark.parametrize("name", sorted(set(job_names()) - TRAININGS))
 def test_a_job_without_a_lesson_says_so(name: str) -> None:
     fields = ["input=photos", "output=out", "lesson=true"]
-    has_one = name in ("transfer_2x2", "transfer_curves", "sweep", "fcn_skips", "face_lineage")
+    has_one = name in STUDIES
     if has_one:
         job = load_job(name, fields)
         assert isinstance(job, StudyJob)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnbatch.models import face_alignment
-from cnnbatch.models.face_alignment import sampled, transforms_to
+from cnnbatch.models.face_alignment import points_in, sampled, transforms_to
+from cnnbatch.models.face_conventions import BOX_POINTS
 
 TEMPLATE = ((38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2))
 SIZE = (112, 96)
@@ -54,6 +55,34 @@ def test_no_faces_have_no_transforms_whatever_made_them() -> None:
         found = transforms_to(TEMPLATE, none)
         assert found.shape == (0, 2, 3)
         assert aligned(smooth(64, 64), found, SIZE).shape == (0, *SIZE, 3)
+
+
+def test_a_face_that_lies_in_its_box_as_faces_do_is_cut_the_same_without_alignment() -> None:
+    left, top, side = 30.0, 12.0, 50.0
+    landmarks = (np.array([left, top]) + side * np.array(BOX_POINTS) - 0.5)[None]
+    for box in (
+        (30, 12, 80, 62),
+        (36, 12, 74, 62),
+        (30, 20, 80, 54),
+    ):  # All have the same square around them.
+        points = points_in(torch.tensor([box], dtype=torch.float32))
+        assert np.allclose(points, landmarks)
+        chips = [
+            aligned(smooth(96, 112), transforms_to(TEMPLATE, one), SIZE)
+            for one in (points, torch.from_numpy(landmarks))
+        ]
+        assert torch.equal(*chips)
+
+
+def test_without_alignment_scale_follows_the_box_and_nothing_is_turned() -> None:
+    boxes = torch.tensor([(10, 20, 50, 70), (110, 20, 210, 120)], dtype=torch.float32)  # Sides of 50 and 100.
+    small, large = transforms_to(TEMPLATE, points_in(boxes)).numpy()
+    scale = np.hypot(small[0, 0], small[1, 0])
+    assert np.hypot(large[0, 0], large[1, 0]) == pytest.approx(scale / 2)
+    assert abs(np.degrees(np.arctan2(small[1, 0], small[0, 0]))) < 0.5  # Templates are not quite even.
+    centres = [one @ (x - 0.5, y - 0.5, 1) for one, x, y in ((small, 30, 45), (large, 160, 70))]
+    assert np.allclose(*centres)
+    assert points_in(torch.zeros(0, 4)).shape == (0, 5, 2)
 
 
 def faces(scale: float) -> torch.Tensor:

@@ -16,6 +16,8 @@ import cnnbatch
 from cnnbatch.errors import UserError
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import MapJob
+from cnnbatch.models.face_alignment import transforms_to
+from cnnbatch.models.face_conventions import BOX_POINTS
 from cnnbatch.models.face_pipeline import FacePipeline
 from cnnbatch.output.embeddings import EmbeddingSpace, space_of
 from cnnbatch.tasks.faces import Faces
@@ -121,6 +123,68 @@ def test_embeddings_with_and_without_mirror_are_not_of_one_output(photos: Path, 
     run_faces(photos, tmp_path / "out")
     with pytest.raises(UserError, match=r"task\.embedder\.mirror"):
         run_faces(photos, tmp_path / "out", embedder={"mirror": True})
+
+
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_faces_of_turned_pictures_are_in_pixels_of_the_upright_ones(
+    photos: Path, tmp_path: Path, degrees: int
+) -> None:
+    """The detector gives upright landmarks, so that in the upright picture they are turned back."""
+    run_faces(photos, tmp_path / "upright")
+    run_faces(photos, tmp_path / "turned", turn=degrees)
+    angle = np.radians(-degrees)
+    back = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    for before, after in zip(objects(tmp_path / "upright"), objects(tmp_path / "turned"), strict=True):
+        assert [face["box"] for face in after] == [pytest.approx(face["box"]) for face in before]
+        for one, other in zip(before, after, strict=True):
+            assert other["embedding"] == pytest.approx(one["embedding"], abs=0.02)
+            assert other["quality"]["yaw"] == pytest.approx(one["quality"]["yaw"], abs=0.01)
+            upright, turned = map(points_of, (one, other))
+            box = one["box"]
+            centre = np.array([box["x1"] + box["x2"] - 1, box["y1"] + box["y2"] - 1]) / 2
+            assert np.allclose(turned, centre + (upright - centre) @ back.T, atol=1e-3)
+
+
+def points_of(face: Any) -> np.ndarray:
+    return np.array([(point["x"], point["y"]) for point in face["keypoints"]])
+
+
+def test_faces_turned_by_any_angle_lie_where_they_lie_upright(photos: Path, tmp_path: Path) -> None:
+    run_faces(photos, tmp_path / "out", turn=30)
+    two, none, one, _ = objects(tmp_path / "out")
+    assert none == []
+    for face, (left, top, side) in ((two[1], (60, 10, 30)), (one[0], (30, 30, 12))):
+        box = face["box"]
+        centre = (box["x1"] + box["x2"]) / 2, (box["y1"] + box["y2"]) / 2
+        # Of a face whose edge is blended with the dark around it, the detector sees the inside alone.
+        assert centre == pytest.approx((left + side / 2, top + side / 2), abs=1.5)
+        assert face["quality"]["roll"] == pytest.approx(-30, abs=1)
+
+
+def test_without_alignment_a_chip_is_cut_by_the_box(tmp_path: Path) -> None:
+    """The top half of the face is ann's, the bottom half bob's: where that changes in a chip follows."""
+    pixels = tiny_faces.picture((60, 100), [("ann", 20, 10, 32)])
+    pixels[26:42, 20:52, 1:] = tiny_faces.PEOPLE["bob"]
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
+    template = tiny_faces.mean_colour().template
+    for align, points in (("similarity", tiny_faces.LANDMARKS), ("box", BOX_POINTS)):
+        out = tmp_path / align
+        run(job(tmp_path / "photos", out, align=align, crop=True), QUIET)
+        ((face,),) = objects(out)
+        chip = np.asarray(Image.open(out / face["crop"]))
+        landmarks = torch.tensor([points], dtype=torch.float64) * 32 + torch.tensor([20, 10]) - 0.5
+        (transform,) = transforms_to(template, landmarks).numpy()
+        changes = float((transform @ (36, 25.5, 1))[1])  # Between the rows 25 and 26.
+        assert (chip[:, 8, 1] > 120).sum() == pytest.approx(tiny_faces.SIDE - changes - 0.5, abs=0.6)
+
+
+def test_aligned_faces_and_others_are_not_of_one_output(photos: Path, tmp_path: Path) -> None:
+    run_faces(photos, tmp_path / "out")
+    with pytest.raises(UserError, match=r"task\.align: the output has 'similarity', this job has 'box'"):
+        run_faces(photos, tmp_path / "out", align="box")
+    with pytest.raises(UserError, match=r"task\.turn: the output has 0\.0, this job has 15\.0"):
+        run_faces(photos, tmp_path / "out", turn=15)
 
 
 def test_fields_choose_the_faces(photos: Path, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from cnnbatch.config.output import Which
 from cnnbatch.errors import UserError
 from cnnbatch.images import class_map, rle
 from cnnbatch.images.class_map import Numbers
 from cnnbatch.output import reader
-from cnnbatch.output.chosen_faces import Which
 from cnnbatch.output.folder import Output
 from cnnbatch.output.maps import map_of
 from cnnbatch.output.plan_pages import listings_of

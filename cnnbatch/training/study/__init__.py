@@ -1,1 +1,1 @@
-"""Studies: many trainings of one template, which differ by what varies, each an output of its own."""
+"""Studies: many trials of one template, which differ by what varies, each an output of its own."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from cnnbatch.job import StudyJob, in_force, parse_job, trials_of
+from cnnbatch.job import StudyJob, cases_of, in_force, parse_job, trials_of
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import Output
 from cnnbatch.storage import NotFound, redact
 from cnnbatch.storage.text import decoded
 from cnnbatch.training.study.findings import find
 from cnnbatch.training.study.page import write_study_report
+from cnnbatch.training.study.predictions.cases import compared
+from cnnbatch.training.study.predictions.page import write_page
 from cnnbatch.training.study.record import read_record
 
 
@@ -16,6 +18,9 @@ def report_again(output: Output) -> str:
     """Write the page of a study's output; return its address."""
     given = _given(output)
     job = in_force(given, given.lesson)
+    if job.train is None:
+        write_page(output, compared(given, cases_of(job)))
+        return output.path("report.html")
     found = (read_record(output, trial.name) for trial in trials_of(job))
     records = [record for record in found if record is not None]
     write_study_report(output, find(given, job, records, output))

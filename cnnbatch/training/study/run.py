@@ -1,4 +1,4 @@
-"""The main path of a study: trials one by one, or side by side, then what they say together.
+"""The main path of a study of trainings: one by one, or side by side, then what they say together.
 
 Every trial is an ordinary training with an output of its own. Once it is over its record is kept, so that an
 interrupted study goes on with the trials that have none.
@@ -16,7 +16,7 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.humanize import duration
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.run import RunOptions, Summary, places
-from cnnbatch.job import StudyJob, StudyTrial, in_force, to_yaml, trials_of
+from cnnbatch.job import StudyCase, StudyJob, StudyTrial, TrainJob, in_force, to_yaml, trials_of
 from cnnbatch.output import lock, ownership
 from cnnbatch.output.folder import Output, require_same
 from cnnbatch.report.numbers import share
@@ -29,6 +29,8 @@ from cnnbatch.training.study.findings import Findings, find
 from cnnbatch.training.study.page import write_study_report
 from cnnbatch.training.study.record import TrialRecord, put_table, read_record
 from cnnbatch.training.study.trial import finish, output_of
+
+AnyTrial = StudyTrial | StudyCase
 
 
 def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
@@ -92,8 +94,8 @@ class _Running:
         return found
 
 
-def require_data(trials: Sequence[StudyTrial]) -> None:
-    """Insist on the images of all trials before the first is trained; a UserError has all that lack."""
+def require_data(trials: Sequence[AnyTrial], done: str = "trained") -> None:
+    """Insist on the images of all trials before anything is ``done``; a UserError has all that lack."""
     lacking: dict[str, str] = {}
     for trial in trials:
         chosen = trial.job.input.model_copy(update={"subset": None, "classes": None})
@@ -103,28 +105,37 @@ def require_data(trials: Sequence[StudyTrial]) -> None:
             except UserError as error:
                 lacking[key] = f"{trial.case}: {error}" if trial.case else str(error)
     if lacking:
-        raise UserError("\n".join(["nothing was trained: the study lacks images", *lacking.values()]))
+        raise UserError("\n".join([f"nothing was {done}: the study lacks images", *lacking.values()]))
 
 
-def begin(job: StudyJob, trials: Sequence[StudyTrial], output: Output, note: Callable[[str], None]) -> None:
+def begin(job: StudyJob, trials: Sequence[AnyTrial], output: Output, note: Callable[[str], None]) -> None:
     """Record that ``output`` is begun for ``job``; what another one left there without a result is discarded.
 
-    Where a training has a result, the study may only have other trials than it had: raises UserError where
-    one of its trainings, or what they have in common, was another.
+    Where a trial has a result, the study may only have other trials than it had: raises UserError where one
+    of them, or what they have in common, was another.
     """
     ownership.make_room(output, "study", note)
     fields = fingerprint.of_study(job)
-    known = fingerprint.completed((output.decided("study") or {}).get("fields"))  # Earlier records have none.
+    known = (output.decided("study") or {}).get("fields")  # Earlier records have none.
+    known = fingerprint.completed(known) if job.train else known
     if ownership.holds_results(output):
         for trial in trials:
             if ownership.holds_results(output_of(trial)):
-                require_same_training(trial.job, output_of(trial))
+                _require_same(trial)
         head = f"{redact(output.uri)} holds another study:"
         require_same(head, known, fingerprint.of_training(job), ANOTHER)
     elif known is not None and known != fields and ownership.discard_all(output):
         note(ownership.discarded(output, known, fields))
     record = {"metric": job.study.metric, "fields": fields}
     output.storage.put(output.path("_job", "study.json"), json.dumps(record, indent=1).encode())
+
+
+def _require_same(trial: AnyTrial) -> None:
+    """Refuse a trial other than the one that has a result in its output."""
+    if isinstance(trial.job, TrainJob):
+        require_same_training(trial.job, output_of(trial))
+    else:
+        output_of(trial).require_identity(fingerprint.of_job(trial.job))
 
 
 def _require_images(chosen: Input) -> None:
@@ -134,19 +145,25 @@ def _require_images(chosen: Input) -> None:
         raise UserError(f"input: there is no image in {chosen.url}\n  what to do: look at the address")
 
 
-def require_weights(trials: Sequence[StudyTrial]) -> None:
-    """Insist on the networks that trials begin with before the first is trained; from scratch needs none.
+def require_weights(trials: Sequence[AnyTrial], done: str = "trained") -> None:
+    """Insist on the networks of all trials before anything is ``done``; training from scratch needs none.
 
     Raises UserError and EnvironmentFault.
     """
-    tasks = [trial.job.task for trial in trials if trial.job.train.strategy != "scratch"]
-    for task in {repr(task): task for task in tasks}.values():
+    needed: dict[str, Callable[[], None]] = {}
+    for trial in trials:
+        task = trial.job.task
+        if not isinstance(trial.job, TrainJob):
+            needed[repr(task)] = task.require_weights
+        elif trial.job.train.strategy != "scratch":
+            needed[repr(task)] = task.require_weights_to_train
+    for require in needed.values():
         try:
-            task.require_weights_to_train()
+            require()
         except EnvironmentFault as fault:
-            raise EnvironmentFault(f"nothing was trained: {fault.what}", fault.mend) from fault
+            raise EnvironmentFault(f"nothing was {done}: {fault.what}", fault.mend) from fault
         except UserError as error:
-            raise UserError(f"nothing was trained: {error}") from error
+            raise UserError(f"nothing was {done}: {error}") from error
 
 
 def _known(trials: Sequence[StudyTrial], output: Output) -> dict[str, TrialRecord]:

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from cnnbatch.errors import UserError
 from cnnbatch.inference.run import RunOptions
-from cnnbatch.job import StudyTrial
+from cnnbatch.job import StudyCase, StudyTrial
 from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage, normalize
 from cnnbatch.training.run import train
 from cnnbatch.training.study.record import TrialRecord, failure, keep_record, measured
 
 
-def output_of(trial: StudyTrial) -> Output:
-    """Return the output of a trial, which is that of a training."""
+def output_of(trial: StudyTrial | StudyCase) -> Output:
+    """Return the output of a trial, which is that of a training, or of a job of kind map."""
     return Output(normalize(trial.job.output.url), Storage(trial.job.output.storage))
 
 

@@ -15,17 +15,17 @@ MOST = 10
 def lines(found: Findings) -> Iterator[str]:
     """Yield what was found."""
     if found.show == "curves":
-        yield from _table(COURSE_HEAD, [course_cells(course) for course in found.courses])
+        yield from table(COURSE_HEAD, [course_cells(course) for course in found.courses])
         return
     if found.is_of_cases:
-        yield from _table(CASE_HEAD, [case_cells(group, found.metric) for group in found.combinations])
+        yield from table(CASE_HEAD, [case_cells(group, found.metric) for group in found.combinations])
         return
     for case in found.cases:
         of_case = [group for group in found.combinations if group.case == case]
         if case:
             yield case
         shown = of_case if found.show == "quadrants" else ranked(of_case)[:MOST]
-        yield from _table(group_head(found), [group_cells(group) for group in shown])
+        yield from table(group_head(found), [group_cells(group) for group in shown])
         yield from (f"  {verdict_words(one, found.metric)}" for one in found.verdicts if one.case == case)
     if (best := found.best) is not None and found.show == "table":
         yield f"best: {', '.join(f'{path}={plain(value)}' for path, value in best.settings.items())}"
@@ -120,7 +120,7 @@ def filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str
     return [head[column] for column in kept], [[row[column] for column in kept] for row in rows]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield rows as lines with their columns below each other."""
     names, cells = filled(head, rows)
     whole = [names, *cells]
