@@ -64,15 +64,20 @@ def hardest_pairs(context: ReportContext, result: Reader) -> HardestPairs:
 
 
 def _hardest(table: pa.Table) -> list[tuple[Mapping[str, Any], str]]:
-    """Return the rows to show, each with its distance, which is minus its score, or with its cosine.
-
-    Some cosines may be below 0, too, but not all of them.
-    """
+    """Return the rows to show, each with how alike it is in words."""
     rows = [row for row in table.to_pylist() if row["score"] is not None]
     strangers = nlargest(MOST, (row for row in rows if not row["same"]), key=_score)
     of_one = nsmallest(MOST, (row for row in rows if row["same"]), key=_score)
-    name, sign = ("cosine", 1) if any(row["score"] > 0 for row in rows) else ("distance", -1)
-    return [(row, f"{name} {sign * row['score']:.3f}") for row in (*strangers, *of_one)]
+    are_cosines = any(row["score"] > 0 for row in rows)
+    return [(row, in_words(row["score"], are_cosines)) for row in (*strangers, *of_one)]
+
+
+def in_words(score: float, are_cosines: bool) -> str:
+    """Return a pair's score in words: a cosine, or the distance that it is minus of.
+
+    Scores are cosines where any of them is above 0: some cosines may be below it, too, but not all of them.
+    """
+    return f"cosine {score:.3f}" if are_cosines else f"distance {-score:.3f}"
 
 
 def _score(row: Mapping[str, Any]) -> float:

@@ -117,6 +117,7 @@ kind: study
 task: {name: classify, model: resnet18}
 input: {url: "dataset:cifar10", subset: {}}
 output: out
+train: {}
 study:
   cases:
     small: {train: {epochs: 3, batch: 8}, input: {limit: 20}}

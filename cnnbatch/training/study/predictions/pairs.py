@@ -16,7 +16,7 @@ from PIL import Image
 from cnnbatch.output.chosen_faces import chosen_faces
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader
-from cnnbatch.report.pairs import Pair
+from cnnbatch.report.pairs import in_words
 from cnnbatch.report.pictures import jpeg_uri
 from cnnbatch.report.tally import RankedRow, fetch
 from cnnbatch.storage import NotFound
@@ -86,6 +86,11 @@ class _JudgedPairs:
         """Say whether both were judged by the same pairs."""
         return all(self.table[name].equals(other.table[name]) for name in ("a", "b", "same"))
 
+    @property
+    def are_cosines(self) -> bool:
+        """Whether scores are cosines, not distances below 0."""
+        return (pc.max(self.table["score"]).as_py() or 0.0) > 0
+
     def shown(self, rows: Sequence[int]) -> list[PairInCase]:
         """Return some of its pairs."""
         found = self.table.take(rows).to_pylist()
@@ -100,7 +105,7 @@ class _JudgedPairs:
         return PairInCase(
             self.case.label,
             crops,
-            "no face" if score is None else Pair(row["same"], score, _NOWHERE, (0, 0)).words,
+            "no face" if score is None else in_words(score, self.are_cosines),
             accepted,
             accepted == row["same"],
         )
@@ -125,9 +130,6 @@ class _JudgedPairs:
             return face
         counts = chosen_faces(row, self.case.trial.job.evaluate.face)
         return counts[0][1] if counts else None
-
-
-_NOWHERE = (RankedRow(0.0, 0, 0, 0), RankedRow(0.0, 0, 0, 0))
 
 
 def _judged(case: JudgedCase) -> _JudgedPairs | None:
