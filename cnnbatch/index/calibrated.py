@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from cnnbatch.errors import UserError
 from cnnbatch.index.by_size import AtSize, Missed
 from cnnbatch.index.calibration import Calibration, Threshold
 from cnnbatch.output import integrity
-from cnnbatch.storage import NotFound, Storage, join
+from cnnbatch.storage import NotFound, Storage, join, redact
 
 NAME = "calibration.json"
 GROWTH = 1.1
@@ -62,20 +63,29 @@ def put_calibrated(index: str, storage: Storage, found: Calibrated) -> None:
     storage.put(join(index, NAME), json.dumps(asdict(found), indent=1).encode())
 
 
-def read_calibrated(index: str, storage: Storage) -> Calibrated | None:
-    """Return what was calibrated of an index; None where nothing was. Raises UserError for a damaged file."""
+def read_calibrated(index: str, storage: Storage, space: Mapping[str, Any]) -> Calibrated | None:
+    """Return what was calibrated of an index with embeddings of a ``space``; None where nothing was.
+
+    Raises UserError where it is damaged, or of another network's embeddings.
+    """
     uri = join(index, NAME)
     try:
         data = storage.read(uri)
     except NotFound:
         return None
     try:
-        return TypeAdapter(Calibrated).validate_json(data)
+        found = TypeAdapter(Calibrated).validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         way_out = "delete that file, and calibrate the index again"
         raise integrity.damaged(uri, f"{place or 'it'}: {first['msg']}", way_out) from None
+    if found.space != space:
+        raise UserError(
+            f"{redact(uri)} was measured with embeddings of {found.space.get('network')}, and the index has "
+            f"those of {space.get('network')}, or of other weights\n  what to do: give cnnbatch calibrate again"
+        )
+    return found
 
 
 def lines(found: Calibrated) -> Iterator[str]:

@@ -91,7 +91,13 @@ def identify(
     found, without = embed_all(index.uri, index.manifest, photos)
     queries = np.asarray(found.vectors, np.float32)
     matches = ranked(queries, gallery)
-    decided = _Decided(read_calibrated(index.uri, index.storage), rate, prior, len(gallery.names), index.uri)
+    decided = _Decided(
+        read_calibrated(index.uri, index.storage, index.manifest.space),
+        rate,
+        prior,
+        len(gallery.names),
+        index.uri,
+    )
     rows = [
         {**face, **decided.of(some)}
         for face, some in zip(found.rows.select(["key", "id", "box"]).to_pylist(), matches, strict=True)

@@ -139,7 +139,7 @@ def _faces(reader: Reader, which: Which) -> dict[str, _Faces]:
 def _by_calibration(
     index: Index, similarity: float, rate: float, prior: float
 ) -> tuple[float | None, bool | None, str]:
-    calibrated = read_calibrated(index.uri, index.storage)
+    calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
     if calibrated is None:
         return None, None, f"{redact(index.uri)} is not calibrated: give cnnbatch calibrate first"
     probability = float(calibrated.pairs.probabilities([similarity], prior)[0])

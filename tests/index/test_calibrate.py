@@ -114,12 +114,15 @@ def calibrated(rows: int = 1000) -> Calibrated:
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     storage, index = Storage(), tmp_path.as_uri()
-    assert read_calibrated(index, storage) is None
+    space = calibrated().space
+    assert read_calibrated(index, storage, space) is None
     put_calibrated(index, storage, calibrated())
-    assert read_calibrated(index, storage) == calibrated()
+    assert read_calibrated(index, storage, space) == calibrated()
+    with pytest.raises(UserError, match=r"embeddings of net, and the index has those of other"):
+        read_calibrated(index, storage, {"network": "other"})
     (tmp_path / NAME).write_text('{"rows": "many"}')
     with pytest.raises(UserError, match=r"calibration.json .*damaged"):
-        read_calibrated(index, storage)
+        read_calibrated(index, storage, space)
 
 
 def test_a_search_takes_the_threshold_of_the_least_gallery_that_is_as_large() -> None:
