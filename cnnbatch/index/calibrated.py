@@ -83,7 +83,7 @@ def read_calibrated(index: str, storage: Storage, space: Mapping[str, Any]) -> C
     if found.space != space:
         raise UserError(
             f"{redact(uri)} was measured with embeddings of {found.space.get('network')}, and the index has "
-            f"those of {space.get('network')}, or of other weights\n  what to do: give cnnbatch calibrate again"
+            f"those of {space.get('network')}, or of other weights\n  what to do: calibrate it again"
         )
     return found
 
