@@ -10,6 +10,7 @@ import typer
 
 from cnnbatch.cli.command import Plugins, give, leave_with
 from cnnbatch.cli.index import IndexName
+from cnnbatch.cli.new_file import put_table, require_new
 from cnnbatch.terminal import say
 
 
@@ -43,7 +44,7 @@ def identify(
         ),
     ] = 0.5,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="FILE", help="Write a Parquet file, a face a row.")
+        str | None, typer.Option("--to", metavar="FILE", help="A new Parquet file, a face a row.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
     plugin: Plugins = None,
@@ -51,22 +52,17 @@ def identify(
     """Name the faces in PHOTOS, or say that they are of nobody who is known."""
 
     def action() -> int:
-        import pyarrow.parquet as pq
-
         from cnnbatch.index.identify import Named
         from cnnbatch.index.identify import identify as identified
         from cnnbatch.index.search import open_index
-        from cnnbatch.storage import Storage, normalize
 
         give(plugin)
+        if to is not None:
+            require_new(to)
         found = identified(open_index(index), photos, Named(gallery, people), rate, prior)
         rows = found.to_pylist()
         if to is not None:
-            from io import BytesIO
-
-            sink = BytesIO()
-            pq.write_table(found, sink)
-            Storage().put(normalize(to), sink.getvalue())
+            put_table(to, found)
         for row in rows if as_json or to is None else ():
             say(json.dumps(row) if as_json else _line(row))
         if not as_json:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cnnbatch.cli.command import leave_with
+from cnnbatch.cli.new_file import put_table, require_new
 from cnnbatch.terminal import say
 
 IndexName = Annotated[str, typer.Argument(metavar="INDEX", help="An index, as cnnbatch run index builds it.")]
@@ -78,24 +79,15 @@ def duplicates(
     """Write groups of near duplicates: pictures, or faces, that are nearly the same."""
 
     def action() -> int:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        from cnnbatch.errors import UserError
         from cnnbatch.humanize import counted
         from cnnbatch.index.search import open_index
-        from cnnbatch.storage import Storage, normalize
         from cnnbatch.terminal.screen import Screen
 
-        place, storage = normalize(to), Storage()
-        if storage.exists(place):
-            raise UserError(f"{to} is there already\n  what to do: give the name of a new file")
+        require_new(to)
         opened = open_index(index)
         with Screen(quiet=False) as screen:
             found = opened.duplicates(similarity, screen.stage("compare", len(opened), "embeddings"))
-        sink = pa.BufferOutputStream()
-        pq.write_table(found, sink, compression="zstd")
-        storage.create(place, sink.getvalue().to_pybytes())
+        put_table(to, found)
         groups = len(found["group"].unique())
         say(f"{counted(found.num_rows, 'embedding')} in {counted(groups, 'group')}: {to}")
         return 0

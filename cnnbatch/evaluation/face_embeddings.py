@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ _SHOWN = 5
 _PAIRS = 4096  # compared at once
 
 Vectors = NDArray[np.float32]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ def _places(result: Reader, files: Sequence[str], where: str) -> dict[int, list[
     by_name: dict[str, list[int]] = {}
     for place, file in enumerate(files):
         by_name.setdefault(file, []).append(place)
-    folder, ends = posixpath.dirname(normalize(where)), _ends(by_name)
+    folder, ends = posixpath.dirname(normalize(where)), by_ends(by_name)
     by_address = {join(folder, file): found for file, found in by_name.items()}
     places: dict[int, list[int]] = {}
     for row, (key, uri) in enumerate(_keys(result)):
@@ -138,9 +139,9 @@ def _places(result: Reader, files: Sequence[str], where: str) -> dict[int, list[
     return places
 
 
-def _ends(by_name: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Return the places by what paths end with, where that tells one file from all others."""
-    found: dict[str, list[int]] = {}
+def by_ends(by_name: Mapping[str, list[T]]) -> dict[str, list[T]]:
+    """Return what is known of files by what their paths end with, where that tells one from all others."""
+    found: dict[str, list[T]] = {}
     for name, places in by_name.items():
         parts = name.split("/")
         for first in range(1, len(parts)):

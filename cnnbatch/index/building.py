@@ -23,7 +23,7 @@ from cnnbatch.index.compact import Rewriter
 from cnnbatch.index.embeddings import EmbeddedOutput, in_words, open_embedded
 from cnnbatch.index.held_out import is_held_out
 from cnnbatch.index.local_copy import local_copy
-from cnnbatch.index.manifest import Manifest, OutputEntry, commit, described, read_manifest
+from cnnbatch.index.manifest import GROWN, Manifest, OutputEntry, commit, described, read_manifest
 from cnnbatch.index.objects import read_codebook, read_segment
 from cnnbatch.index.plan import Piece, PlannedSegment, cut
 from cnnbatch.index.recall import RecallProbes, least_refine
@@ -36,9 +36,6 @@ from cnnbatch.types import Map, here
 
 MOST_REFINE = 320
 """From which refine factor on a search costs more than it saves."""
-
-GROWN = 1.1
-"""By how much an index has grown when its recall is measured again."""
 
 _TRAINED_FROM = 64  # pieces that give vectors to train on, unless they are very small
 

@@ -22,10 +22,9 @@ RATES = (1e-1, 1e-2, 1e-3)
 SMALLEST = 100
 """Rows of the smallest gallery that is judged."""
 NOBODY = 0
-"""Stands for the person of a row that has no name, and of a probe whose person is known to be absent."""
+"""Stands for the person of a row that has no name, and for the row of a probe that is none."""
 
 _LEVELS = 20  # Of which each is half of the one before: a millionth of the rows at last.
-_ROUNDS = 0x9E3779B97F4A7C15
 
 Vectors = NDArray[np.float32]
 Hashes = NDArray[np.uint64]
@@ -49,13 +48,13 @@ class Probes:
 class SearchesBySize:
     """The best similarities of probes among mates and among others, at each size of the gallery.
 
-    Takes 8 bytes a probe and size, beside the similarities of one block of rows.
+    Takes 4 bytes a probe and size, beside the similarities of one block of rows.
     """
 
     def __init__(self, probes: Probes) -> None:
         self._probes = probes
-        shape = (_LEVELS, len(probes.vectors))
-        self._mate, self._other = (np.full(shape, -np.inf, np.float32) for _ in range(2))
+        self._mate = np.full(len(probes.vectors), -np.inf, np.float32)
+        self._other = np.full((_LEVELS, len(probes.vectors)), -np.inf, np.float32)
         self._rows = np.zeros(_LEVELS, np.int64)
 
     def add(self, ids: Hashes, vectors: Vectors, people: Hashes) -> None:
@@ -67,11 +66,11 @@ class SearchesBySize:
         similarity[self._probes.rows[:, None] == ids[None]] = -np.inf
         is_mate = (self._probes.people[:, None] == people[None]) & (people != NOBODY)[None]
         is_mate &= ~self._probes.absent[:, None]
+        np.maximum(self._mate, similarity.max(1, initial=-np.inf, where=is_mate), out=self._mate)
         starts = np.searchsorted(levels, np.arange(_LEVELS + 1))
         for level, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
-            some, mates = similarity[:, start:end], is_mate[:, start:end]
-            for best, which in ((self._mate, mates), (self._other, ~mates)):
-                np.maximum(best[level], some.max(1, initial=-np.inf, where=which), out=best[level])
+            best = similarity[:, start:end].max(1, initial=-np.inf, where=~is_mate[:, start:end])
+            np.maximum(self._other[level], best, out=self._other[level])
         self._rows += np.bincount(levels, minlength=_LEVELS)
 
     def sizes(self) -> list[int]:
@@ -87,12 +86,12 @@ class SearchesBySize:
 
         All mates of a probe are in every gallery, so that only how many others there are differs.
         """
-        mate = self._mate.max(0).astype(np.float64)
+        mate = self._mate.astype(np.float64)
         other = self._other[place:].max(0).astype(np.float64)
         mated = np.isfinite(mate) & ~self._probes.absent
         chosen = mated | self._probes.absent  # A row whose person has no other row is neither.
         found = Searches(
-            self._people(),
+            self._probes.people,
             mated,
             np.zeros(len(mate), np.bool_),
             np.where(mated, np.where(mate > other, 1, 2), 0).astype(np.int32),
@@ -101,11 +100,6 @@ class SearchesBySize:
             1,
         )
         return found.take(np.flatnonzero(chosen))
-
-    def _people(self) -> Hashes:
-        """Return whom a probe stands for in the intervals: a probe without a person for itself."""
-        own = np.arange(1, len(self._probes.people) + 1, dtype=np.uint64) * np.uint64(_ROUNDS)
-        return np.where(self._probes.people == NOBODY, own, self._probes.people)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
+from cnnbatch.evaluation.face_embeddings import by_ends
 from cnnbatch.evaluation.face_lists import FacePairList, read_face_list
 from cnnbatch.index import by_size
 from cnnbatch.index.by_size import NOBODY, AtSize, Probes, SearchesBySize
@@ -88,12 +89,17 @@ def _listed(uri: str) -> FacePairList:
 def pairs_of_list(copy: LocalCopy, named: NamedPictures, listed: FacePairList, index: str) -> FacePairs:
     """Return the pairs of a list as an index has them; one of which a picture is not there has failed.
 
-    A picture is named by its key, or by a longer path that ends with it. Raises UserError where no pair has
-    both pictures.
+    A picture is named by its key, or by a longer path that ends with it and with no other key's. Raises
+    UserError where no pair has both pictures.
     """
-    places = {key: place for place, key in enumerate(named.keys)}
-    found = {file: _place(file, places) for file in listed.files}
-    first, second = (np.array([found[file] for file in files]) for files in (listed.first, listed.second))
+    files = {file: [file] for file in listed.files}
+    ends = by_ends(files)
+    found = {
+        file: place for place, key in enumerate(named.keys) for file in files.get(key) or ends.get(key, [])
+    }
+    first, second = (
+        np.array([found.get(file, -1) for file in side]) for side in (listed.first, listed.second)
+    )
     there = (first >= 0) & (second >= 0)
     if not there.any():
         raise UserError(
@@ -141,7 +147,8 @@ def _by_size(
     if not len(found.vectors):
         raise UserError(f"--absent: no face was found in the {len(without):,} pictures of {redact(absent)}")
     strangers = largest_faces(found.rows["key"], found.rows["box"])
-    folders = folders_of([*map(str, found.rows["key"].take(strangers).to_pylist())])
+    keys = [*map(str, found.rows["key"].take(strangers).to_pylist())]
+    folders = [folder or key for folder, key in zip(folders_of(keys), keys, strict=True)]
     mates = _with_mates(named)
     vectors = np.asarray(found.vectors[strangers], np.float32), copy.vectors[named.rows[mates]]
     ids = _ids(copy)
@@ -179,10 +186,3 @@ def _alike(copy: LocalCopy, first: NDArray[np.int64], second: NDArray[np.int64])
     one, other = (np.asarray(copy.vectors[rows], np.float32) for rows in (first, second))
     found: NDArray[np.float64] = np.einsum("nd,nd->n", one, other, dtype=np.float64)
     return found
-
-
-def _place(file: str, places: dict[str, int]) -> int:
-    """Return where a file is among keys: by itself, or by what its path ends with; -1 where it is not."""
-    parts = file.split("/")
-    ends = ("/".join(parts[first:]) for first in range(len(parts)))
-    return next((places[end] for end in ends if end in places), -1)

@@ -12,12 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 from cnnbatch.errors import UserError
 from cnnbatch.index.by_size import AtSize, Missed
 from cnnbatch.index.calibration import Calibration, Threshold
+from cnnbatch.index.manifest import GROWN
 from cnnbatch.output import integrity
 from cnnbatch.storage import NotFound, Storage, join, redact
 
 NAME = "calibration.json"
-GROWTH = 1.1
-"""An index that has grown by more than this is to be calibrated anew for searches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Calibrated:
         of_rate = [one for one in self.sizes if one.threshold.rate == rate]
         if not of_rate:
             return Threshold(rate, None, reason=self._unmeasured(rate))
-        fitting = [one for one in of_rate if one.rows * GROWTH >= rows]
+        fitting = [one for one in of_rate if one.rows * GROWN >= rows]
         if not fitting:
             return Threshold(
                 rate,

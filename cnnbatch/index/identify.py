@@ -47,7 +47,7 @@ ROW = pa.schema(
         ("matches", pa.list_(_MATCH)),
     ]
 )
-"""A face of a photo a row, in the order of photos and from left to right; a photo without one has a row, too.
+"""A face of a photo a row, by the keys of photos and from left to right; a photo without one has a row, too.
 
 ``person`` is who it is, null where ``is_known`` is false (nobody who is known), or null (nothing decides:
 ``reason``). ``similarity`` is that of the best match, ``probability`` that of one person with it.

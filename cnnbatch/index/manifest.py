@@ -25,6 +25,8 @@ VERSION: Literal[1] = 1
 """The newest layout that can be read."""
 
 NAME = "manifest.json"
+GROWN = 1.1
+"""By how much an index has grown when what was measured of it, as recall, is to be measured again."""
 _DIGEST = 8  # bytes by which two etags of one part are told apart
 _PUT_BACK = "put it back as it was, or build the index anew in another place"
 

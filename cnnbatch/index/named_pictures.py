@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ FOLDER = "folder"
 """In place of a column: people are the folders that their pictures lie in."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NamedPictures:
     """Pictures: of each the row of its face, int64 (N,), its key, and its person's name, None for none."""
 
@@ -29,7 +30,7 @@ class NamedPictures:
     keys: Sequence[str]
     names: Sequence[str | None]
 
-    @property
+    @cached_property
     def people(self) -> NDArray[np.uint64]:
         """The hashes of the people (N,), `NOBODY` for none."""
         return hashes_of(self.names)

@@ -36,7 +36,7 @@ def probes(gallery: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Probes:
     absent = unit(random.normal(size=(50, WIDTH)))
     return Probes(
         np.concatenate([vectors[known], absent]),
-        np.concatenate([people[known], np.zeros(50, np.uint64)]),
+        np.concatenate([people[known], key_hashes(f"absent {one}" for one in range(50))]),
         np.concatenate([ids[known], np.zeros(50, np.uint64)]),
         np.arange(150) >= 100,
     )

@@ -92,11 +92,21 @@ def test_whole_people_are_taken_until_there_are_enough(monkeypatch: pytest.Monke
 def test_pairs_of_a_list_are_found_by_the_ends_of_paths_and_others_fail() -> None:
     copy = copy_of(KEYS, BOXES)
     named = named_pictures(copy, [], None)
-    first = ["faces/a/1.jpg", "a/1.jpg", "a/1.jpg"]
+    first = ["faces/a/1.jpg"] * 3
     listed = FacePairList(first, ["a/2.jpg", "lfw/b/1.jpg", "d/1.jpg"], [True, False, False], None)
     pairs = pairs_of_list(copy, named, listed, "INDEX")
     expected = [copy.vectors[1] @ copy.vectors[2], copy.vectors[1] @ copy.vectors[3], np.nan]
     np.testing.assert_allclose(pairs.scores, expected, atol=2e-3)  # The sums above are of float16.
+    both = FacePairList(
+        [*first, "a/2.jpg"],
+        ["a/2.jpg", "lfw/b/1.jpg", "other/a/1.jpg", "b/1.jpg"],
+        [True, False, False, False],
+        None,
+    )
+    scores = pairs_of_list(
+        copy, named, both, "INDEX"
+    ).scores  # Two files may be a/1.jpg: neither is taken for it.
+    assert np.isnan(scores).tolist() == [True, True, True, False]
     with pytest.raises(UserError, match=r"INDEX has no pair of the list .* as e/1.jpg and f/1.jpg"):
         pairs_of_list(copy, named, FacePairList(["e/1.jpg"], ["f/1.jpg"], [True], None), "INDEX")
 

@@ -118,6 +118,7 @@ def test_faces_are_named_by_a_gallery_or_stay_unknown(place: Path, tmp_path: Pat
     ask("calibrate", place, "--people", "folder", "--absent", strangers(tmp_path / "strangers"))
     said = ask("identify", place, photos, "--gallery", gallery, "--rate", 0.1, "--to", to)
     assert said == f"2 of 3 faces named, 1 unknown\n  {to}\n"
+    assert "is there already" in ask("identify", place, photos, "--gallery", gallery, "--to", to, status=2)
     rows = pq.read_table(to).to_pylist()
     assert [(row["key"], row["id"], row["person"], row["is_known"]) for row in rows] == [
         ("both.png", "both.png#0", "Bob", True),
