@@ -89,8 +89,8 @@ def _listed(uri: str) -> FacePairList:
 def pairs_of_list(copy: LocalCopy, named: NamedPictures, listed: FacePairList, index: str) -> FacePairs:
     """Return the pairs of a list as an index has them; one of which a picture is not there has failed.
 
-    A picture is named by its key, or by a longer path that ends with it and with no other key's. Raises
-    UserError where no pair has both pictures.
+    A picture is named by its key, or by a longer path that ends with it, as no other file of the list does.
+    Raises UserError where no pair has both pictures.
     """
     files = {file: [file] for file in listed.files}
     ends = by_ends(files)
