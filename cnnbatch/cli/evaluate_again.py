@@ -91,7 +91,7 @@ def _terms(result: Reader, wanted: EvaluateFields) -> Evaluate:
 
 
 def _face_list(where: str, wanted: EvaluateFields) -> FaceList | None:
-    """Return the list at ``where``; None for a ground truth of another kind, which is no CSV file by itself."""
+    """Return the list at ``where``; None for a ground truth of another kind, which is no bare CSV file."""
     faces = read_face_list(where, Storage())
     if faces is None and where.lower().endswith(".csv") and wanted.format is None and wanted.label is None:
         raise is_no_face_list("truth", where)
