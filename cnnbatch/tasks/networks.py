@@ -29,14 +29,17 @@ def load_networks(tasks: Mapping[str, WeightedTask], runtime: Runtime) -> dict[s
     """
     found = {}
     for name, task in tasks.items():
-        with said_of(name, task):
+        with fields_of(name, task):
             found[name] = task.load(runtime)
     return found
 
 
 @contextmanager
-def said_of(name: str, task: WeightedTask) -> Iterator[None]:
-    """Say what is wrong with the network ``name`` by its own fields."""
+def fields_of(name: str, task: WeightedTask) -> Iterator[None]:
+    """Have errors name a field of one of several networks by its place in the job: ``task.NAME.weights``.
+
+    ``task`` is the section of the job that lies there, which names its own fields ``task.weights``.
+    """
     field = re.compile(rf"(?<![\w/.-])task\.(?=(?:{'|'.join(type(task).model_fields)})\b)")
 
     def named(text: str) -> str:

@@ -15,7 +15,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.detect import Detect
 from cnnbatch.tasks.instances import Instances
-from cnnbatch.tasks.networks import SeveralNetworks, classes_of_network, load_networks, said_of
+from cnnbatch.tasks.networks import SeveralNetworks, classes_of_network, fields_of, load_networks
 from cnnbatch.tasks.segment import Segment
 from cnnbatch.tasks.weighted import WeightedTask
 from cnnbatch.truth import renamed
@@ -72,7 +72,7 @@ class ThreeViews(Task):
         found = dict[str, None]()
         for view in VIEWS:
             network: WeightedTask = getattr(self, view)
-            with said_of(view, network):
+            with fields_of(view, network):
                 names = network.class_names()
             if names is None:
                 return None
