@@ -119,10 +119,11 @@ def _lesson_ends(
         return
     learned = loop.learned() if begun is None else _best(order)["learned"]
     training, validation = loaders
+    step = [] if begun is None else lesson.first_step(training, order.job.train.batch)
     shown = {
         "pictures": lesson.pictures(training),
         "layers": [] if begun is None else lesson.changes(begun, recipe.learned(learned).state),
-        "strips": lesson.strips(recipe, learned, validation),
+        "strips": lesson.strips(recipe, learned, validation, step),
         "vectors": loop.vectors.projected(),
     }
     order.output.decide("training/inside", shown)
