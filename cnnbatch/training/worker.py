@@ -53,10 +53,11 @@ def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send
     watcher = Recorder(order.output, send) if team.rank == 0 else Silent()
     try:
         if is_as_is:
-            loop = Loop(recipe, plan, loaders[0], loaders[1], team, watcher)
+            loop, started = Loop(recipe, plan, loaders[0], loaders[1], team, watcher), monotonic()
             loop.fit()
             if team.rank == 0:
-                _put(order, recipe, loop.learned(), _failed(loaders))
+                about = {"fit_seconds": round(monotonic() - started, 3), **_failed(loaders)}
+                _put(order, recipe, loop.learned(), about)
                 _lesson_ends(order, recipe, loop, loaders, begun=None)
             return
         begun = _lesson_begins(order, recipe) if team.rank == 0 else None

@@ -34,6 +34,7 @@ def test_every_case_is_measured_and_a_lesson_shows_what_each_learned(tmp_path: P
     groups = json.loads((tmp_path / "out" / "study.json").read_text())["groups"]
     found = {one["case"]: one["test"] for one in groups}
     assert list(found) == list(job.study.cases)
+    assert all(one["seconds"] > 0 for one in groups), groups  # Also of those that are only fitted.
     assert all(value > 0.5 for value in found.values()), found
     page = (tmp_path / "out" / "report.html").read_text()
     table = page[page.index('id="cases"') :]
