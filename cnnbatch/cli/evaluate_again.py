@@ -119,6 +119,16 @@ def _reported(evaluation: Evaluation, output: Output, screen: Screen) -> Evaluat
 def _source(result: Reader, changes: Mapping[str, Any]) -> Any:
     settings = result.settings.get("input") or {}
     left_out = {"truth": None} if settings.get("truth") == NO_TRUTH else {}
+    url = settings.get("url")
+    if "truth" in changes and len(result) and isinstance(url, str) and url.lower().endswith(".json"):
+        settings = {**settings, "url": _images_folder(result)}  # That file was ground truth itself.
     # What was kept of each image is in its row.
     asked = {**settings, **left_out, "keep": [], **changes}
     return open_source(Input.model_validate(asked), result.input_storage())
+
+
+def _images_folder(result: Reader) -> str:
+    """Return what the keys of an output's images are relative to."""
+    first = result.take(0, [0])[0]
+    folder: str = first["uri"].removesuffix(first["key"])
+    return folder
