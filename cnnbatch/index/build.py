@@ -11,6 +11,7 @@ import pyarrow as pa
 from cnnbatch.index import segments
 from cnnbatch.index.codebook import Codebook, threads
 from cnnbatch.index.embeddings import EmbeddedOutput, EmbeddedRows, read_rows
+from cnnbatch.index.grid import Encoder
 from cnnbatch.index.manifest import SegmentEntry, StoredObject, codebook_uri, segment_uri
 from cnnbatch.index.plan import Pieces, PlannedSegment
 from cnnbatch.storage import AlreadyExists, NotFound, Storage
@@ -26,7 +27,7 @@ class SegmentMaker:
     uri: str
     storage: Storage
     outputs: tuple[EmbeddedOutput, ...]
-    codebook: Codebook | None
+    encoder: Encoder | None
     state: int
     """The state of the index to which segments are added: in a later one the same rows are another segment,
     since in the first of them they may be gone."""
@@ -44,7 +45,7 @@ class SegmentMaker:
         return entry_of(name, data, segments.read(data))
 
     def _contents(self, pieces: Pieces) -> list[object]:
-        book = None if self.codebook is None else segments.checksum(self.codebook.to_bytes())
+        book = None if self.encoder is None else segments.checksum(self.encoder.codebook.to_bytes())
         outputs = [[one.number, one.output.uri, one.column, one.kept.names] for one in self.outputs]
         used = {piece.output for piece in pieces}
         return [
@@ -58,9 +59,9 @@ class SegmentMaker:
     def _made(self, pieces: Pieces) -> pa.Table:
         found = rows_of(self.outputs, pieces)
         codes = None
-        if self.codebook is not None:
+        if self.encoder is not None:
             with threads(1):
-                codes = self.codebook.encode(found.vectors)
+                codes = self.encoder(found.vectors)
         table = segments.with_vectors(found.rows, found.vectors, codes)
         return segments.saying(table, {"left_out": found.left_out})
 

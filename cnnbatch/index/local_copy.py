@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.index import segments
+from cnnbatch.index.codebook import bytes_of_codes
 from cnnbatch.index.manifest import Manifest, SegmentEntry
 from cnnbatch.index.objects import DamagedObject, read_segment
 from cnnbatch.storage import Storage
@@ -122,7 +123,7 @@ def local_copy(index: str, storage: Storage, manifest: Manifest, skip_damaged: b
 
 def _code_bytes(manifest: Manifest) -> int:
     """Return how long the codes are; 0 without a codebook."""
-    return ((manifest.dimensions + 1) // 2 + 1) // 2 if manifest.codebook else 0
+    return bytes_of_codes(manifest.dimensions, manifest.lists) if manifest.codebook else 0
 
 
 def _begun(root: Path, form: Mapping[str, int], wanted: Mapping[str, SegmentEntry]) -> dict[str, Any]:

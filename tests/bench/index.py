@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from cnnbatch.index.run import index
 from cnnbatch.index.search import Index, open_index
-from cnnbatch.output.part import ENGINE_COLUMNS
+from cnnbatch.output.part import ENGINE_COLUMNS, written_as
 from cnnbatch.storage import Storage
 from tests.embedded import JOB, QUIET, job, space
 from tests.outputs import write_job
@@ -97,7 +97,7 @@ def write(out: Path, vectors: Vectors, first: int = 0) -> None:
         number = first + place // PART
         table = rows(vectors[place : place + PART], number * PART)
         path = out / "predictions" / f"part-{number:08}.parquet"
-        pq.write_table(table, path, compression="zstd", row_group_size=1000)
+        pq.write_table(table, path, row_group_size=1000, **written_as(table.schema))
 
 
 def rows(vectors: Vectors, first: int) -> pa.Table:

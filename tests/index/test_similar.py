@@ -10,7 +10,7 @@ import pytest
 
 from cnnbatch.index import exact
 from cnnbatch.index.approximate import FastScan, search_approximately
-from cnnbatch.index.codebook import Codebook, padded, threads, train
+from cnnbatch.index.codebook import LEAST, MEMBERS, Codebook, means_of_many, padded, threads, train
 from cnnbatch.index.exact import search_exactly, similarities
 from cnnbatch.index.held_out import SHARE, is_held_out
 from cnnbatch.index.recall import RecallProbes, least_refine, probes_of
@@ -94,6 +94,34 @@ def test_a_codebook_is_the_same_each_time_and_comes_back() -> None:
         again = train(vectors)
     assert (book.centroids == again.centroids).all()
     assert (Codebook.from_bytes(book.to_bytes()).centroids == book.centroids).all()
+
+
+def test_no_centroid_has_few_members() -> None:
+    """Each is the mean of at least so many different vectors; a person with many copies is one vector."""
+    vectors = people(500, dimensions=6)
+    vectors = np.concatenate([vectors, np.tile(people(1, seed=7, dimensions=6), (500, 1))])
+    book = train(vectors)
+    assert book is not None
+    different = np.unique(vectors, axis=0).reshape(-1, 3, 2)
+    for part, centroids in enumerate(book.centroids):
+        points, kept = different[:, part], np.unique(centroids, axis=0)
+        assert len(kept) > 1
+        # Means of the points nearest to centroids of which each had enough: these here are those means.
+        members = [((points[:, None] - kept) ** 2).sum(2).argmin(1) == one for one in range(len(kept))]
+        assert min(one.sum() for one in members) >= MEMBERS / 2
+
+
+def test_means_are_those_of_many_and_the_smallest_go_first() -> None:
+    points = np.array([[0.0, 0]] * 40 + [[1.0, 0]] * 35 + [[1.2, 0]] * 5 + [[9.0, 9]] * 29, np.float32)
+    found = means_of_many(points, np.array([[0, 0], [1, 0], [1.2, 0], [9, 9]], np.float32))
+    # 1.2 joins 1, and has too few alone; (9, 9) has one too few, and goes to the nearest that is left.
+    expected = np.array([[0, 0], points[40:].astype(np.float64).mean(0)], np.float32)
+    assert np.allclose(found, expected[[0, 1, 1, 1]], atol=1e-6)
+
+
+def test_too_few_different_vectors_train_no_codebook() -> None:
+    assert train(np.tile(people(LEAST - 1), (3, 1))) is None
+    assert train(people(LEAST)) is not None
 
 
 def test_only_some_rows_are_scanned() -> None:
