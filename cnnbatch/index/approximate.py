@@ -1,13 +1,13 @@
 """Approximate search: codes are scanned, and the best few are compared by their vectors.
 
 FAISS's fast scan of 4-bit codes (André et al. 2015) reads 16 times less than the vectors have. It scans all
-codes or, of an index with inverted lists, those of the lists that are most similar to the query. Rows that are
-added or gone change nothing for the others.
+codes or, of an index with inverted lists, those of the lists that are most similar to the query. Rows that
+are added or gone change nothing for the others.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,16 +56,17 @@ class FastScan:
 
 
 def _coarse(lists: NDArray[np.float32]) -> faiss.IndexFlatIP:
-    found = imported().IndexFlatIP(lists.shape[1])
+    found: faiss.IndexFlatIP = imported().IndexFlatIP(lists.shape[1])
     found.add(lists)
     return found
 
 
-def _plain(codebook: Codebook, coarse: faiss.IndexFlatIP | None) -> faiss.IndexPQ | faiss.IndexIVFPQ:
+def _plain(codebook: Codebook, coarse: faiss.IndexFlatIP | None) -> Any:
     """Return an empty index with the centroids of a codebook, as FAISS has it before codes are packed."""
     faiss = imported()
     parts = len(codebook.centroids)
     form = (parts, BITS, faiss.METRIC_INNER_PRODUCT)
+    found: Any
     if coarse is None:
         found = faiss.IndexPQ(PART * parts, *form)
     else:

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cnnbatch.cluster.parallel import chosen_map, on_ray
 from cnnbatch.cluster.process_map import ProcessMap
 from cnnbatch.config.compute import Compute, Workers
 from cnnbatch.errors import UserError
 from cnnbatch.index.approximate import FastScan
-from cnnbatch.index.build import SegmentMaker, put_codebook, rows_of
+from cnnbatch.index.build import SegmentMaker, one_ahead, put_codebook, rows_of
 from cnnbatch.index.changes import Changes, changes_of
 from cnnbatch.index.codebook import LIST_TRAINED_ON, TRAINED_ON, Codebook, evenly, train
 from cnnbatch.index.compact import Rewriter
 from cnnbatch.index.embeddings import EmbeddedOutput, in_words, open_embedded
-from cnnbatch.index.grid import Encoder
+from cnnbatch.index.grid import Encoder, encoder_of
 from cnnbatch.index.held_out import is_held_out
-from cnnbatch.index.local_copy import local_copy
-from cnnbatch.index.manifest import GROWN, Manifest, OutputEntry, commit, described, read_manifest
+from cnnbatch.index.local_copy import local_copy, new_copy
+from cnnbatch.index.manifest import (
+    GROWN,
+    Manifest,
+    OutputEntry,
+    SegmentEntry,
+    commit,
+    described,
+    read_manifest,
+)
 from cnnbatch.index.objects import read_codebook, read_segment
 from cnnbatch.index.plan import Piece, PlannedSegment, cut
 from cnnbatch.index.recall import RecallProbes, least_probes, least_refine
@@ -149,18 +157,35 @@ class Building:
             codebook = self._trained(manifest, outputs, planned)
             if codebook is not None:
                 manifest = self._encoded(manifest, codebook, apply)
-        maker = SegmentMaker(
-            self._uri, self._storage, tuple(outputs), codebook and Encoder(codebook), manifest.state
-        )
+        encoder = encoder_of(codebook, rows // workers_of(self._job.compute))
+        maker = SegmentMaker(self._uri, self._storage, tuple(outputs), encoder, manifest.state)
         advance = self._screen.stage("index", rows, "embeddings")
         made = []
-        for entry in apply(maker, planned):
+        for entry in self._made(manifest, maker, planned, apply):
             made.append(entry)
             advance(entry.rows)
         manifest = manifest.model_copy(
             update={"segments": (*manifest.segments, *(one for one in made if one.rows or one.left_out))}
         )
         return self._measured(manifest, codebook), sum(one.rows for one in made)
+
+    def _made(
+        self, manifest: Manifest, maker: SegmentMaker, planned: Sequence[PlannedSegment], apply: Map
+    ) -> Iterator[SegmentEntry]:
+        """Yield segments as they are made; those of a new index with codes are copied at once."""
+        copied = not manifest.segments and manifest.codebook is not None
+        with new_copy(self._uri, manifest) if copied else nullcontext() as copy:
+            if apply is here:
+                for made in one_ahead(maker.made, planned):
+                    entry = maker.put(made)
+                    if copy is not None and entry.rows:
+                        copy(entry, made.table)
+                    yield entry
+            else:
+                for entry in apply(maker, planned):
+                    if copy is not None and entry.rows:
+                        copy(entry, read_segment(self._uri, self._storage, entry))
+                    yield entry
 
     def _trained(
         self, manifest: Manifest, outputs: Sequence[EmbeddedOutput], planned: Sequence[PlannedSegment]
@@ -226,14 +251,22 @@ class Building:
         return pool_of(self._job.compute, rows)
 
 
+def workers_of(compute: Compute) -> int:
+    """Return among how many processes the work of making segments is divided, about."""
+    if compute.pool == "inline":
+        return 1
+    workers = compute.workers.max if isinstance(compute.workers, Workers) else compute.workers
+    return (os.cpu_count() or 1) if workers == "auto" else workers
+
+
 def pool_of(compute: Compute, rows: int) -> Map:
     """Return what makes segments: processes of this machine, tasks of a Ray cluster, or this process."""
-    workers = compute.workers.max if isinstance(compute.workers, Workers) else compute.workers
     if compute.pool == "inline":
         return here
     if compute.pool == "auto":
+        workers = compute.workers.max if isinstance(compute.workers, Workers) else compute.workers
         return chosen_map(rows, workers, compute)
-    number = (os.cpu_count() or 1) if workers == "auto" else workers
+    number = workers_of(compute)
     return on_ray(compute, number) if compute.pool == "ray" else ProcessMap(number)
 
 

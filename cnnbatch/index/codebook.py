@@ -114,7 +114,7 @@ def _bytes_of_number(count: int) -> int:
 LEAST = 256
 """Different vectors that it takes to train a codebook."""
 MEMBERS = 30
-"""Vectors whose mean a centroid is, at least: from one of fewer a vector could be read, even a forgotten one."""
+"""Vectors whose mean a centroid is, at least: one of fewer could show a vector, even a forgotten one."""
 
 
 def train(vectors: NDArray[np.floating[Any]], lists: int = 0) -> Codebook | None:
@@ -142,7 +142,9 @@ def train(vectors: NDArray[np.floating[Any]], lists: int = 0) -> Codebook | None
 def _lists(vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """Return the centroids of at most ``count`` inverted lists, (L, D) of length 1, by spherical k-means."""
     count = min(count, len(vectors) // MEMBERS)
-    clustering = imported().Kmeans(vectors.shape[1], count, niter=10, spherical=True, min_points_per_centroid=1)
+    clustering = imported().Kmeans(
+        vectors.shape[1], count, niter=10, spherical=True, min_points_per_centroid=1
+    )
     clustering.train(vectors)
     means = np.unique(means_of_many(vectors, clustering.centroids), axis=0)
     return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)

@@ -14,7 +14,7 @@ from cnnbatch.humanize import counted
 from cnnbatch.index import segments
 from cnnbatch.index.build import FORMAT, entry_of, put_new
 from cnnbatch.index.codebook import threads
-from cnnbatch.index.grid import Encoder
+from cnnbatch.index.grid import Encoder, encoder_of
 from cnnbatch.index.manifest import Manifest, SegmentEntry, commit, segment_uri
 from cnnbatch.index.objects import read_codebook, read_segment, unnamed
 from cnnbatch.index.search import open_index
@@ -72,7 +72,8 @@ def compacted(index: str, storage: Storage, manifest: Manifest, apply: Map) -> M
     groups = [*grouped(manifest.segments, manifest.segment_rows)]
     anew = [group for group in groups if len(group) > 1 or group[0].gone]
     codebook = read_codebook(index, storage, manifest)
-    made = apply(Rewriter(index, storage, codebook and Encoder(codebook)), anew)
+    rows = sum(one.live for group in anew for one in group)
+    made = apply(Rewriter(index, storage, encoder_of(codebook, rows)), anew)
     entries = [next(made) if group in anew else group[0] for group in groups]
     return manifest.model_copy(update={"segments": tuple(one for one in entries if one.rows)})
 

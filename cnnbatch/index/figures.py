@@ -59,10 +59,13 @@ def about(manifest: Manifest) -> Iterator[str]:
     """Yield what an index is."""
     segments = counted(len(manifest.segments), "segment")
     yield f"  {counted(manifest.live, 'embedding')} of {in_words(manifest.embedding_space)} in {segments}"
-    if manifest.codebook is None:
+    if manifest.codebook is None and manifest.live < manifest.exact_below:
         yield f"  searched exactly, until there are {number(manifest.exact_below)} embeddings"
+    elif manifest.codebook is None:
+        yield "  searched exactly: too few embeddings differ for codes that show none of them"
     elif manifest.recall is not None:
-        yield f"  searched by codes; recall@10 {_share(manifest.recall)}"
+        lists = f" of {manifest.probes} of {manifest.lists} lists" if manifest.lists else ""
+        yield f"  searched by codes{lists}; recall@10 {_share(manifest.recall)}"
     for reason, count in manifest.left_out().items():
         yield f"  left out: {number(count)} {reason}"
     if gone := sum(one.rows - one.live for one in manifest.segments):
@@ -81,6 +84,8 @@ def as_json(manifest: Manifest) -> dict[str, Any]:
         "outputs": [one.url for one in manifest.outputs],
         "exact": manifest.codebook is None,
         "refine": manifest.refine,
+        "lists": manifest.lists,
+        "probes": manifest.probes,
         "recall": manifest.recall.model_dump() if manifest.recall else None,
         "left_out": manifest.left_out(),
     }
