@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -12,6 +13,24 @@ from cnnbatch.cli.new_file import put_table, require_new
 from cnnbatch.terminal import say
 
 IndexName = Annotated[str, typer.Argument(metavar="INDEX", help="An index, as cnnbatch run index builds it.")]
+
+
+class Place(StrEnum):
+    """What ``--allow`` may name; see `cnnbatch.storage.reach`."""
+
+    LOCAL = "local"
+    PRIVATE = "private"
+    BUCKETS = "buckets"
+
+
+Allowed = Annotated[
+    list[Place] | None,
+    typer.Option(
+        "--allow",
+        help="What an index in a bucket or on the web may name pictures of, to be shown: files of this "
+        "machine, its private network, other buckets. May be given several times.",
+    ),
+]
 
 app = typer.Typer(no_args_is_help=True, help="Indexes of embeddings: what they hold, whether they are whole.")
 

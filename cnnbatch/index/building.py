@@ -33,7 +33,9 @@ from cnnbatch.index.manifest import (
     described,
     read_manifest,
 )
+from cnnbatch.index.named_pictures import require_people
 from cnnbatch.index.objects import read_codebook, read_segment
+from cnnbatch.index.people import verification_of
 from cnnbatch.index.plan import Piece, PlannedSegment, cut
 from cnnbatch.index.recall import RecallProbes, least_probes, least_refine
 from cnnbatch.index.segments import vectors_of
@@ -106,7 +108,9 @@ class Building:
                 manifest = manifest.model_copy(update={"outputs": (*manifest.outputs, entry)})
             outputs.append(output)
         assert manifest is not None  # There is at least one output.
-        return manifest, tuple(outputs)
+        people = section.people or manifest.people
+        require_people(people, [*manifest.kept], "index.people")
+        return manifest.model_copy(update={"people": people}), tuple(outputs)
 
     def _empty(self, first: EmbeddedOutput) -> Manifest:
         section = self._job.index
@@ -167,7 +171,8 @@ class Building:
         manifest = manifest.model_copy(
             update={"segments": (*manifest.segments, *(one for one in made if one.rows or one.left_out))}
         )
-        return self._measured(manifest, codebook), sum(one.rows for one in made)
+        manifest = self._verified(self._measured(manifest, codebook))
+        return manifest, sum(one.rows for one in made)
 
     def _made(
         self, manifest: Manifest, maker: SegmentMaker, planned: Sequence[PlannedSegment], apply: Map
@@ -246,6 +251,21 @@ class Building:
                 f"index.exact_below={2 * manifest.live} for a new index, which is then searched exactly"
             )
         return manifest.model_copy(update={"refine": refine, "recall": recall})
+
+    def _verified(self, manifest: Manifest) -> Manifest:
+        """Return the state with what tells its people apart, measured where that is new or the size another.
+
+        It is another one from a tenth of difference on.
+        """
+        known = manifest.verification
+        if manifest.people is None or not manifest.live:
+            return manifest
+        rows = (manifest.live, known.rows if known is not None else 0)
+        if known is not None and known.people == manifest.people and max(rows) <= GROWN * min(rows):
+            return manifest
+        self._screen.doing("measuring how well people are told apart")
+        copy = local_copy(self._uri, self._storage, manifest)
+        return manifest.model_copy(update={"verification": verification_of(copy, manifest)})
 
     def _pool(self, rows: int) -> Map:
         return pool_of(self._job.compute, rows)

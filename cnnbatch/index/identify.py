@@ -111,18 +111,27 @@ def identify(
 def ranked(queries: NDArray[np.float32], gallery: Gallery) -> list[list[dict[str, Any]]]:
     """Return of each query (Q, D) the people who are most alike, best first, each by the most similar face.
 
-    There are `MATCHES` of them, or fewer where many faces are of one person.
+    There are `MATCHES` of them, or all people where these are fewer.
     """
-    depth = min(len(gallery.names), MATCHES * _SPARE)
-    scores, rows = search_exactly(queries, gallery.vectors, depth)
-    found = []
-    for one_scores, one_rows in zip(scores, rows, strict=True):
-        best: dict[str, dict[str, Any]] = {}
-        for score, row in zip(one_scores.tolist(), one_rows.tolist(), strict=True):
-            match = {"person": gallery.names[row], "id": gallery.ids[row], "similarity": score}
-            best.setdefault(gallery.names[row], match)
-        found.append([*best.values()][:MATCHES])
+    people = min(MATCHES, len({*gallery.names}))
+    found: list[list[dict[str, Any]]] = [[] for _ in queries]
+    lacking, depth = np.arange(len(queries)), people * _SPARE
+    while len(lacking):  # Those whose nearest faces are of too few people are searched for more deeply.
+        scores, rows = search_exactly(queries[lacking], gallery.vectors, min(depth, len(gallery.names)))
+        for query, *nearest in zip(lacking.tolist(), scores.tolist(), rows.tolist(), strict=True):
+            found[query] = _people(gallery, *nearest)[:people]
+        lacking = np.array([query for query in lacking if len(found[query]) < people], np.int64)
+        depth *= _SPARE
     return found
+
+
+def _people(gallery: Gallery, scores: Sequence[float], rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the people of faces, which come best first, each by the first."""
+    best: dict[str, dict[str, Any]] = {}
+    for score, row in zip(scores, rows, strict=True):
+        match = {"person": gallery.names[row], "id": gallery.ids[row], "similarity": score}
+        best.setdefault(gallery.names[row], match)
+    return [*best.values()]
 
 
 class _Decided:

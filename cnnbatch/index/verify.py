@@ -82,11 +82,11 @@ def verify(
     task = task_of(index.uri, index.manifest) if index else load_map_job("faces", _NOWHERE).task.model_dump()
     with embedded(task, [*dict.fromkeys(addresses)]) as folder:
         require_read(folder)
-        reader = open_output(folder)
-        space = _space(reader)
+        rows = _rows(open_output(folder))
+        space = _space(rows.schema)
         if index is not None:
             require_same(index.uri, space, index.space)
-        faces = _faces(reader, which)
+        faces = _faces(rows, which)
     one, other = (faces[address] for address in addresses)
     unit = [each.vectors / np.linalg.norm(each.vectors, axis=1, keepdims=True) for each in (one, other)]
     cosines = unit[0] @ unit[1].T
@@ -105,8 +105,13 @@ def verify(
 _NOWHERE = ("input=nowhere", "output=nowhere")  # A job has to have both; here others are used.
 
 
-def _space(reader: Reader) -> EmbeddingSpace:
-    schema = reader.arrow(["objects"]).schema if "objects" in reader.schema.names else pa.schema([])
+def _rows(reader: Reader) -> pa.Table:
+    """Return what is compared of photos, as far as the job gives it."""
+    wanted = ("key", "uri", "width", "height", "objects")
+    return reader.arrow([name for name in wanted if name in reader.schema.names])
+
+
+def _space(schema: pa.Schema) -> EmbeddingSpace:
     field = embedding_of_objects(schema)
     found = None if field is None else space_of(field)
     if found is None:
@@ -117,10 +122,10 @@ def _space(reader: Reader) -> EmbeddingSpace:
     return found
 
 
-def _faces(reader: Reader, which: Which) -> dict[str, _Faces]:
+def _faces(rows: pa.Table, which: Which) -> dict[str, _Faces]:
     """Return the faces of each photo by its address."""
     found: dict[str, _Faces] = {}
-    for row in reader.arrow(["key", "uri", "width", "height", "objects"]).to_pylist():
+    for row in rows.to_pylist():
         chosen = chosen_faces(row, which)
         if not chosen:
             raise UserError(
