@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cnnbatch.config.output import Which
 from cnnbatch.errors import UserError
-from cnnbatch.index.calibrated import read_calibrated
+from cnnbatch.index.calibrated import Calibrated, read_calibrated
 from cnnbatch.index.photos import embedded, require_read, require_same, task_of
 from cnnbatch.index.search import Index
 from cnnbatch.job import load_map_job
@@ -74,9 +74,9 @@ def verify(
 ) -> Verification:
     """Compare the faces of two photos, of each the one that counts; with ``all`` the two most alike.
 
-    With an ``index`` its network compares them, and its calibration decides, at a false accept ``rate``; else
-    the job ``faces`` does, by the published default of its network. Raises UserError for photos that can't be
-    read, or have no face.
+    With an ``index`` its network compares them, else that of the job ``faces``. A calibration of the index
+    decides, at a false accept ``rate``; without one the published default of the network does. Raises
+    UserError for photos that can't be read, or have no face.
     """
     addresses = [normalize(one) for one in photos]
     task = task_of(index.uri, index.manifest) if index else load_map_job("faces", _NOWHERE).task.model_dump()
@@ -93,10 +93,13 @@ def verify(
     first, second = max(product(range(len(one.found)), range(len(other.found))), key=lambda at: cosines[at])
     similarity = float(cosines[first, second])
     distance = float(np.linalg.norm(one.vectors[first] - other.vectors[second]))
-    if index is None:
-        probability, (same, reason) = None, _by_default(space, distance)
+    calibrated = None
+    if index is not None:
+        calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
+    if calibrated is None:
+        probability, (same, reason) = None, _by_default(space, distance, index)
     else:
-        probability, same, reason = _by_calibration(index, similarity, rate, prior)
+        probability, same, reason = _by_calibration(calibrated, similarity, rate, prior)
     return Verification(
         one.found[first], other.found[second], similarity, distance, probability, prior, same, reason
     )
@@ -142,11 +145,8 @@ def _faces(rows: pa.Table, which: Which) -> dict[str, _Faces]:
 
 
 def _by_calibration(
-    index: Index, similarity: float, rate: float, prior: float
-) -> tuple[float | None, bool | None, str]:
-    calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
-    if calibrated is None:
-        return None, None, f"{redact(index.uri)} is not calibrated: give cnnbatch calibrate first"
+    calibrated: Calibrated, similarity: float, rate: float, prior: float
+) -> tuple[float, bool | None, str]:
     probability = float(calibrated.pairs.probabilities([similarity], prior)[0])
     threshold = calibrated.pairs.threshold(rate)
     if threshold.similarity is None:
@@ -157,8 +157,13 @@ def _by_calibration(
     return probability, similarity >= threshold.similarity, reason
 
 
-def _by_default(space: EmbeddingSpace, distance: float) -> tuple[bool | None, str]:
+def _by_default(space: EmbeddingSpace, distance: float, index: Index | None) -> tuple[bool | None, str]:
+    """Decide by what the publisher of a network says; ``index`` is one that is not calibrated."""
+    way_out = "calibrate an index, and give --index"
+    if index is not None:
+        way_out = f"{redact(index.uri)} is not calibrated: give cnnbatch calibrate"
     if space.network not in PUBLISHED:
-        return None, f"{space.network} has no published threshold: calibrate an index, and give --index"
+        return None, f"{space.network} has no published threshold; {way_out}"
     limit = PUBLISHED[space.network]
-    return distance < limit, f"the published default of {space.network} is a distance below {limit:g}"
+    default = f"the published default of {space.network} is a distance below {limit:g}"
+    return distance < limit, f"{default}, whose error rates on such photos are not known; {way_out}"
