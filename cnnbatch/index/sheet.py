@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnbatch.humanize import clipped
-from cnnbatch.output.reader import Reader, open_output
-from cnnbatch.report.pictures import Viewer, viewer_of
-from cnnbatch.report.prediction import Prediction
+from cnnbatch.index.crops import Crops
 from cnnbatch.storage import Storage
 
 SIDE = 128
 """Pixels of a crop's longer side."""
 
 _TEXT = 34
-_AROUND = 0.25  # of a face's sides, shown around it
 _LONGEST = 20  # characters of a caption
 _QUALITY = 88
 
@@ -29,7 +25,7 @@ def contact_sheet(rows: Sequence[Mapping[str, Any]], storage: Storage) -> bytes:
 
     A row is that of the table; ``query_id`` is the address of the photo, ``query_box`` its face.
     """
-    crops = _Crops(storage)
+    crops = Crops(storage, SIDE)
     by_query: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_query.setdefault(row["query"], []).append(row)
@@ -45,42 +41,6 @@ def contact_sheet(rows: Sequence[Mapping[str, Any]], storage: Storage) -> bytes:
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
-
-
-class _Crops:
-    """Cuts what was found out of the originals; one that can't be read has no crop."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._photos = Viewer(Storage())
-        self._output = cache(lambda uri: open_output(uri, storage))
-        self._viewer = cache(lambda uri: viewer_of(self._output(uri)))
-
-    def of_photo(self, address: str, box: Mapping[str, float] | None) -> Image.Image | None:
-        """Return the crop of a photo that was searched for."""
-        return _cut(self._photos.original(Prediction(address, address)), box)
-
-    def of_row(self, row: Mapping[str, Any]) -> Image.Image | None:
-        """Return the crop of a row of the index."""
-        reader: Reader = self._output(row["output"])
-        (ref,) = reader.refs_of_shard(row["part"], [row["row"]])
-        if ref is None:
-            return None
-        prediction = Prediction(row["key"], ref.uri, ref=ref)
-        return _cut(self._viewer(row["output"]).original(prediction), row["box"])
-
-
-def _cut(picture: Image.Image | None, box: Mapping[str, float] | None) -> Image.Image | None:
-    """Return a face with a little around it, or the whole picture, small."""
-    if picture is None:
-        return None
-    if box is not None:
-        more = _AROUND * max(box["x2"] - box["x1"], box["y2"] - box["y1"])
-        left, top = max(0.0, box["x1"] - more), max(0.0, box["y1"] - more)
-        right, bottom = min(picture.width, box["x2"] + more), min(picture.height, box["y2"] + more)
-        picture = picture.crop((round(left), round(top), max(round(right), 1), max(round(bottom), 1)))
-    scale = SIDE / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _put(sheet: Image.Image, column: int, line: int, crop: Image.Image | None, words: Sequence[str]) -> None:
