@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cnnbatch.cli.command import Plugins, give, leave_with
-from cnnbatch.cli.index import IndexName
+from cnnbatch.cli.index import Allowed, IndexName
 from cnnbatch.terminal import say
 
 
@@ -29,6 +29,7 @@ def search(
         str | None,
         typer.Option("--sheet", metavar="FILE", help="Write a contact sheet, a JPEG file, with all crops."),
     ] = None,
+    allow: Allowed = None,
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Search the rest where objects are missing or damaged.")
     ] = False,
@@ -48,11 +49,15 @@ def search(
         for row in rows:
             say(json.dumps(row, default=str) if as_json else _line(row))
         if sheet is not None:
+            from cnnbatch.index.originals import Originals
             from cnnbatch.index.sheet import contact_sheet
             from cnnbatch.storage import Storage, normalize
 
-            Storage().put(normalize(sheet), contact_sheet(rows, opened.storage))
+            originals = Originals(opened.uri, opened.storage, [one.value for one in allow or ()])
+            Storage().put(normalize(sheet), contact_sheet(rows, originals))
             say(f"contact sheet: {sheet}", err=as_json)
+            for problem in originals.problems():
+                say(f"  {problem}", err=as_json)
         return 0
 
     leave_with(action)

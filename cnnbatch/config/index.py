@@ -28,7 +28,7 @@ class IndexInput(Place):
 
 
 class IndexSection(Section):
-    """How the index is made; of one that exists all but ``recall`` and ``match`` stay as they are."""
+    """How the index is made; of one that exists only ``recall``, ``match`` and ``people`` may change."""
 
     keep: Texts | None = Field(
         None, description="Columns of the outputs that each row keeps; else those that the first one kept."
@@ -40,8 +40,18 @@ class IndexSection(Section):
     match: Annotated[float, Field(ge=-1, le=1)] | None = Field(
         None, description="The cosine from which two are one person: the recall of these is measured, too."
     )
+    people: Text | None = Field(
+        None,
+        description="Who is in the pictures: a kept column, or folder. How well they are told apart is then "
+        "measured, as EER and TAR@FAR.",
+    )
     exact_below: Count = Field(
         20_000, description="Up to how many rows a search compares all vectors, without a codebook."
+    )
+    lists: Annotated[int, Field(ge=0, le=65_536)] = Field(
+        0,
+        description="Inverted lists, of which a search scans as many as the recall takes; 0: none, every "
+        "search scans all codes. They may pay beyond ten million rows.",
     )
     segment_rows: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         8192, description="Rows of one segment, at most."

@@ -62,6 +62,11 @@ class Gallery:
     names: Sequence[str]
     ids: Sequence[str]
 
+    @property
+    def people(self) -> int:
+        """How many people there are."""
+        return len({*self.names})
+
 
 @dataclass(frozen=True, slots=True)
 class Named:
@@ -84,7 +89,7 @@ def identify(
     gallery = gallery_of(index, named)
     found, without = embed_all(index.uri, index.manifest, photos)
     calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
-    decision = search_decision(calibrated, index.uri, rate, prior, len(gallery.names))
+    decision = search_decision(calibrated, index.uri, rate, prior, len(gallery.names), gallery.people)
     matches = ranked(np.asarray(found.vectors, np.float32), gallery)
     faces = found.rows.select(["key", "id", "box"]).to_pylist()
     rows = [{**face, **named_by(some, decision)} for face, some in zip(faces, matches, strict=True)]
@@ -113,18 +118,27 @@ def gallery_of(index: Index, named: Named, skip_damaged: bool = False) -> Galler
 def ranked(queries: NDArray[np.float32], gallery: Gallery) -> list[list[dict[str, Any]]]:
     """Return of each query (Q, D) the people who are most alike, best first, each by the most similar face.
 
-    There are `MATCHES` of them, or fewer where many faces are of one person.
+    There are `MATCHES` of them, or all people where these are fewer.
     """
-    depth = min(len(gallery.names), MATCHES * _SPARE)
-    scores, rows = search_exactly(queries, gallery.vectors, depth)
-    found = []
-    for one_scores, one_rows in zip(scores, rows, strict=True):
-        best: dict[str, dict[str, Any]] = {}
-        for score, row in zip(one_scores.tolist(), one_rows.tolist(), strict=True):
-            match = {"person": gallery.names[row], "id": gallery.ids[row], "similarity": score}
-            best.setdefault(gallery.names[row], match)
-        found.append([*best.values()][:MATCHES])
+    people = min(MATCHES, gallery.people)
+    found: list[list[dict[str, Any]]] = [[] for _ in queries]
+    lacking, depth = np.arange(len(queries)), people * _SPARE
+    while len(lacking):  # Those whose nearest faces are of too few people are searched for more deeply.
+        scores, rows = search_exactly(queries[lacking], gallery.vectors, min(depth, len(gallery.names)))
+        for query, *nearest in zip(lacking.tolist(), scores.tolist(), rows.tolist(), strict=True):
+            found[query] = _people(gallery, *nearest)[:people]
+        lacking = np.array([query for query in lacking if len(found[query]) < people], np.int64)
+        depth *= _SPARE
     return found
+
+
+def _people(gallery: Gallery, scores: Sequence[float], rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the people of faces, which come best first, each by the first."""
+    best: dict[str, dict[str, Any]] = {}
+    for score, row in zip(scores, rows, strict=True):
+        match = {"person": gallery.names[row], "id": gallery.ids[row], "similarity": score}
+        best.setdefault(gallery.names[row], match)
+    return [*best.values()]
 
 
 def named_by(matches: Sequence[dict[str, Any]], decision: SearchDecision) -> dict[str, Any]:

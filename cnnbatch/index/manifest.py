@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnnbatch.errors import UserError
+from cnnbatch.metrics import Value
 from cnnbatch.output import integrity
 from cnnbatch.output.embeddings import EmbeddingSpace
 from cnnbatch.storage import AlreadyExists, Changed, NotFound, Storage, join, redact
@@ -123,11 +124,43 @@ class Recall(_Record):
     match_count: _Natural = 0
 
 
+class Measured(_Record):
+    """A number of an evaluation, as `metrics.Value` has it."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    count: _Natural = 0
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, value: Value) -> Measured:
+        """Return a number without its replicates."""
+        return cls(**{name: getattr(value, name) for name in cls.model_fields})
+
+    def as_value(self) -> Value:
+        """Return it as evaluations have it."""
+        return Value(self.value, self.low, self.high, self.count, self.reason)
+
+
+class Verification(_Record):
+    """How well similarities tell people apart, by ``people``: a kept column, or the folders of pictures.
+
+    ``rows`` is the size of the index when it was measured.
+    """
+
+    people: str
+    rows: _Natural
+    metrics: dict[str, Measured]
+
+
 class Manifest(_Record):
     """All of an index but its rows.
 
     ``state`` is greater by one after each change, so that no two states have one etag. ``refine``: so many
-    times k candidates are compared by their vectors.
+    times k candidates are compared by their vectors. ``lists`` are the inverted lists of the codebook, of
+    which ``probes`` are scanned for a query; 0: there are none. ``people`` says who is in the pictures: a
+    kept column, or ``folder``; None: nobody knows.
     """
 
     version: Literal[1] = VERSION
@@ -139,8 +172,12 @@ class Manifest(_Record):
     outputs: tuple[OutputEntry, ...] = ()
     segments: tuple[SegmentEntry, ...] = ()
     codebook: StoredObject | None = None
+    lists: _Natural = 0
+    probes: _Natural = 0
     refine: Annotated[int, Field(ge=1)] = 10
     recall: Recall | None = None
+    people: str | None = None
+    verification: Verification | None = None
     build_seconds: float = 0.0
 
     @property

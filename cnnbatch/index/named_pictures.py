@@ -50,12 +50,7 @@ def named_pictures(copy: LocalCopy, kept: Sequence[str], people: str | None) -> 
 
     Of several faces of a picture the largest is its person's. Raises UserError for another column.
     """
-    if people not in (None, FOLDER, *kept):
-        near = nearest(str(people), kept)
-        raise UserError(
-            f"--people: the index keeps no column {people!r}{f', but {near}' if near else ''}\n"
-            f"  what to do: give {FOLDER}, or one of its columns: {', '.join(kept) or 'it keeps none'}"
-        )
+    require_people(people, kept, "--people")
     columns = [people] if people is not None and people != FOLDER else []
     table = copy.columns(["key", "box", *columns]).take(copy.live)
     largest = largest_faces(table["key"], table["box"])
@@ -67,6 +62,16 @@ def named_pictures(copy: LocalCopy, kept: Sequence[str], people: str | None) -> 
     elif columns:
         names = [None if value is None else str(value) for value in found[columns[0]].to_pylist()]
     return NamedPictures(copy.live[largest], keys, names)
+
+
+def require_people(people: str | None, kept: Sequence[str], option: str) -> None:
+    """Insist on a column that an index keeps, `FOLDER`, or nothing; raises UserError for an option."""
+    if people not in (None, FOLDER, *kept):
+        near = nearest(str(people), [FOLDER, *kept])
+        raise UserError(
+            f"{option}: the index keeps no column {people!r}{f', but {near}' if near else ''}\n"
+            f"  what to do: give {FOLDER}, or one of its columns: {', '.join(kept) or 'it keeps none'}"
+        )
 
 
 def largest_faces(keys: Any, boxes: Any) -> NDArray[np.int64]:

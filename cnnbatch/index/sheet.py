@@ -9,7 +9,9 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnbatch.humanize import clipped
-from cnnbatch.index.crops import Crops
+from cnnbatch.index.originals import Originals, cut_out
+from cnnbatch.report.pictures import Viewer
+from cnnbatch.report.prediction import Prediction
 from cnnbatch.storage import Storage
 
 SIDE = 128
@@ -20,12 +22,12 @@ _LONGEST = 20  # characters of a caption
 _QUALITY = 88
 
 
-def contact_sheet(rows: Sequence[Mapping[str, Any]], storage: Storage) -> bytes:
+def contact_sheet(rows: Sequence[Mapping[str, Any]], originals: Originals) -> bytes:
     """Return the sheet of what `Index.search` found for photos, a JPEG file.
 
-    A row is that of the table; ``query_id`` is the address of the photo, ``query_box`` its face.
+    A row is that of the table; ``query_id`` is the address of the photo, ``query_box`` its face. What can't
+    be shown is an empty frame, and ``originals`` say why.
     """
-    crops = Crops(storage, SIDE)
     by_query: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_query.setdefault(row["query"], []).append(row)
@@ -34,13 +36,19 @@ def contact_sheet(rows: Sequence[Mapping[str, Any]], storage: Storage) -> bytes:
     for line, found in enumerate(by_query.values()):
         first = found[0]
         name = first["query_id"].rpartition("/")[2]
-        _put(sheet, 0, line, crops.of_photo(first["query_key"], first["query_box"]), [name, "searched for"])
+        _put(sheet, 0, line, _of_photo(first["query_key"], first["query_box"]), [name, "searched for"])
         for row in found:
             words = [row["id"], f"{row['rank']}: {row['similarity']:.3f}"]
-            _put(sheet, row["rank"], line, crops.of_row(row), words)
+            _put(sheet, row["rank"], line, originals.crop(row, SIDE), words)
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
+
+
+def _of_photo(address: str, box: Mapping[str, float] | None) -> Image.Image | None:
+    """Return the crop of a photo that was searched for."""
+    picture = Viewer(Storage()).original(Prediction(address, address))
+    return None if picture is None else cut_out(picture, box, SIDE)
 
 
 def _put(sheet: Image.Image, column: int, line: int, crop: Image.Image | None, words: Sequence[str]) -> None:

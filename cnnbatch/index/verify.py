@@ -89,12 +89,11 @@ def verify(
     task = task_of(index.uri, index.manifest) if index else load_map_job("faces", _NOWHERE).task.model_dump()
     with embedded(task, [*dict.fromkeys(addresses)]) as folder:
         require_read(folder)
-        reader = open_output(folder)
-        space = _space(reader)
+        rows = _rows(open_output(folder))
+        space = _space(rows.schema)
         if index is not None:
             require_same(index.uri, space, index.space)
-        rows = reader.arrow(["key", "uri", "width", "height", "objects"]).to_pylist()
-        faces = {row["uri"]: faces_of(row, row["uri"], which) for row in rows}
+        faces = {row["uri"]: faces_of(row, row["uri"], which) for row in rows.to_pylist()}
     decide: Decide = partial(_by_default, space)
     if index is not None:
         calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
@@ -122,8 +121,13 @@ def compared(one: PhotoFaces, other: PhotoFaces, prior: float, decide: Decide) -
 _NOWHERE = ("input=nowhere", "output=nowhere")  # A job has to have both; here others are used.
 
 
-def _space(reader: Reader) -> EmbeddingSpace:
-    schema = reader.arrow(["objects"]).schema if "objects" in reader.schema.names else pa.schema([])
+def _rows(reader: Reader) -> pa.Table:
+    """Return what is compared of photos, as far as the job gives it."""
+    wanted = ("key", "uri", "width", "height", "objects")
+    return reader.arrow([name for name in wanted if name in reader.schema.names])
+
+
+def _space(schema: pa.Schema) -> EmbeddingSpace:
     field = embedding_of_objects(schema)
     found = None if field is None else space_of(field)
     if found is None:
@@ -149,8 +153,7 @@ def faces_of(row: Mapping[str, Any], photo: str, which: Which) -> PhotoFaces:
         FoundFace(photo, f"{row['key']}#{number}", len(row["objects"]), tuple(face["box"].values()))
         for number, face in chosen
     ]
-    vectors = np.array([face["embedding"] for _, face in chosen], np.float64)
-    return PhotoFaces(faces, vectors)
+    return PhotoFaces(faces, np.array([face["embedding"] for _, face in chosen], np.float64))
 
 
 def by_calibration(
@@ -176,5 +179,4 @@ def _by_default(space: EmbeddingSpace, similarity: float, distance: float) -> De
     if space.network not in PUBLISHED:
         return None, None, f"{space.network} has no published threshold: calibrate an index, and give --index"
     limit = PUBLISHED[space.network]
-    reason = f"the published default of {space.network} is a distance below {limit:g}"
-    return None, distance < limit, reason
+    return None, distance < limit, f"the published default of {space.network} is a distance below {limit:g}"

@@ -7,7 +7,7 @@ on CUDA in torch, all faces of a picture at once, with OpenCV's own rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import hypot
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -55,46 +55,47 @@ def points_in(boxes: Tensor) -> Tensor:
     return corner + side * torch.tensor(BOX_POINTS, dtype=torch.float64, device=boxes.device) - 0.5
 
 
-def aligned(pictures: Sequence[Tensor], transforms: Sequence[Tensor], size: Size) -> Tensor:
+def aligned(pictures: Sequence[Tensor], transforms: Tensor, counts: Sequence[int], size: Size) -> Tensor:
     """Return the chips of all faces, uint8 (K, height, width, 3), of ``size``, on the pictures' device.
 
-    ``pictures`` are uint8 (3, H, W), each of its own size; ``transforms`` (K of the picture, 2, 3) lead from
-    its pixels to those of the chips. What lies beside the picture is black. A face more than twice as large
-    as its chip is made smaller by a whole number of pixels before, as an average, since single pixels of it
-    would be a picture of its noise.
+    ``pictures`` are uint8 (3, H, W), each of its own size. ``transforms`` (K, 2, 3) lead from the pixels of a
+    picture to those of a chip: the first ``counts[0]`` from the first picture's, and so on. What lies beside
+    the picture is black. A face more than twice as large as its chip is made smaller by a whole number of
+    pixels before, as an average, since single pixels of it would be a picture of its noise.
     """
     if pictures[0].is_cuda:
-        each = zip(pictures, transforms, strict=True)
+        each = zip(pictures, torch.split(transforms, list(counts)), strict=True)
         return torch.cat([sampled(picture, some.to(picture.device), size) for picture, some in each])
-    chips = np.empty((sum(map(len, transforms)), *size, 3), np.uint8)
-    free = iter(chips)
+    chips = np.empty((len(transforms), *size, 3), np.uint8)
+    faces = zip(chips, *_made_smaller(transforms.cpu().numpy()), strict=True)
     cv2 = opencv()
-    for picture, some in zip(pictures, transforms, strict=True):
-        if len(some):
+    for picture, count in zip(pictures, counts, strict=True):
+        if count:
             pixels = _pixels(picture.cpu())
-            for transform in some.cpu().numpy():
-                _warp(cv2, pixels, transform, next(free))
+            for chip, transform, times in islice(faces, count):
+                smaller = _averaged(cv2, pixels, times) if times > 1 else pixels
+                cv2.warpAffine(smaller, transform, size[::-1], chip, cv2.INTER_LINEAR)
     return torch.from_numpy(chips).to(pictures[0].device)
 
 
 def _pixels(picture: Tensor) -> NDArray[np.uint8]:
     """Return a picture (3, H, W) as OpenCV reads it, (H, W, 3); a copy only where it is a plane a colour."""
-    pixels: NDArray[np.uint8] = picture.permute(1, 2, 0).numpy()
+    pixels: NDArray[np.uint8] = picture.numpy().transpose(1, 2, 0)
     return pixels if pixels.strides[1:] == (3, 1) else np.ascontiguousarray(pixels)
 
 
-def _warp(
-    cv2: Any, pixels: NDArray[np.uint8], transform: NDArray[np.float64], chip: NDArray[np.uint8]
-) -> None:
-    """Write into ``chip`` (height, width, 3) what a transform leads there."""
-    times = _times_smaller(hypot(transform[0, 0], transform[1, 0]))
-    if times > 1:
-        height, width = (side // times for side in pixels.shape[:2])
-        pixels = cv2.resize(
-            pixels[: height * times, : width * times], (width, height), interpolation=cv2.INTER_AREA
-        )
-        transform = _of_smaller(transform, times)
-    cv2.warpAffine(pixels, transform, chip.shape[1::-1], dst=chip, flags=cv2.INTER_LINEAR)
+def _made_smaller(transforms: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[int]]:
+    """Return the transforms (K, 2, 3) of pictures that are made smaller, and by how much each is."""
+    times = [_times_smaller(scale) for scale in np.hypot(*transforms[:, :, 0].T).tolist()]
+    return _of_smaller(transforms, np.array(times, np.int64)[:, None, None]), times
+
+
+def _averaged(cv2: Any, pixels: NDArray[np.uint8], times: int) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3) ``times`` smaller, as the mean of its pixels."""
+    height, width = (side // times for side in pixels.shape[:2])
+    whole = pixels[: height * times, : width * times]
+    found: NDArray[np.uint8] = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
+    return found
 
 
 def sampled(picture: Tensor, transforms: Tensor, size: Size) -> Tensor:
@@ -145,13 +146,13 @@ def _times_smaller(scale: float) -> int:
     return int(1 / scale) if 0 < scale <= 0.5 else 1
 
 
-def _of_smaller(transforms: Any, times: int) -> Any:
-    """Return the transforms of a picture ``times`` smaller, whose pixels lie amid those they stand for."""
-    if times == 1:
-        return transforms
-    found = transforms * 1.0
-    found[..., 2] = transforms[..., 2] + transforms[..., :2].sum(-1) * (times - 1) / 2
-    found[..., :2] = transforms[..., :2] * times
+def _of_smaller(transforms: Any, times: Any) -> Any:
+    """Return the transforms (K, 2, 3) of pictures ``times`` smaller: a number, or (K, 1, 1).
+
+    A pixel of a smaller picture lies amid those it stands for.
+    """
+    found = transforms * times
+    found[..., 2:] = transforms[..., 2:] + (transforms[..., :1] + transforms[..., 1:2]) * (times - 1) / 2
     return found
 
 

@@ -78,7 +78,7 @@ class FacePipeline:
             picture[:, :height, :width]
             for picture, (height, width) in zip(pictures, sizes.tolist(), strict=True)
         ]
-        return aligned(inside, torch.split(transforms, counts), self._chip.size)
+        return aligned(inside, transforms, counts, self._chip.size)
 
     def _embedded(self, chips: Tensor) -> Tensor:
         """Return the embeddings (K, D) of ``chips`` (K, height, width, 3), float32, normalised."""

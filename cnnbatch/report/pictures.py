@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,11 +35,12 @@ from cnnbatch.report.prediction import (
     side_by_side,
 )
 from cnnbatch.sources import source_of
-from cnnbatch.storage import Forbidden, NotFound, Storage, StorageOptions
+from cnnbatch.storage import Allowed, Forbidden, NotFound, OutOfReach, Storage, StorageOptions
 from cnnbatch.types import Content, Failure, Shard
 
 if TYPE_CHECKING:
     from cnnbatch.output.reader import Reader
+    from cnnbatch.storage.reach import Reach
     from cnnbatch.types import Source
 
 MOST_BYTES = 32 * 2**20
@@ -47,6 +48,7 @@ MOST_PIXELS = 32 * 10**6
 READERS = 4
 FAULTS_BEFORE_GIVING_UP = 3
 _WORDS = {"not_found": "no longer where it was", "forbidden": "may not be read from here"}
+_OUT_OF_REACH = "of a place that its output may not name"
 JPEG_QUALITY = 80
 
 _ORIENTATION_TAG = 0x0112
@@ -68,7 +70,8 @@ _MAY_BE_CLEAR = (
     "ICO",
     "AVIF",
 )  # On white paper; a JPEG made small at once.
-_WHOLE = 1 << 30  # pixels wide and high: as large as it is.
+WHOLE = 1 << 30
+"""Pixels wide and high: a picture as large as it is."""
 _DECODING = threading.Lock()  # One at a time, so that memory holds one picture, whatever the threads.
 
 
@@ -138,6 +141,11 @@ class Viewer:
         self._source = source
         self._faults = 0
 
+    @property
+    def reach(self) -> Reach | None:
+        """How far originals may lie; None: anywhere."""
+        return self._storage.reach
+
     def picture(self, prediction: Prediction, side: int, draw: bool = True) -> Picture:
         """Return the picture of an image, at most ``side`` pixels wide and high.
 
@@ -160,7 +168,7 @@ class Viewer:
     def original(self, prediction: Prediction) -> Image.Image | None:
         """Return the picture of an image as large as it is; None where it can't be read."""
         try:
-            return small(self._read(prediction), _WHOLE)
+            return small(self._read(prediction), WHOLE)
         except NotShown:
             return None
 
@@ -189,6 +197,8 @@ class Viewer:
             return reader()
         except NotFound:
             raise NotShown(_WORDS["not_found"]) from None
+        except OutOfReach:
+            raise NotShown(_OUT_OF_REACH) from None
         except Forbidden:
             raise NotShown(_WORDS["forbidden"]) from None
         except EnvironmentFault:
@@ -198,10 +208,16 @@ class Viewer:
             raise NotShown(f"can't be read ({type(fault).__name__})") from None
 
 
-def viewer_of(result: Reader) -> Viewer:
-    """Return what reads the originals of an output, without waiting long for any."""
+def viewer_of(result: Reader, allow: Collection[Allowed] | None = None) -> Viewer:
+    """Return what reads the originals of an output, without waiting long for any.
+
+    With ``allow`` an output that lies where others may have put it names them as a list does, see
+    `cnnbatch.storage.reach`; it may then name what is allowed, too.
+    """
     storage = hurried(result.input_storage().options)
-    return Viewer(storage, source_of(result, storage))
+    if allow is not None:
+        storage = storage.for_list(result.uri, allow)
+    return Viewer(storage, source_of(result, storage, allow))
 
 
 def small(content: Content | Failure, side: int) -> Image.Image:

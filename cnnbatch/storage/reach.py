@@ -42,8 +42,8 @@ class Reach:
 
     def refusal(self, uri: str) -> str | None:
         """Return why an address may not be read, by its text alone; None where it may."""
-        kind, needed = scheme(uri), _needed(uri)
-        if needed is None or needed in self.allow or (needed != "local" and self._is_own(uri)):
+        kind, needed = scheme(uri), self.lacks(uri)
+        if needed is None:
             return None
         what = {
             "local": "names a file of this machine",
@@ -51,6 +51,13 @@ class Reach:
             "private": f"is an address of {kind}://",
         }[needed]
         return self._words(uri, what, needed)
+
+    def lacks(self, uri: str) -> Allowed | None:
+        """Return what is not allowed and has to be for an address, by its text; None where it may be read."""
+        needed = _needed(uri)
+        if needed is None or needed in self.allow or (needed != "local" and self._is_own(uri)):
+            return None
+        return needed
 
     def lets_connect(self, uri: str, address: str) -> bool:
         """Say whether a web address may lead to the machine with this IP address."""

@@ -152,10 +152,9 @@ def stages(console: Console, name: str, found: Pictures) -> None:
         chips = []
         for first in range(0, len(found), BATCH):
             some = faces[first : first + BATCH]
-            transforms = torch.split(
-                transforms_to(embedder.template, torch.cat(some)), [len(one) for one in some]
-            )
-            chips.append(aligned(pixels[first : first + BATCH], transforms, embedder.size))
+            transforms = transforms_to(embedder.template, torch.cat(some))
+            counts = [len(one) for one in some]
+            chips.append(aligned(pixels[first : first + BATCH], transforms, counts, embedder.size))
         return chips
 
     chips = align()
@@ -183,18 +182,20 @@ def alignment(console: Console, name: str, found: Pictures) -> None:
     )
     with torch.inference_mode():
         faces = [one["keypoints"] for batch in batches(found) for one in detector(*batch)]
-    transforms = [transforms_to(embedder.template, points) for points in faces]
+    transforms = transforms_to(embedder.template, torch.cat(faces))
+    counts = [len(points) for points in faces]
+    each = [some.numpy() for some in torch.split(transforms, counts)]
     pixels = [torch.tensor(one).permute(2, 0, 1) for one in found]
     size = embedder.size[::-1]
 
     def ours() -> Tensor:
-        return aligned(pixels, transforms, embedder.size)
+        return aligned(pixels, transforms, counts, embedder.size)
 
     def loop() -> list[Any]:
         return [
             cv2.warpAffine(one, transform, size)
-            for one, each in zip(found, transforms, strict=True)
-            for transform in each.numpy()
+            for one, some in zip(found, each, strict=True)
+            for transform in some
         ]
 
     def often(way: Way) -> Way:

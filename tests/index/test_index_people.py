@@ -8,12 +8,14 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from cnnbatch.cli.app import app
 from cnnbatch.config import plugins
+from cnnbatch.index.identify import Gallery, ranked
 from tests import tiny_faces
 from tests.embedded import build
 from tests.tasks.test_faces import run_faces
@@ -157,3 +159,21 @@ def test_what_is_known_has_to_be_given(place: Path, tmp_path: Path) -> None:
     assert "expected a CSV file with the columns a, b and same" in ask(
         "calibrate", place, "--pairs", pairs, status=2
     )
+
+
+def test_five_people_are_ranked_though_many_faces_are_of_one() -> None:
+    """The nearest 200 faces are of one person; the best face of each of the others lies far behind them."""
+    angles = np.concatenate([np.linspace(0, 0.1, 200), np.linspace(0.5, 1.5, 12)])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float16)
+    names = ["ann"] * 200 + [f"p{number // 2}" for number in range(12)]
+    gallery = Gallery(vectors, names, [f"{place}" for place in range(len(names))])
+    queries = np.array([[1.0, 0.0], [np.cos(1.5), np.sin(1.5)]], np.float32)
+    first, last = ranked(queries, gallery)
+    assert [match["person"] for match in first] == ["ann", "p0", "p1", "p2", "p3"]
+    assert [match["id"] for match in first[1:]] == ["200", "202", "204", "206"]
+    assert [match["person"] for match in last] == ["p5", "p4", "p3", "p2", "p1"]
+    few = Gallery(vectors[:201], names[:201], [*map(str, range(201))])
+    assert [[match["person"] for match in one] for one in ranked(queries, few)] == [
+        ["ann", "p0"],
+        ["p0", "ann"],
+    ]

@@ -21,7 +21,7 @@ SIZE = (112, 96)
 
 def aligned(picture: torch.Tensor, transforms: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Return the chips of one picture."""
-    return face_alignment.aligned([picture], [transforms], size)
+    return face_alignment.aligned([picture], transforms, [len(transforms)], size)
 
 
 def smooth(height: int, width: int) -> torch.Tensor:
@@ -103,7 +103,7 @@ def test_chips_of_several_pictures_come_one_after_the_other() -> None:
     canvases = [smooth(200, 240), noise(200, 240).contiguous(), smooth(230, 250)]
     pictures = [one[:, :190, :220] for one in canvases]
     transforms = [transforms_to(TEMPLATE, some) for some in (faces(1.6), faces(2.4)[:1], faces(1.2)[:0])]
-    found = face_alignment.aligned(pictures, transforms, SIZE)
+    found = face_alignment.aligned(pictures, torch.cat(transforms), [2, 1, 0], SIZE)
     each = [
         aligned(picture.clone().contiguous(), some, SIZE)
         for picture, some in zip(pictures, transforms, strict=True)
