@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cnnbatch.inference.run import RunOptions, Summary, run
-from cnnbatch.job import IndexJob, Job, StudyJob, TrainJob
+from cnnbatch.job import IdentifyJob, IndexJob, Job, SearchJob, StudyJob, TrainJob
 from cnnbatch.output.folder import Output
 from cnnbatch.report import write_report
 
@@ -24,6 +24,10 @@ def launch(job: Job, options: RunOptions | None = None) -> Summary:
         from cnnbatch.index.run import index
 
         return index(job, options)
+    if isinstance(job, SearchJob | IdentifyJob):
+        from cnnbatch.index.questions.run import ask
+
+        return ask(job, options)
     if isinstance(job, StudyJob):
         return _study(job, options)
     return run(job, options)
