@@ -17,7 +17,7 @@ from cnnbatch.config.section import Text
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation import Terms, evaluate
 from cnnbatch.evaluation.face_embeddings import has_embeddings
-from cnnbatch.evaluation.face_lists import read_face_list
+from cnnbatch.evaluation.face_lists import FaceList, is_no_face_list, read_face_list
 from cnnbatch.evaluation.recognition import evaluate_faces
 from cnnbatch.evaluation.truths import align
 from cnnbatch.output.evaluation import Evaluation
@@ -63,7 +63,7 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
     output = Output(result.uri, Storage())
     changes, terms = wanted.input_changes(), _terms(result, wanted)
     where = wanted.truth if changes else terms.truth
-    faces = read_face_list(where, Storage()) if where and has_embeddings(result.schema) else None
+    faces = _face_list(where, wanted) if where and has_embeddings(result.schema) else None
     _require_meaning(wanted, faces is not None)
     if where and faces is not None:
         return _reported(evaluate_faces(result, faces, where, terms), output, screen)
@@ -90,6 +90,14 @@ def _terms(result: Reader, wanted: EvaluateFields) -> Evaluate:
     return of_job.model_copy(update=said)
 
 
+def _face_list(where: str, wanted: EvaluateFields) -> FaceList | None:
+    """Return the list at ``where``; None for a ground truth of another kind, which is no bare CSV file."""
+    faces = read_face_list(where, Storage())
+    if faces is None and where.lower().endswith(".csv") and wanted.format is None and wanted.label is None:
+        raise is_no_face_list("truth", where)
+    return faces
+
+
 def _require_meaning(wanted: EvaluateFields, of_faces: bool) -> None:
     """Refuse fields that say nothing of what is judged: a list of faces, or anything else."""
     listed = {"truth", "slices", *_OF_FACES}
@@ -111,6 +119,16 @@ def _reported(evaluation: Evaluation, output: Output, screen: Screen) -> Evaluat
 def _source(result: Reader, changes: Mapping[str, Any]) -> Any:
     settings = result.settings.get("input") or {}
     left_out = {"truth": None} if settings.get("truth") == NO_TRUTH else {}
+    url = settings.get("url")
+    if "truth" in changes and len(result) and isinstance(url, str) and url.lower().endswith(".json"):
+        settings = {**settings, "url": _images_folder(result)}  # That file was ground truth itself.
     # What was kept of each image is in its row.
     asked = {**settings, **left_out, "keep": [], **changes}
     return open_source(Input.model_validate(asked), result.input_storage())
+
+
+def _images_folder(result: Reader) -> str:
+    """Return what the keys of an output's images are relative to."""
+    first = result.take(0, [0])[0]
+    folder: str = first["uri"].removesuffix(first["key"])
+    return folder

@@ -93,6 +93,14 @@ def read_face_list(uri: str, storage: Storage) -> FaceList | None:
         ) from error
 
 
+def is_no_face_list(field: str, uri: str) -> UserError:
+    """Return what to say of a ``field`` that has to name a list of faces and names another file."""
+    return UserError(
+        f"{field}: expected a CSV file with the columns {', '.join(PAIRS)} or {', '.join(PEOPLE)}, got "
+        f"{redact(uri)}\n  what to do: name the columns so in its first line"
+    )
+
+
 Row = Mapping[str, str | None]
 
 

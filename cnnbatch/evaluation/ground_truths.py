@@ -17,14 +17,14 @@ from cnnbatch.config.entries import Entries, as_instance
 from cnnbatch.images import class_map
 from cnnbatch.metrics.objects import Labels, flatten
 from cnnbatch.sources.objects import TRUTH
-from cnnbatch.sources.soundness import require_sound
+from cnnbatch.sources.soundness import SAMPLED, require_sound
 from cnnbatch.truth import Class, classes_of, ignored_of, object_labels, renamed, with_classes, with_ignored
 from cnnbatch.truth.classes import ModelClasses, match_classes, match_map_classes, no_known_label
 from cnnbatch.types import Shard, Source
 
-UNKNOWN = "images of a class that the model does not know, which count as mistakes"
-NO_AREA = "true objects of no area, which count as missed"
-OUTSIDE = "true objects that reach beyond their image, which count as they are"
+UNKNOWN = "images of a class that the model does not know, counted as mistakes"
+NO_AREA = "true objects of no area, counted as missed"
+OUTSIDE = "true objects reaching beyond the edge of the image, counted as they are"
 
 LISTED = 10_000
 """Images whose objects are read before the first shard, where the listing has them."""
@@ -139,10 +139,12 @@ class ObjectsTruth(GroundTruth):
     def require_early(self, model: ModelClasses, planned: PlannedImages) -> None:
         """Insist on the classes of the first images' objects; of all, where the source lists them.
 
-        And on the first images' masks, where these are files of their own.
+        And on the masks of the first images; of a few, where these are no files of their own.
         """
         if getattr(planned.source, "reads_masks", False):
             require_sound(planned.source, filter(None, planned.shards()))
+        elif getattr(planned.source, "has_masks", False):
+            require_sound(planned.source, filter(None, planned.shards()), SAMPLED)
         _require_occurring(model, planned.source.truth_schema, _early_labels(planned), planned.aliases)
 
     def require_known(self, truth: pa.Table, model: ModelClasses, aliases: Aliases) -> None:
@@ -161,7 +163,7 @@ class ObjectsTruth(GroundTruth):
         if labels and naming.classes:
             names |= match_classes(naming.classes, [Class(label, label) for label in labels], naming.aliases)
         objects, left_out = renamed(truth["objects"].combine_chunks(), names)  # type: ignore[arg-type]
-        reason = "true objects of the class {}, which task.aliases leaves out"
+        reason = "true objects of {}, a class that is left out"
         notes = Counter({reason.format(label): count for label, count in left_out.items()})
         schema = _with_names(truth.schema, names)
         return _with_column(truth, "objects", objects).replace_schema_metadata(schema.metadata), notes
@@ -206,7 +208,7 @@ def _left_out_pixels(maps: pa.ChunkedArray[Any], left_out: Mapping[int, str]) ->
     for value in maps.drop_null() if left_out else ():
         counts = class_map.counts(value.as_py())
         found.update({name: counts.get(number, 0) for number, name in left_out.items()})
-    return +Counter({f"pixels of {name}, which task.aliases leaves out": n for name, n in found.items()})
+    return +Counter({f"pixels of {name}, a class that is left out": n for name, n in found.items()})
 
 
 GROUND_TRUTHS: Entries[GroundTruth | type[GroundTruth]] = Entries(

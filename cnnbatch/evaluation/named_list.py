@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.face_embeddings import has_embeddings
-from cnnbatch.evaluation.face_lists import PAIRS, PEOPLE, FaceList, FacePairList, read_face_list
+from cnnbatch.evaluation.face_lists import FaceList, FacePairList, is_no_face_list, read_face_list
 from cnnbatch.evaluation.face_slices import known_columns, require_known
 from cnnbatch.evaluation.recognition import require_present
 from cnnbatch.job import MapJob
-from cnnbatch.storage import Storage, redact
+from cnnbatch.storage import Storage
 
 
 def named_list(job: MapJob) -> FaceList | None:
@@ -27,10 +27,7 @@ def named_list(job: MapJob) -> FaceList | None:
         )
     listed = read_face_list(terms.truth, Storage())
     if listed is None:
-        raise UserError(
-            f"evaluate.truth: expected a CSV file with the columns {', '.join(PAIRS)} or "
-            f"{', '.join(PEOPLE)}, got {redact(terms.truth)}"
-        )
+        raise is_no_face_list("evaluate.truth", terms.truth)
     if isinstance(listed, FacePairList):
         listed.people()
     else:

@@ -62,11 +62,11 @@ class TruthByKey:
 def align(source: Source, output: Output, result: Reader) -> Aligned:
     """Write the truth of ``source`` as parts that match those of ``output``; return where.
 
-    Raises UserError where the source has no truth, or none for any image of the output, and where files of
-    masks of the first images can't be used.
+    Raises UserError where the source has no truth, or none for any image of the output, and where masks of
+    the first images can't be used.
     """
     truths, used = TruthByKey(source), 0
-    if getattr(source, "reads_masks", False):
+    if getattr(source, "reads_masks", False) or getattr(source, "has_masks", False):
         _require_usable(_parts(truths, output, result))
     folder = output.path("evaluation", "truth")
     for part in _parts(truths, output, result):

@@ -69,7 +69,7 @@ def partial(iou_type: IouType, predictions: pa.Table, truth: pa.Table, first_pla
     found, truths = replace(found, sigmas=sigmas), replace(truths, sigmas=sigmas)
     found, place = best_first(comparable(found, iou_type.usable(found), excluded, "detections"))
     found, place = found.take(place < iou_type.most[-1]), place[place < iou_type.most[-1]]
-    truths = by_group(comparable(truths, iou_type.usable(truths), excluded, "truths"))
+    truths = by_group(comparable(truths, iou_type.usable(truths), excluded, "true objects"))
     areas = iou_type.detection_area(found)
     ignored = iou_type.ignored(truths)[:, None] | _outside(iou_type, truths.area)
     some = pairs(found, truths)

@@ -19,7 +19,7 @@ from cnnbatch.metrics.panoptic import PanopticPartial
 from cnnbatch.metrics.segments import Segments, encoded
 from cnnbatch.types import Map
 
-TRUTHS, DETECTIONS = "truths", "detections"
+TRUTHS, DETECTIONS = "true objects", "detections"
 
 _FIELDS = {"mask", "is_thing"}
 

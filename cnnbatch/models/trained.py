@@ -109,7 +109,7 @@ def _instead(place: str, storage: Storage) -> str:
                 f"  what to do: give one of them, as task.model={redact(join(place, 'trials'))}/NAME"
             )
         if storage.exists(join(place, "_job", "training", "identity.json")):
-            return f"{head}: its training has not ended\n  what to do: give the same run command again"
+            return f"{head}: its training has not ended\n  what to do: give the training's command again"
         if storage.exists(join(place, "_job", "job.yaml")):
             return (
                 f"{head}: it is the output of a job that predicts\n"

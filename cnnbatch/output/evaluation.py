@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ OF_VIEWS = ("AP", "mIoU", "mask_AP")
 
 _INSTEAD_OF_BOXES = ("keypoint_AP", "mask_AP")
 """What is said of objects that have more than boxes: the most specific first, as in the report."""
+
+_PLURAL = re.compile(r"(?<=[a-z])s(?= )")
+"""What a reason lacks where it counts one thing: it begins with these, as in ``true objects of no area``."""
 
 VERSION = 1
 """The newest version of ``evaluation.json`` that can be read; a file that says none is of the first."""
@@ -153,8 +157,7 @@ def notes(evaluation: Evaluation, most: int | None = None) -> Iterator[str]:
     """Yield what was counted beside the numbers, ``most`` of it, the most frequent first."""
     ranked = sorted(evaluation.notes.items(), key=lambda note: (-note[1], note[0]))
     for reason, count in ranked[:most]:
-        things, _, about = reason.partition(" ")
-        yield f"{number(count)} {things.removesuffix('s') if count == 1 else things} {about}"
+        yield f"{number(count)} {_PLURAL.sub('', reason, count=1) if count == 1 else reason}"
     if most is not None and len(ranked) > most:
         yield f"and {number(len(ranked) - most)} more in evaluation.json"
 

@@ -27,6 +27,9 @@ MOST_PIXELS = 256 << 20
 MOST_BYTES = 256 << 20
 """What is read of their files to know their sizes."""
 
+SAMPLED = 64
+"""The same where the masks lie in one file: enough to see that it was made for pictures of other sizes."""
+
 _AT_ONCE = 64
 _READERS = 16
 _SHOWN = 5
@@ -35,12 +38,12 @@ Problem = tuple[str, str]
 """The key of an image, and what is wrong with its ground truth."""
 
 
-def require_sound(source: Source, shards: Iterable[Shard]) -> None:
-    """Insist that the ground truth of the first images is whole, and of their sizes.
+def require_sound(source: Source, shards: Iterable[Shard], checked: int = CHECKED) -> None:
+    """Insist that the ground truth of the first ``checked`` images is whole, and of their sizes.
 
     Raises UserError that names some images, and says what to do.
     """
-    refs = islice((ref for shard in shards for ref in shard.refs), CHECKED)
+    refs = islice((ref for shard in shards for ref in shard.refs), checked)
     found, checks, images, pixels = list[Problem](), Checks(source), 0, 0
     while pixels < MOST_PIXELS and (some := tuple(islice(refs, _AT_ONCE))):
         shard = Shard(0, some)
@@ -103,7 +106,7 @@ def unsound(found: Sequence[Problem], among: str) -> UserError:
     return UserError(
         "\n".join(
             [
-                f"of {among} {len(found):,} {have} a ground truth that can't be used:",
+                f"of {among} {len(found):,} {have} ground truth that can't be used:",
                 *lines,
                 *(f"  what to do: {one}" for one in todo),
                 f"  or leave the ground truth out (input.truth={NO_TRUTH})",

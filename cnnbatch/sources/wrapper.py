@@ -32,6 +32,11 @@ class SourceWrapper:
         return getattr(self.source, "reads_masks", False)
 
     @property
+    def has_masks(self) -> bool:
+        """Whether the truth's masks lie in the source's own file, which may be made for other sizes."""
+        return getattr(self.source, "has_masks", False)
+
+    @property
     def label_names(self) -> Mapping[str, str | None]:
         """What the labels are called that lie in the refs, where they have other names than there."""
         found: Mapping[str, str | None] = getattr(self.source, "label_names", {})

@@ -20,6 +20,7 @@ from cnnbatch.output.assets import as_asset
 from cnnbatch.output.embeddings import EmbeddingSpace, Metric, Normalisation
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.embed import EmbeddingInput
+from cnnbatch.tasks.networks import fields_of
 from cnnbatch.tasks.weighted import Side, WeightedTask, lists_of
 from cnnbatch.truth import BOX, FACE, KEYPOINT
 from cnnbatch.truth.classes import ModelClasses
@@ -161,13 +162,15 @@ class Faces(Task):
         from cnnbatch.models.face_detectors import build_face_detector
         from cnnbatch.models.face_embedders import build_face_embedder
 
-        detector = build_face_detector(self.detector.choice({}))
+        with fields_of("detector", self.detector):
+            detector = build_face_detector(self.detector.choice({}))
         for name in ("min_size", "min_score", "max_faces"):
             if (value := getattr(self, name)) is not None:
                 setattr(detector.module, name, value)
         if self.detector.size is not None:
             detector = replace(detector, module=ScaledDetector(detector.module, self.detector.size))
-        return detector, build_face_embedder(self.embedder.choice(self.embedder.changes()))
+        with fields_of("embedder", self.embedder):
+            return detector, build_face_embedder(self.embedder.choice(self.embedder.changes()))
 
 
 class FaceModel:

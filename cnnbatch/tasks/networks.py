@@ -6,7 +6,8 @@ An input says which network it is for, and the worker makes batches of one netwo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,17 +27,26 @@ def load_networks(tasks: Mapping[str, WeightedTask], runtime: Runtime) -> dict[s
 
     Raises UserError and EnvironmentFault as the tasks do.
     """
-    return {name: _loaded(name, task, runtime) for name, task in tasks.items()}
+    found = {}
+    for name, task in tasks.items():
+        with fields_of(name, task):
+            found[name] = task.load(runtime)
+    return found
 
 
-def _loaded(name: str, task: WeightedTask, runtime: Runtime) -> Model:
+@contextmanager
+def fields_of(name: str, task: WeightedTask) -> Iterator[None]:
+    """Have errors name a field of one of several networks by its place in the job: ``task.NAME.weights``.
+
+    ``task`` is the section of the job that lies there, which names its own fields ``task.weights``.
+    """
     field = re.compile(rf"(?<![\w/.-])task\.(?=(?:{'|'.join(type(task).model_fields)})\b)")
 
     def named(text: str) -> str:
         return field.sub(f"task.{name}.", text)
 
     try:
-        return task.load(runtime)
+        yield
     except UserError as error:
         raise UserError(named(str(error))) from error
     except EnvironmentFault as fault:

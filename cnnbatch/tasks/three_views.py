@@ -15,8 +15,9 @@ from cnnbatch.errors import UserError
 from cnnbatch.tasks import Task
 from cnnbatch.tasks.detect import Detect
 from cnnbatch.tasks.instances import Instances
-from cnnbatch.tasks.networks import SeveralNetworks, classes_of_network, load_networks
+from cnnbatch.tasks.networks import SeveralNetworks, classes_of_network, fields_of, load_networks
 from cnnbatch.tasks.segment import Segment
+from cnnbatch.tasks.weighted import WeightedTask
 from cnnbatch.truth import renamed
 from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.types import Backend, Precision, Runtime
@@ -68,10 +69,15 @@ class ThreeViews(Task):
 
     def class_names(self) -> Sequence[str] | None:
         """Return the classes of all networks where the job tells those of each."""
-        known = [getattr(self, view).class_names() for view in VIEWS]
-        return (
-            None if None in known else [*dict.fromkeys(self._called(name for one in known for name in one))]
-        )
+        found = dict[str, None]()
+        for view in VIEWS:
+            network: WeightedTask = getattr(self, view)
+            with fields_of(view, network):
+                names = network.class_names()
+            if names is None:
+                return None
+            found |= dict.fromkeys(self._called(names))
+        return [*found]
 
     def load(self, runtime: Runtime) -> ThreeNetworks:
         """Build the three networks on ``runtime.device``."""

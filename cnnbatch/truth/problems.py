@@ -65,7 +65,7 @@ def left_out_of(problem: str) -> tuple[str, int]:
     found = _PARTLY.fullmatch(problem)
     if found is None:
         return problem, 1
-    return f"{found[2]} of the ground truth that are left out: {found[3]}", int(found[1])
+    return f"{found[2]} left out of the ground truth: {found[3]}", int(found[1])
 
 
 def has_other_size(problem: str) -> bool:

@@ -95,7 +95,7 @@ def test_a_class_that_is_left_out_is_counted(tmp_path: Path, data: Any, found: A
     evaluation = evaluated(folder)
     rest = {**data, "annotations": [one for one in data["annotations"] if one["category_id"] != 2]}
     assert evaluation.metrics["AP"].value == pytest.approx(judged.reference(rest, found).stats[0], abs=1e-9)
-    reason = "true objects of the class class 2, which task.aliases leaves out"
+    reason = "true objects of class 2, a class that is left out"
     assert evaluation.notes == {reason: len(gone)}
 
 
@@ -155,9 +155,9 @@ def test_what_is_odd_in_the_truth_is_counted(tmp_path: Path, data: Any, found: A
     assert evaluated(folder).notes == {
         "images whose ground truth is for another size": 1,
         "images without ground truth": 1,
-        "true objects of no area, which count as missed": 1,
-        "true objects that reach beyond their image, which count as they are": 1,
-        "truths with a box or score that is no number": 1,
+        "true objects of no area, counted as missed": 1,
+        "true objects reaching beyond the edge of the image, counted as they are": 1,
+        "true objects with a box or score that is no number": 1,
     }
 
 
@@ -213,7 +213,7 @@ def test_classes_are_judged(tmp_path: Path) -> None:
     assert evaluation.metrics["top5"].value == 9 / 11
     assert evaluation.metrics["log_loss"].reason
     assert (evaluation.images, evaluation.failed) == (11, 1)
-    unknown = "images of a class that the model does not know, which count as mistakes"
+    unknown = "images of a class that the model does not know, counted as mistakes"
     assert evaluation.notes == {"images without ground truth": 1, unknown: 1}
     found = pq.read_table(tmp_path / "evaluation" / "images.parquet").to_pylist()
     assert [int(row["key"][:-4]) for row in found if row["right"]] == right

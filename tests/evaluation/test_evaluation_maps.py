@@ -203,6 +203,6 @@ def test_objects_that_say_no_kind_have_no_panoptic_quality(tmp_path: Path) -> No
     evaluation = evaluated(write_segments(tmp_path / "out", said, true, SEGMENTS))
     assert evaluation.metrics["PQ"].value is None
     count = sum(map(len, true))
-    assert evaluation.notes == {"truths that say neither thing nor stuff": count}
+    assert evaluation.notes == {"true objects that say neither thing nor stuff": count}
     plain = pa.schema([("objects", pa.list_(pa.struct([*SEGMENT][:4])))])
     assert "panoptic" not in judges(Schemas(plain, truth.OBJECTS_SCHEMA))

@@ -84,6 +84,37 @@ def coco(folder: Path, labels: Sequence[str], categories: Sequence[str] = (*NAME
     return str(folder / "instances.json")
 
 
+def test_another_file_judges_what_a_coco_file_named(tmp_path: Path) -> None:
+    """The other file may lie anywhere: its names are keys of the output's images."""
+    for name in ("images", "elsewhere"):
+        (tmp_path / name).mkdir()
+    file = Path(coco(tmp_path / "images", ["red", "green"]))
+    run(detecting(str(file), tmp_path / "out"), QUIET)
+    other = json.loads(file.read_text())
+    other["annotations"] = other["annotations"][:1]
+    (tmp_path / "elsewhere" / "other.json").write_text(json.dumps(other))
+    truth = f"truth={tmp_path / 'elsewhere' / 'other.json'}"
+    found = evaluate_again(str(tmp_path / "out"), [truth], Screen(quiet=True))
+    assert (found.images, found.metrics["AP"].count) == (2, 1)
+
+
+def test_masks_made_for_other_sizes_stop_before_the_first_shard(tmp_path: Path) -> None:
+    """The file states these sizes, too, so that only the pictures tell it."""
+    file = Path(coco(tmp_path, ["red", "green"]))
+    content = json.loads(file.read_text())
+    for number, image in enumerate(content["images"]):
+        image |= {"width": 20, "height": 15}
+        content["annotations"][number]["segmentation"] = [[1, 1, 9, 1, 9, 9]]
+    file.write_text(json.dumps(content))
+    words = r"first 2 images 2 have ground truth .*\n  0.png: its ground truth is for 20 x 15 pixels"
+    with pytest.raises(UserError, match=words):
+        run(detecting(str(file), tmp_path / "out"), QUIET)
+    assert not parts(tmp_path / "out")
+    run(detecting(str(file), tmp_path / "unjudged", truth="none"), QUIET)
+    with pytest.raises(UserError, match=words):
+        evaluate_again(str(tmp_path / "unjudged"), [f"truth={file}"], Screen(quiet=True))
+
+
 def test_a_category_without_objects_stops_nothing(tmp_path: Path) -> None:
     run(detecting(coco(tmp_path, ["red", "green", "red"]), tmp_path / "out"), QUIET)
     found = cnnbatch.open(tmp_path / "out").evaluation()
@@ -207,7 +238,7 @@ def test_one_known_label_is_enough_wherever_it_is(tmp_path: Path) -> None:
     run(classifying(folder, tmp_path / "out", format="folders"), QUIET)
     found = cnnbatch.open(tmp_path / "out").evaluation()
     assert found is not None
-    assert found.notes == {"images of a class that the model does not know, which count as mistakes": 2}
+    assert found.notes == {"images of a class that the model does not know, counted as mistakes": 2}
     assert found.images == 4
 
 

@@ -53,7 +53,7 @@ def test_the_job_calls_classes_and_leaves_some_out() -> None:
     table, notes = ground_truth("map").named(maps(NUMBERS), naming(("plant", "car"), aliases))
     assert classes_of(table.schema) == (Class("car", 1), Class("plant", 4))
     assert ignored_of(table.schema) == {0, 9}
-    assert notes == {"pixels of sky, which task.aliases leaves out": 1}
+    assert notes == {"pixels of sky, a class that is left out": 1}
 
 
 def test_two_classes_of_the_truth_may_be_one_of_the_model() -> None:

@@ -266,6 +266,7 @@ def test_people_are_searched(out: Path) -> None:
             (),
             "expected pictures of .*, but 1 of 5 are not in it, as photos/dog/1.png",
         ),
+        ("a,b\nx,y\n", (), "truth: expected a CSV file with the columns a, b, same or file, person, got"),
         (PAIRS, ("format=coco",), "format: not for a list of pairs or people"),
         (
             SLICED,

@@ -620,7 +620,7 @@ def test_what_cannot_be_compared_is_counted_and_left_out(kind: IouType) -> None:
     assert one.excluded == {
         "detections of no class": 2,
         "detections with a box or score that is no number": 3,
-        "truths of no class": 1,
+        "true objects of no class": 1,
         **lacking.get(kind, {}),
     }
     left = [replace(made[0], found=(made[0].found or ())[5 if kind is BOXES else 6 :]), *made[1:]]
@@ -644,7 +644,7 @@ def test_keypoints_of_another_number_are_judged_by_their_own_sigmas(seed: int) -
         values = coco.result(coco.merge(KEYPOINTS, [coco.partial(KEYPOINTS, *told)]), intervals=False)
         assert list(numbers(values).values()) == pytest.approx(expected, abs=1e-12)
     without = coco.partial(KEYPOINTS, found, truth)
-    assert without.excluded["truths without 17 keypoints"] > 0
+    assert without.excluded["true objects without 17 keypoints"] > 0
 
 
 def _with_sigmas(table: pa.Table, sigmas: Sequence[float]) -> pa.Table:

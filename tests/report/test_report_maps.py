@@ -96,7 +96,7 @@ def test_the_least_certain_regions_are_a_view_of_their_own(tmp_path: Path) -> No
     box = {"x1": 10.0, "y1": 5.0, "x2": 40.0, "y2": 30.0}
     uncertain = {place: [{"score": 0.5, "box": box}] for place in range(IMAGES)}
     html = report(judged(tmp_path / "out", uncertain=uncertain))
-    assert words(html).count("Least certain") == IMAGES + IMAGES - 1
+    assert words(html).count("Uncertainty") == IMAGES + IMAGES - 1
     assert "views-4" in html
 
 

@@ -104,3 +104,16 @@ def test_what_is_true_of_each_view_by_objects() -> None:
 )
 def test_objects_are_counted_in_words(labels: list[str], said: str) -> None:
     assert ObjectsReport().words({"label": label} for label in labels) == said
+
+
+def test_under_a_picture_stands_how_good_its_largest_face_is() -> None:
+    turned = {"size": 68.4, "blur": 0.314, "yaw": -12.4, "pitch": 3.0, "roll": -0.2}
+    flat = {"size": 24.0, "blur": None, "yaw": None, "pitch": None, "roll": None}
+    small, large = ({"label": "face", "quality": quality} for quality in (flat, turned))
+    said = ObjectsReport().caption
+    assert said([small], {}) == "face: 24 pixels"
+    assert said([small, large], {}) == (
+        "2 faces; the largest: 68 pixels, blur 0.31, yaw -12°, pitch +3°, roll +0°"
+    )
+    assert said([{"label": "dog"}], {}) == "dog"
+    assert said([], {}) == "nothing"

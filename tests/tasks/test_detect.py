@@ -337,7 +337,7 @@ def test_truth_that_the_model_cannot_know_stops_before_the_first_shard(
     cnnbatch.run(job, quiet=True, compute={"pool": "inline"}, task={"aliases": {"persn": None}})
     found = cnnbatch.open(tmp_path / "out").evaluation()
     assert found is not None
-    assert found.notes == {"true objects of the class persn, which task.aliases leaves out": 3}
+    assert found.notes == {"true objects of persn, a class that is left out": 3}
     assert found.metrics["AP"].reason
 
 
@@ -365,7 +365,7 @@ def test_poses_are_written_beside_their_truth(tmp_path: Path, photos: Callable[[
     found = cnnbatch.open(tmp_path / "out").evaluation()
     assert found is not None
     assert (found.metrics["AP"].count, found.metrics["keypoint_AP"].count) == (2, 1)
-    assert found.notes == {"truths without 17 keypoints": 1}
+    assert found.notes == {"true objects without 17 keypoints": 1}
 
 
 def test_without_the_package_of_the_weights_the_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import cnnbatch
 from cnnbatch.cli.app import app
+from cnnbatch.errors import UserError
 from cnnbatch.inference.run import run
 from cnnbatch.models import FaceDetector
 from cnnbatch.types import CODES
@@ -204,6 +205,17 @@ class Small(nn.Module):
     def forward(self, chips: Tensor) -> Tensor:
         found: Tensor = chips.mean((2, 3))
         return found
+
+
+def test_what_is_wrong_with_a_network_is_said_by_its_own_field(tmp_path: Path) -> None:
+    photos = tiny_faces.write(tmp_path / "photos", {"a.png": []})
+    (tmp_path / "cut.dat").write_bytes(b"\x01\x01\x04")
+    cut = {"model": "dlib_resnet", "weights": str(tmp_path / "cut.dat")}
+    with pytest.raises(UserError, match=r"^task\.embedder\.weights: .*cut\.dat.* cut off"):
+        run(job(photos, tmp_path / "out", embedder=cut), QUIET)
+    absent = {"model": "mtcnn", "weights": str(tmp_path / "absent.pt")}
+    with pytest.raises(UserError, match=r"^task\.detector\.weights: .*there is no file"):
+        run(job(photos, tmp_path / "out", detector=absent), QUIET)
 
 
 def test_an_onnx_embedder_of_another_size_stops_the_job_before_it_begins(tmp_path: Path) -> None:

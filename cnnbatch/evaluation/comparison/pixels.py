@@ -1,4 +1,4 @@
-"""Pixels compared by their classes: the share that has one class in both outputs, and the IoU of each class.
+"""Pixels compared by their classes: the share with the same class in both outputs, and the IoU of each.
 
 Only sums are kept: the cells of one confusion matrix, and two numbers a replicate.
 """
@@ -32,12 +32,12 @@ class Cells(NamedTuple):
 
     @property
     def equal(self) -> int:
-        """The pixels that have one class in both."""
+        """The pixels that have the same class in both."""
         return int(self.pixels[self.first == self.second].sum())
 
 
 class PixelMeasure(Measure):
-    """The share of pixels that have one class in both outputs; a subclass counts the `cells` of one image.
+    """The share of pixels with the same class in both outputs; a subclass counts the `cells` of an image.
 
     The interval is the Poisson bootstrap's over images. All pixels of an image that failed in one output
     differ. What weighs most are the images with the largest share of pixels that differ; an image's own
@@ -122,7 +122,7 @@ class PixelMeasure(Measure):
         mean = (
             f"; the mean IoU of the classes in A and in B is {sum(known) / len(known):.4f}" if known else ""
         )
-        return f"{equal:,} of {pixels:,} pixels have one class in both{mean}"
+        return f"{equal:,} of {pixels:,} pixels have the same class in both{mean}"
 
     def shifts(self) -> list[ClassShift]:
         """Return the classes by how much their pixels differ, those of no class left out."""

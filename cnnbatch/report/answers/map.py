@@ -157,7 +157,7 @@ class MapReport(AnswerReport):
         views = [*super().more_views(image, answer, truth)]
         if answer.uncertain and answer.size:
             drawn = heat(image, answer.size, answer.uncertain)
-            views.append(MoreView("Least certain regions", drawn, "the brighter, the less certain"))
+            views.append(MoreView("Uncertainty", drawn, "brighter is less certain"))
         return views
 
     def difference(self, image: Image.Image, answer: ShownMap, truth: ShownMap) -> MoreView:

@@ -30,6 +30,12 @@ from cnnbatch.report.numbers import kinds
 from cnnbatch.truth import FACE, SURE
 
 _POINT = ("threshold", "precision", "recall")
+_QUALITY = {
+    "size": "{:.0f} pixels",
+    "blur": "blur {:.2f}",
+    **{angle: angle + " {:+z.0f}°" for angle in ("yaw", "pitch", "roll")},
+}
+"""How the quality of a face is put into words, see `cnnbatch.images.face_quality`."""
 
 
 class ObjectsReport(AnswerReport):
@@ -41,6 +47,11 @@ class ObjectsReport(AnswerReport):
         """Return objects as people count them: ``2 × person, dog``, ``2 faces``; the most frequent first."""
         counts = Counter(str(one["label"]) for one in answer)
         return ", ".join(_counted(*one) for one in counts.most_common()) or "nothing"
+
+    def caption(self, answer: Iterable[Mapping[str, Any]], row: Mapping[str, Any]) -> str:
+        """Return the objects in words, and the quality of the largest where they are faces."""
+        objects = list(answer)
+        return self.words(objects) + _quality([one["quality"] for one in objects if one.get("quality")])
 
     def line(self, answer: Iterable[Mapping[str, Any]], row: Mapping[str, Any]) -> str:
         """Return those that are sure in words."""
@@ -162,6 +173,15 @@ def _counted(label: str, count: int) -> str:
     if count == 1:
         return label
     return counted(count, FACE) if label == FACE else f"{count:,} × {label}"
+
+
+def _quality(faces: Sequence[Mapping[str, float | None]]) -> str:
+    """Return the quality of the largest face as it follows on the faces in words; nothing without any."""
+    if not faces:
+        return ""
+    largest = max(faces, key=lambda one: one["size"] or 0)
+    known = [form.format(value) for name, form in _QUALITY.items() if (value := largest[name]) is not None]
+    return f"{': ' if len(faces) == 1 else '; the largest: '}{', '.join(known)}"
 
 
 def _is_panoptic(tables: EvaluationTables) -> bool:

@@ -42,6 +42,7 @@ class CocoIndex:
         self._categories = Categories((), {})
         with on_disk(f"the index of {where}"):
             self._base = scratch(self, _TABLES, _CACHE_KB)
+            self.has_masks = False
             self._annotated = self._read(open_file)
             self._base.execute("CREATE INDEX of_image ON object (image)")
             self._base.execute("CREATE INDEX by_path ON image (path) WHERE path IS NOT NULL")
@@ -158,6 +159,7 @@ class CocoIndex:
             _of(one, "bbox", here, self._where)
             if found := problem(one):
                 self._wrong(here, found)
+            self.has_masks = self.has_masks or bool(one.get("segmentation"))
             self._add_object(place, image, category, _body(one, text), size_of_runs(one))
 
     def _add_object(

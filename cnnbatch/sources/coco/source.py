@@ -99,6 +99,11 @@ class Coco:
         return "_index" in vars(self) and self._index.panoptic
 
     @property
+    def has_masks(self) -> bool:
+        """Whether some object has its mask in the file itself; false before the listing."""
+        return "_index" in vars(self) and self._index.has_masks
+
+    @property
     def truth_schema(self) -> pa.Schema:
         """The columns of objects, and the classes."""
         return truth.with_classes(truth.OBJECTS_SCHEMA, self.classes)

@@ -278,15 +278,20 @@ def _require_learnable(
         raise UserError(
             f"input: a class needs two images at least, one to learn from and one to judge by; "
             f"{_some(lone)} {'has' if len(lone) == 1 else 'have'} one\n"
-            f"  what to do: give more of them, or leave the class out: 'input.relabel={{{lone[0]}: null}}'"
+            f"  what to do: give more of them, or leave the class out: {_without(lone[0])}"
         )
     empty = [name for name in classes if not train[name]]
     if empty:
         raise UserError(
             f"input: no image trains {_some(empty)}, of {len(classes)} classes\n"
-            "  what to do: give images of each class, or leave it out of task.classes; where few images were "
-            "cut by hash, another input.subset.seed cuts them otherwise"
+            f"  what to do: give images of each class, or leave the class out: {_without(empty[0])}; where "
+            "few images were cut by hash, another input.subset.seed cuts them otherwise"
         )
+
+
+def _without(name: str) -> str:
+    """Return how a job leaves out a class."""
+    return f"'input.relabel={{{name}: null}}'"
 
 
 def _some(names: list[str]) -> str:

@@ -125,7 +125,7 @@ def test_unknown_classes_do_not_count_and_are_said(
     [
         (
             {},
-            r"of the first 6 images 6 have a ground truth .*\n.*no class has: 30(?s:.*)input.ignore=\[30\]",
+            r"of the first 6 images 6 have ground truth .*\n.*no class has: 30(?s:.*)input.ignore=\[30\]",
         ),
         ({"ignore": [30], "relabel": {"sky": "a", "grass": "b", "road": "c"}}, "none of the classes"),
     ],
@@ -144,7 +144,7 @@ def test_evaluation_again_refuses_masks_as_a_run_does(tmp_path: Path) -> None:
     segmented(tmp_path, ignore=[30])
     before = sorted((tmp_path / "out/evaluation").rglob("*"))
     fields = [f"truth={tmp_path / 'masks'}", "ignore=[31]"]
-    with pytest.raises(UserError, match=r"of the first 6 images 6 have a ground truth(?s:.*)ignore=\[30\]"):
+    with pytest.raises(UserError, match=r"of the first 6 images 6 have ground truth(?s:.*)ignore=\[30\]"):
         evaluate_again(str(tmp_path / "out"), fields, Screen(quiet=True))
     assert sorted((tmp_path / "out/evaluation").rglob("*")) == before
     fields[1] = "ignore=[30]"

@@ -182,7 +182,7 @@ def test_values_past_the_list_are_refused_with_how_to_ignore_them(tmp_path: Path
     high[0, 0], higher[:, 0] = 7, 9
     folder = write(tmp_path, a=SKY, b=high, c=higher)
     assert refusal(masked(folder)) == (
-        "of the first 3 images 2 have a ground truth that can't be used:\n"
+        "of the first 3 images 2 have ground truth that can't be used:\n"
         "  b.jpg: its mask b.png has values which no class has: 7\n"
         "  c.jpg: its mask c.png has values which no class has: 9\n"
         "  what to do: leave the pixels of these values out (input.ignore=[7, 9]), make them others "
@@ -231,7 +231,7 @@ def test_each_mistake_has_its_remedy_once(tmp_path: Path) -> None:
 def test_what_is_no_mask_of_its_picture_is_refused(mask: bytes, words: str, tmp_path: Path) -> None:
     folder = write(tmp_path, a=mask, b=SKY)
     said = refusal(masked(folder))
-    assert said.startswith("of the first 2 images 1 has a ground truth that can't be used:\n  a.jpg: ")
+    assert said.startswith("of the first 2 images 1 has ground truth that can't be used:\n  a.jpg: ")
     with pytest.raises(UserError, match=words):
         require_sound(masked(folder), [Shard(0, tuple(masked(folder).refs()))])
 
