@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cnnbatch.inference.run import RunOptions, Summary, run
-from cnnbatch.job import IdentifyJob, IndexJob, Job, SearchJob, StudyJob, TrainJob
+from cnnbatch.job import IdentifyJob, IndexJob, Job, SearchJob, StudyJob, TrainJob, VerifyJob
 from cnnbatch.output.folder import Output
 from cnnbatch.report import write_report
 
@@ -28,6 +28,10 @@ def launch(job: Job, options: RunOptions | None = None) -> Summary:
         from cnnbatch.index.questions.run import ask
 
         return ask(job, options)
+    if isinstance(job, VerifyJob):
+        from cnnbatch.index.questions.verify import compare
+
+        return compare(job, options)
     if isinstance(job, StudyJob):
         return _study(job, options)
     return run(job, options)

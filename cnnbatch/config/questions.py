@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cnnbatch.config.output import Which
 from cnnbatch.config.section import Place, Section, Text
 from cnnbatch.storage import StorageOptions
 
@@ -72,4 +71,6 @@ class VerifySection(Section):
     pairs: Text = Field(description="A CSV file with the columns a and b, and same where it is known.")
     rate: Rate = Field(1e-3, description="The false accept rate that is decided at; it has to be calibrated.")
     prior: Probability = Field(0.5, description="The share of pairs that are of one person.")
-    face: Which = Field("largest", description="Which of several faces of a picture counts.")
+    face: Literal["largest", "centre", "score"] = Field(
+        "largest", description="Which of several faces of a picture counts."
+    )

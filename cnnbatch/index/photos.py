@@ -50,9 +50,8 @@ def embed_photos(uri: str, manifest: Manifest, photos: Photos) -> EmbeddedRows:
 def embed_all(uri: str, manifest: Manifest, addresses: Sequence[str]) -> tuple[EmbeddedRows, Sequence[str]]:
     """Return the embeddings of all photos at addresses, or of one folder, as the index at ``uri`` has them.
 
-    An output that has the embeddings of many photos is taken as it is; a job of its own embeds these with as
-    many workers as there are, and continues. The keys of a folder's photos are their paths below it. Also returns the keys of photos that have none,
-    since they have no face or can't be read.
+    An output that has their embeddings is taken as it is. The keys of a folder's photos are their paths below
+    it. Also returns the keys of photos that have none, since they have no face or can't be read.
     """
     if len(addresses) == 1 and is_output(addresses[0], Storage()):
         found, uris = _rows(uri, manifest, normalize(addresses[0]))

@@ -15,7 +15,7 @@ from cnnbatch.index.build import rows_of
 from cnnbatch.index.calibrated import read_calibrated
 from cnnbatch.index.embeddings import EmbeddedOutput, counts, parts_of
 from cnnbatch.index.manifest import Manifest
-from cnnbatch.index.named_pictures import FOLDER, largest_faces
+from cnnbatch.index.named_pictures import FOLDER, largest_faces, require_people
 from cnnbatch.index.plan import Piece
 from cnnbatch.index.questions.answers import Answering, Matches, Names, require_rows
 from cnnbatch.index.questions.gallery import Gallery, gallery_of_index, names_of
@@ -114,6 +114,7 @@ def _answering(asked: Asked, index: Index) -> Answering:
     if asked.gallery is not None:
         gallery = gallery_of_output(asked.gallery)
     else:
+        require_people(section.people, [*index.manifest.kept], "identify.people")
         gallery = gallery_of_index(index.copy(), section.people, index.rows(section.where))
     asked_for = {"identify.people": section.people, "identify.where": section.where}
     require_rows(gallery.rows, index, {"identify.gallery": section.gallery} if section.gallery else asked_for)

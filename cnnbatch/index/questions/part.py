@@ -53,7 +53,7 @@ class PartAnswerer:
         """Answer a part; one that another worker has put meanwhile stands."""
         began, started = time.monotonic(), _now()
         held_here = held(self.asked)
-        table = _read(self.asked.embedded, pending.part)
+        table = read_part(self.asked.embedded, pending.part)
         answered, counts = _answered(self.asked, held_here, table, pending.part)
         failed = _failed(answered)
         seconds = {"answer": round(time.monotonic() - began, 4)}
@@ -97,7 +97,8 @@ class PartAnswerer:
             )
 
 
-def _read(embedded: EmbeddedOutput, part: int) -> pa.Table:
+def read_part(embedded: EmbeddedOutput, part: int) -> pa.Table:
+    """Return all rows of a part of an output with embeddings."""
     uri = embedded.output.part(part)
     with embedded.output.storage.open(uri) as file, integrity.reading(uri, integrity.MAKE_AGAIN):
         return pq.ParquetFile(file).read(use_threads=False).combine_chunks()
@@ -180,7 +181,8 @@ def _labelled(columns: Columns) -> Columns:
     """
     score = columns["score"]
     named = columns["is_known"].fill_null(False)
-    unknown = pc.invert(columns["is_known"]).fill_null(False)
+    unknown: Any = pc.invert(columns["is_known"])
+    unknown = unknown.fill_null(False)
     probability = columns["probability"]
     improbability = pc.subtract(pa.scalar(1.0), probability)
     label = pc.if_else(named, columns["person"], pc.if_else(unknown, UNKNOWN, columns["label"]))

@@ -6,7 +6,6 @@ was made. So the same command continues, and answers what the collection has sin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter
@@ -21,31 +20,35 @@ from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import counted
 from cnnbatch.index.building import pool_of
-from cnnbatch.index.calibrated import NAME as CALIBRATION
 from cnnbatch.index.embeddings import EmbeddedOutput
 from cnnbatch.index.manifest import described
 from cnnbatch.index.questions.answers import Matches, Names
 from cnnbatch.index.questions.asked import Asked, Asking, held, release
 from cnnbatch.index.questions.collection import digests, embedded_collection
+from cnnbatch.index.questions.folder import (
+    EMBEDDED,
+    GALLERY,
+    begin,
+    calibration_of,
+    digest_of,
+    require_room,
+)
 from cnnbatch.index.questions.judged import evaluate_answers
 from cnnbatch.index.questions.part import COUNTED, PartAnswerer, Pending
 from cnnbatch.index.search import Index, open_index
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.run import RunOptions, Summary, places
 from cnnbatch.inference.summary import TOO_MANY
-from cnnbatch.job import IdentifyJob, to_yaml
+from cnnbatch.job import IdentifyJob
 from cnnbatch.output import lock
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader
 from cnnbatch.report import write_report
-from cnnbatch.storage import NotFound, Storage, join, normalize, redact
+from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.terminal.screen import Screen
 
-EMBEDDED, GALLERY = "embedded", "gallery"
-"""Where below the output the embeddings lie that were made for it; each is an output of its own."""
-
-_ROWS_KNOWN = "decision"
+_DECISION = "decision"
 
 
 def ask(job: Asking, options: RunOptions | None = None) -> Summary:
@@ -58,7 +61,7 @@ def ask(job: Asking, options: RunOptions | None = None) -> Summary:
     output = Output(normalize(job.output.url), Storage(job.output.storage))
     index = open_index(job.index.url, Storage(job.index.storage))
     with lock.hold(output.storage, output.path("_job", "lock"), name):
-        _require_room(output)
+        require_room(output)
         asked = _asked(job, index, output, options)
         with Screen(options.quiet, of_this_run=options.lists_again) as screen:
             answered = _answered(asked, options, screen)
@@ -81,14 +84,6 @@ class _Answered:
     failed: Mapping[str, int]
     answers: Mapping[str, int]
     stale: int
-
-
-def _require_room(output: Output) -> None:
-    """Refuse a folder that holds what a job of another kind has made or begun."""
-    if output.decided("identity") is None and (output.finished() or [*output.names("_job/plan")]):
-        raise UserError(
-            f"{redact(output.uri)} holds what another job has made\n  what to do: choose another output"
-        )
 
 
 def _asked(job: Asking, index: Index, output: Output, options: RunOptions) -> Asked:
@@ -126,30 +121,19 @@ def identity_of(asked: Asked) -> dict[str, Any]:
         "input.embeddings": redact(asked.embedded.output.uri),
         "space": described(asked.embedded.space),
         "index": redact(asked.index),
-        "index.state": _digest(asked.manifest.model_dump(mode="json")),
-        "index.calibration": _calibration(asked),
-        "gallery.state": None if asked.gallery is None else _digest(digests(asked.gallery)),
+        "index.state": digest_of(asked.manifest.model_dump(mode="json")),
+        "index.calibration": calibration_of(asked.index, asked.storage),
+        "gallery.state": None if asked.gallery is None else digest_of(digests(asked.gallery)),
         **{f"{asked.job.kind}.{name}": value for name, value in fields.items()},
         "cnnbatch": fingerprint.versions()["cnnbatch"].rpartition(".")[0],
     }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _calibration(asked: Asked) -> str | None:
-    try:
-        return hashlib.sha256(asked.storage.read(join(asked.index, CALIBRATION))).hexdigest()
-    except NotFound:
-        return None
 
 
 def _answered(asked: Asked, options: RunOptions, screen: Screen) -> _Answered:
     """Answer every part of the embeddings that is not answered yet; return the counts of all."""
     output = asked.output
     finished = output.finished()
-    _begin(asked, finished)
+    begin(output, identity_of(asked), finished, asked.job, asked.embedded)
     wanted = digests(asked.embedded)
     again = options.lists_again or options.retry_failed
     pending, stale = _pending(output, wanted, finished, again)
@@ -158,8 +142,8 @@ def _answered(asked: Asked, options: RunOptions, screen: Screen) -> _Answered:
         screen.doing("opening the index")
         decision = held(asked).answering
         assert isinstance(decision, Matches | Names)
-        output.undecide(_ROWS_KNOWN)
-        output.decide(_ROWS_KNOWN, asdict(decision.decision.threshold))
+        output.undecide(_DECISION)
+        output.decide(_DECISION, asdict(decision.decision.threshold))
         output.decide("unreported", {})
         rows = len(Reader(asked.embedded.output.uri, asked.embedded.output.storage))
         advance = screen.stage("answer", rows)
@@ -170,19 +154,6 @@ def _answered(asked: Asked, options: RunOptions, screen: Screen) -> _Answered:
     failed = sum((Counter(one["receipt"]["failed"]) for one in footers), Counter[str]())
     answers = {name: sum(one["answers"][name] for one in footers) for name in COUNTED}
     return _Answered(now, sum(one["receipt"]["rows"] for one in footers), failed, answers, stale)
-
-
-def _begin(asked: Asked, finished: set[int]) -> None:
-    """Record what the output is made of; refuse one that something else was made of, with what differs."""
-    output, identity = asked.output, identity_of(asked)
-    if finished:
-        output.require_identity(identity)
-    else:
-        output.undecide("identity", EMBEDDED)
-    output.decide("identity", identity)
-    place = {"url": asked.embedded.output.uri, "storage": asked.embedded.output.storage.options.model_dump()}
-    output.decide(EMBEDDED, place)
-    output.storage.put(output.path("_job", "job.yaml"), to_yaml(asked.job).encode())
 
 
 def _pending(
@@ -235,7 +206,7 @@ def judge_again(result: Reader) -> Evaluation:
     kind = str(result.settings["kind"])
     footers = [one.info for one in result.receipts()]
     answers = {name: sum(one["answers"][name] for one in footers) for name in COUNTED}
-    decision = Output(result.uri, result.storage).decided(_ROWS_KNOWN) or {}
+    decision = Output(result.uri, result.storage).decided(_DECISION) or {}
     truth = result.settings.get("identify", {}).get("truth")
     return evaluate_answers(result, kind, answers, decision.get("similarity"), truth)
 
@@ -262,5 +233,5 @@ def _decided_lines(asked: Asked, answers: Mapping[str, int]) -> Sequence[str]:
     line = f"  {embeddings}: {answers['known']:,} {what}, {answers['unknown']:,} unknown"
     if not answers["undecided"]:
         return [line]
-    reason = (asked.output.decided(_ROWS_KNOWN) or {}).get("reason")
+    reason = (asked.output.decided(_DECISION) or {}).get("reason")
     return [f"{line}, {answers['undecided']:,} undecided", f"  undecided: {reason}"]
