@@ -1,4 +1,4 @@
-"""A job that compares pairs of pictures of a collection: how alike, how probably of one person, which are."""
+"""A job that compares pairs of pictures of a collection: how alike, how probably of one person.
 
 Pairs are compared where the job is started, since a million take seconds once the embeddings are read; images
 are embedded by workers before. One part is put after the other, create-only, so the same command continues.

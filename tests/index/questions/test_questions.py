@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import cnnbatch
+from cnnbatch.cli.evaluate_again import evaluate_again
 from cnnbatch.errors import UserError
 from cnnbatch.index.calibrate import Known, calibrate
 from cnnbatch.index.questions import part as part_module
@@ -18,6 +19,7 @@ from cnnbatch.index.search import open_index
 from cnnbatch.inference.run import RunOptions, Summary
 from cnnbatch.job import IdentifyJob, SearchJob, load_job
 from cnnbatch.storage import NotFound
+from cnnbatch.terminal.screen import Screen
 from tests.embedded import QUIET, build, nearest, of_faces, people, photo, row, space
 from tests.outputs import write_job, write_part
 
@@ -196,7 +198,11 @@ def test_faces_are_named_and_judged_where_the_truth_is_known(
     assert metrics["rank1"].value == pytest.approx(right)
     assert metrics["faces"].value == len(asked)
     assert metrics["known"].value == sum(answers[name]["is_known"] for name in asked)
-    assert (to / "report.html").exists()
+    before = cnnbatch.open(to).evaluation()
+    (to / "evaluation.json").unlink()
+    assert evaluate_again(str(to), [], Screen(quiet=True)) == before == cnnbatch.open(to).evaluation()
+    with pytest.raises(UserError, match="not for the answers of an index"):
+        evaluate_again(str(to), ["truth=x.csv"], Screen(quiet=True))
     assert "p00" in (to / "report.html").read_text()
 
 
