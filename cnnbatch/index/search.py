@@ -162,7 +162,7 @@ class Index:
         """Return the rows with these ids, as `search` gives them, of ids that one row alone has."""
         copy = self.copy()
         places = np.flatnonzero(pc.is_in(copy.columns(["id"])["id"], pa.array(ids, pa.string())).to_numpy())
-        rows = self._addressed(copy.rows(np.intersect1d(places, copy.live))).to_pylist()
+        rows = self.addressed(copy.rows(np.intersect1d(places, copy.live))).to_pylist()
         counts = Counter(row["id"] for row in rows)
         return {row["id"]: row for row in rows if counts[row["id"]] == 1}
 

@@ -33,13 +33,19 @@ class SearchDecision:
 
 
 def search_decision(
-    calibrated: Calibrated | None, index: str, rate: float, prior: float, size: int
+    calibrated: Calibrated | None,
+    index: str,
+    rate: float,
+    prior: float,
+    size: int,
+    people: int | None = None,
 ) -> SearchDecision:
     """Return what decides about searches of ``size`` embeddings at a false positive identification ``rate``.
 
-    ``index`` is the address of the index, for its name in the reason.
+    ``people`` is how many people these are of, where that is known; ``index`` is the address of the index,
+    for its name in the reason.
     """
     if calibrated is None:
         reason = f"{redact(index)} is not calibrated: give cnnbatch calibrate with --absent"
         return SearchDecision(Threshold(rate, None, reason=reason), prior, None)
-    return SearchDecision(calibrated.search_threshold(rate, size), prior, calibrated)
+    return SearchDecision(calibrated.search_threshold(rate, size, people), prior, calibrated)

@@ -118,12 +118,17 @@ def _answering(asked: Asked, index: Index) -> Answering:
         gallery = gallery_of_index(index.copy(), section.people, index.rows(section.where))
     asked_for = {"identify.people": section.people, "identify.where": section.where}
     require_rows(gallery.rows, index, {"identify.gallery": section.gallery} if section.gallery else asked_for)
-    return Names(gallery, section.matches, _decision(index, section.rate, section.prior, len(gallery)))
+    people = len(gallery.names)
+    return Names(
+        gallery, section.matches, _decision(index, section.rate, section.prior, len(gallery), people)
+    )
 
 
-def _decision(index: Index, rate: float, prior: float, size: int) -> SearchDecision:
+def _decision(
+    index: Index, rate: float, prior: float, size: int, people: int | None = None
+) -> SearchDecision:
     calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
-    return search_decision(calibrated, index.uri, rate, prior, size)
+    return search_decision(calibrated, index.uri, rate, prior, size, people)
 
 
 def gallery_of_output(embedded: EmbeddedOutput) -> Gallery:
