@@ -4,8 +4,8 @@
 
 The numbers are the faces in the gallery and the searches. People have ten faces each, whose cosines are
 0.64 ± 0.12, those of two people 0 ± 0.1; half of the searches are for people who are not in the gallery. It
-is a file that is mapped, as a copy of an index is. The evaluation compares every search with every face, about
-ten minutes of a core at this size.
+is a file that is mapped, as a copy of an index is. The evaluation compares every search with every face; ten
+minutes or so of a core at this size.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def checked(vectors: Half, probes: Half, people: NDArray[np.int64], found: Searc
         scores = np.empty(len(vectors))
         for start in range(0, len(vectors), 1 << 17):
             scores[start : start + (1 << 17)] = vectors[start : start + (1 << 17)].astype(np.float64) @ query
-        mates = np.arange(people[number] * EACH, people[number] * EACH + EACH) if people[number] >= 0 else []
+        who = people[number]
+        mates = np.arange(who * EACH, who * EACH + EACH) if who >= 0 else np.empty(0, np.int64)
         mate = scores[mates].max(initial=-np.inf)
         scores[mates] = -np.inf
         rank = 1 + int((scores >= mate).sum()) if len(mates) else 0
