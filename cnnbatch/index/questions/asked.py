@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from cnnbatch.config.questions import IdentifySection, SearchSection
 from cnnbatch.errors import UserError
 from cnnbatch.index.build import rows_of
-from cnnbatch.index.calibrated import read_calibrated
+from cnnbatch.index.calibrated import Calibrated
 from cnnbatch.index.embeddings import EmbeddedOutput, counts, parts_of
 from cnnbatch.index.manifest import Manifest
 from cnnbatch.index.named_pictures import FOLDER, largest_faces, require_people
@@ -29,6 +32,17 @@ Asking = SearchJob | IdentifyJob
 
 
 @dataclass(frozen=True, slots=True)
+class IndexState:
+    """An index at ``uri`` as it was when a job began: its manifest, with its etag, and its calibration."""
+
+    uri: str
+    storage: Storage
+    manifest: Manifest
+    etag: str
+    calibrated: Calibrated | None
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A question about the parts of ``embedded``, to be answered into ``output`` by an index in one state.
 
@@ -37,10 +51,7 @@ class Asked:
     """
 
     job: Asking
-    index: str
-    storage: Storage
-    manifest: Manifest
-    etag: str
+    index: IndexState
     gallery: EmbeddedOutput | None
     embedded: EmbeddedOutput
     output: Output
@@ -84,20 +95,25 @@ def held(asked: Asked) -> Held:
     return _HELD[asked.fingerprint]
 
 
-def release() -> None:
-    """Let go of what this process holds."""
-    _HELD.clear()
+@contextmanager
+def closing_held() -> Iterator[None]:
+    """Let go of what this process holds when the block ends."""
+    try:
+        yield
+    finally:
+        _HELD.clear()
 
 
 def _made(asked: Asked) -> Held:
-    index = Index(asked.index, asked.storage, asked.manifest, asked.etag)
+    state = asked.index
+    index = Index(state.uri, state.storage, state.manifest, state.etag)
     index.copy()
-    if index.etag != asked.etag:  # What it had named was gone, and it took over another state.
+    if index.etag != state.etag:  # What it had named was gone, and it took over another state.
         raise UserError(
-            f"{redact(asked.index)} has changed since this job began, and what it was made of is gone\n"
+            f"{redact(state.uri)} has changed since this job began, and what it was made of is gone\n"
             "  what to do: choose another output, whose rows are then all of the index as it is now"
         )
-    urls = [one.url for one in asked.manifest.outputs]
+    urls = [one.url for one in state.manifest.outputs]
     url = redact(asked.embedded.output.uri)
     section = asked.job.search if isinstance(asked.job, SearchJob) else asked.job.identify
     number = urls.index(url) if url in urls and not section.itself else None
@@ -109,7 +125,7 @@ def _answering(asked: Asked, index: Index) -> Answering:
         search = asked.job.search
         rows = index.rows(search.where)
         require_rows(rows, index, {"search.where": search.where})
-        return Matches(index, rows, search.k, _decision(index, search.rate, search.prior, len(rows)))
+        return Matches(index, rows, search.k, _decision(asked, search, len(rows)))
     section = asked.job.identify
     if asked.gallery is not None:
         gallery = gallery_of_output(asked.gallery)
@@ -118,17 +134,14 @@ def _answering(asked: Asked, index: Index) -> Answering:
         gallery = gallery_of_index(index.copy(), section.people, index.rows(section.where))
     asked_for = {"identify.people": section.people, "identify.where": section.where}
     require_rows(gallery.rows, index, {"identify.gallery": section.gallery} if section.gallery else asked_for)
-    people = len(gallery.names)
-    return Names(
-        gallery, section.matches, _decision(index, section.rate, section.prior, len(gallery), people)
-    )
+    return Names(gallery, section.matches, _decision(asked, section, len(gallery), len(gallery.names)))
 
 
 def _decision(
-    index: Index, rate: float, prior: float, size: int, people: int | None = None
+    asked: Asked, section: SearchSection | IdentifySection, rows: int, people: int | None = None
 ) -> SearchDecision:
-    calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
-    return search_decision(calibrated, index.uri, rate, prior, size, people)
+    state = asked.index
+    return search_decision(state.calibrated, state.uri, section.rate, section.prior, rows, people)
 
 
 def gallery_of_output(embedded: EmbeddedOutput) -> Gallery:

@@ -14,6 +14,7 @@ from cnnbatch.cli.evaluate_again import evaluate_again
 from cnnbatch.errors import UserError
 from cnnbatch.index.calibrate import Known, calibrate
 from cnnbatch.index.questions import part as part_module
+from cnnbatch.index.questions import run as run_module
 from cnnbatch.index.questions.run import ask
 from cnnbatch.index.search import open_index
 from cnnbatch.inference.run import RunOptions, Summary
@@ -240,6 +241,27 @@ def test_workers_change_no_row_and_a_killed_job_continues(
     assert all(path.stat().st_mtime_ns == time for path, time in parts.items())
     assert table(tmp_path / "killed") == table(tmp_path / "one")
     assert search(found, gallery, tmp_path / "killed").images == 0
+
+
+def test_what_was_answered_but_not_reported_is_reported(
+    found: Path, gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "evaluate_answers", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search(found, gallery, tmp_path / "to")
+    monkeypatch.undo()
+    assert search(found, gallery, tmp_path / "to").images == 0
+    assert (tmp_path / "to/report.html").exists()
+    assert cnnbatch.open(tmp_path / "to").evaluation().metrics["faces"].value == len(asked_vectors(found))
+
+
+def test_names_are_of_rows_that_fulfil_the_condition(found: Path, gallery: Path, tmp_path: Path) -> None:
+    identify(found, gallery, tmp_path / "to", identify={"where": "key >= 'p20'", "matches": 2})
+    for face in faces(tmp_path / "to").values():
+        assert all(one["person"] >= "p20" for one in face["matches"] or [])
 
 
 def test_another_state_of_the_index_is_refused(found: Path, gallery: Path, tmp_path: Path) -> None:

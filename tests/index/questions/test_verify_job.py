@@ -65,6 +65,7 @@ def test_pairs_are_compared_decided_and_judged(
     cosines = [float(stored[a] @ stored[b]) for a, b in numbers]
     assert [one["similarity"] for one in rows] == pytest.approx(cosines, abs=1e-3)
     assert [one["id_b"] for one in rows] == [f"{name(b)}#0" for _, b in numbers]
+    assert rows[0]["box_a"] == {"x1": 0.0, "y1": 5.0, "x2": 8.0, "y2": 13.0}
     threshold = rows[0]["threshold"]
     assert [one["is_same"] for one in rows] == [one["similarity"] >= threshold for one in rows]
     assert all(0 < one["probability"] < 1 for one in rows)
