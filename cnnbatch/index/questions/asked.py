@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.index.build import rows_of
 from cnnbatch.index.calibrated import Calibrated
 from cnnbatch.index.embeddings import EmbeddedOutput, counts, parts_of
+from cnnbatch.index.local_copy import LocalCopy
 from cnnbatch.index.manifest import Manifest
 from cnnbatch.index.named_pictures import FOLDER, largest_faces, require_people
 from cnnbatch.index.plan import Piece
@@ -29,6 +31,7 @@ from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage, redact
 
 Asking = SearchJob | IdentifyJob
+Ids = pa.Array[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +63,36 @@ class Asked:
 
 @dataclass(frozen=True)
 class Held:
-    """What a process holds of a question; ``number`` is that of the embeddings' output in the index."""
+    """What a process holds of a question.
+
+    ``own_rows`` gives, for a part and the ids (Q,) of its embeddings, which rows that are searched these
+    embeddings themselves are, -1 for none.
+    """
 
     index: Index
     answering: Answering
-    number: int | None
+    own_rows: Callable[[int, Ids], NDArray[np.int64]]
 
-    def own(self, part: int, ids: pa.Array[Any]) -> NDArray[np.int64]:
-        """Return the rows of the index that the embeddings ``ids`` (Q,) of a part are, -1 for none."""
-        found = np.full(len(ids), -1, np.int64)
-        copy = self.index.copy()
-        for table, start in zip(copy.tables, copy.starts, strict=False):
-            if self.number is None:
-                break
-            here = (table["output"].to_numpy() == self.number) & (table["part"].to_numpy() == part)
-            if here.any():
-                rows = np.flatnonzero(here)
-                known: Any = table["id"].take(rows).combine_chunks()
-                places = pc.index_in(ids, value_set=known).to_numpy(zero_copy_only=False)
-                places = np.nan_to_num(places, nan=-1).astype(np.int64)
-                found = np.where(places < 0, found, start + rows[places])
-        return found
+
+def _none_is_own(part: int, ids: Ids) -> NDArray[np.int64]:
+    return np.full(len(ids), -1, np.int64)
+
+
+def _own_in_index(copy: LocalCopy, number: int, part: int, ids: Ids) -> NDArray[np.int64]:
+    """Return which rows of an index the embeddings of its ``number``-th output are."""
+    found = _none_is_own(part, ids)
+    for table, start in zip(copy.tables, copy.starts, strict=False):
+        rows = np.flatnonzero((table["output"].to_numpy() == number) & (table["part"].to_numpy() == part))
+        if len(rows):
+            places = _places(ids, table["id"].take(rows).combine_chunks())
+            found = np.where(places < 0, found, start + rows[places])
+    return found
+
+
+def _places(ids: Any, among: Any) -> NDArray[np.int64]:
+    """Return where each id (Q,) is among others, -1 for nowhere."""
+    places = pc.index_in(ids, value_set=among)
+    return np.asarray(pc.fill_null(places, pa.scalar(-1, pa.int32())), np.int64)
 
 
 _HELD: dict[str, Held] = {}
@@ -113,11 +125,26 @@ def _made(asked: Asked) -> Held:
             f"{redact(state.uri)} has changed since this job began, and what it was made of is gone\n"
             "  what to do: choose another output, whose rows are then all of the index as it is now"
         )
-    urls = [one.url for one in state.manifest.outputs]
-    url = redact(asked.embedded.output.uri)
+    answering = _answering(asked, index)
+    return Held(index, answering, _own_rows(asked, index, answering))
+
+
+def _own_rows(asked: Asked, index: Index, answering: Answering) -> Callable[[int, Ids], NDArray[np.int64]]:
+    """Return what finds the rows that are the very embeddings asked about, which are no matches of these."""
     section = asked.job.search if isinstance(asked.job, SearchJob) else asked.job.identify
-    number = urls.index(url) if url in urls and not section.itself else None
-    return Held(index, _answering(asked, index), number)
+    if section.itself:
+        return _none_is_own
+    url = redact(asked.embedded.output.uri)
+    if asked.gallery is not None and isinstance(answering, Names):
+        if redact(asked.gallery.output.uri) != url:
+            return _none_is_own
+        gallery = answering.gallery
+        among = pa.array(gallery.ids_of(np.arange(len(gallery.vectors))), pa.string())
+        return lambda part, ids: _places(ids, among)
+    urls = [one.url for one in index.manifest.outputs]
+    if url not in urls:
+        return _none_is_own
+    return partial(_own_in_index, index.copy(), urls.index(url))
 
 
 def _answering(asked: Asked, index: Index) -> Answering:

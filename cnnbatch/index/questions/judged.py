@@ -118,6 +118,7 @@ def evaluate_answers(
     judged = None
     if truth is not None:
         judged = searches_of(result)
+    if judged is not None and len(judged.person):
         found = identification.result(judged)
         found = Evaluated({**found.metrics, **decision_rates(judged, threshold)}, found.tables)
     counts = {name: Value(float(count), count=answers["faces"]) for name, count in answers.items()}

@@ -56,6 +56,10 @@ def read_pairs(uri: str, storage: Storage) -> Pairs:
             pairs = [*_pairs(uri, csv.DictReader(text_lines(file, _LONGEST)))]
     except (NotFound, Forbidden, Unreadable, UnicodeDecodeError, LongLine, csv.Error) as error:
         raise UserError(f"verify.pairs: {redact(uri)} can't be read as a CSV file: {error}") from error
+    if not pairs:
+        raise UserError(
+            f"verify.pairs: {redact(uri)} has no pair\n  what to do: write one a line, as a.jpg,b.jpg"
+        )
     return Pairs([one for one, _ in pairs], [other for _, other in pairs])
 
 

@@ -29,7 +29,6 @@ from cnnbatch.index.questions.pairs import PairedFaces, Pairs, boxes_of, paired_
 from cnnbatch.index.search import Index, open_index
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.run import RunOptions, Summary, places
-from cnnbatch.inference.summary import TOO_MANY
 from cnnbatch.job import VerifyJob
 from cnnbatch.metrics import Evaluated, Value, verification
 from cnnbatch.output import lock
@@ -263,4 +262,4 @@ def _lines(summary: Summary, comparing: _Comparing, evaluation: Evaluation | Non
         yield f"  failed: {count:,} ({_MESSAGES[code]})"
     yield f"  rows: {redact(summary.output)}/predictions"
     if summary.exit_status:
-        yield TOO_MANY
+        yield "more pairs failed than max_failed allows"

@@ -17,6 +17,8 @@ from cnnbatch.index.questions.verify import compare
 from cnnbatch.index.search import open_index
 from cnnbatch.inference.run import Summary
 from cnnbatch.job import VerifyJob
+from cnnbatch.launch import report
+from cnnbatch.storage import Storage
 from tests.embedded import QUIET
 from tests.index.questions.test_questions import VECTORS, WHO, found, gallery, table
 
@@ -96,6 +98,8 @@ def test_a_pair_that_lacks_a_face_has_a_row_that_says_so(found: Path, gallery: P
     assert [one["similarity"] is None for one in rows] == [False, True, True, True, True]
     assert {one["is_same"] for one in rows} == {None}
     assert "is not calibrated" in rows[0]["reason"]
+    with pytest.raises(UserError, match="no report"):
+        report(str(tmp_path / "to"), Storage())
 
 
 def test_a_list_that_is_none_is_named(found: Path, gallery: Path, tmp_path: Path) -> None:
@@ -104,6 +108,9 @@ def test_a_list_that_is_none_is_named(found: Path, gallery: Path, tmp_path: Path
         verify(found, gallery, tmp_path / "to", tmp_path / "pairs.csv")
     with pytest.raises(UserError, match="can't be read"):
         verify(found, gallery, tmp_path / "to", tmp_path / "nothing.csv")
+    (tmp_path / "pairs.csv").write_text("a,b\n")
+    with pytest.raises(UserError, match="has no pair"):
+        verify(found, gallery, tmp_path / "to", tmp_path / "pairs.csv")
     (tmp_path / "pairs.csv").write_text("a,b\nx,\n")
     with pytest.raises(UserError, match="line 2"):
         verify(found, gallery, tmp_path / "to", tmp_path / "pairs.csv")
