@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage, redact
 
 Asking = SearchJob | IdentifyJob
-Ids = pa.Array[Any]
+Ids: TypeAlias = "pa.Array[Any]"
 
 
 @dataclass(frozen=True, slots=True)
