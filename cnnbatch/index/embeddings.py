@@ -232,7 +232,9 @@ def _normalized(
     lengths = np.sqrt(np.einsum("nd,nd->n", flat, flat, dtype=np.float64))
     finite, zero = np.isfinite(lengths), lengths == 0
     good = np.flatnonzero(finite & ~zero)
-    vectors = (flat[good] / lengths[good, None]).astype(np.float16)
+    if len(good) < len(flat):
+        flat, lengths = flat[good], lengths[good]
+    vectors = (flat / lengths[:, None]).astype(np.float16)
     found = {NOT_FINITE: int((~finite).sum()), ZERO: int(zero.sum())}
     return vectors, good, {reason: count for reason, count in found.items() if count}
 

@@ -196,7 +196,8 @@ class Index:
     def _scope_of(self, copy: LocalCopy, rows: NDArray[np.int64]) -> _Scope:
         book = self.codebook
         if book is not None and copy.codes is not None and len(rows) >= self.manifest.exact_below:
-            return _Scope(rows, FastScan(book, copy.codes, _all_or(rows, copy)))
+            scan = FastScan(book, copy.codes, _all_or(rows, copy), self.manifest.probes)
+            return _Scope(rows, scan)
         if 4 * len(rows) * self.manifest.dimensions <= _HELD_BYTES:
             return _Scope(rows, vectors=np.asarray(copy.vectors[rows], np.float32))
         return _Scope(rows)
