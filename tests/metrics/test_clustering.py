@@ -50,4 +50,5 @@ def test_intervals_are_over_persons() -> None:
     recall = result(cells(names, groups))["pair_recall"]
     assert recall.value == pytest.approx(20 / 65)
     assert recall.high == pytest.approx(1)  # In 37 % of the replicates that person is not drawn.
-    assert recall.low is not None and recall.low < 0.2
+    assert recall.low is not None
+    assert recall.low < 0.2

@@ -7,8 +7,9 @@ until a round merges nothing: so the graph has to connect a person only somewher
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,10 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What people said of faces, by their numbers: pairs of one person, and pairs of two."""
+    """What people said of faces, by their numbers: which are of one person, and which are not of one."""
 
-    together: tuple[Pair, ...] = ()
-    apart: tuple[Pair, ...] = ()
+    together: tuple[tuple[int, ...], ...] = ()
+    apart: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
 
 @dataclass
@@ -81,7 +82,8 @@ def group_faces(
     group = _first_groups(persons, said.together)
     nodes = _summed(vectors, rows, group)
     nodes.fixed[group[persons != NOBODY]] = True
-    nodes.apart = {(int(group[one]), int(group[other])) for one, other in said.apart}
+    for one, other in said.apart:
+        nodes.apart.update(product({*group[[*one]].tolist()}, {*group[[*other]].tolist()}))
     while True:
         sought = np.flatnonzero(~nodes.fixed)
         number = nodes.merged(join, edges(nodes.means, sought, join).tolist())
@@ -91,10 +93,10 @@ def group_faces(
     return group, np.flatnonzero(_unsure(nodes, unsure)[group])
 
 
-def halves(vectors: Vectors, rows: Ints, together: Iterable[Pair]) -> NDArray[np.bool_]:
+def halves(vectors: Vectors, rows: Ints, together: Iterable[Sequence[int]]) -> NDArray[np.bool_]:
     """Return which of a person's faces (N,) are in the second half, where the person is cut in two.
 
-    The cut is the last merge of average linkage. Pairs that are ``together`` stay so; all False: no cut.
+    The cut is the last merge of average linkage. Those that are ``together`` stay so; all False: no cut.
     """
     group = _first_groups(np.full(len(rows), NOBODY), together)
     nodes = _summed(vectors, rows, group)
@@ -116,11 +118,11 @@ def halves(vectors: Vectors, rows: Ints, together: Iterable[Pair]) -> NDArray[np
     return np.asarray(roots != roots[0])
 
 
-def _first_groups(persons: Ints, together: Iterable[Pair]) -> Ints:
+def _first_groups(persons: Ints, together: Iterable[Sequence[int]]) -> Ints:
     """Return the number of the group that each face (N,) begins in."""
     connected = Connected(len(persons))
-    pairs = np.array([*together], np.int64).reshape(-1, 2)
-    connected.connect((pairs[:, 0], pairs[:, 1]))
+    for faces in together:
+        connected.connect((np.full(len(faces), faces[0]), np.array(faces)))
     known = np.flatnonzero(persons != NOBODY)
     _, first, which = np.unique(persons[known], return_index=True, return_inverse=True)
     connected.connect((known, known[first][which]))

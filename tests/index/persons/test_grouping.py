@@ -14,6 +14,7 @@ from tests.index.persons.test_agglomerate import partition
 
 EACH = 10
 JOIN = 0.35
+NOTHING = Said()
 
 
 def clear(count: int, seed: int = 0) -> np.ndarray:
@@ -25,7 +26,7 @@ def new(count: int) -> np.ndarray:
     return np.full(count, NOBODY)
 
 
-def group(vectors: np.ndarray, persons: np.ndarray, said: Said = Said(), join: float = JOIN) -> np.ndarray:
+def group(vectors: np.ndarray, persons: np.ndarray, said: Said = NOTHING, join: float = JOIN) -> np.ndarray:
     found, _ = group_faces(vectors, np.arange(len(vectors)), persons, said, join, join)
     return found
 
@@ -67,7 +68,7 @@ def test_the_order_of_faces_says_nothing(seed: int, order: list[int]) -> None:
 def test_what_people_said_holds(one: list[tuple[int, int]], two: list[tuple[int, int]]) -> None:
     roots = grouping._first_groups(new(40), one)
     apart = tuple(pair for pair in two if roots[pair[0]] != roots[pair[1]])  # No contradiction.
-    found = group(clear(40), new(40), Said(tuple(one), apart))
+    found = group(clear(40), new(40), Said(tuple(one), tuple(((a,), (b,)) for a, b in apart)))
     assert all(found[a] == found[b] for a, b in one)
     assert all(found[a] != found[b] for a, b in apart)
 
@@ -85,7 +86,7 @@ def test_a_face_in_between_is_unsure() -> None:
     assert not len(unsure)
     found, unsure = group_faces(faces, rows, known, Said(), cosine - 0.01, cosine - 0.02)
     assert found[20] == found[0]
-    apart = Said(apart=((0, 20),))
+    apart = Said(apart=(((0, 1), (20,)),))
     found, unsure = group_faces(faces, rows, known, apart, cosine - 0.01, cosine - 0.02)
     assert found[20] not in found[:20]
     assert not len(unsure)  # It is said whose it is not, and it is similar to nobody else.
