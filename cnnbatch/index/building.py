@@ -53,11 +53,15 @@ _TRAINED_FROM = 64  # pieces that give vectors to train on, unless they are very
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The state that was reached, and how many rows were added to the one before and removed from it."""
+    """The state that was reached, and how many rows were added to the one before and removed from it.
+
+    ``has_measured``: recall, or how well people are told apart, is new.
+    """
 
     manifest: Manifest
     added: int = 0
     removed: int = 0
+    has_measured: bool = False
 
 
 class Building:
@@ -90,7 +94,9 @@ class Building:
             manifest = manifest.model_copy(update={"build_seconds": seconds})
         committed = commit(self._uri, self._storage, manifest, etag)
         removed = sum(map(len, changes.gone.values()))
-        return None if committed is None else Built(committed, added, removed)
+        measured = (manifest.recall, manifest.verification)
+        has_measured = before is None or measured != (before.recall, before.verification)
+        return None if committed is None else Built(committed, added, removed, has_measured)
 
     def _with_outputs(self, manifest: Manifest | None) -> tuple[Manifest, tuple[EmbeddedOutput, ...]]:
         """Return the state with an entry for each output, and the outputs; another network's are refused."""

@@ -5,6 +5,7 @@ Importing it costs neither Ray nor torch; only photos to search for need a netwo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
@@ -155,6 +157,14 @@ class Index:
         return grouped_rows(
             copy.vectors, copy.live, similarity, lambda rows: self._addressed(copy.rows(rows)), advance
         )
+
+    def named(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the rows with these ids, as `search` gives them, of ids that one row alone has."""
+        copy = self.copy()
+        places = np.flatnonzero(pc.is_in(copy.columns(["id"])["id"], pa.array(ids, pa.string())).to_numpy())
+        rows = self._addressed(copy.rows(np.intersect1d(places, copy.live))).to_pylist()
+        counts = Counter(row["id"] for row in rows)
+        return {row["id"]: row for row in rows if counts[row["id"]] == 1}
 
     def columns(self) -> pa.Schema:
         """Return the columns that ``where`` may name."""
