@@ -15,11 +15,11 @@ from cnnbatch.index.calibrated import read_calibrated
 from cnnbatch.index.local_copy import LocalCopy
 from cnnbatch.index.persons.changing import change
 from cnnbatch.index.persons.grouping import NOBODY, Ints, Said, group_faces
-from cnnbatch.index.persons.record import FACES, Face, Faces, Persons, Spoken, faces_of
+from cnnbatch.index.persons.record import FACES, Face, Faces, Persons, Spoken, faces_of, read_persons
 from cnnbatch.index.search import Index
 from cnnbatch.storage import redact
 
-JOIN_RATE, UNSURE_RATE = 1e-3, 1e-2
+JOIN_RATE, UNSURE_RATE = 1e-4, 1e-3
 """The false accept rates whose similarities are taken where none is given."""
 
 _BLOCK = 8_192  # faces whose vectors are float32 at once
@@ -74,6 +74,12 @@ def group(uri: str, join: float | None = None, unsure: float | None = None, anew
 
     after = change(uri, to)
     return Grouped(after, *done[-1])
+
+
+def similarity_of(index: Index, join: float | None) -> float:
+    """Return the similarity at which a grouping would join faces; raises UserError where none is known."""
+    before = read_persons(index.uri, index.storage, index.manifest)
+    return _spoken(index, before, join, None).join
 
 
 def lines(found: Grouped) -> Iterator[str]:

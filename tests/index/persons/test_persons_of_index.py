@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,23 @@ def test_mistakes_change_nothing(place: Path, words: tuple[object, ...], message
     before = (place / "manifest.json").read_bytes()
     assert message in " ".join(ask("persons", place, *words, status=2).split())
     assert (place / "manifest.json").read_bytes() == before
+
+
+def test_what_other_similarities_would_give_is_measured(tmp_path: Path) -> None:
+    """Four persons, each in a folder of ten, and a copy of the first face in the folder of the second."""
+    vectors = faces()
+    for number in range(4):
+        name = f"{number}/p"
+        write_pictures(tmp_path / f"out{number}", vectors[10 * number : 10 * number + 10], name=name)
+    wrong = [tmp_path / f"out{number}" for number in range(4)]
+    write_pictures(tmp_path / "out4", vectors[:1], name="1/q")
+    build([*wrong, tmp_path / "out4"], tmp_path / "index")
+    said = ask("group", tmp_path / "index", "--similarity", 0.35, "--evaluate", "folder")
+    (line,) = [one for one in said.splitlines() if one.strip().startswith("0.3500")]
+    numbers = [float(one) for one in re.findall(r"(?<=\s)[01]\.\d{3}(?= )", line)]
+    together = 45 * 4  # pairs of one folder in one group; the copy is in ten more of a folder, and of a group
+    assert numbers[:2] == pytest.approx([together / (together + 10), together / (together + 10)], abs=6e-4)
+    assert "persons" not in (tmp_path / "index" / "manifest.json").read_text()
 
 
 def test_without_a_grouping_or_a_similarity_it_says_what_to_do(place: Path) -> None:
