@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cnnbatch.index.manifest import NAME as MANIFEST
 from cnnbatch.inference.run import RunOptions, Summary, run
-from cnnbatch.job import IndexJob, Job, StudyJob, TrainJob
+from cnnbatch.job import IdentifyJob, IndexJob, Job, SearchJob, StudyJob, TrainJob, VerifyJob
 from cnnbatch.output.folder import Output
 from cnnbatch.report import write_report
 
@@ -27,6 +27,14 @@ def launch(job: Job, options: RunOptions | None = None) -> Summary:
         from cnnbatch.index.run import index
 
         return index(job, options)
+    if isinstance(job, SearchJob | IdentifyJob):
+        from cnnbatch.index.questions.run import ask
+
+        return ask(job, options)
+    if isinstance(job, VerifyJob):
+        from cnnbatch.index.questions.verify import compare
+
+        return compare(job, options)
     if isinstance(job, StudyJob):
         return _study(job, options)
     return run(job, options)
