@@ -48,6 +48,11 @@ class IndexSection(Section):
     exact_below: Count = Field(
         20_000, description="Up to how many rows a search compares all vectors, without a codebook."
     )
+    lists: Annotated[int, Field(ge=0, le=65_536)] = Field(
+        0,
+        description="Inverted lists, of which a search scans as many as the recall takes; 0: none, every "
+        "search scans all codes. They may pay beyond ten million rows.",
+    )
     segment_rows: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         8192, description="Rows of one segment, at most."
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +14,24 @@ import pyarrow as pa
 from cnnbatch.index import segments
 from cnnbatch.index.codebook import Codebook, threads
 from cnnbatch.index.embeddings import EmbeddedOutput, EmbeddedRows, read_rows
+from cnnbatch.index.grid import Encoder
 from cnnbatch.index.manifest import SegmentEntry, StoredObject, codebook_uri, segment_uri
 from cnnbatch.index.plan import Pieces, PlannedSegment
 from cnnbatch.storage import AlreadyExists, NotFound, Storage
+from cnnbatch.types import R, T
 
 FORMAT = 1
 """What is in the name of a segment: a later layout makes others of the same rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A segment with its ``name``, as a file and as a table; ``lies_there``: an earlier run has put it."""
+
+    name: str
+    data: bytes
+    table: pa.Table
+    lies_there: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +41,33 @@ class SegmentMaker:
     uri: str
     storage: Storage
     outputs: tuple[EmbeddedOutput, ...]
-    codebook: Codebook | None
+    encoder: Encoder | None
     state: int
     """The state of the index to which segments are added: in a later one the same rows are another segment,
     since in the first of them they may be gone."""
 
     def __call__(self, planned: PlannedSegment) -> SegmentEntry:
         """Return the segment that is planned; one that an earlier run made is taken as it is."""
-        pieces = planned.pieces
-        name = segments.name_of(self._contents(pieces))
-        uri = segment_uri(self.uri, name)
+        return self.put(self.made(planned))
+
+    def made(self, planned: PlannedSegment) -> Made:
+        """Return the segment that is planned, as it lies there or else as it is to be put there."""
+        name = segments.name_of(self._contents(planned.pieces))
         try:
-            data = self.storage.read(uri)
+            data = self.storage.read(segment_uri(self.uri, name))
         except NotFound:
-            table = self._made(pieces)
-            return entry_of(name, put_new(self.storage, uri, segments.written(table)), table)
-        return entry_of(name, data, segments.read(data))
+            table = self._made(planned.pieces)
+            return Made(name, segments.written(table), table, lies_there=False)
+        return Made(name, data, segments.read(data), lies_there=True)
+
+    def put(self, made: Made) -> SegmentEntry:
+        """Put a segment, unless it lies there already; return what the manifest says of it."""
+        uri = segment_uri(self.uri, made.name)
+        data = made.data if made.lies_there else put_new(self.storage, uri, made.data)
+        return entry_of(made.name, data, made.table)
 
     def _contents(self, pieces: Pieces) -> list[object]:
-        book = None if self.codebook is None else segments.checksum(self.codebook.to_bytes())
+        book = None if self.encoder is None else segments.checksum(self.encoder.codebook.to_bytes())
         outputs = [[one.number, one.output.uri, one.column, one.kept.names] for one in self.outputs]
         used = {piece.output for piece in pieces}
         return [
@@ -58,11 +81,21 @@ class SegmentMaker:
     def _made(self, pieces: Pieces) -> pa.Table:
         found = rows_of(self.outputs, pieces)
         codes = None
-        if self.codebook is not None:
+        if self.encoder is not None:
             with threads(1):
-                codes = self.codebook.encode(found.vectors)
+                codes = self.encoder(found.vectors)
         table = segments.with_vectors(found.rows, found.vectors, codes)
         return segments.saying(table, {"left_out": found.left_out})
+
+
+def one_ahead(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
+    """Yield ``function(value)`` for each value; a thread computes the next while this one is worked with."""
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        stream = iter(values)
+        order = deque(thread.submit(function, one) for one in islice(stream, 2))
+        while order:
+            yield order.popleft().result()
+            order.extend(thread.submit(function, one) for one in islice(stream, 1))
 
 
 def rows_of(outputs: Sequence[EmbeddedOutput], pieces: Pieces) -> EmbeddedRows:

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cnnbatch.cluster.parallel import chosen_map, on_ray
 from cnnbatch.cluster.process_map import ProcessMap
 from cnnbatch.config.compute import Compute, Workers
 from cnnbatch.errors import UserError
 from cnnbatch.index.approximate import FastScan
-from cnnbatch.index.build import SegmentMaker, put_codebook, rows_of
+from cnnbatch.index.build import SegmentMaker, one_ahead, put_codebook, rows_of
 from cnnbatch.index.changes import Changes, changes_of
-from cnnbatch.index.codebook import LEAST, TRAINED_ON, Codebook, train
+from cnnbatch.index.codebook import LIST_TRAINED_ON, TRAINED_ON, Codebook, evenly, train
 from cnnbatch.index.compact import Rewriter
 from cnnbatch.index.embeddings import EmbeddedOutput, in_words, open_embedded
+from cnnbatch.index.grid import Encoder, encoder_of
 from cnnbatch.index.held_out import is_held_out
-from cnnbatch.index.local_copy import local_copy
-from cnnbatch.index.manifest import GROWN, Manifest, OutputEntry, commit, described, read_manifest
+from cnnbatch.index.local_copy import local_copy, new_copy
+from cnnbatch.index.manifest import (
+    GROWN,
+    Manifest,
+    OutputEntry,
+    SegmentEntry,
+    commit,
+    described,
+    read_manifest,
+)
 from cnnbatch.index.named_pictures import require_people
 from cnnbatch.index.objects import read_codebook, read_segment
 from cnnbatch.index.people import verification_of
 from cnnbatch.index.plan import Piece, PlannedSegment, cut
-from cnnbatch.index.recall import RecallProbes, least_refine
+from cnnbatch.index.recall import RecallProbes, least_probes, least_refine
 from cnnbatch.index.segments import vectors_of
 from cnnbatch.job import IndexJob
 from cnnbatch.output.reader import open_output
@@ -44,11 +53,15 @@ _TRAINED_FROM = 64  # pieces that give vectors to train on, unless they are very
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The state that was reached, and how many rows were added to the one before and removed from it."""
+    """The state that was reached, and how many rows were added to the one before and removed from it.
+
+    ``has_measured``: recall, or how well people are told apart, is new.
+    """
 
     manifest: Manifest
     added: int = 0
     removed: int = 0
+    has_measured: bool = False
 
 
 class Building:
@@ -81,7 +94,9 @@ class Building:
             manifest = manifest.model_copy(update={"build_seconds": seconds})
         committed = commit(self._uri, self._storage, manifest, etag)
         removed = sum(map(len, changes.gone.values()))
-        return None if committed is None else Built(committed, added, removed)
+        measured = (manifest.recall, manifest.verification)
+        has_measured = before is None or measured != (before.recall, before.verification)
+        return None if committed is None else Built(committed, added, removed, has_measured)
 
     def _with_outputs(self, manifest: Manifest | None) -> tuple[Manifest, tuple[EmbeddedOutput, ...]]:
         """Return the state with an entry for each output, and the outputs; another network's are refused."""
@@ -152,10 +167,11 @@ class Building:
             codebook = self._trained(manifest, outputs, planned)
             if codebook is not None:
                 manifest = self._encoded(manifest, codebook, apply)
-        maker = SegmentMaker(self._uri, self._storage, tuple(outputs), codebook, manifest.state)
+        encoder = encoder_of(codebook, rows // workers_of(self._job.compute))
+        maker = SegmentMaker(self._uri, self._storage, tuple(outputs), encoder, manifest.state)
         advance = self._screen.stage("index", rows, "embeddings")
         made = []
-        for entry in apply(maker, planned):
+        for entry in self._made(manifest, maker, planned, apply):
             made.append(entry)
             advance(entry.rows)
         manifest = manifest.model_copy(
@@ -164,25 +180,46 @@ class Building:
         manifest = self._verified(self._measured(manifest, codebook))
         return manifest, sum(one.rows for one in made)
 
+    def _made(
+        self, manifest: Manifest, maker: SegmentMaker, planned: Sequence[PlannedSegment], apply: Map
+    ) -> Iterator[SegmentEntry]:
+        """Yield segments as they are made; those of a new index with codes are copied at once."""
+        copied = not manifest.segments and manifest.codebook is not None
+        with new_copy(self._uri, manifest) if copied else nullcontext() as copy:
+            if apply is here:
+                for made in one_ahead(maker.made, planned):
+                    entry = maker.put(made)
+                    if copy is not None and entry.rows:
+                        copy(entry, made.table)
+                    yield entry
+            else:
+                for entry in apply(maker, planned):
+                    if copy is not None and entry.rows:
+                        copy(entry, read_segment(self._uri, self._storage, entry))
+                    yield entry
+
     def _trained(
         self, manifest: Manifest, outputs: Sequence[EmbeddedOutput], planned: Sequence[PlannedSegment]
     ) -> Codebook | None:
         """Return a codebook trained on vectors from all over; None where there are too few vectors."""
-        thin = max(1, (manifest.live + sum(one.count for one in planned)) // TRAINED_ON)
+        lists = self._job.index.lists
+        enough = max(TRAINED_ON, LIST_TRAINED_ON * lists)
+        thin = max(1, (manifest.live + sum(one.count for one in planned)) // enough)
         samples = [
             vectors_of(read_segment(self._uri, self._storage, one))[::thin] for one in manifest.segments
         ]
-        samples += [rows_of(outputs, (piece,)).vectors for piece in _spread(planned)]
+        samples += [rows_of(outputs, (piece,)).vectors for piece in _spread(planned, enough)]
         vectors = np.concatenate(samples)
         vectors = vectors[~is_held_out(vectors)]
-        return train(vectors[_evenly(len(vectors), TRAINED_ON)]) if len(vectors) >= LEAST else None
+        return train(vectors[evenly(len(vectors), enough)], lists)
 
     def _encoded(self, manifest: Manifest, codebook: Codebook, apply: Map) -> Manifest:
         """Return the state with a codebook, and with the codes of the rows that are there."""
-        rewriter = Rewriter(self._uri, self._storage, codebook)
+        rewriter = Rewriter(self._uri, self._storage, Encoder(codebook))
         entries = tuple(apply(rewriter, [(one,) for one in manifest.segments]))
         book = put_codebook(self._uri, self._storage, codebook)
-        return manifest.model_copy(update={"segments": entries, "codebook": book})
+        lists = 0 if codebook.lists is None else len(codebook.lists)
+        return manifest.model_copy(update={"segments": entries, "codebook": book, "lists": lists})
 
     def _measured(self, manifest: Manifest, codebook: Codebook | None) -> Manifest:
         """Return the state with its recall, measured where it is new or the index has grown.
@@ -201,11 +238,18 @@ class Building:
                 f"  what to do: give index.exact_below={2 * manifest.live}, to have it searched exactly"
             )
         assert copy.codes is not None
-        scan = FastScan(codebook, copy.codes, copy.live)
+        scan = FastScan(codebook, copy.codes, copy.live, manifest.lists)
         target = self._job.index.recall
+        # With all lists scanned half of what may be missed is kept for those that are left out then.
+        flat = (1 + target) / 2 if manifest.lists else target
         refine, recall = least_refine(
-            lambda refine: probes.measure(scan, refine), target, manifest.refine, MOST_REFINE
+            lambda refine: probes.measure(scan, refine), flat, manifest.refine, MOST_REFINE
         )
+        if manifest.lists:
+            scanned, recall = least_probes(
+                lambda lists: probes.measure(scan.over(lists), refine), target, manifest.lists
+            )
+            manifest = manifest.model_copy(update={"probes": scanned})
         if recall.at_10 < target:
             raise UserError(
                 f"expected recall@10 of at least {target:g}, got {recall.at_10:.4f} with {refine} times 10 "
@@ -233,14 +277,22 @@ class Building:
         return pool_of(self._job.compute, rows)
 
 
+def workers_of(compute: Compute) -> int:
+    """Return among how many processes the work of making segments is divided, about."""
+    if compute.pool == "inline":
+        return 1
+    workers = compute.workers.max if isinstance(compute.workers, Workers) else compute.workers
+    return (os.cpu_count() or 1) if workers == "auto" else workers
+
+
 def pool_of(compute: Compute, rows: int) -> Map:
     """Return what makes segments: processes of this machine, tasks of a Ray cluster, or this process."""
-    workers = compute.workers.max if isinstance(compute.workers, Workers) else compute.workers
     if compute.pool == "inline":
         return here
     if compute.pool == "auto":
+        workers = compute.workers.max if isinstance(compute.workers, Workers) else compute.workers
         return chosen_map(rows, workers, compute)
-    number = (os.cpu_count() or 1) if workers == "auto" else workers
+    number = workers_of(compute)
     return on_ray(compute, number) if compute.pool == "ray" else ProcessMap(number)
 
 
@@ -262,19 +314,14 @@ def _taking(manifest: Manifest, changes: Changes) -> Manifest:
     return manifest.model_copy(update={"outputs": tuple(outputs), "segments": tuple(segments)})
 
 
-def _spread(planned: Sequence[PlannedSegment]) -> list[Piece]:
-    """Return pieces from all over what is planned, each of few rows next to each other."""
+def _spread(planned: Sequence[PlannedSegment], most: int) -> list[Piece]:
+    """Return pieces from all over what is planned, each of few rows next to each other, ``most`` together."""
     pieces = [piece for one in planned for piece in one.pieces]
-    enough = ceil(TRAINED_ON * len(pieces) / max(1, sum(len(one.rows) for one in pieces)))
-    chosen = [pieces[number] for number in _evenly(len(pieces), max(_TRAINED_FROM, enough))]
-    most = ceil(TRAINED_ON / max(1, len(chosen)))
-    middles = [max(0, (len(one.rows) - most) // 2) for one in chosen]
+    enough = ceil(most * len(pieces) / max(1, sum(len(one.rows) for one in pieces)))
+    chosen = [pieces[number] for number in evenly(len(pieces), max(_TRAINED_FROM, enough))]
+    each = ceil(most / max(1, len(chosen)))
+    middles = [max(0, (len(one.rows) - each) // 2) for one in chosen]
     return [
-        Piece(one.output, one.part, one.digest, one.rows[start : start + most])
+        Piece(one.output, one.part, one.digest, one.rows[start : start + each])
         for one, start in zip(chosen, middles, strict=True)
     ]
-
-
-def _evenly(count: int, most: int) -> NDArray[np.int64]:
-    """Return at most ``most`` of the numbers below ``count``, ascending, at equal distances."""
-    return np.unique(np.arange(min(count, most)) * count // max(1, min(count, most)))

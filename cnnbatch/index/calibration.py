@@ -6,7 +6,7 @@ spread have exactly. A probability needs a prior, too, which the pairs can't say
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, log
 
@@ -26,6 +26,8 @@ from cnnbatch.metrics.verification import (
 
 RATES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The false accept rates that thresholds are given for."""
+POINTS = 200
+"""Points of a curve that are kept."""
 FEWEST = 10
 """Pairs of each kind that a line is fitted to at least."""
 
@@ -41,6 +43,15 @@ class Threshold:
     low: float | None = None
     high: float | None = None
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point of a curve: the share of ``false`` accepts, that of true ones or of misses, the threshold."""
+
+    false: float
+    share: float
+    similarity: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +116,49 @@ def calibrate(pairs: FacePairs, rates: Sequence[float] = RATES, replicates: int 
 
 
 def thresholds(pairs: FacePairs, rates: Sequence[float], replicates: int) -> tuple[Threshold, ...]:
-    """Return the least similarities whose false accept rate is within each of ``rates``; see `at_rates`."""
+    """Return the least similarities whose false accept rate is within each of ``rates``; see `at_rates`.
+
+    The intervals are a Poisson bootstrap over people, as in `metrics.verification`.
+    """
     chosen = ~pairs.same
-    people = [pairs.first[chosen], pairs.second[chosen]]
-    return at_rates(pairs.scores[chosen], people, rates, replicates, "pairs of two people")
+    people, points = [pairs.first[chosen], pairs.second[chosen]], operating_points(pairs.scores[chosen])
+    everyone = np.unique(np.concatenate(people))
+    falsely = trials(pairs.scores[chosen], people, everyone, points)
+    drawn = replicate_weights(everyone, replicates)
+    return at_rates(falsely.shares, points, drawn, rates, falsely.count, "pairs of two people")
 
 
 def at_rates(
-    scores: Floats, people: Sequence[NDArray[np.uint64]], rates: Sequence[float], replicates: int, kind: str
+    shares: Callable[[NDArray[np.uint8] | None], Floats | None],
+    points: Floats,
+    drawn: Iterable[NDArray[np.uint8]],
+    rates: Sequence[float],
+    count: int,
+    kind: str,
 ) -> tuple[Threshold, ...]:
-    """Return the least similarities that at most a share of ``scores`` (N,) reaches, for each of ``rates``.
+    """Return the least similarities that at most a share reaches, for each of ``rates``.
 
-    ``people`` are one or two (N,) hashes, of whom each score is. The intervals are a Poisson bootstrap over
-    them, as in `metrics.verification`. A rate that fewer than 1 / rate scores can't resolve has no threshold,
-    and a reason that calls them ``kind``.
+    ``shares`` are what reaches each of the falling ``points`` (T,), of which the first is infinity, with
+    weights or without; ``drawn`` are weights of replicates. A rate that ``count`` < 1 / rate trials can't
+    resolve has no threshold, and a reason that calls these ``kind``.
     """
-    everyone, points = np.unique(np.concatenate(people)), operating_points(scores)
-    falsely = trials(scores, people, everyone, points)
-    spread = [falsely.shares(weights) for weights in replicate_weights(everyone, replicates)]
-    drawn = [shares for shares in spread if shares is not None]
-    return tuple(_threshold(rate, points, falsely.shares(), drawn, falsely.count, kind) for rate in rates)
+    whole = shares(None)
+    if whole is None or len(points) == 1:
+        return tuple(_unresolved(rate, count, kind) for rate in rates)
+    above_all = np.append(np.nextafter(points[1], np.inf), points[1:])  # Finite: it accepts none of these.
+    spread = np.array([above_all[_places(each, rates)] for each in map(shares, drawn) if each is not None])
+    values = above_all[_places(whole, rates)].tolist()
+    return tuple(
+        Threshold(rate, value, *percentiles(spread[:, place]))
+        if count >= ceil(1 / rate)
+        else _unresolved(rate, count, kind)
+        for place, (rate, value) in enumerate(zip(rates, values, strict=True))
+    )
+
+
+def rate_words(rate: float) -> str:
+    """Return a rate as people read it: 0.001, and from 1e-5 on with an exponent."""
+    return f"{rate:g}" if rate >= 1e-4 else written(rate)
 
 
 def cost_of(genuine: Floats, impostor: Floats) -> float:
@@ -169,13 +203,11 @@ def _targets(count: int) -> Floats:
     return np.full(count, (count + 1) / (count + 2))
 
 
-def _threshold(
-    rate: float, points: Floats, shares: Floats | None, drawn: Sequence[Floats], count: int, kind: str
-) -> Threshold:
-    """Return the threshold at a rate, by the shares accepted at each of the falling ``points``."""
-    if shares is None or len(points) == 1 or count < ceil(1 / rate):
-        few = f"{count:,} {kind} can't resolve a rate of {written(rate)}: {ceil(1 / rate):,} are needed"
-        return Threshold(rate, None, reason=few)
-    above_all = np.append(np.nextafter(points[1], np.inf), points[1:])  # Finite: it accepts none of these.
-    low, high = percentiles(np.array([above_all[last_within(each, rate)] for each in drawn]))
-    return Threshold(rate, float(above_all[last_within(shares, rate)]), low, high)
+def _places(shares: Floats, rates: Sequence[float]) -> list[int]:
+    """Return the places of the last of rising ``shares`` (T,) that are within each rate."""
+    return [last_within(shares, rate) for rate in rates]
+
+
+def _unresolved(rate: float, count: int, kind: str) -> Threshold:
+    few = f"{count:,} {kind} can't resolve a rate of {written(rate)}: {ceil(1 / rate):,} are needed"
+    return Threshold(rate, None, reason=few)

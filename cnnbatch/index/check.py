@@ -56,7 +56,8 @@ def check(index: str, storage: Storage, manifest: Manifest) -> Checked:
         match = manifest.recall.match if manifest.recall else None
         probes = RecallProbes(copy.vectors, copy.live, match)
         if len(probes.probes):
-            recall = probes.measure(FastScan(codebook, copy.codes, copy.live), manifest.refine)
+            scan = FastScan(codebook, copy.codes, copy.live, manifest.probes)
+            recall = probes.measure(scan, manifest.refine)
     return Checked(damaged, len([*unnamed(index, storage, manifest)]), recall, manifest.recall)
 
 

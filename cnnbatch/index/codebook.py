@@ -8,7 +8,7 @@ tables of distances fit in registers (André, Kermarrec and Le Scouarnec, "Cache
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,25 +28,47 @@ TRAINED_ON = 4_096
 """Vectors that a codebook is trained on, at most: FAISS takes no more for 16 centroids."""
 
 
+Nearest = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
+"""Returns of vectors (N, 2 M) the number of the nearest centroid of each part, (M, N)."""
+LIST_TRAINED_ON = 64
+"""Vectors for each inverted list that these are trained on, at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class Codebook:
-    """``centroids`` (M, 16, 2) float32 of M parts of a vector; one of odd length ends with a zero more."""
+    """``centroids`` (M, 16, 2) float32 of M parts of a vector; one of odd length ends with a zero more.
+
+    ``lists`` (L, 2 M) float32 of length 1, where there are inverted lists: a vector is in that of the most
+    similar.
+    """
 
     centroids: NDArray[np.float32]
+    lists: NDArray[np.float32] | None = None
 
     @property
     def code_bytes(self) -> int:
-        """How long a code is: two parts share a byte."""
-        return (len(self.centroids) + 1) // 2
+        """How long a code is."""
+        count = 0 if self.lists is None else len(self.lists)
+        return bytes_of_codes(PART * len(self.centroids), count)
 
-    def encode(self, vectors: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    def encode(self, vectors: NDArray[np.floating[Any]], nearest: Nearest | None = None) -> NDArray[np.uint8]:
         """Return the codes (N, C) of vectors (N, D): of each part the number of the nearest centroid.
 
-        The first part of two is in the lower half of a byte.
+        Two parts share a byte, the first is in its lower half. Before them is the number of the list, if
+        there are any, its lowest byte first. ``nearest`` may find the numbers in another way than FAISS.
         """
+        single = padded(vectors)
+        codes = self._faiss_codes(single) if nearest is None else _in_halves(nearest(single))
+        if self.lists is None:
+            return codes
+        _, numbers = imported().knn(single, self.lists, 1, imported().METRIC_INNER_PRODUCT)
+        in_bytes = numbers.astype("<i8").view(np.uint8)[:, : _bytes_of_number(len(self.lists))]
+        return np.hstack([in_bytes, codes])
+
+    def _faiss_codes(self, vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
         quantizer = _quantizer(len(self.centroids))
         self.set_in(quantizer)
-        codes: NDArray[np.uint8] = quantizer.compute_codes(padded(vectors))
+        codes: NDArray[np.uint8] = quantizer.compute_codes(vectors)
         return codes
 
     def set_in(self, quantizer: faiss.ProductQuantizer) -> None:
@@ -56,34 +78,100 @@ class Codebook:
         faiss.copy_array_to_vector(flat, quantizer.centroids)
 
     def to_bytes(self) -> bytes:
-        """Return the codebook as a file: NumPy's format, version 1.0."""
+        """Return the codebook as a file: one or two arrays in NumPy's format, version 1.0."""
         file = io.BytesIO()
-        np.lib.format.write_array(file, self.centroids, (1, 0), allow_pickle=False)
+        for array in (self.centroids, self.lists):
+            if array is not None:
+                np.lib.format.write_array(file, array, (1, 0), allow_pickle=False)
         return file.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Codebook:
         """Return the codebook that a file holds."""
-        return cls(np.lib.format.read_array(io.BytesIO(data), allow_pickle=False))
+        file, arrays = io.BytesIO(data), []
+        while file.tell() < len(data):
+            arrays.append(np.lib.format.read_array(file, allow_pickle=False))
+        return cls(*arrays)
+
+
+def _in_halves(numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return numbers below 16 of M parts, (M, N), as codes (N, C)."""
+    codes = numbers[::2].copy()
+    codes[: len(numbers) // 2] |= numbers[1::2] << BITS
+    return np.ascontiguousarray(codes.T)
+
+
+def bytes_of_codes(dimensions: int, lists: int) -> int:
+    """Return how long the codes of vectors are, with so many inverted lists; 0: without any."""
+    return (-(-dimensions // PART) + 1) // 2 + _bytes_of_number(lists)
+
+
+def _bytes_of_number(count: int) -> int:
+    """Return how many bytes the numbers below ``count`` take, as FAISS counts them."""
+    return (max(0, count - 1).bit_length() + 7) // 8
 
 
 LEAST = 256
-"""Vectors that it takes to train a codebook."""
+"""Different vectors that it takes to train a codebook."""
+MEMBERS = 30
+"""Vectors whose mean a centroid is, at least: one of fewer could show a vector, even a forgotten one."""
 
 
-def train(vectors: NDArray[np.floating[Any]]) -> Codebook:
+def train(vectors: NDArray[np.floating[Any]], lists: int = 0) -> Codebook | None:
     """Return a codebook for vectors like these (N, D), by k-means in each part; it is the same each time.
 
-    There have to be `LEAST` vectors.
+    Equal vectors count once. None where fewer than `LEAST` are different. There are at most as many inverted
+    ``lists`` as were asked for.
     """
     faiss = imported()
-    sample = padded(vectors)
-    quantizer = _quantizer(sample.shape[1] // PART)
+    every = np.unique(padded(vectors), axis=0)
+    if len(every) < LEAST:
+        return None
+    sample = every[evenly(len(every), TRAINED_ON)]
+    parts = sample.shape[1] // PART
+    quantizer = _quantizer(parts)
     quantizer.cp.min_points_per_centroid = 1  # Else it prints that there could be more.
     with threads(1):  # Sums in another order would give another codebook.
         quantizer.train(sample)
-    flat = faiss.vector_to_array(quantizer.centroids)
-    return Codebook(flat.reshape(-1, 1 << BITS, PART).astype(np.float32))
+        begun = faiss.vector_to_array(quantizer.centroids).reshape(parts, 1 << BITS, PART)
+        points = sample.reshape(len(sample), parts, PART).swapaxes(0, 1)
+        means = np.stack([means_of_many(*one) for one in zip(points, begun, strict=True)])
+        return Codebook(means, _lists(every, lists) if lists else None)
+
+
+def _lists(vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Return the centroids of at most ``count`` inverted lists, (L, D) of length 1, by spherical k-means."""
+    count = min(count, len(vectors) // MEMBERS)
+    clustering = imported().Kmeans(
+        vectors.shape[1], count, niter=10, spherical=True, min_points_per_centroid=1
+    )
+    clustering.train(vectors)
+    means = np.unique(means_of_many(vectors, clustering.centroids), axis=0)
+    return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
+
+
+def means_of_many(points: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the means (K, D) of those of the points (N, D) that are nearest to each of the centroids (K, D).
+
+    Centroids to which fewer than `MEMBERS` points are nearest are left out, the smallest first; the last of
+    the others stands in their places.
+    """
+    count = len(centroids)
+    while True:
+        _, nearest = imported().knn(points, centroids, 1)
+        members = np.bincount(nearest[:, 0], minlength=len(centroids))
+        if members.min() >= MEMBERS:
+            break
+        centroids = np.delete(centroids, members.argmin(), axis=0)
+    sums = np.zeros(centroids.shape, np.float64)
+    np.add.at(sums, nearest[:, 0], points)
+    means = (sums / members[:, None]).astype(np.float32)
+    return np.pad(means, ((0, count - len(means)), (0, 0)), mode="edge")
+
+
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """Return at most ``most`` of the numbers below ``count``, ascending, at equal distances."""
+    return np.unique(np.arange(min(count, most)) * count // max(1, min(count, most)))
 
 
 def padded(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

@@ -13,7 +13,8 @@ from cnnbatch.errors import OutputHeld
 from cnnbatch.humanize import counted
 from cnnbatch.index import segments
 from cnnbatch.index.build import FORMAT, entry_of, put_new
-from cnnbatch.index.codebook import Codebook, threads
+from cnnbatch.index.codebook import threads
+from cnnbatch.index.grid import Encoder, encoder_of
 from cnnbatch.index.manifest import Manifest, SegmentEntry, commit, segment_uri
 from cnnbatch.index.objects import read_codebook, read_segment, unnamed
 from cnnbatch.index.search import open_index
@@ -28,17 +29,17 @@ class Rewriter:
 
     uri: str
     storage: Storage
-    codebook: Codebook | None
+    encoder: Encoder | None
 
     def __call__(self, group: Sequence[SegmentEntry]) -> SegmentEntry:
         """Return the segment with the live rows of all, in order, each with its code."""
-        book = None if self.codebook is None else segments.checksum(self.codebook.to_bytes())
+        book = None if self.encoder is None else segments.checksum(self.encoder.codebook.to_bytes())
         name = segments.name_of([FORMAT, book, [[one.sha256, one.gone] for one in group]])
         table = pa.concat_tables([self._live(one) for one in group]).combine_chunks()
         vectors, codes = segments.vectors_of(table), None
-        if self.codebook is not None:
+        if self.encoder is not None:
             with threads(1):
-                codes = self.codebook.encode(vectors)
+                codes = self.encoder(vectors)
         rows = table.drop_columns([one for one in segments.BYTES if one in table.column_names])
         left_out: dict[str, int] = {}
         for entry in group:
@@ -70,7 +71,9 @@ def compacted(index: str, storage: Storage, manifest: Manifest, apply: Map) -> M
     """Return a state with the same live rows in as few segments as may be; objects are only added."""
     groups = [*grouped(manifest.segments, manifest.segment_rows)]
     anew = [group for group in groups if len(group) > 1 or group[0].gone]
-    made = apply(Rewriter(index, storage, read_codebook(index, storage, manifest)), anew)
+    codebook = read_codebook(index, storage, manifest)
+    rows = sum(one.live for group in anew for one in group)
+    made = apply(Rewriter(index, storage, encoder_of(codebook, rows)), anew)
     entries = [next(made) if group in anew else group[0] for group in groups]
     return manifest.model_copy(update={"segments": tuple(one for one in entries if one.rows)})
 

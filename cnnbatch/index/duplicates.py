@@ -1,7 +1,7 @@
 """Near duplicates within an index: groups of rows that are connected by a similarity of at least so much.
 
-Every pair is compared, so nothing is missed; the time grows with the square of the number of rows: a million
-of 128 numbers take about an hour of one core. Memory holds two blocks of vectors, and a number a row.
+Every pair is compared, by an upper bound of its cosine first, so nothing is missed; the time grows with the
+square of the number of rows. Memory holds two blocks of vectors, and a number a row.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cnnbatch.index.bounds import ROUNDING, Bounds, Pairs, best_bounds, pairs_above
 from cnnbatch.index.exact import Vectors, similarities
 
 BLOCK_ROWS = 4_096
 """Rows that are compared with as many others at once."""
 
-Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 _ROWS_AT_ONCE = 65_536
+_PAIRS_AT_ONCE = 65_536
 
 
 def similar_pairs(
@@ -31,14 +32,30 @@ def similar_pairs(
 
     ``advance`` is called with the number of rows that have been compared with all behind them.
     """
+    bounds = best_bounds(vectors, rows, least)
     for start in range(0, len(rows), BLOCK_ROWS):
         block = np.asarray(vectors[rows[start : start + BLOCK_ROWS]], np.float32)
         for other in range(start, len(rows), BLOCK_ROWS):
             against = np.asarray(vectors[rows[other : other + BLOCK_ROWS]], np.float32)
-            first, second = np.nonzero(block @ against.T >= least)
-            first, second = first + start, second + other
-            yield first[first < second], second[first < second]
+            for first, second in _similar(block, against, least, bounds):
+                first, second = first + start, second + other
+                yield first[first < second], second[first < second]
         advance(len(block))
+
+
+def _similar(
+    block: NDArray[np.float32], against: NDArray[np.float32], least: float, bounds: Bounds | None
+) -> Iterator[Pairs]:
+    """Yield the places of rows of two blocks (N, D) and (M, D) whose cosine is at least ``least``."""
+    if bounds is None:
+        yield from pairs_above(block, against, least)
+        return
+    short = bounds.of(against)
+    for found in pairs_above(bounds.of(block), short, least - ROUNDING):
+        for start in range(0, len(found[0]), _PAIRS_AT_ONCE):
+            first, second = (places[start : start + _PAIRS_AT_ONCE] for places in found)
+            similar = np.einsum("nd,nd->n", block[first], against[second]) >= least
+            yield first[similar], second[similar]
 
 
 class Groups:

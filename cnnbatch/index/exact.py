@@ -12,6 +12,9 @@ from cnnbatch.index.codebook import imported
 BLOCK_BYTES = 32 << 20
 """What a block of vectors takes as float32."""
 
+PRODUCT_BYTES = 4 << 20
+"""What the products of some queries and a block take, so that they stay in the cache."""
+
 _SOME = range(20, 512)
 """Numbers of queries for which NumPy multiplies faster than FAISS."""
 
@@ -31,8 +34,9 @@ def search_exactly(
     With ``rows`` only these are compared.
     """
     count = len(vectors) if rows is None else len(rows)
-    width = max(vectors.shape[1], len(queries)) if len(queries) in _SOME else vectors.shape[1]
-    step = max(1, BLOCK_BYTES // (4 * width))
+    step = max(1, BLOCK_BYTES // (4 * vectors.shape[1]))
+    if len(queries) in _SOME:
+        step = max(1, min(step, PRODUCT_BYTES // (4 * len(queries))))
     best = _nothing(len(queries), k)
     for start in range(0, count, step):
         chosen: Any = slice(start, start + step) if rows is None else rows[start : start + step]
@@ -56,7 +60,9 @@ def _best(
         scores, places = faiss.knn(queries, block, min(k, len(block)), faiss.METRIC_INNER_PRODUCT)
         return scores, places
     products = queries @ block.T
-    lines, columns = np.nonzero(products > floor[:, None])
+    higher = np.flatnonzero(products.max(axis=1) > floor)
+    among, columns = np.nonzero(products[higher] > floor[higher, None])
+    lines = higher[among]
     counts = np.bincount(lines, minlength=len(queries))
     within = np.arange(len(lines)) - (np.cumsum(counts) - counts)[lines]
     found = _nothing(len(queries), int(counts.max()))

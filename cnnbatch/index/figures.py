@@ -55,16 +55,21 @@ def lines(uri: str, built: Built) -> Iterator[str]:
         yield f"{counted(built.added, 'embedding')} added{gone}"
     yield from about(manifest)
     yield f"  index: {redact(uri)}"
+    if built.has_measured:
+        yield f"  report: {redact(join(uri, 'report.html'))}"
 
 
 def about(manifest: Manifest) -> Iterator[str]:
     """Yield what an index is."""
     segments = counted(len(manifest.segments), "segment")
     yield f"  {counted(manifest.live, 'embedding')} of {in_words(manifest.embedding_space)} in {segments}"
-    if manifest.codebook is None:
+    if manifest.codebook is None and manifest.live < manifest.exact_below:
         yield f"  searched exactly, until there are {number(manifest.exact_below)} embeddings"
+    elif manifest.codebook is None:
+        yield "  searched exactly: too few embeddings differ for codes that show none of them"
     elif manifest.recall is not None:
-        yield f"  searched by codes; recall@10 {_share(manifest.recall)}"
+        lists = f" of {manifest.probes} of {manifest.lists} lists" if manifest.lists else ""
+        yield f"  searched by codes{lists}; recall@10 {_share(manifest.recall)}"
     if manifest.verification is not None:
         yield f"  people by {manifest.verification.people}: {_equal_errors(manifest.verification)}"
     for reason, count in manifest.left_out().items():
@@ -85,6 +90,8 @@ def as_json(manifest: Manifest) -> dict[str, Any]:
         "outputs": [one.url for one in manifest.outputs],
         "exact": manifest.codebook is None,
         "refine": manifest.refine,
+        "lists": manifest.lists,
+        "probes": manifest.probes,
         "recall": manifest.recall.model_dump() if manifest.recall else None,
         "people": manifest.people,
         "verification": manifest.verification.model_dump() if manifest.verification else None,

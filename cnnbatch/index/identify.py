@@ -95,7 +95,7 @@ def identify(
         read_calibrated(index.uri, index.storage, index.manifest.space),
         rate,
         prior,
-        len(gallery.names),
+        gallery,
         index.uri,
     )
     rows = [
@@ -138,14 +138,15 @@ class _Decided:
     """Whether a best match is good enough, for a gallery of one size."""
 
     def __init__(
-        self, calibrated: Calibrated | None, rate: float, prior: float, size: int, index: str
+        self, calibrated: Calibrated | None, rate: float, prior: float, gallery: Gallery, index: str
     ) -> None:
         self._calibrated, self._prior = calibrated, prior
         if calibrated is None:
             reason = f"{redact(index)} is not calibrated: give cnnbatch calibrate with --absent"
             self._threshold = Threshold(rate, None, reason=reason)
         else:
-            self._threshold = calibrated.search_threshold(rate, size)
+            rows, people = len(gallery.names), len({*gallery.names})
+            self._threshold = calibrated.search_threshold(rate, rows, people)
 
     def of(self, matches: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return what is said of a face, by its matches, of which there is at least one."""

@@ -1,6 +1,6 @@
 """A copy of an index on this machine, as it is searched: checked as it comes, and extended in place.
 
-Vectors are one file that is mapped, codes another one that is read, and the other columns a file a segment.
+Vectors are one file, codes another one, and the other columns a file a segment; all of them are mapped.
 The copy has the segments in the order in which they came. Where it has one that the index no longer names, it
 is made anew, so that nothing stays of that.
 """
@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from cnnbatch.errors import EnvironmentFault
 from cnnbatch.index import segments
+from cnnbatch.index.codebook import bytes_of_codes
 from cnnbatch.index.manifest import Manifest, SegmentEntry
 from cnnbatch.index.objects import DamagedObject, read_segment
 from cnnbatch.storage import Storage
@@ -41,7 +42,7 @@ _SAVED_EVERY = 64
 
 @dataclass(frozen=True)
 class LocalCopy:
-    """``vectors`` (N, D) float16, mapped; ``codes`` (N, C), in memory; ``live`` rows, which are searched.
+    """``vectors`` (N, D) float16 and ``codes`` (N, C), mapped; ``live`` rows, which are searched.
 
     ``tables`` are the other columns, mapped, one a segment, whose first rows are ``starts``. ``damaged`` says
     which segments are left out, where that was asked for. All files are open, so that the copy stays as it is
@@ -95,75 +96,139 @@ def local_copy(index: str, storage: Storage, manifest: Manifest, skip_damaged: b
     Raises DamagedObject for a segment that is missing or damaged, unless these are to be left out, and
     EnvironmentFault where the cache can't be written.
     """
-    root = cache_folder("indexes") / sha256(index.encode()).hexdigest()[:32]
+    root, form = _root(index), _form(manifest)
     wanted = {one.name: one for one in manifest.segments if one.rows}
-    form = {"dimensions": manifest.dimensions, "code_bytes": _code_bytes(manifest)}
     with _on_disk(root), _locked(root):
-        state = _begun(root, form, wanted)
-        try:
-            tables = [_mapped(root / state["folder"] / f"{name}.arrow") for name in state["segments"]]
-        except pa.ArrowInvalid:  # A file that was not on the disk yet when the machine lost its power.
-            state, tables = _begin(root, form), []
+        copy = _Growing.begun(root, form, wanted)
         damaged: list[str] = []
-        missing = [one for name, one in wanted.items() if name not in state["segments"]]
-        for number, entry in enumerate(missing, 1):
+        for entry in [one for name, one in wanted.items() if name not in copy.state["segments"]]:
             try:
-                tables.append(
-                    _added(root / state["folder"], state, read_segment(index, storage, entry), entry)
-                )
+                copy.add(entry, read_segment(index, storage, entry))
             except DamagedObject as error:
                 if not skip_damaged:
                     raise
                 damaged.append(str(error).partition("\n")[0])
-            if number % _SAVED_EVERY == 0 or number == len(missing):
-                _save(root, state)
-        return _opened(root / state["folder"], state, wanted, tables, damaged)
+        if copy.unsaved:
+            copy.save()
+        return copy.opened(wanted, damaged)
 
 
-def _code_bytes(manifest: Manifest) -> int:
-    """Return how long the codes are; 0 without a codebook."""
-    return ((manifest.dimensions + 1) // 2 + 1) // 2 if manifest.codebook else 0
+@contextmanager
+def new_copy(index: str, manifest: Manifest) -> Iterator[Callable[[SegmentEntry, pa.Table], None]]:
+    """Give what adds segments to a new copy of an index on this machine, as they are made.
 
-
-def _begun(root: Path, form: Mapping[str, int], wanted: Mapping[str, SegmentEntry]) -> dict[str, Any]:
-    """Return the state of a copy that can go on, since all that it has is wanted; else of an empty one."""
-    state = _state(root)
-    if state is not None and state.items() >= form.items() and state["segments"].keys() <= wanted.keys():
-        return state
-    return _begin(root, form)
-
-
-def _begin(root: Path, form: Mapping[str, int]) -> dict[str, Any]:
-    """Return the state of an empty copy; what was there before goes once nobody reads it."""
-    name = uuid4().hex
-    state: dict[str, Any] = {"folder": name, **form, "segments": {}}
-    folder = root / name
-    folder.mkdir()
-    for file in ("vectors", "codes"):
-        (folder / file).touch()
-    _save(root, state)
-    for old in root.iterdir():
-        if old.is_dir() and old != folder:
-            shutil.rmtree(old)
-    return state
-
-
-def _added(folder: Path, state: dict[str, Any], table: pa.Table, entry: SegmentEntry) -> pa.Table:
-    """Add a segment behind those that are there; return its other columns, mapped.
-
-    What a killed run has left behind them is written over.
+    `local_copy` then need not read them. Raises EnvironmentFault where the cache can't be written.
     """
-    rows = sum(state["segments"].values())
-    _write_at(folder / "vectors", segments.vectors_of(table), rows)
-    codes = segments.codes_of(table)
-    if codes is not None:
-        _write_at(folder / "codes", codes, rows)
-    others = table.drop_columns([name for name in segments.BYTES if name in table.column_names])
-    path = folder / f"{entry.name}.arrow"
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, others.schema) as sink:
-        sink.write_table(others)
-    state["segments"][entry.name] = entry.rows
-    return _mapped(path)
+    root, form = _root(index), _form(manifest)
+    with _on_disk(root):
+        root.mkdir(parents=True, exist_ok=True)
+    with _locked(root):
+        with _on_disk(root):
+            copy = _Growing.empty(root, form)
+
+        def add(entry: SegmentEntry, table: pa.Table) -> None:
+            with _on_disk(root):
+                copy.add(entry, table)
+
+        yield add
+        with _on_disk(root):
+            copy.save()
+
+
+def _root(index: str) -> Path:
+    return cache_folder("indexes") / sha256(index.encode()).hexdigest()[:32]
+
+
+def _form(manifest: Manifest) -> dict[str, int]:
+    """Return what all segments of a copy have alike."""
+    codes = bytes_of_codes(manifest.dimensions, manifest.lists) if manifest.codebook else 0
+    return {"dimensions": manifest.dimensions, "code_bytes": codes}
+
+
+@dataclass
+class _Growing:
+    """A copy in the folder ``root`` that segments are added to; ``tables`` are their other columns, mapped.
+
+    ``state`` says what it has; it is written by `save`, and every few segments.
+    """
+
+    root: Path
+    state: dict[str, Any]
+    tables: list[pa.Table]
+    unsaved: int = 0
+
+    @classmethod
+    def begun(cls, root: Path, form: Mapping[str, int], wanted: Mapping[str, SegmentEntry]) -> _Growing:
+        """Return the copy that is there, if all that it has is wanted; else an empty one."""
+        state = _state(root)
+        if (
+            state is None
+            or not state.items() >= form.items()
+            or not state["segments"].keys() <= wanted.keys()
+        ):
+            return cls.empty(root, form)
+        try:
+            tables = [_mapped(root / state["folder"] / f"{name}.arrow") for name in state["segments"]]
+        except pa.ArrowInvalid:  # A file that was not on the disk yet when the machine lost its power.
+            return cls.empty(root, form)
+        return cls(root, state, tables)
+
+    @classmethod
+    def empty(cls, root: Path, form: Mapping[str, int]) -> _Growing:
+        """Return an empty copy; what was there before goes once nobody reads it."""
+        name = uuid4().hex
+        copy = cls(root, {"folder": name, **form, "segments": {}}, [])
+        folder = root / name
+        folder.mkdir()
+        for file in ("vectors", "codes"):
+            (folder / file).touch()
+        copy.save()
+        for old in root.iterdir():
+            if old.is_dir() and old != folder:
+                shutil.rmtree(old)
+        return copy
+
+    def add(self, entry: SegmentEntry, table: pa.Table) -> None:
+        """Add a segment behind those that are there; what a killed run has left there is written over."""
+        folder, held = self.root / self.state["folder"], self.state["segments"]
+        rows = sum(held.values())
+        _write_at(folder / "vectors", segments.vectors_of(table), rows)
+        codes = segments.codes_of(table)
+        if codes is not None:
+            _write_at(folder / "codes", codes, rows)
+        others = table.drop_columns([name for name in segments.BYTES if name in table.column_names])
+        path = folder / f"{entry.name}.arrow"
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, others.schema) as sink:
+            sink.write_table(others)
+        held[entry.name] = entry.rows
+        self.tables.append(_mapped(path))
+        self.unsaved += 1
+        if self.unsaved == _SAVED_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Write the state, whole, in place of the one before, once what it says is on the disk."""
+        for name in ("vectors", "codes"):
+            with (self.root / self.state["folder"] / name).open("r+b") as file:
+                os.fsync(file.fileno())
+        unfinished = self.root / f"{_STATE}.new"
+        unfinished.write_text(json.dumps(self.state))
+        os.replace(unfinished, self.root / _STATE)
+        self.unsaved = 0
+
+    def opened(self, wanted: Mapping[str, SegmentEntry], damaged: Sequence[str]) -> LocalCopy:
+        """Return the copy as it is searched."""
+        folder, held = self.root / self.state["folder"], self.state["segments"]
+        starts = np.cumsum([0, *held.values()])
+        total, dimensions, width = int(starts[-1]), self.state["dimensions"], self.state["code_bytes"]
+        live = np.ones(total, bool)
+        for name, start in zip(held, starts, strict=False):
+            live[start + wanted[name].gone_rows()] = False
+        vectors = _array(folder / "vectors", np.float16, (total, dimensions))
+        codes = _array(folder / "codes", np.uint8, (total, width)) if width else None
+        return LocalCopy(
+            vectors, codes, np.flatnonzero(live), tuple(self.tables), starts, damaged=tuple(damaged)
+        )
 
 
 def _write_at(path: Path, values: NDArray[Any], row: int) -> None:
@@ -173,24 +238,9 @@ def _write_at(path: Path, values: NDArray[Any], row: int) -> None:
         file.write(np.ascontiguousarray(values).data)
 
 
-def _opened(
-    folder: Path,
-    state: Mapping[str, Any],
-    wanted: Mapping[str, SegmentEntry],
-    tables: Sequence[pa.Table],
-    damaged: Sequence[str],
-) -> LocalCopy:
-    held = state["segments"]
-    starts = np.cumsum([0, *held.values()])
-    total, dimensions, width = int(starts[-1]), state["dimensions"], state["code_bytes"]
-    live = np.ones(total, bool)
-    for name, start in zip(held, starts, strict=False):
-        live[start + wanted[name].gone_rows()] = False
-    vectors: NDArray[np.float16] = np.empty((0, dimensions), np.float16)
-    if total:
-        vectors = np.memmap(folder / "vectors", np.float16, "r", shape=(total, dimensions))
-    codes = np.fromfile(folder / "codes", np.uint8, total * width).reshape(-1, width) if width else None
-    return LocalCopy(vectors, codes, np.flatnonzero(live), tuple(tables), starts, damaged=tuple(damaged))
+def _array(path: Path, kind: type, shape: tuple[int, int]) -> NDArray[Any]:
+    """Return the beginning of a file as an array, mapped."""
+    return np.memmap(path, kind, "r", shape=shape) if shape[0] else np.empty(shape, kind)
 
 
 def _mapped(path: Path) -> pa.Table:
@@ -210,16 +260,6 @@ def _state(root: Path) -> dict[str, Any] | None:
         )
     except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError):
         return None
-
-
-def _save(root: Path, state: dict[str, Any]) -> None:
-    """Write the state, whole, in place of the one before, once what it says is on the disk."""
-    for name in ("vectors", "codes"):
-        with (root / state["folder"] / name).open("r+b") as file:
-            os.fsync(file.fileno())
-    unfinished = root / f"{_STATE}.new"
-    unfinished.write_text(json.dumps(state))
-    os.replace(unfinished, root / _STATE)
 
 
 @contextmanager

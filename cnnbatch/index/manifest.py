@@ -158,8 +158,9 @@ class Manifest(_Record):
     """All of an index but its rows.
 
     ``state`` is greater by one after each change, so that no two states have one etag. ``refine``: so many
-    times k candidates are compared by their vectors. ``people`` says who is in the pictures: a kept
-    column, or ``folder``; None: nobody knows.
+    times k candidates are compared by their vectors. ``lists`` are the inverted lists of the codebook, of
+    which ``probes`` are scanned for a query; 0: there are none. ``people`` says who is in the pictures: a
+    kept column, or ``folder``; None: nobody knows.
     """
 
     version: Literal[1] = VERSION
@@ -171,6 +172,8 @@ class Manifest(_Record):
     outputs: tuple[OutputEntry, ...] = ()
     segments: tuple[SegmentEntry, ...] = ()
     codebook: StoredObject | None = None
+    lists: _Natural = 0
+    probes: _Natural = 0
     refine: Annotated[int, Field(ge=1)] = 10
     recall: Recall | None = None
     people: str | None = None

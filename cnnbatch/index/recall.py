@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +77,18 @@ class RecallProbes:
         width = min(NEAREST, len(self._rows) - 1)
         best: NDArray[np.float32] = -np.sort(-scores, axis=1)[:, :width]
         return np.pad(best, ((0, 0), (0, width - best.shape[1])), constant_values=-np.inf)
+
+
+def least_probes(measure: Callable[[int], Recall], target: float, lists: int) -> tuple[int, Recall]:
+    """Return the least number of ``lists`` to scan whose recall reaches ``target``, and that recall.
+
+    Numbers are tried at steps of the square root of two; recall is taken to grow with them. Where all lists
+    do not reach the target, it is all of them.
+    """
+    steps = range(2 * lists.bit_length())
+    numbers = sorted({ceil(lists / 2 ** (step / 2)) for step in steps})
+    enough = bisect_left(numbers[:-1], True, key=lambda probes: measure(probes).at_10 >= target)
+    return numbers[enough], measure(numbers[enough])
 
 
 def least_refine(

@@ -70,17 +70,16 @@ def saying(segment: pa.Table, about: Mapping[str, Any]) -> pa.Table:
 
 def written(segment: pa.Table) -> bytes:
     """Return a segment as a file; the same segment gives the same bytes."""
-    others = [name for name in segment.column_names if name not in BYTES]
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        segment,
-        sink,
-        row_group_size=max(1, segment.num_rows),
-        compression=cast(Any, {name: "zstd" for name in others} | {name: "none" for name in BYTES}),
-        use_dictionary=cast(Any, others),
-        write_statistics=cast(Any, others),
-    )
+    pq.write_table(segment, sink, row_group_size=max(1, segment.num_rows), **written_as(segment.schema))
     return sink.getvalue().to_pybytes()
+
+
+def written_as(schema: pa.Schema) -> dict[str, Any]:
+    """Return how the columns of a segment are written, as options of `pyarrow.parquet.ParquetWriter`."""
+    others = [name for name in schema.names if name not in BYTES]
+    codecs = dict.fromkeys(others, "zstd") | dict.fromkeys(BYTES, "none")
+    return {"compression": codecs, "use_dictionary": others, "write_statistics": others}
 
 
 def read(data: bytes) -> pa.Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -56,6 +56,7 @@ class RunOptions:
     has changed, and what failed for a passing reason. ``prune``: mark the rows of images that are gone.
     ``allow_mixed``: let parts of another precision lie beside those that are there. ``only_rows``: neither
     judge nor report. ``tests_training``: the output is that of the training whose model is tested.
+    ``progress``: called with what a quiet run would show as its live line.
     """
 
     retry_failed: bool = False
@@ -65,6 +66,7 @@ class RunOptions:
     quiet: bool = False
     only_rows: bool = False
     tests_training: bool = False
+    progress: Callable[[str], object] | None = None
 
     @property
     def lists_again(self) -> bool:
@@ -83,7 +85,7 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
     source, faces = open_source(job.input, Storage(job.input.storage)), named_list(job)
     name, started = uuid4().hex, datetime.now(UTC)
     with (
-        Screen(options.quiet, of_this_run=options.lists_again) as screen,
+        Screen(options.quiet, options.lists_again, options.progress) as screen,
         lock.hold(output.storage, output.path("_job", "lock"), name),
     ):
         finished = output.finished()

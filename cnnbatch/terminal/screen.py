@@ -27,10 +27,13 @@ class Screen:
     """Counts receipts and shows done/total, images a second, time left and failures.
 
     ``of_this_run``: what was skipped, since it was done before, counts neither as done nor in the total.
+    ``progress``: called with each line of a run that is quiet, since it is one of several.
     """
 
-    def __init__(self, quiet: bool, of_this_run: bool = False) -> None:
-        self._of_this_run = of_this_run
+    def __init__(
+        self, quiet: bool, of_this_run: bool = False, progress: Callable[[str], object] | None = None
+    ) -> None:
+        self._of_this_run, self._told = of_this_run, progress
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
         self.total: int | None = None
         self.done = 0
@@ -105,7 +108,9 @@ class Screen:
         self._put(line)
 
     def _put(self, line: str) -> None:
-        if self.console.is_terminal:
+        if self._told is not None:
+            self._told(line)
+        elif self.console.is_terminal:
             self._live.update(Text(terminal.line(line)))
         elif time.monotonic() - self._said >= PLAIN_EVERY_S:
             self._said = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -43,19 +43,29 @@ def pictures(loader: Loader) -> list[str]:
     return found
 
 
-def strips(recipe: Any, state: Mapping[str, Tensor], loader: Loader) -> list[dict[str, Any]]:
+def strips(
+    recipe: Any, state: Mapping[str, Tensor], validation: Loader, step: Sequence[Example]
+) -> list[dict[str, Any]]:
     """Return what the recipe shows of its network with the weights ``state``, on pictures of the validation.
 
     The pictures are spread over their listing, in which neighbours may be frames of one film, or over the
-    classes. See `tasks.recipes.recipe.Recipe`; pictures are JPEGs in base64. Nothing where the recipe shows
-    nothing.
+    classes. Then what it shows of the examples of a training ``step``, where there was one. See
+    `tasks.recipes.recipe.Recipe`; pictures are JPEGs in base64. Nothing where the recipe shows nothing.
     """
     if not hasattr(recipe, "inside"):
         return []
     recipe.module.load_state_dict(state)
     recipe.module.cpu().eval()
-    examples = _examples(loader, getattr(recipe, "shown", ROWS), getattr(recipe, "pictures_per_class", None))
-    return [_strip(one) for one in recipe.inside(examples)] if examples else []
+    shown, each = getattr(recipe, "shown", ROWS), getattr(recipe, "pictures_per_class", None)
+    examples = _examples(validation, shown, each)
+    found = recipe.inside(examples) if examples else []
+    more = recipe.inside_step(step) if step and hasattr(recipe, "inside_step") else []
+    return [_strip(one) for one in (*found, *more)]
+
+
+def first_step(loader: Loader, batch: int) -> list[Example]:
+    """Return the images of the first step of a training as prediction has them."""
+    return loader.at(loader.steps(0, batch)[0])
 
 
 def _examples(loader: Loader, most: int, each: int | None) -> list[Example]:

@@ -40,7 +40,10 @@ def train(job: TrainJob, options: RunOptions | None = None) -> Summary:
     """
     options = options or RunOptions()
     output = Output(normalize(job.output.url), Storage(job.output.storage))
-    with Screen(options.quiet) as screen, lock.hold(output.storage, output.path("_job", "lock"), uuid4().hex):
+    with (
+        Screen(options.quiet, progress=options.progress) as screen,
+        lock.hold(output.storage, output.path("_job", "lock"), uuid4().hex),
+    ):
         begin(job, output, screen.note)
         parts = parts_of(job, Storage(job.input.storage))
         if output.decided("training/finished") is None:

@@ -53,10 +53,11 @@ def work(order: TrainingOrder, team: Team, device: str, threads: int, send: Send
     watcher = Recorder(order.output, send) if team.rank == 0 else Silent()
     try:
         if is_as_is:
-            loop = Loop(recipe, plan, loaders[0], loaders[1], team, watcher)
+            loop, started = Loop(recipe, plan, loaders[0], loaders[1], team, watcher), monotonic()
             loop.fit()
             if team.rank == 0:
-                _put(order, recipe, loop.learned(), _failed(loaders))
+                about = {"fit_seconds": round(monotonic() - started, 3), **_failed(loaders)}
+                _put(order, recipe, loop.learned(), about)
                 _lesson_ends(order, recipe, loop, loaders, begun=None)
             return
         begun = _lesson_begins(order, recipe) if team.rank == 0 else None
@@ -119,10 +120,11 @@ def _lesson_ends(
         return
     learned = loop.learned() if begun is None else _best(order)["learned"]
     training, validation = loaders
+    step = [] if begun is None else lesson.first_step(training, order.job.train.batch)
     shown = {
         "pictures": lesson.pictures(training),
         "layers": [] if begun is None else lesson.changes(begun, recipe.learned(learned).state),
-        "strips": lesson.strips(recipe, learned, validation),
+        "strips": lesson.strips(recipe, learned, validation, step),
         "vectors": loop.vectors.projected(),
     }
     order.output.decide("training/inside", shown)

@@ -11,6 +11,7 @@ from tests.bench import (
     faces,
     forward,
     index,
+    index_questions,
     masks,
     new,
     scheduling,
@@ -39,3 +40,4 @@ evaluators.main()
 training.main()
 segment_training.main()
 index.main()
+index_questions.main()

@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cnnbatch.index import segments
 from cnnbatch.index.run import index
 from cnnbatch.index.search import Index, open_index
-from cnnbatch.output.part import ENGINE_COLUMNS
+from cnnbatch.output.part import ENGINE_COLUMNS, written_as
 from cnnbatch.storage import Storage
 from tests.embedded import JOB, QUIET, job, space
 from tests.outputs import write_job
@@ -53,7 +54,7 @@ def main(count: int = SIZE[0], dimensions: int = SIZE[1]) -> None:
         print(
             f"  build {built:.2f} s, {peak[0] / 1e6:,.0f} MB of anonymous memory more than before; {recall}"
         )
-        own, written = contender(vectors[:count], Path(folder, "own.parquet"))
+        own, written = contender(vectors[:count], opened, Path(folder, "own.parquet"))
         print(
             f"  FAISS's fast scan and the same columns as Parquet {written:.2f} s: "
             f"{built / written:.2f} times"
@@ -97,7 +98,7 @@ def write(out: Path, vectors: Vectors, first: int = 0) -> None:
         number = first + place // PART
         table = rows(vectors[place : place + PART], number * PART)
         path = out / "predictions" / f"part-{number:08}.parquet"
-        pq.write_table(table, path, compression="zstd", row_group_size=1000)
+        pq.write_table(table, path, row_group_size=1000, **written_as(table.schema))
 
 
 def rows(vectors: Vectors, first: int) -> pa.Table:
@@ -115,25 +116,23 @@ def rows(vectors: Vectors, first: int) -> pa.Table:
     return pa.table(columns, pa.schema([*ENGINE_COLUMNS, *kept, space(vectors.shape[1]).field()]))
 
 
-def contender(vectors: Vectors, path: Path) -> tuple[Any, float]:
-    """Return FAISS's fast scan, and the seconds that it takes to make it and to write the rows as Parquet."""
+def contender(vectors: Vectors, index: Index, path: Path) -> tuple[Any, float]:
+    """Return FAISS's fast scan, and the seconds that it takes to make it and to write the rows as Parquet.
+
+    All columns of the index but the codes are in memory before, and are written as it writes them.
+    """
     dimensions = vectors.shape[1]
     own = faiss.IndexPQFastScan(dimensions, dimensions // 2, 4, faiss.METRIC_INNER_PRODUCT)
+    copy = index.copy()
+    table = segments.with_vectors(copy.columns(copy.tables[0].column_names), copy.vectors, None)
+    table = pa.Table.from_batches(table.combine_chunks().to_batches())
 
     def build() -> None:
         own.train(vectors)
         own.add(vectors)
-        about = rows(vectors[:1], 0).schema
-        fields = [about.field(name) for name in ("key", "country", "year")]
-        schema = pa.schema([*fields, pa.field("vector", pa.binary(2 * dimensions))])
-        with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-            for place in range(0, len(vectors), PART):
-                some = vectors[place : place + PART]
-                kept = rows(some, place).select(["key", "country", "year"])
-                data = pa.py_buffer(some.astype(np.float16).tobytes())
-                kind: Any = pa.binary(2 * dimensions)
-                column = pa.FixedSizeBinaryArray.from_buffers(kind, len(some), [None, data])
-                writer.write_table(kept.append_column("vector", column))
+        with pq.ParquetWriter(path, table.schema, **segments.written_as(table.schema)) as writer:
+            for place in range(0, len(vectors), REAL["segment_rows"]):
+                writer.write_table(table.slice(place, REAL["segment_rows"]))
 
     return own, seconds(build)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.face_lists import FacePairList
-from cnnbatch.index import calibrate
+from cnnbatch.index import known_pairs
 from cnnbatch.index.by_size import AtSize, Missed
-from cnnbatch.index.calibrate import pairs_of_list, pairs_of_people
 from cnnbatch.index.calibrated import NAME, Calibrated, put_calibrated, read_calibrated
 from cnnbatch.index.calibration import Calibration, Threshold
+from cnnbatch.index.known_pairs import pairs_of_list, pairs_of_people
 from cnnbatch.index.local_copy import LocalCopy
 from cnnbatch.index.named_pictures import FOLDER, named_pictures
 from cnnbatch.storage import Storage
@@ -69,7 +70,7 @@ def test_people_may_be_a_column_and_another_one_is_refused() -> None:
 def test_all_pairs_of_named_people_are_compared() -> None:
     copy = copy_of(KEYS, BOXES)
     named = named_pictures(copy, [], FOLDER)
-    pairs = pairs_of_people(copy, named)
+    pairs = pairs_of_people(copy, named).pairs
     chosen = {1: "a", 2: "a", 3: "b", 6: "c"}
     expected = sorted(
         (one == other, float(copy.vectors[i].astype(np.float64) @ copy.vectors[j].astype(np.float64)))
@@ -82,9 +83,9 @@ def test_all_pairs_of_named_people_are_compared() -> None:
 def test_whole_people_are_taken_until_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [f"{person:03}/{place}.jpg" for person in range(40) for place in range(5)]
     copy = copy_of(keys, [None] * len(keys))
-    monkeypatch.setattr(calibrate, "MOST", 23)
-    monkeypatch.setattr(calibrate, "EACH", 4)
-    pairs = pairs_of_people(copy, named_pictures(copy, [], FOLDER))
+    monkeypatch.setattr(known_pairs, "MOST", 23)
+    monkeypatch.setattr(known_pairs, "EACH", 4)
+    pairs = pairs_of_people(copy, named_pictures(copy, [], FOLDER)).pairs
     assert len(pairs.scores) == 20 * 19 / 2  # Five whole people, of whom four pictures each count.
     assert pairs.same.sum() == 5 * 6
 
@@ -94,18 +95,18 @@ def test_pairs_of_a_list_are_found_by_the_ends_of_paths_and_others_fail() -> Non
     named = named_pictures(copy, [], None)
     first = ["faces/a/1.jpg"] * 3
     listed = FacePairList(first, ["a/2.jpg", "lfw/b/1.jpg", "d/1.jpg"], [True, False, False], None)
-    pairs = pairs_of_list(copy, named, listed, "INDEX")
+    found = pairs_of_list(copy, named, listed, "INDEX")
+    assert (found.first.tolist(), found.second.tolist()) == ([1, 1, 1], [2, 3, -1])
     expected = [copy.vectors[1] @ copy.vectors[2], copy.vectors[1] @ copy.vectors[3], np.nan]
-    np.testing.assert_allclose(pairs.scores, expected, atol=2e-3)  # The sums above are of float16.
+    np.testing.assert_allclose(found.pairs.scores, expected, atol=2e-3)  # The sums above are of float16.
     both = FacePairList(
         [*first, "a/2.jpg"],
         ["a/2.jpg", "lfw/b/1.jpg", "other/a/1.jpg", "b/1.jpg"],
         [True, False, False, False],
         None,
     )
-    scores = pairs_of_list(
-        copy, named, both, "INDEX"
-    ).scores  # Two files may be a/1.jpg: neither is taken for it.
+    scores = pairs_of_list(copy, named, both, "INDEX").pairs.scores
+    # Two files may be a/1.jpg: neither is taken for it.
     assert np.isnan(scores).tolist() == [True, True, True, False]
     with pytest.raises(UserError, match=r"INDEX has no pair of the list .* as e/1.jpg and f/1.jpg"):
         pairs_of_list(copy, named, FacePairList(["e/1.jpg"], ["f/1.jpg"], [True], None), "INDEX")
@@ -157,3 +158,24 @@ def test_a_threshold_that_was_not_measured_says_what_to_do() -> None:
     )
     nothing = Calibrated(10, {}, found.pairs)
     assert "--absent" in str(nothing.search_threshold(0.1, 10).reason)
+
+
+def test_what_is_extrapolated_decides_nothing() -> None:
+    one = calibrated()
+    larger = AtSize(8000, Threshold(0.1, 0.9), Missed(0.5, 0.4, 0.6, 50), 4000, None, is_extrapolated=True)
+    found = replace(one, sizes=(*one.sizes, larger))
+    assert found.search_threshold(0.1, 5_000).similarity is None
+    assert found.search_threshold(0.1, 700).similarity == 0.6
+
+
+def test_a_gallery_of_more_people_than_were_searched_needs_a_larger_one() -> None:
+    one = calibrated()
+    sizes = [replace(size, people=size.rows // 10) for size in one.sizes]
+    found = replace(one, sizes=tuple(sizes))
+    assert found.search_threshold(0.1, 400, 50).similarity == 0.5
+    assert found.search_threshold(0.1, 400, 56).similarity == 0.6
+    outgrown = found.search_threshold(0.1, 400, 111)
+    assert outgrown.similarity is None
+    assert str(outgrown.reason).startswith(
+        "searches were calibrated with 1,000 embeddings of 100 people, and now there are 400 of 111 people"
+    )

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cnnbatch.output.embeddings import EmbeddingSpace, space_of
+from cnnbatch.output.part import ENGINE_COLUMNS, PartSpool
 
 SPACE = EmbeddingSpace("dlib_resnet", "0123", 3, "none", "euclidean")
 
@@ -35,3 +36,21 @@ def test_mirrored_embeddings_are_of_another_space() -> None:
 def test_other_fields_say_nothing() -> None:
     assert space_of(pa.field("embedding", pa.list_(pa.float32()))) is None
     assert space_of(pa.field("embedding", pa.list_(pa.float32()), metadata={"about": "it"})) is None
+
+
+def test_embeddings_are_written_plainly_and_all_else_is_compressed(tmp_path: Path) -> None:
+    of_face = replace(SPACE, dimensions=4).field()
+    face = pa.struct([("score", pa.float32()), of_face])
+    schema = pa.schema([*ENGINE_COLUMNS, of_face, pa.field("objects", pa.list_(face))])
+    rows = [{"key": "a", "uri": "u", "vanished": False, "embedding": [1.0, 2, 3, 4], "objects": []}] * 50
+    with PartSpool(schema) as spool:
+        spool.write(pa.RecordBatch.from_pylist(rows, schema=schema))
+        data = spool.finish({}).read_bytes()
+    assert pq.read_table(pa.BufferReader(data)).to_pylist()[0].items() >= rows[0].items()
+    group = pq.read_metadata(pa.BufferReader(data)).row_group(0)
+    columns = {one.path_in_schema: one for one in map(group.column, range(group.num_columns))}
+    plain = {name for name, one in columns.items() if one.compression == "UNCOMPRESSED"}
+    assert plain == {"embedding.list.element", "objects.list.element.embedding.list.element"}
+    assert not any(columns[name].has_dictionary_page or columns[name].statistics for name in plain)
+    assert columns["key"].has_dictionary_page
+    assert columns["objects.list.element.score"].compression == "ZSTD"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from cnnbatch.models.embedding_network import EmbeddingForm, build_embedding
 from cnnbatch.output.embeddings import EmbeddingSpace, space_of
 from cnnbatch.tasks.recipes.embedding import EmbeddingRecipe
 from cnnbatch.tasks.recipes.face_losses import criterion
-from cnnbatch.tasks.recipes.recipe import TrainingData
+from cnnbatch.tasks.recipes.inside import Strip
+from cnnbatch.tasks.recipes.recipe import Example, TrainingData
 from cnnbatch.tasks.registry import task_class
 from cnnbatch.types import Precision, Runtime
 from tests import tiny
@@ -163,17 +165,33 @@ def test_a_lesson_that_was_interrupted_shows_what_lies_before_it(tmp_path: Path)
         assert np.array(one["points"]) == pytest.approx(np.array(other["points"]), abs=1e-4)
 
 
+def test_a_lesson_shows_triplets_of_people_who_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, seen = people(tmp_path / "people", 12, 4), list[str]()
+    whole = EmbeddingRecipe.inside_step
+
+    def inside_step(recipe: EmbeddingRecipe, examples: Sequence[Example]) -> list[Strip]:
+        seen.extend(one.target[1] for one in examples)
+        return whole(recipe, examples)
+
+    monkeypatch.setattr(EmbeddingRecipe, "inside_step", inside_step)
+    for kind, shown in (("triplet", ["Mined triplets"]), ("arcface", [])):
+        out = tmp_path / kind
+        launch(job(photos, out, {"epochs": 1, "embedding": {"kind": kind}}, lesson=True), QUIET)
+        strips = inside_of(out)["strips"]
+        assert [one["title"] for one in strips] == ["Hardest pairs of the validation", *shown]
+        assert all(one["title"] in (out / "report.html").read_text() for one in strips)
+    assert len(seen) == 2 * 16
+    assert {*seen} <= {*model_of(out)["classes"]}
+
+
 def test_where_nothing_is_learned_by_steps_a_lesson_shows_pairs_alone(tmp_path: Path) -> None:
     photos, out = people(tmp_path / "people", 10, 3), tmp_path / "out"
     launch(job(photos, out, {"strategy": "as_is", "epochs": "auto"}, lesson=True), QUIET)
     shown = inside_of(out)
     assert (shown["vectors"], shown["layers"]) == (None, [])
-    assert [one["title"] for one in shown["strips"]] == [
-        "Hardest pairs of the validation",
-        "Triplets of the validation",
-    ]
+    assert [one["title"] for one in shown["strips"]] == ["Hardest pairs of the validation"]
     page = (out / "report.html").read_text()
-    assert "Triplets of the validation" in page
+    assert "Hardest pairs of the validation" in page
     assert "Embeddings in two dimensions" not in page
 
 

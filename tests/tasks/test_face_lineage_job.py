@@ -34,6 +34,7 @@ def test_every_case_is_measured_and_a_lesson_shows_what_each_learned(tmp_path: P
     groups = json.loads((tmp_path / "out" / "study.json").read_text())["groups"]
     found = {one["case"]: one["test"] for one in groups}
     assert list(found) == list(job.study.cases)
+    assert all(one["seconds"] > 0 for one in groups), groups  # Also of those that are only fitted.
     assert all(value > 0.5 for value in found.values()), found
     page = (tmp_path / "out" / "report.html").read_text()
     table = page[page.index('id="cases"') :]
@@ -42,7 +43,8 @@ def test_every_case_is_measured_and_a_lesson_shows_what_each_learned(tmp_path: P
     for case, settings in job.study.cases.items():
         [link] = re.findall(rf'href="(trials/{re.escape(slug(case))}/report\.html)"', page)
         trial = (tmp_path / "out" / link).read_text()
-        assert "Triplets of the validation" in trial, case
+        assert "Hardest pairs of the validation" in trial, case
+        assert ("Mined triplets" in trial) == (case == "2015 FaceNet, triplet"), case
         is_fitted = settings.get("train", {}).get("strategy") == "as_is"
         assert ("Embeddings in two dimensions" in trial) != is_fitted, case
 

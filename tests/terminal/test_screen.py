@@ -38,6 +38,17 @@ def test_a_quiet_run_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
+def test_one_of_several_runs_hands_its_lines_on(capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[str] = []
+    with Screen(quiet=True, progress=lines.append) as shown:
+        shown.doing("listing photos")
+        shown.count(Receipt(0, 5, 5, {}, {}), 10)
+        shown.note("left out: 2 .csv")
+    assert lines[0] == "listing photos · 0 s"
+    assert lines[-1].startswith("predict 5/10 images")
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.slow
 def test_the_seconds_go_on_while_nothing_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -26,7 +26,7 @@ from cnnbatch.models.embedding_network import EmbeddingNetwork
 from cnnbatch.models.trained_files import Learned
 from cnnbatch.tasks.recipes import tuned_blocks
 from cnnbatch.tasks.recipes.applicable import OF_MAPS, asked
-from cnnbatch.tasks.recipes.embedding_inside import few_of_each, strips
+from cnnbatch.tasks.recipes.embedding_inside import few_of_each, hardest_pairs, mined_triplets
 from cnnbatch.tasks.recipes.face_losses import MARGINS, criterion
 from cnnbatch.tasks.recipes.inside import Strip
 from cnnbatch.tasks.recipes.kept_features import KeptFeatures
@@ -169,12 +169,19 @@ class EmbeddingRecipe:
         return [names[row] for row in rows], torch.stack([torch.from_numpy(values[row][2]) for row in rows])
 
     def inside(self, examples: Sequence[Example]) -> list[Strip]:
-        """Return the hardest pairs of the examples, and triplets."""
+        """Return the hardest pairs of the examples."""
+        return list(hardest_pairs(*self._seen(examples)))
+
+    def inside_step(self, examples: Sequence[Example]) -> list[Strip]:
+        """Return the triplets that the loss mines among the examples of a step; nothing of other losses."""
+        how = self._spec.embedding
+        return list(mined_triplets(*self._seen(examples), how.mining)) if how.kind == "triplet" else []
+
+    def _seen(self, examples: Sequence[Example]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return the pictures, their embeddings (N, D), and the numbers of their classes (N,)."""
         starts = range(0, len(examples), _TOGETHER)
         vectors = torch.cat([self._embedded(examples[start : start + _TOGETHER]) for start in starts])
-        classes = torch.tensor([one.target[0] for one in examples])
-        mining = self._spec.embedding.mining
-        return list(strips([one.pixels for one in examples], vectors, classes, mining))
+        return [one.pixels for one in examples], vectors, torch.tensor([one.target[0] for one in examples])
 
     def _embedded(self, examples: Sequence[Example]) -> Tensor:
         batch = self.on_device(self.collate(examples, training=False), None)

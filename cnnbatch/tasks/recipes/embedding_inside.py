@@ -1,4 +1,4 @@
-"""What an embedding network makes of pairs and triplets, on pictures of the validation."""
+"""What an embedding network makes of pairs of the validation, and of the triplets that it learns from."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _PAIRS = (
     "threshold tells both pairs right."
 )
 _TRIPLETS = (
-    "Anchor, positive and negative as the loss mines them, the hardest first: {how}. A triplet teaches while "
-    "its negative is not farther from the anchor than its positive by the margin."
+    "Anchor, positive and negative as the loss mines them among the pictures of one training step, by the "
+    "weights of the best epoch, the hardest first: {how}. A triplet teaches while its negative is not "
+    "farther from the anchor than its positive by the margin."
 )
 _MINED: Mapping[Mining, str] = {
     "semi_hard": "of each pair of one class the negative is the nearest one that is farther from the anchor "
@@ -48,14 +49,12 @@ def few_of_each(names: Sequence[str]) -> list[int]:
     return places
 
 
-def strips(
-    pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor, mining: Mining
-) -> Iterator[Strip]:
-    """Yield the hardest pairs, and the triplets that are mined, of pictures uint8 (3, H, W).
+def hardest_pairs(pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor) -> Iterator[Strip]:
+    """Yield the hardest pairs of pictures uint8 (3, H, W) of the validation.
 
     ``embeddings`` are (N, D), ``classes`` (N,) numbers. Nothing where there are no pairs of either kind.
     """
-    distances = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = _distances(embeddings)
     same = classes[:, None] == classes[None]
     upper = torch.ones_like(same).triu(1)
     if not bool((same & upper).any()) or bool(same.all()):
@@ -67,8 +66,23 @@ def strips(
         for one, other in zip(farthest, nearest, strict=False)
     ]
     yield Strip("Hardest pairs of the validation", _PAIRS, pairs)
+
+
+def mined_triplets(
+    pictures: Sequence[Tensor], embeddings: Tensor, classes: Tensor, mining: Mining
+) -> Iterator[Strip]:
+    """Yield the hardest triplets that are mined among the pictures of a training step; nothing without any.
+
+    The shapes are those of `hardest_pairs`.
+    """
+    distances = _distances(embeddings)
     triplets = [_triplet(pictures, distances, one) for one in _hardest(distances, classes, mining)]
-    yield Strip("Triplets of the validation", _TRIPLETS.format(how=_MINED[mining]), triplets)
+    if triplets:
+        yield Strip("Mined triplets", _TRIPLETS.format(how=_MINED[mining]), triplets)
+
+
+def _distances(embeddings: Tensor) -> Tensor:
+    return torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _ordered(distances: Tensor, kind: Tensor, descending: bool) -> list[tuple[int, int]]:

@@ -109,9 +109,10 @@ class Recipe(Protocol):
     `module`, on the CPU and not training, it returns what a lesson shows of the network, each a
     `tasks.recipes.inside.Strip`; it gets ``shown`` of them, four where the recipe does not say, those of one
     class together where it says ``pictures_per_class``: of each class in a step of the training there are so
-    many images, as far as it has them. ``vectors``: called with the values of a validation, it returns which
-    of them a lesson shows by epoch: the names of some pictures' classes, always the same, and their vectors
-    (N, D). ``fit``: called once before the first step, with batches on the device that together have every
+    many images, as far as it has them. ``inside_step``: the same of the examples of a step of the training,
+    not changed by chance. ``vectors``: called with the values of a validation, it returns which of them a
+    lesson shows by epoch: the names of some pictures' classes, always the same, and their vectors (N, D).
+    ``fit``: called once before the first step, with batches on the device that together have every
     training image once, not changed by chance.
     """
 

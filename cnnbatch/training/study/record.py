@@ -106,7 +106,7 @@ def measured(trial: StudyTrial, output: Output) -> TrialRecord:
         learning_rate=about.get("learning_rate"),
         epochs=len(about.get("epochs", ())),
         steps=course[-1].step if course else 0,
-        seconds=course[-1].seconds if course else 0.0,
+        seconds=course[-1].seconds if course else about.get("fit_seconds", 0.0),
         train_images=about["data"]["train"],
         validation_images=about["data"]["validation"],
         test_images=0 if evaluation is None else evaluation.images,

@@ -51,7 +51,7 @@ def study(job: StudyJob, options: RunOptions | None = None) -> Summary:
         output.storage.put(output.path("_job", "job.yaml"), to_yaml(job).encode())
         screen.note(_begins(trials, known))
         trained = 0
-        for record in _trained(running, left, screen.note):
+        for record in _trained(running, left, len(trials), screen):
             known[record.name] = record
             trained += 1
             screen.note(_line(record, len(known), len(trials), running.job.study.metric))
@@ -173,17 +173,26 @@ def _known(trials: Sequence[StudyTrial], output: Output) -> dict[str, TrialRecor
 
 
 def _trained(
-    running: _Running, trials: Sequence[StudyTrial], note: Callable[[str], object]
+    running: _Running, trials: Sequence[StudyTrial], total: int, screen: Screen
 ) -> Iterator[TrialRecord]:
-    """Train trials and yield their records, one after the other or side by side on Ray."""
+    """Train the ``trials`` that are left of ``total``, and yield their records.
+
+    One after the other, or side by side on Ray.
+    """
     study = running.job.study
     if trials and (study.search or study.side_by_side) and running.job.compute.pool != "inline":
         from cnnbatch.training.study.sweep import side_by_side
 
-        yield from side_by_side(trials, running.output, note)
+        yield from side_by_side(trials, running.output, screen.note)
         return
-    for trial in trials:
-        yield finish(trial, running.output, forgive=bool(study.search))
+    for place, trial in enumerate(trials, total - len(trials) + 1):
+        head = f"{place}/{total} {trial.name}"
+        yield finish(trial, running.output, bool(study.search), under(screen, head))
+
+
+def under(screen: Screen, head: str) -> Callable[[str], None]:
+    """Return what shows the live line of one of several runs, after which one it is."""
+    return lambda line: screen.progress(f"{head}: {line}")
 
 
 def _begins(trials: Sequence[StudyTrial], known: dict[str, TrialRecord]) -> str:

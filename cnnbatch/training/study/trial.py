@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from cnnbatch.errors import UserError
@@ -19,11 +20,16 @@ def output_of(trial: StudyTrial | StudyCase) -> Output:
     return Output(normalize(trial.job.output.url), Storage(trial.job.output.storage))
 
 
-def finish(trial: StudyTrial, output: Output, forgive: bool) -> TrialRecord:
-    """Train a trial to its end and keep its record; to ``forgive`` is to go on without one that can't be."""
+def finish(
+    trial: StudyTrial, output: Output, forgive: bool, progress: Callable[[str], object] | None = None
+) -> TrialRecord:
+    """Train a trial to its end and keep its record; to ``forgive`` is to go on without one that can't be.
+
+    ``progress`` is called with what its live line would be.
+    """
     started = time.monotonic()
     try:
-        train(trial.job, RunOptions(quiet=True))
+        train(trial.job, RunOptions(quiet=True, progress=progress))
     except UserError as error:
         if not forgive:
             raise UserError(f"the trial {trial.name}: {error}") from None

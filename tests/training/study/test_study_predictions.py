@@ -16,6 +16,7 @@ from cnnbatch.inference.run import RunOptions
 from cnnbatch.job import MapJob, StudyJob, cases_of, parse_job, to_yaml
 from cnnbatch.launch import launch, report
 from cnnbatch.storage import Storage
+from cnnbatch.terminal import screen
 from cnnbatch.training.study.predictions import run as running
 from cnnbatch.training.study.predictions.cases import read_case
 from cnnbatch.training.study.predictions.pairs import shown_pairs
@@ -82,6 +83,16 @@ def test_each_case_is_a_job_of_its_own_and_a_row(made: Path) -> None:
     found = json.loads((made / "out" / "study.json").read_text())
     assert [one["case"] for one in found["cases"]] == list(CASES)
     assert found["cases"][2]["slices"]["pose"].keys() == {"frontal", "without a face"}
+
+
+def test_a_study_says_how_far_its_case_is(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen, "PLAIN_EVERY_S", 0)
+    launch(study(made))
+    said = capsys.readouterr().err
+    for number, case in enumerate(CASES, 1):
+        assert f"{number}/3 {case}: predict 6/6 images" in said
 
 
 def test_a_study_that_was_killed_goes_on_with_the_cases_that_are_left(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import uuid4
 
 from cnnbatch.errors import UserError
@@ -23,7 +23,7 @@ from cnnbatch.terminal.screen import Screen
 from cnnbatch.training.study.predictions.cases import Comparison, compared, put_table, read_case
 from cnnbatch.training.study.predictions.page import write_page
 from cnnbatch.training.study.predictions.words import case_line, lines
-from cnnbatch.training.study.run import begin, require_data, require_weights
+from cnnbatch.training.study.run import begin, require_data, require_weights, under
 
 _DONE = "predicted"
 
@@ -48,7 +48,8 @@ def study_predictions(job: StudyJob, options: RunOptions | None = None) -> Summa
         finished = f", {len(trials) - len(left):,} of them finished before" if len(left) < len(trials) else ""
         screen.note(f"{len(trials):,} cases{finished}")
         for number, trial in enumerate(left, len(trials) - len(left) + 1):
-            done.append(_predict(trial))
+            head = f"{number}/{len(trials)} {trial.case or trial.name}"
+            done.append(_predict(trial, under(screen, head)))
             found = _write(compared(job, trials), output)
             screen.note(f"{number}/{len(trials)} {case_line(found, trial)}")
         found = _write(compared(job, trials), output)
@@ -81,13 +82,13 @@ def _require_truth(trial: StudyCase) -> None:
         )
 
 
-def _predict(trial: StudyCase) -> Summary:
-    """Predict and judge one case, or go on where it was interrupted.
+def _predict(trial: StudyCase, progress: Callable[[str], object]) -> Summary:
+    """Predict and judge one case, or go on where it was interrupted; ``progress`` gets its live line.
 
     Raises UserError where its ground truth judges nothing, and as `run` does.
     """
     try:
-        summary = run(trial.job, RunOptions(quiet=True))
+        summary = run(trial.job, RunOptions(quiet=True, progress=progress))
     except UserError as error:
         raise UserError(f"{trial.case or trial.name}: {error}") from None
     if read_case(trial) is None:
