@@ -55,7 +55,7 @@ Question = Search | Verify | Identify
 
 @dataclass(frozen=True, slots=True)
 class WantedPicture:
-    """The crop of what has this ``id`` in the index; ``output`` says of which output, where several have it."""
+    """The crop of what has this ``id`` in the index; ``output`` says in which of its outputs."""
 
     id: str
     output: str | None = None

@@ -165,8 +165,5 @@ async function useToken() {
     search(chosen());
   }
 }
-at("use-token").addEventListener("click", useToken);
-at("token").addEventListener("keydown", event => {
-  if (event.key === "Enter") { event.preventDefault(); useToken(); }
-});
+at("token-row").addEventListener("submit", event => { event.preventDefault(); useToken(); });
 showIndex();
