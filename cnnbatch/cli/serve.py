@@ -69,10 +69,9 @@ def serve(
     def action() -> int:
         require_extra()
         from cnnbatch.index.identify import Named
-        from cnnbatch.index.serving.deployment import ReplicaOptions
         from cnnbatch.index.serving.gate import Limits
         from cnnbatch.index.serving.server import serve_index
-        from cnnbatch.index.serving.service import ServiceOptions
+        from cnnbatch.index.serving.service import ReplicaOptions, ServiceOptions
         from cnnbatch.index.serving.token import is_loopback, required_token
 
         give(plugin)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -25,21 +25,10 @@ from cnnbatch.config.compute import Compute
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.index.serving.answers import About, Answer
 from cnnbatch.index.serving.questions import Question, Refusal, WantedPicture, refusal_of
-from cnnbatch.index.serving.service import Service, ServiceOptions
+from cnnbatch.index.serving.service import ReplicaOptions, Service
 from cnnbatch.inference.worker.malloc import ENVIRONMENT
 
 STOP_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaOptions:
-    """How many replicas there are, and what each answers at once: ``batch`` questions, waited for so long."""
-
-    service: ServiceOptions
-    replicas: int = 1
-    batch: int = 16
-    batch_wait_s: float = 0.01
-    plugins: tuple[str, ...] = ()
 
 
 class Replica:

@@ -10,13 +10,12 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from cnnbatch.cluster import session
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.index.photos import task_of
 from cnnbatch.index.search import open_index
 from cnnbatch.index.serving.app import build_app
-from cnnbatch.index.serving.deployment import ReplicaOptions, replicas
 from cnnbatch.index.serving.gate import Limits
+from cnnbatch.index.serving.service import ReplicaOptions
 from cnnbatch.index.serving.token import Token
 
 CONNECTIONS = 1_000
@@ -39,6 +38,9 @@ def serve_index(
         index = open_index(options.service.index)
         task_of(index.uri, index.manifest)
         note(f"loading {len(index):,} embeddings and their network")
+        from cnnbatch.cluster import session  # Ray takes seconds, and mistakes are said before.
+        from cnnbatch.index.serving.deployment import replicas
+
         with replicas(options) as backend, running(build_app(backend, limits, token), listener) as thread:
             note(f"answering at {url_of(listener)} (Ctrl-C stops)")
             while thread.is_alive():

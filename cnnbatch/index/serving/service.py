@@ -51,6 +51,17 @@ class ServiceOptions:
     own_process: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaOptions:
+    """How many replicas there are, and what each answers at once: ``batch`` questions, waited for so long."""
+
+    service: ServiceOptions
+    replicas: int = 1
+    batch: int = 16
+    batch_wait_s: float = 0.01
+    plugins: tuple[str, ...] = ()
+
+
 class Service:
     """Answers about an index. Raises UserError or EnvironmentFault where it can't be served."""
 

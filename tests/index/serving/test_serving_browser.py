@@ -11,6 +11,7 @@ import pytest
 from cnnbatch.config import plugins
 from cnnbatch.index.serving.app import build_app
 from cnnbatch.index.serving.gate import Limits
+from cnnbatch.index.serving.server import listening, running, url_of
 from cnnbatch.index.serving.service import InThisProcess, Service, ServiceOptions
 from cnnbatch.index.serving.token import Token
 from tests.index.serving.served import ANN, BOTH, CODE, built, photo
@@ -33,12 +34,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def answering(service: Service, token: Token | None = None) -> Iterator[str]:
-    server = pytest.importorskip("cnnbatch.index.serving.server")
     with (
-        server.listening("127.0.0.1", 0) as listener,
-        server.running(build_app(InThisProcess(service), Limits(per_second=0), token), listener),
+        listening("127.0.0.1", 0) as listener,
+        running(build_app(InThisProcess(service), Limits(per_second=0), token), listener),
     ):
-        yield server.url_of(listener)
+        yield url_of(listener)
 
 
 @pytest.fixture(scope="module")

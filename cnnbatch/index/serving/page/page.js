@@ -56,6 +56,11 @@ function boxOf(box, photo, number, count) {
   return made;
 }
 
+function inWords(probability) {
+  if (probability === null) return "not calibrated";
+  return probability > 0.9995 ? "> 99.9 %" : `${(100 * probability).toFixed(1)} %`;
+}
+
 function markOf(same) {
   if (same === null) return element("span", "undecided", "mark open");
   return same ? element("span", "same person", "mark yes") : element("span", "not the same", "mark no");
@@ -79,8 +84,7 @@ async function showCrop(place, match, mine) {
 function cardOf(match, mine) {
   const card = element("li"), crop = element("div", "…", "crop"), about = element("div", undefined, "about");
   about.append(element("b", match.similarity.toFixed(3)), element("span", " similarity"), element("br"));
-  const probability = match.probability === null ? "not calibrated" : `${(100 * match.probability).toFixed(1)} %`;
-  about.append(element("span", `probability ${probability}`), element("br"), markOf(match.same));
+  about.append(element("span", `probability ${inWords(match.probability)}`), element("br"), markOf(match.same));
   about.append(element("div", match.id, "key"));
   for (const [name, value] of Object.entries(match.kept)) about.append(element("div", `${name}: ${value}`));
   card.append(crop, about);
