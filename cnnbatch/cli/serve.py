@@ -78,8 +78,13 @@ def serve(
         token = required_token(host, token_file)
         if not is_loopback(host):
             say("connections are not encrypted: let a proxy with TLS stand in front", err=True)
-        allowed = tuple(one.value for one in allow or ())
-        service = ServiceOptions(index, Named(gallery, people), refresh_s, skip_damaged, allowed)
+        service = ServiceOptions(
+            index,
+            Named(gallery, people),
+            refresh_s,
+            skip_damaged,
+            [one.value for one in allow or ()],
+        )
         options = ReplicaOptions(service, replicas, batch, batch_wait_ms / 1000, tuple(plugin or ()))
         limits = Limits(round(1e6 * request_mb), per_second=requests_per_second)
         serve_index(options, (host, port), limits, token, say)

@@ -43,8 +43,9 @@ class Replica:
         except (UserError, EnvironmentFault) as error:
             self._service = refusal_of(error)
         self._embedding = ThreadPoolExecutor(1, "embed")
-        self.ask.set_max_batch_size(options.batch)
-        self.ask.set_batch_wait_timeout_s(options.batch_wait_s)
+        ask: Any = self.ask  # As `serve.batch` made it, which its types do not say.
+        ask.set_max_batch_size(options.batch)
+        ask.set_batch_wait_timeout_s(options.batch_wait_s)
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.01)
     async def ask(self, questions: list[Question]) -> list[Answer | Refusal]:
@@ -74,15 +75,18 @@ class Replicas:
 
     async def ask(self, question: Question) -> Answer | Refusal:
         """Answer a question by one of the replicas."""
-        return await self._called("ask", question)
+        found: Answer | Refusal = await self._called("ask", question)
+        return found
 
     async def picture(self, wanted: WantedPicture) -> bytes | Refusal:
         """Return a crop."""
-        return await self._called("picture", wanted)
+        found: bytes | Refusal = await self._called("picture", wanted)
+        return found
 
     async def about(self) -> About | Refusal:
         """Say what the index is now."""
-        return await self._called("about")
+        found: About | Refusal = await self._called("about")
+        return found
 
     async def _called(self, method: str, *values: object) -> Any:
         try:
@@ -130,7 +134,7 @@ def _application(options: ReplicaOptions, compute: Compute) -> serve.Application
     service = replace(options.service, cpus=each["num_cpus"], own_process=True)
     own = ENVIRONMENT.items() <= session.environment().items()
     actor = {**each, **({} if own else {"runtime_env": {"env_vars": dict(ENVIRONMENT)}})}
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         Replica,
         num_replicas=options.replicas,
         ray_actor_options=actor,
@@ -138,7 +142,8 @@ def _application(options: ReplicaOptions, compute: Compute) -> serve.Application
         graceful_shutdown_timeout_s=STOP_S,
         logging_config=LoggingConfig(enable_access_log=False, log_level="ERROR"),
     )
-    return deployment.bind(replace(options, service=service), [*sys.path])
+    bound: serve.Application = deployment.bind(replace(options, service=service), [*sys.path])
+    return bound
 
 
 def _each(count: int, compute: Compute) -> dict[str, Any]:

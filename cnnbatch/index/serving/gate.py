@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -162,5 +161,5 @@ def _answer(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 
 def _host(headers: Headers) -> str:
     """Return the name by which a client asks, without the port."""
-    host: Any = headers.get("host", "")
+    host = headers.get("host", "")
     return host.partition("]")[0].strip("[") if host.startswith("[") else host.rpartition(":")[0] or host

@@ -6,10 +6,12 @@ import asyncio
 import io
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from cnnbatch.errors import EnvironmentFault, UserError
@@ -18,7 +20,7 @@ from cnnbatch.index.originals import Originals
 from cnnbatch.index.serving.answers import About, Answer
 from cnnbatch.index.serving.comparing import identify_all, verify_all
 from cnnbatch.index.serving.embedder import EmbeddedPhoto, PhotoEmbedder
-from cnnbatch.index.serving.live_index import LiveIndex
+from cnnbatch.index.serving.live_index import LiveIndex, LiveState
 from cnnbatch.index.serving.questions import (
     Identify,
     Question,
@@ -34,6 +36,11 @@ from cnnbatch.storage import Allowed, Storage, redact
 SIDE = 256
 """Pixels of a crop's longer side."""
 
+_ANSWER_ALL: Mapping[type, Callable[[LiveState, list[Any]], list[Answer | Refusal]]] = {
+    Search: search_all,
+    Verify: verify_all,
+    Identify: identify_all,
+}
 _ORIGINALS_S = 60.0  # An original that could not be read may be there a minute later.
 _QUALITY = 88
 
@@ -46,7 +53,7 @@ class ServiceOptions:
     named: Named = Named()
     refresh_s: float = 10.0
     skip_damaged: bool = False
-    allow: tuple[Allowed, ...] = ()
+    allow: Collection[Allowed] = ()
     cpus: int = 1
     own_process: bool = False
 
@@ -67,7 +74,7 @@ class Service:
 
     def __init__(self, options: ServiceOptions) -> None:
         storage = Storage()
-        self._allow: Collection[Allowed] = options.allow
+        self._allow = options.allow
         self.live = LiveIndex(options.index, storage, options.named, options.refresh_s, options.skip_damaged)
         index = self.live.now.index
         self._embedder = PhotoEmbedder(index.uri, index.manifest, options.cpus, options.own_process)
@@ -79,19 +86,16 @@ class Service:
         state = self.live.now
         try:
             asked = [*zip(questions, self._embedded(questions), strict=True)]
-            found = {place: refused for place, one in enumerate(asked) if (refused := _unreadable(*one))}
-            for kind, answer_all in (
-                (Search, search_all),
-                (Verify, verify_all),
-                (Identify, identify_all),
-            ):
-                places = [
-                    place
-                    for place, question in enumerate(questions)
-                    if isinstance(question, kind) and place not in found
-                ]
-                answers = answer_all(state, [asked[place] for place in places])  # type: ignore[arg-type]
-                found |= dict(zip(places, answers, strict=True))  # type: ignore[arg-type]
+            found: dict[int, Answer | Refusal] = {
+                place: refused for place, one in enumerate(asked) if (refused := _unreadable(*one))
+            }
+            for kind, answer_all in _ANSWER_ALL.items():
+                chosen = {
+                    place: one
+                    for place, one in enumerate(asked)
+                    if isinstance(one[0], kind) and place not in found
+                }
+                found |= dict(zip(chosen, answer_all(state, [*chosen.values()]), strict=True))
         except (UserError, EnvironmentFault) as error:
             return [refusal_of(error)] * len(questions)
         return [found[place] for place in range(len(questions))]
@@ -100,7 +104,7 @@ class Service:
         """Return the crop of a row that the index has, a JPEG file; of no other picture."""
         state = self.live.now
         copy = state.index.copy(state.skip_damaged)
-        places = np.flatnonzero(pc.equal(copy.columns(["id"])["id"], wanted.id).to_numpy())
+        places = np.flatnonzero(pc.equal(copy.columns(["id"])["id"], pa.scalar(wanted.id)).to_numpy())
         rows = state.index.addressed(copy.rows(np.intersect1d(places, copy.live))).to_pylist()
         if wanted.output is not None:
             rows = [row for row in rows if redact(row["output"]) == wanted.output]

@@ -80,7 +80,7 @@ def opened(browser: Browser, url: str, width: int = WIDTHS[1]) -> tuple[Page, li
 
 
 def give(page: Page, data: bytes, name: str = "photo.png") -> None:
-    page.locator("#file").set_input_files([{"name": name, "mimeType": "image/png", "buffer": data}])
+    page.locator("#file").set_input_files({"name": name, "mimeType": "image/png", "buffer": data})
 
 
 def require_fits(page: Page, width: int) -> None:
