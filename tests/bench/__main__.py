@@ -17,6 +17,7 @@ from tests.bench import (
     scheduling,
     segment,
     segment_training,
+    serving,
     sources,
     training,
     whole,
@@ -41,3 +42,4 @@ training.main()
 segment_training.main()
 index.main()
 index_questions.main()
+serving.main()
