@@ -1,9 +1,10 @@
 """An index beside FAISS's own: build, one query, an append of one hundredth, exact search of 1,000 probes.
 
-    python -m tests.bench.index 1000000 128        (as many vectors, of so many numbers; one thread)
+    python -m tests.bench.index 1000000 128 2        (as many vectors, of so many numbers; on so many cores)
 
 People with ten vectors each, whose cosines are 0.64 ± 0.12, those of two people 0 ± 0.1. Every ratio is of
-two ways in one run; imports count in none.
+two ways in one run, on the same cores; imports count in none. FAISS builds with all threads that it may have,
+and searches for one query with one, as cnnbatch does.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cnnbatch.humanize import counted
 from cnnbatch.index import segments
 from cnnbatch.index.run import index
 from cnnbatch.index.search import Index, open_index
@@ -37,16 +39,17 @@ SIZE, PART, PROBES, QUERIES, K = (1_000_000, 128), 10_000, 1_000, 200, 10
 Vectors = NDArray[np.float32]
 
 
-def main(count: int = SIZE[0], dimensions: int = SIZE[1]) -> None:
+def main(count: int = SIZE[0], dimensions: int = SIZE[1], cores: int = 1) -> None:
     """Print what each way takes, and the ratios."""
-    faiss.omp_set_num_threads(1)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    faiss.omp_set_num_threads(cores)
     new = max(1, count // 100)
     vectors = people(count + new + PROBES, dimensions)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CNNBATCH_CACHE"] = f"{folder}/cache"
         out, place = Path(folder, "out"), Path(folder, "index")
         write(out, vectors[:count])
-        print(f"{count:,} vectors of {dimensions}, one thread:")
+        print(f"{count:,} vectors of {dimensions}, {counted(cores, 'core')}:")
         with peak_memory() as peak:
             built = seconds(lambda: index(job(out, place, index=REAL), QUIET))
         opened = open_index(str(place), Storage())
