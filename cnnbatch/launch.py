@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cnnbatch.index.manifest import NAME as MANIFEST
 from cnnbatch.inference.run import RunOptions, Summary, run
-from cnnbatch.job import IndexJob, Job, StudyJob, TrainJob
+from cnnbatch.job import IdentifyJob, IndexJob, Job, SearchJob, StudyJob, TrainJob, VerifyJob
 from cnnbatch.output.folder import Output
 from cnnbatch.report import write_report
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from cnnbatch.report.page import Begin
-    from cnnbatch.storage import Storage
+    from cnnbatch.storage import Allowed, Storage
 
 
 def launch(job: Job, options: RunOptions | None = None) -> Summary:
@@ -24,6 +27,14 @@ def launch(job: Job, options: RunOptions | None = None) -> Summary:
         from cnnbatch.index.run import index
 
         return index(job, options)
+    if isinstance(job, SearchJob | IdentifyJob):
+        from cnnbatch.index.questions.run import ask
+
+        return ask(job, options)
+    if isinstance(job, VerifyJob):
+        from cnnbatch.index.questions.verify import compare
+
+        return compare(job, options)
     if isinstance(job, StudyJob):
         return _study(job, options)
     return run(job, options)
@@ -39,9 +50,22 @@ def _study(job: StudyJob, options: RunOptions | None) -> Summary:
     return study(job, options)
 
 
-def report(output: str, storage: Storage, begin: Begin = lambda total: lambda pictures: None) -> str:
-    """Write the report of an output of any kind anew; return its address. See `write_report`."""
+def report(
+    output: str,
+    storage: Storage,
+    begin: Begin = lambda total: lambda pictures: None,
+    allow: Collection[Allowed] = (),
+) -> str:
+    """Write the report of an output of any kind, or of an index, anew; return its address.
+
+    See `write_report`, and `cnnbatch.index.page.write_index_report` for ``allow``.
+    """
     folder = Output(output, storage)
+    if storage.exists(folder.path(MANIFEST)):
+        from cnnbatch.index.page import write_index_report
+        from cnnbatch.index.search import open_index
+
+        return write_index_report(open_index(output, storage), allow)
     if folder.decided("study") is not None:
         from cnnbatch.training.study.again import report_again
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cnnbatch import job
-from cnnbatch.job import ImageJob, IndexJob
+from cnnbatch.job import ImageJob, MapJob, StudyJob, TrainJob
 
 
 def load_job(name_or_path: str, changed: Sequence[str] | Mapping[str, Any] = ()) -> ImageJob:
@@ -22,5 +22,5 @@ def parse_job(
 
 
 def _over_images(found: job.Job) -> ImageJob:
-    assert not isinstance(found, IndexJob)
+    assert isinstance(found, MapJob | TrainJob | StudyJob)
     return found

@@ -41,10 +41,13 @@ def calibrate(
         from cnnbatch.index.calibrate import calibrate as measured
         from cnnbatch.index.calibrated import lines
         from cnnbatch.index.search import open_index
+        from cnnbatch.storage import join, redact
 
         give(plugin)
-        for line in lines(measured(open_index(index), Known(pairs, people, absent))):
+        opened = open_index(index)
+        for line in lines(measured(opened, Known(pairs, people, absent))):
             say(line)
+        say(f"  report: {redact(join(opened.uri, 'report.html'))}")
         return 0
 
     leave_with(action)

@@ -20,6 +20,7 @@ from cnnbatch.evaluation.face_embeddings import has_embeddings
 from cnnbatch.evaluation.face_lists import FaceList, is_no_face_list, read_face_list
 from cnnbatch.evaluation.recognition import evaluate_faces
 from cnnbatch.evaluation.truths import align
+from cnnbatch.index.questions.run import judge_again
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader, open_output
@@ -61,6 +62,8 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
     wanted = read_fields(EvaluateFields, {}, fields, "the fields of evaluate; nothing was read")
     result = open_output(out)
     output = Output(result.uri, Storage())
+    if result.settings.get("kind") in ("search", "identify"):
+        return _reported(_of_question(result, wanted), output, screen)
     changes, terms = wanted.input_changes(), _terms(result, wanted)
     where = wanted.truth if changes else terms.truth
     faces = _face_list(where, wanted) if where and has_embeddings(result.schema) else None
@@ -81,6 +84,16 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
             "  what to do: say where it lies, as in truth=instances.json"
         )
     return _reported(evaluation, output, screen)
+
+
+def _of_question(result: Reader, wanted: EvaluateFields) -> Evaluation:
+    """Judge what an index answered, by the truth that its job named."""
+    if wanted.model_fields_set:
+        raise UserError(
+            f"{', '.join(sorted(wanted.model_fields_set))}: not for the answers of an index\n"
+            "  what to do: give identify.truth to a run with another output"
+        )
+    return judge_again(result)
 
 
 def _terms(result: Reader, wanted: EvaluateFields) -> Evaluate:

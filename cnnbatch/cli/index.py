@@ -39,10 +39,11 @@ app = typer.Typer(no_args_is_help=True, help="Indexes of embeddings: what they h
 def info(
     index: IndexName, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """Say what an index holds, and how it is searched."""
+    """Say what an index holds, how it is searched, and what was calibrated."""
 
     def action() -> int:
         from cnnbatch.index import figures
+        from cnnbatch.index.calibrated import lines, read_calibrated
         from cnnbatch.index.search import open_index
 
         found = open_index(index)
@@ -51,6 +52,9 @@ def info(
         else:
             for line in figures.about(found.manifest):
                 say(line.strip())
+            calibrated = read_calibrated(found.uri, found.storage, found.manifest.space)
+            for line in () if calibrated is None else lines(calibrated):
+                say(line)
         return 0
 
     leave_with(action)

@@ -125,6 +125,16 @@ def first_sentence(error: BaseException) -> str:
     return lines[0].partition(". ")[0] if lines else type(error).__name__
 
 
+def work_in(folder: str) -> None:
+    """Have relative paths mean in a worker what they mean to the driver, whose current folder is ``folder``.
+
+    Ray Train and Ray Tune put workers into folders of their own, and those of a cluster begin where it was
+    started. On a machine without this folder a worker stays where it is.
+    """
+    with suppress(OSError):
+        os.chdir(folder)
+
+
 def close() -> bool:
     """End the connection and the Ray that this process started; say whether Ray let go in time."""
     global _now

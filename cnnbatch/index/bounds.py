@@ -19,7 +19,7 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 ROUNDING = 1e-5
 """By how much a bound in float32 may be too small: some ten times what was seen."""
-WHOLE = 40
+WHOLE = 400
 """So many pairs are bounded in the time in which one of them is looked up and compared whole."""
 
 _SAMPLE = 1_024

@@ -50,19 +50,23 @@ MOST_REFINE = 320
 """From which refine factor on a search costs more than it saves."""
 
 THREADS = 4
-"""Cores up to which threads of this process make segments faster than other processes: these take a second to
-start, and FAISS, Arrow and NumPy let threads work side by side."""
+"""Cores up to which threads of this process make segments as fast as other processes, which take a second to
+start: FAISS, Arrow and NumPy let threads work side by side."""
 
 _TRAINED_FROM = 64  # pieces that give vectors to train on, unless they are very small
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The state that was reached, and how many rows were added to the one before and removed from it."""
+    """The state that was reached, and how many rows were added to the one before and removed from it.
+
+    ``has_measured``: recall, or how well people are told apart, is new.
+    """
 
     manifest: Manifest
     added: int = 0
     removed: int = 0
+    has_measured: bool = False
 
 
 class Building:
@@ -95,7 +99,9 @@ class Building:
             manifest = manifest.model_copy(update={"build_seconds": seconds})
         committed = commit(self._uri, self._storage, manifest, etag)
         removed = sum(map(len, changes.gone.values()))
-        return None if committed is None else Built(committed, added, removed)
+        measured = (manifest.recall, manifest.verification)
+        has_measured = before is None or measured != (before.recall, before.verification)
+        return None if committed is None else Built(committed, added, removed, has_measured)
 
     def _with_outputs(self, manifest: Manifest | None) -> tuple[Manifest, tuple[EmbeddedOutput, ...]]:
         """Return the state with an entry for each output, and the outputs; another network's are refused."""

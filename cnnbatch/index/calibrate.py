@@ -39,6 +39,7 @@ from cnnbatch.index.named_pictures import (
     largest_faces,
     named_pictures,
 )
+from cnnbatch.index.page import write_index_report
 from cnnbatch.index.pair_figures import figures_of
 from cnnbatch.index.photos import embed_all
 from cnnbatch.index.search import Index
@@ -60,7 +61,7 @@ def calibrate(
     rates: Sequence[float] = RATES,
     identification_rates: Sequence[float] = by_size.RATES,
 ) -> Calibrated:
-    """Measure what similarities mean in an index, and keep it there as ``calibration.json``.
+    """Measure what similarities mean in an index, keep it there as ``calibration.json``, and report it.
 
     Of several faces of a picture the largest counts. Raises UserError where nothing is known, and as
     `calibration.calibrate` does.
@@ -88,6 +89,7 @@ def calibrate(
         stranger_people=0 if searches is None else len(np.unique(searches.strangers.person)),
     )
     put_calibrated(index.uri, index.storage, found)
+    write_index_report(index)
     return found
 
 

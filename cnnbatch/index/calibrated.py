@@ -10,11 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from cnnbatch.errors import UserError
 from cnnbatch.index.by_size import AtSize, Missed
-from cnnbatch.index.calibration import Calibration, Point, Threshold
+from cnnbatch.index.calibration import Calibration, Point, Threshold, rate_words
 from cnnbatch.index.fitness import fitness
 from cnnbatch.index.manifest import GROWN
 from cnnbatch.index.pair_figures import PairFigures
-from cnnbatch.metrics.verification import written
 from cnnbatch.output import integrity
 from cnnbatch.storage import NotFound, Storage, join, redact
 
@@ -120,19 +119,15 @@ def lines(found: Calibrated) -> Iterator[str]:
     yield f"{pairs.genuine:,} pairs of one person, {pairs.impostor:,} of two{failed}"
     yield f"  cost of the likelihood ratios: {pairs.cost:.4f} bits (0: always right, 1: they say nothing)"
     for one in pairs.thresholds:
-        yield f"  false accept rate {_rate(one.rate)}: {_threshold(one)}"
+        yield f"  false accept rate {rate_words(one.rate)}: {_threshold(one)}"
     if found.sizes:
         yield f"searches for {found.strangers:,} photos of {found.stranger_people:,} people who are absent"
     for at in found.sizes:
         extrapolated = ", extrapolated" if at.is_extrapolated else ""
-        size = f"{at.rows:,} embeddings{extrapolated}, false positive rate {_rate(at.threshold.rate)}"
+        size = f"{at.rows:,} embeddings{extrapolated}, false positive rate {rate_words(at.threshold.rate)}"
         yield f"  {size}: {_threshold(at.threshold)}{_missed(at.missed)}"
     for rate in dict.fromkeys(at.threshold.rate for at in found.sizes):
         yield fitness(found.sizes, rate)
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:g}" if rate >= 1e-4 else written(rate)
 
 
 def _threshold(one: Threshold) -> str:

@@ -156,6 +156,11 @@ def at_rates(
     )
 
 
+def rate_words(rate: float) -> str:
+    """Return a rate as people read it: 0.001, and from 1e-5 on with an exponent."""
+    return f"{rate:g}" if rate >= 1e-4 else written(rate)
+
+
 def cost_of(genuine: Floats, impostor: Floats) -> float:
     """Return C_llr of log likelihood ratios, in bits a pair: the mean over both kinds of pairs.
 

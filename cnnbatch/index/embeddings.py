@@ -48,6 +48,21 @@ class EmbeddedOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class FlatEmbeddings:
+    """The embeddings of a table's rows that are vectors, M of them, one after the other.
+
+    ``parents`` (M,) are their rows, ``places`` (M,) their numbers within these, ``boxes`` (M,) null of whole
+    pictures, ``vectors`` (M, D) of length 1. ``left_out`` counts by reason the embeddings that are none.
+    """
+
+    parents: NDArray[np.int64]
+    places: NDArray[np.int64]
+    boxes: Any
+    vectors: NDArray[np.float16]
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddedRows:
     """Rows of `segments.ROW` with the kept columns, their vectors (N, D), and by reason what was left out."""
 
@@ -63,7 +78,7 @@ def open_embedded(uri: str, storage: Storage, number: int, keep: Sequence[str] |
     """
     reader = open_output(uri, storage)
     schema = _schema(reader)
-    found = _found(schema)
+    found = embedding_column(schema)
     if found is None:
         raise UserError(
             f"{redact(reader.uri)} has no embeddings; it has the columns {', '.join(schema.names)}\n"
@@ -72,6 +87,15 @@ def open_embedded(uri: str, storage: Storage, number: int, keep: Sequence[str] |
     names = _own(reader) if keep is None else keep
     kept = pa.schema([_kept(reader, schema, name) for name in names])
     return EmbeddedOutput(number, Output(reader.uri, storage), *found, kept)
+
+
+def embedding_column(schema: pa.Schema) -> tuple[Place, EmbeddingSpace] | None:
+    """Return where the embeddings are, and what they are; None where there are none."""
+    if "embedding" in schema.names and (space := space_of(schema.field("embedding"))):
+        return "embedding", space
+    of_objects = embedding_of_objects(schema)
+    space = None if of_objects is None else space_of(of_objects)
+    return None if space is None else ("objects", space)
 
 
 def parts_of(output: Output) -> dict[int, str]:
@@ -110,21 +134,28 @@ def read_rows(embedded: EmbeddedOutput, part: int, rows: Sequence[int]) -> Embed
     table = _table(embedded, part, rows)
     live = np.flatnonzero(~table["vanished"].to_numpy(zero_copy_only=False))
     table, numbers = _taken(table, live), np.asarray(rows, np.int64)[live]
-    parents, places, embeddings, boxes = _flat(table, embedded.column)
-    vectors, good, left_out = _normalized(embeddings, embedded.space.dimensions)
-    parents, places = parents[good], places[good]
+    found = flat_embeddings(table, embedded.column, embedded.space.dimensions)
+    parents = found.parents
     keys = _taken(table["key"], parents)
-    ids = keys if embedded.column == "embedding" else _ids(keys, places)
+    ids = keys if embedded.column == "embedding" else _ids(keys, found.places)
     columns: dict[str, Any] = {
         "id": ids,
         "key": keys,
         "output": np.full(len(parents), embedded.number, np.int32),
         "part": np.full(len(parents), part, np.int32),
         "row": numbers[parents].astype(np.int32),
-        "box": _taken(boxes, good),
+        "box": found.boxes,
         **{name: _taken(table[name], parents) for name in embedded.kept.names},
     }
-    return EmbeddedRows(pa.table(columns, schema=pa.schema([*ROW, *embedded.kept])), vectors, left_out)
+    rows_of_index = pa.table(columns, schema=pa.schema([*ROW, *embedded.kept]))
+    return EmbeddedRows(rows_of_index, found.vectors, found.left_out)
+
+
+def flat_embeddings(table: pa.Table, column: Place, dimensions: int) -> FlatEmbeddings:
+    """Return the embeddings in a ``column`` of rows, each divided by its length; nulls have none."""
+    parents, places, embeddings, boxes = _flat(table, column)
+    vectors, good, left_out = _normalized(embeddings, dimensions)
+    return FlatEmbeddings(parents[good], places[good], _taken(boxes, good), vectors, left_out)
 
 
 def _schema(reader: Reader) -> pa.Schema:
@@ -138,15 +169,6 @@ def _schema(reader: Reader) -> pa.Schema:
     uri = output.part(min(numbers))
     with reader.storage.open(uri) as file, integrity.reading(uri, integrity.MAKE_AGAIN):
         return pq.read_schema(file)
-
-
-def _found(schema: pa.Schema) -> tuple[Place, EmbeddingSpace] | None:
-    """Return where the embeddings are, and what they are; None where there are none."""
-    if "embedding" in schema.names and (space := space_of(schema.field("embedding"))):
-        return "embedding", space
-    of_objects = embedding_of_objects(schema)
-    space = None if of_objects is None else space_of(of_objects)
-    return None if space is None else ("objects", space)
 
 
 def _own(reader: Reader) -> Sequence[str]:
@@ -181,7 +203,7 @@ def _table(embedded: EmbeddedOutput, part: int, rows: Sequence[int]) -> pa.Table
     wanted = ["embedding"] if embedded.column == "embedding" else of_object
     with embedded.output.storage.open(uri) as file, integrity.reading(uri, integrity.MAKE_AGAIN):
         parquet = pq.ParquetFile(file)
-        found = _found(parquet.schema_arrow)
+        found = embedding_column(parquet.schema_arrow)
         if found is None or found != (embedded.column, embedded.space):
             raise _another(uri, found[1] if found else None, embedded.space)
         ends = np.cumsum([parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)])

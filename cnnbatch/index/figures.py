@@ -55,6 +55,8 @@ def lines(uri: str, built: Built) -> Iterator[str]:
         yield f"{counted(built.added, 'embedding')} added{gone}"
     yield from about(manifest)
     yield f"  index: {redact(uri)}"
+    if built.has_measured:
+        yield f"  report: {redact(join(uri, 'report.html'))}"
 
 
 def about(manifest: Manifest) -> Iterator[str]:

@@ -28,7 +28,7 @@ class Limit:
     def words(self) -> str:
         """Return the number of rows, with two digits of it, or which side of those known it lies on."""
         if self.rows is not None:
-            return _round(self.rows)
+            return two_digits(self.rows)
         return f"more than {self.most:,}" if self.is_kept else f"fewer than {self.least:,}"
 
 
@@ -65,7 +65,7 @@ def support(sizes: Sequence[AtSize], rate: float, rows: int) -> str | None:
     needed = strangers_needed(rate, rows / whole)
     return (
         f"At 1 in {1 / rate:,.0f} nothing is said beyond {max(one.rows for one in known):,} embeddings: for "
-        f"{rows:,} about {needed:,} strangers are needed."
+        f"{rows:,} about {two_digits(needed)} strangers are needed."
     )
 
 
@@ -84,7 +84,8 @@ def limit(values: Sequence[tuple[int, float]], goal: float) -> Limit:
     return Limit(None, True, least, most)
 
 
-def _round(rows: float) -> str:
+def two_digits(rows: float) -> str:
+    """Return a number of rows, the first two of its digits."""
     unit = 10 ** max(0, floor(log10(rows)) - 1)
     return f"{round(rows / unit) * unit:,}"
 

@@ -22,6 +22,7 @@ from cnnbatch.job import MapJob
 from cnnbatch.output import failures
 from cnnbatch.output.embeddings import EmbeddingSpace
 from cnnbatch.output.reader import open_output
+from cnnbatch.sources.outputs import is_output
 from cnnbatch.storage import Storage, join, normalize, redact
 
 Photos = str | Path | Sequence[str | Path]
@@ -49,11 +50,14 @@ def embed_photos(uri: str, manifest: Manifest, photos: Photos) -> EmbeddedRows:
 def embed_all(uri: str, manifest: Manifest, addresses: Sequence[str]) -> tuple[EmbeddedRows, Sequence[str]]:
     """Return the embeddings of all photos at addresses, or of one folder, as the index at ``uri`` has them.
 
-    The keys of a folder's photos are their paths below it. Also returns the keys of photos that have none,
-    since they have no face or can't be read.
+    An output that has their embeddings is taken as it is. The keys of a folder's photos are their paths below
+    it. Also returns the keys of photos that have none, since they have no face or can't be read.
     """
-    with embedded(task_of(uri, manifest), [normalize(one) for one in addresses]) as folder:
-        found, uris = _rows(uri, manifest, folder)
+    if len(addresses) == 1 and is_output(addresses[0], Storage()):
+        found, uris = _rows(uri, manifest, normalize(addresses[0]))
+    else:
+        with embedded(task_of(uri, manifest), [normalize(one) for one in addresses]) as folder:
+            found, uris = _rows(uri, manifest, folder)
     return found, sorted({*uris} - {*map(str, found.rows["key"].to_pylist())})
 
 

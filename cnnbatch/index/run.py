@@ -13,6 +13,8 @@ from uuid import uuid4
 from cnnbatch.errors import OutputHeld, UserError
 from cnnbatch.index.building import Building, Built
 from cnnbatch.index.figures import lines, put_evaluation
+from cnnbatch.index.page import write_index_report
+from cnnbatch.index.search import open_index
 from cnnbatch.inference.run import RunOptions, Summary
 from cnnbatch.job import IndexJob
 from cnnbatch.output import lock, ownership
@@ -43,6 +45,9 @@ def index(job: IndexJob, options: RunOptions | None = None) -> Summary:
     ):
         built = _built(job, screen)
         put_evaluation(output.uri, output.storage, built.manifest)
+        if built.has_measured:
+            screen.doing("writing the report")
+            write_index_report(open_index(output.uri, output.storage))
     for line in lines(output.uri, built):
         screen.say(line)
     return Summary(
@@ -53,7 +58,11 @@ def index(job: IndexJob, options: RunOptions | None = None) -> Summary:
         seconds=round(time.monotonic() - began, 3),
         exit_status=0,
         found={"new": built.added, "gone": built.removed},
-        paths={"index": redact(output.uri), "evaluation": redact(output.path("evaluation.json"))},
+        paths={
+            "index": redact(output.uri),
+            "evaluation": redact(output.path("evaluation.json")),
+            "report": redact(output.path("report.html")),
+        },
     )
 
 

@@ -5,6 +5,7 @@ Importing it costs neither Ray nor torch; only photos to search for need a netwo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
@@ -153,12 +155,30 @@ class Index:
             raise UserError(f"similarity: expected a cosine above 0 and at most 1, got {similarity:g}")
         copy = self.copy()
         return grouped_rows(
-            copy.vectors, copy.live, similarity, lambda rows: self._addressed(copy.rows(rows)), advance
+            copy.vectors, copy.live, similarity, lambda rows: self.addressed(copy.rows(rows)), advance
         )
+
+    def named(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the rows with these ids, as `search` gives them, of ids that one row alone has."""
+        copy = self.copy()
+        places = np.flatnonzero(pc.is_in(copy.columns(["id"])["id"], pa.array(ids, pa.string())).to_numpy())
+        rows = self.addressed(copy.rows(np.intersect1d(places, copy.live))).to_pylist()
+        counts = Counter(row["id"] for row in rows)
+        return {row["id"]: row for row in rows if counts[row["id"]] == 1}
 
     def columns(self) -> pa.Schema:
         """Return the columns that ``where`` may name."""
         return _columns(self._copy(False), self.manifest)
+
+    def rows(self, where: str | None) -> NDArray[np.int64]:
+        """Return the rows of the copy that are searched, ascending; with ``where`` those that fulfil it."""
+        return self._rows(self.copy(), where)
+
+    def addressed(self, rows: pa.Table) -> pa.Table:
+        """Return rows with the address of their output in place of its number."""
+        addresses = pa.array([one.url for one in self.manifest.outputs], pa.string())
+        number = rows.column_names.index("output")
+        return rows.set_column(number, "output", addresses.take(rows["output"].combine_chunks()))
 
     def damaged(self) -> Sequence[str]:
         """Return what is wrong with each segment that a search with ``skip_damaged`` leaves out."""
@@ -186,12 +206,15 @@ class Index:
     def _scope(self, copy: LocalCopy, where: str | None) -> _Scope:
         """Return what is searched; that of all rows is kept, and that of the last condition."""
         if where not in self._scopes:
-            rows = copy.live
-            if where is not None:
-                rows = _fulfilling(copy, parse_where(where, _columns(copy, self.manifest)))
+            rows = self._rows(copy, where)
             self._scopes = {one: kept for one, kept in self._scopes.items() if one is None}
             self._scopes[where] = self._scope_of(copy, rows)
         return self._scopes[where]
+
+    def _rows(self, copy: LocalCopy, where: str | None) -> NDArray[np.int64]:
+        if where is None:
+            return copy.live
+        return _fulfilling(copy, parse_where(where, _columns(copy, self.manifest)))
 
     def _scope_of(self, copy: LocalCopy, rows: NDArray[np.int64]) -> _Scope:
         book = self.codebook
@@ -215,22 +238,16 @@ class Index:
 
     def _answer(self, copy: LocalCopy, found: Found, k: int) -> pa.Table:
         """Return the answers: of each query the most similar first, equal ones by their output and id."""
-        scores, rows = _in_order(found, copy)
+        scores, rows = in_order(found, copy)
         scores, rows = scores[:, :k], rows[:, :k]
         queries, places = np.nonzero(rows >= 0)
-        found = copy.structs(rows[queries, places])
-        schema, output = _answer_schema(found.type)
-        arrays = found.flatten()
+        structs = copy.structs(rows[queries, places])
+        schema, output = _answer_schema(structs.type)
+        arrays = structs.flatten()
         urls = [one.url for one in self.manifest.outputs]
         arrays[output] = pa.array([urls[number] for number in arrays[output].to_pylist()], pa.string())
         numbers = [pa.array(one, pa.int32()) for one in (queries, places + 1)]
         return pa.Table.from_arrays([*numbers, *arrays, pa.array(scores[queries, places])], schema=schema)
-
-    def _addressed(self, rows: pa.Table) -> pa.Table:
-        """Return rows with the address of their output in place of its number."""
-        addresses = pa.array([one.url for one in self.manifest.outputs], pa.string())
-        number = rows.column_names.index("output")
-        return rows.set_column(number, "output", addresses.take(rows["output"].combine_chunks()))
 
 
 def is_index(uri: str, storage: Storage) -> bool:
@@ -284,7 +301,7 @@ def _queries(queries: Any, dimensions: int) -> NDArray[np.float32]:
     return np.asarray(vectors / lengths[:, None], np.float32)
 
 
-def _in_order(found: Found, copy: LocalCopy) -> Found:
+def in_order(found: Found, copy: LocalCopy) -> Found:
     """Return what was found, equally similar rows (which are next to each other) by their output and id."""
     scores, rows = found
     equal = (scores[:, 1:] == scores[:, :-1]) & (rows[:, 1:] >= 0)
@@ -309,7 +326,7 @@ def _stacked(found: Sequence[Found]) -> Found:
 
 @lru_cache(4)
 def _answer_schema(rows: Any) -> tuple[pa.Schema, int]:
-    """Return the columns of an answer, by the struct of the rows of a copy, and which of that is the output."""
+    """Return the columns of an answer, by the struct of rows of a copy, and which of these is the output."""
     fields = [*rows]
     output = rows.get_field_index("output")
     fields[output] = pa.field("output", pa.string())

@@ -7,7 +7,16 @@ from typing import Self
 
 from pydantic import model_validator
 
-from cnnbatch.job.models import IndexJob, MapJob, StudyTemplate, TrainJob
+from cnnbatch.job.models import (
+    IdentifyJob,
+    IndexJob,
+    MapJob,
+    QuestionJob,
+    SearchJob,
+    StudyTemplate,
+    TrainJob,
+    VerifyJob,
+)
 from cnnbatch.job.trials import check, in_force
 
 
@@ -24,6 +33,14 @@ class StudyJob(StudyTemplate):
 ImageJob = MapJob | TrainJob | StudyJob
 """A job over images: it has a task."""
 
-Job = ImageJob | IndexJob
+Job = ImageJob | IndexJob | QuestionJob
 
-KINDS: Mapping[str, type[Job]] = {"map": MapJob, "train": TrainJob, "study": StudyJob, "index": IndexJob}
+KINDS: Mapping[str, type[Job]] = {
+    "map": MapJob,
+    "train": TrainJob,
+    "study": StudyJob,
+    "index": IndexJob,
+    "search": SearchJob,
+    "identify": IdentifyJob,
+    "verify": VerifyJob,
+}

@@ -10,6 +10,7 @@ from cnnbatch.config.compute import Compute
 from cnnbatch.config.index import IndexInput, IndexSection
 from cnnbatch.config.input import Input
 from cnnbatch.config.output import Evaluate, OutputSection
+from cnnbatch.config.questions import IdentifySection, IndexPlace, SearchSection, VerifySection
 from cnnbatch.config.section import Section
 from cnnbatch.config.study import Study
 from cnnbatch.config.train import Train
@@ -17,7 +18,7 @@ from cnnbatch.job.task import mistake, task_of
 from cnnbatch.sources.formats import known_format
 from cnnbatch.tasks import Task
 
-SHORT = {"input": "url", "output": "url"}
+SHORT = {"input": "url", "output": "url", "index": "url"}
 """Sections that may be given as one value, and the field that it stands for."""
 
 
@@ -93,6 +94,41 @@ class IndexJob(Section):
     index: IndexSection = IndexSection()
     compute: Compute = Compute()
     output: OutputSection
+
+
+class _Question(Section):
+    """What every job that asks an index about a collection says."""
+
+    input: Input = Field(description="Images, or an output that has their embeddings already.")
+    index: IndexPlace
+    compute: Compute = Compute()
+    output: OutputSection
+    max_failed: float = Field(0.01, ge=0, le=1, description="Share of failed rows that is still a success.")
+
+
+class SearchJob(_Question):
+    """Search an index for every embedding of a collection: images in, one row each out."""
+
+    kind: Literal["search"] = "search"
+    search: SearchSection = SearchSection()
+
+
+class IdentifyJob(_Question):
+    """Name every face of a collection, or say that it is of nobody who is known."""
+
+    kind: Literal["identify"] = "identify"
+    identify: IdentifySection = IdentifySection()
+
+
+class VerifyJob(_Question):
+    """Compare pairs of pictures of a collection: pairs in, one row each out."""
+
+    kind: Literal["verify"] = "verify"
+    verify: VerifySection
+
+
+QuestionJob = SearchJob | IdentifyJob | VerifyJob
+"""A job that asks an index about a collection."""
 
 
 class StudyTemplate(_OverImages):

@@ -11,7 +11,15 @@ from pydantic.json_schema import models_json_schema
 from cnnbatch.config import yaml
 from cnnbatch.config.mistakes import Sentences
 from cnnbatch.config.schema import branches
-from cnnbatch.job.models import IndexJob, MapJob, StudyTemplate, TrainJob
+from cnnbatch.job.models import (
+    IdentifyJob,
+    IndexJob,
+    MapJob,
+    SearchJob,
+    StudyTemplate,
+    TrainJob,
+    VerifyJob,
+)
 from cnnbatch.job.task import class_of
 from cnnbatch.sources.formats import format_names
 from cnnbatch.tasks import Task
@@ -20,8 +28,10 @@ from cnnbatch.tasks.registry import task_class, task_names
 _OPEN: Mapping[tuple[str, str], Callable[[], Sequence[str]]] = {("Input", "format"): format_names}
 """Fields, by their section, whose names are known only here: plug-ins bring some of them."""
 
-INDEX = "index"
-"""The kind of job that has no task."""
+_WITHOUT_TASK: Mapping[str, type[BaseModel]] = {
+    str(model.model_fields["kind"].default): model for model in (IndexJob, SearchJob, IdentifyJob, VerifyJob)
+}
+"""The kinds of job that have no task."""
 
 
 def job_schema() -> dict[str, Any]:
@@ -34,16 +44,14 @@ def job_schema() -> dict[str, Any]:
         "required": ["name"],
     }
     schema["properties"]["task"]["oneOf"].append(outside)
-    index = IndexJob.model_json_schema()
-    definitions = {**schema.pop("$defs"), **index.pop("$defs")}
-    of_index = {"properties": {"kind": {"const": INDEX}}, "required": ["kind"]}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "if": of_index,
-        "then": index,
-        "else": schema,
-        "$defs": definitions,
-    }
+    definitions = schema.pop("$defs")
+    whole = schema
+    for kind, model in _WITHOUT_TASK.items():
+        of_kind = _of_fields(model)
+        definitions |= of_kind.pop("$defs")
+        asked = {"properties": {"kind": {"const": kind}}, "required": ["kind"]}
+        whole = {"if": asked, "then": of_kind, "else": whole}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": definitions}
 
 
 def why_not(data: Mapping[str, Any], error: ValidationError) -> str:
@@ -55,8 +63,8 @@ def why_not(data: Mapping[str, Any], error: ValidationError) -> str:
 
 def schema_for(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema with the one task that ``data`` names; with none where it names none."""
-    if data.get("kind") == INDEX:
-        return IndexJob.model_json_schema()
+    if (kind := str(data.get("kind"))) in _WITHOUT_TASK:
+        return _of_fields(_WITHOUT_TASK[kind])
     section = data.get("task")
     try:
         return _schema({str(section.get("name")): class_of(section)} if isinstance(section, Mapping) else {})
@@ -68,17 +76,15 @@ def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
     models: list[type[BaseModel]] = [TrainJob, StudyTemplate, *tasks.values()]
     places, shared = models_json_schema([(model, "validation") for model in models])
     definitions = shared["$defs"]
-    for (section, field), names in _OPEN.items():
-        for place in branches(definitions[section], shared):
-            if field in place.get("properties", {}):
-                place["properties"][field]["enum"] = [*names()]
+    _open(definitions)
 
     def definition(model: type[BaseModel]) -> dict[str, Any]:
         name = places[model, "validation"]["$ref"].rpartition("/")[2]
         return dict(definitions[name])
 
     job = definition(TrainJob)  # It has all that a map job has.
-    kinds = [model.model_fields["kind"].default for model in (MapJob, TrainJob, StudyTemplate, IndexJob)]
+    with_task = [model.model_fields["kind"].default for model in (MapJob, TrainJob, StudyTemplate)]
+    kinds = [*with_task, *_WITHOUT_TASK]
     job["properties"] = {
         **job["properties"],
         "kind": {"enum": kinds, "default": "map"},
@@ -86,6 +92,21 @@ def _schema(tasks: Mapping[str, type[Task]]) -> dict[str, Any]:
         "study": definition(StudyTemplate)["properties"]["study"],
     }
     return {**job, "$defs": definitions}
+
+
+def _of_fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the schema of a job without a task."""
+    schema = model.model_json_schema()
+    _open(schema["$defs"])
+    return schema
+
+
+def _open(definitions: dict[str, Any]) -> None:
+    """Write the names that are known only here into the fields that take them."""
+    for (section, field), names in _OPEN.items():
+        for place in branches(definitions.get(section, {}), {"$defs": definitions}):
+            if field in place.get("properties", {}):
+                place["properties"][field]["enum"] = [*names()]
 
 
 def _named(name: str, task: type[Task], schema: dict[str, Any]) -> dict[str, Any]:

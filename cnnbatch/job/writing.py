@@ -7,13 +7,13 @@ from typing import Any
 
 from cnnbatch.config import yaml
 from cnnbatch.job.kinds import ImageJob
-from cnnbatch.job.models import SHORT
+from cnnbatch.job.models import SHORT, QuestionJob
 from cnnbatch.storage import normalize, redact
 from cnnbatch.tasks import Task
 from cnnbatch.truth import SURE
 
 
-def to_yaml(job: ImageJob) -> str:
+def to_yaml(job: ImageJob | QuestionJob) -> str:
     """Return ``job`` as YAML that `parse_job` reads back; local paths absolute, URLs without signatures."""
     return yaml.dump(_dump(job))
 
@@ -48,14 +48,17 @@ def _that_count(task: Task, fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _dump(job: ImageJob) -> dict[str, Any]:
+_ADDRESSES = (("input", "inventory"), ("evaluate", "truth"), ("identify", "gallery"), ("verify", "pairs"))
+
+
+def _dump(job: ImageJob | QuestionJob) -> dict[str, Any]:
     """Return ``job`` as plain values; local paths absolute, no address with a secret."""
     data: dict[str, Any] = _redacted(job.model_dump(mode="json"))
-    for section in SHORT:
+    for section in data.keys() & SHORT:
         url = data[section]["url"]
         data[section]["url"] = normalize(url) if isinstance(url, str) else [normalize(one) for one in url]
-    for section, name in (("input", "inventory"), ("evaluate", "truth")):
-        if data[section][name]:
+    for section, name in _ADDRESSES:
+        if data.get(section, {}).get(name):
             data[section][name] = normalize(data[section][name])
     return data
 

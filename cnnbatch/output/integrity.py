@@ -85,6 +85,12 @@ class _Run(TypedDict):
 
 
 @_open
+class _Embedded(TypedDict):
+    url: str
+    storage: dict[str, Any]
+
+
+@_open
 class _Failed(TypedDict):
     rows: _Natural
     failed: _Counts
@@ -219,6 +225,7 @@ _SHAPES: Mapping[str, tuple[TypeAdapter[Any], str]] = {
     r"plan/\d+/complete": (TypeAdapter(_Listing), DELETE),
     r"runs/.+": (TypeAdapter(_Run), DELETE),
     "failed": (TypeAdapter(_Failed), DELETE),
+    "embedded": (TypeAdapter(_Embedded), DELETE),
     r"trials/.+": (TypeAdapter(_Trial), DELETE),
     "training/identity": (TypeAdapter(_Fields), PUT_BACK),
     "training/data": (TypeAdapter(_Data), DELETE),

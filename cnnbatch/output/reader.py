@@ -190,6 +190,8 @@ class Reader:
 
     def refs_of_shard(self, index: int, rows: Sequence[int]) -> list[ImageRef | None]:
         """Return where the images of single rows of a shard, by its number, lie; None where no plan tells."""
+        if self.pictures is not self:
+            return self.pictures.refs_of_shard(index, rows)
         for listing, number, first, last in self._plan:
             if first <= index <= last:
                 shard = self._changes.apply(listing.read(number, [index])[0])
@@ -203,10 +205,18 @@ class Reader:
 
     def input_storage(self) -> Storage:
         """Return the storage that the job's images are read from."""
-        settings = self.settings.get("input")
+        settings = self.pictures.settings.get("input")
         options = settings.get("storage") if isinstance(settings, dict) else None
         with integrity.reading(self._output.path("_job", "job.yaml")):
             return Storage(StorageOptions(**options)) if options else Storage()
+
+    @cached_property
+    def pictures(self) -> Reader:
+        """The output whose job read the images: this one, or that whose embeddings its rows answer about."""
+        kept = self._output.decided("embedded")
+        if kept is None:
+            return self
+        return Reader(kept["url"], Storage(StorageOptions(**kept["storage"])))
 
     @cached_property
     def _plan(self) -> list[tuple[Listing, int, int, int]]:

@@ -136,13 +136,17 @@ def _draw_box(
     font: Font,
     midst: tuple[int, int] | None,
 ) -> None:
-    """Draw the outline, unless a mask has its own, and the label where there is room for it."""
+    """Draw the outline, unless a mask has its own, and the label where there is room for it.
+
+    The faces that the job ``faces`` finds have none: it would cover their eyes, and nothing else is found.
+    """
     paint, label = _paint(one), str(one["label"])[:_LONGEST_LABEL]
     if one.get("alarm"):
         drawing.rectangle(box, outline="white", width=5)
     if one.get("alarm") or not one.get("mask"):
         drawing.rectangle(box, outline=paint, width=1 if one.get("crowd") else 2)
-    if one.get("alarm") or box.side >= 2 * drawing.textbbox((0, 0), "A", font)[3]:
+    is_face = "quality" in one
+    if one.get("alarm") or (not is_face and box.side >= 2 * drawing.textbbox((0, 0), "A", font)[3]):
         text = f"{label} (crowd)" if one.get("crowd") else label
         corner = max(box.left, 0) + 3, max(box.top, 0) + 2
         if midst is not None:

@@ -66,6 +66,9 @@ _MEANINGS = {
             ("RQ", "recognition quality: F1 of finding segments at IoU above 0.5"),
         )
     },
+    "recall@10": "the 10 nearest by exact search that a search finds",
+    "recall@1": "searches that find the nearest by exact search",
+    "recall_of_matches": "those of the 10 nearest that are matches which a search finds",
     "AUC": "area under the ROC curve",
     "EER": "equal error rate: where false accepts are as frequent as false rejects; 0 is best",
     "verification_accuracy": "1 - EER: the share of pairs told right where both errors are as frequent",

@@ -238,7 +238,8 @@ def _refs(result: Reader, places: Sequence[RankedRow]) -> list[ImageRef | None]:
 def _title(settings: Mapping[str, Any]) -> Fact:
     task = settings.get("task")
     task = task if isinstance(task, dict) else {}
-    return Fact(str(task.get("name", "cnnbatch")), str(task.get("model", "")))
+    name = task.get("name") or settings.get("kind") or "cnnbatch"
+    return Fact(str(name), str(task.get("model", "")))
 
 
 def _url(section: Any) -> str:

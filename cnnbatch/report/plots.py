@@ -121,11 +121,24 @@ def curves(lines: Sequence[Sequence[tuple[float, float]]], dots: Sequence[Dot] =
         for number, line in enumerate(lines)
         if line
     ]
-    drawn += [
-        f'<path class="dot" d="M{_at(dot.x, dot.y)} h0"><title>{escape(dot.title)}</title></path>'
-        for dot in dots
-    ]
-    return _svg("".join(drawn))
+    return _svg("".join([*drawn, *map(_dot, dots)]))
+
+
+class Shape(NamedTuple):
+    """A line, or the outline of an area, through points from 0 to 1 each way; ``kind`` is its CSS class."""
+
+    kind: str
+    points: Sequence[tuple[float, float]]
+
+
+def shapes(
+    areas: Sequence[Shape], lines: Sequence[Shape], dots: Sequence[Dot] = (), marks: Sequence[float] = ()
+) -> Markup:
+    """Draw areas, lines over them and dots over these; ``marks`` are vertical lines at parts of the width."""
+    drawn = [f'<path class="area {one.kind}" d="M{_path(one)} Z"/>' for one in areas]
+    drawn += [f'<path class="mark" d="M{WIDTH * mark:.1f} 0 V{HEIGHT}"/>' for mark in marks]
+    drawn += [f'<path class="{one.kind}" d="M{_path(one)}"/>' for one in lines if one.points]
+    return _svg("".join([*drawn, *map(_dot, dots)]))
 
 
 class Group(NamedTuple):
@@ -172,6 +185,14 @@ def nice_top(value: float) -> float:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in _STEPS if step * power >= value * (1 - 1e-9))
+
+
+def _dot(dot: Dot) -> str:
+    return f'<path class="dot" d="M{_at(dot.x, dot.y)} h0"><title>{escape(dot.title)}</title></path>'
+
+
+def _path(shape: Shape) -> str:
+    return " L".join(_at(x, y) for x, y in shape.points)
 
 
 def _at(x: float, y: float) -> str:

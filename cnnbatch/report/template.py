@@ -46,7 +46,8 @@ class _Inert(jinja2.Template):
 
 _HERE = Path(__file__).parent
 _STUDY = _HERE.parent / "training" / "study"
-_FOLDERS = (_HERE, _HERE.parent / "evaluation" / "comparison", _STUDY, _STUDY / "predictions")
+_INDEX = _HERE.parent / "index"
+_FOLDERS = (_HERE, _HERE.parent / "evaluation" / "comparison", _INDEX, _STUDY, _STUDY / "predictions")
 """Where templates lie: each beside the code that fills it."""
 
 

@@ -32,7 +32,7 @@ def source_of(
     from cnnbatch.storage import OutOfReach
 
     try:
-        chosen = Input.model_validate(output.settings.get("input"))
+        chosen = Input.model_validate(output.pictures.settings.get("input"))
         if allow is not None:
             chosen = chosen.model_copy(update={"allow": tuple(allow)})
         return open_source(chosen, storage or output.input_storage())

@@ -79,7 +79,7 @@ def _fit(order: TrainingOrder, group: WorkerGroup) -> Iterator[TrainingMessage]:
     with tempfile.TemporaryDirectory(prefix="cnnbatch-ray-train-", ignore_cleanup_errors=True) as folder:
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"order": order, "mailbox": mailbox},
+            train_loop_config={"order": order, "mailbox": mailbox, "folder": os.getcwd()},
             scaling_config=group.config(),
             torch_config=TorchConfig(backend="gloo" if compute.device == "cpu" else None),
             run_config=RunConfig(
@@ -217,6 +217,7 @@ def _worker(config: dict[str, Any]) -> None:
     from cnnbatch.training.distributed import Team
     from cnnbatch.training.worker import work
 
+    session.work_in(config["folder"])
     order: TrainingOrder = config["order"]
     context, compute = get_context(), order.job.compute
     os.environ["LOCAL_WORLD_SIZE"] = str(context.get_local_world_size())

@@ -29,7 +29,8 @@ class Progress:
     def begin(self, collected: Collected) -> None:
         """Say what there is to learn from."""
         data = collected.data
-        classes = f" {len(data.classes):,} classes" if data.classes else ""
+        count = len(data.classes)
+        classes = f" {count:,} class{'es' if count > 1 else ''}" if count else ""
         self._screen.note(
             f"{data.images:,} images train{classes}, {len(collected.validation):,} validate ({collected.how})"
         )

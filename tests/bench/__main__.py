@@ -11,6 +11,8 @@ from tests.bench import (
     faces,
     forward,
     index,
+    index_questions,
+    index_rivals,
     masks,
     new,
     scheduling,
@@ -39,3 +41,7 @@ evaluators.main()
 training.main()
 segment_training.main()
 index.main()
+index.main(cores=2)
+index.main(300_000, 512)
+index_questions.main()
+index_rivals.main()

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from cnnbatch.humanize import counted
 from cnnbatch.index import segments
+from cnnbatch.index.codebook import threads
 from cnnbatch.index.run import index
 from cnnbatch.index.search import Index, open_index
 from cnnbatch.output.part import ENGINE_COLUMNS, written_as
@@ -41,8 +42,17 @@ Vectors = NDArray[np.float32]
 
 def main(count: int = SIZE[0], dimensions: int = SIZE[1], cores: int = 1) -> None:
     """Print what each way takes, and the ratios."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    faiss.omp_set_num_threads(cores)
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(every)[:cores])
+    try:
+        with threads(cores):
+            measure(count, dimensions, cores)
+    finally:
+        os.sched_setaffinity(0, every)
+
+
+def measure(count: int, dimensions: int, cores: int) -> None:
+    """Print what each way takes on the cores that this process may use, and the ratios."""
     new = max(1, count // 100)
     vectors = people(count + new + PROBES, dimensions)
     with tempfile.TemporaryDirectory() as folder:

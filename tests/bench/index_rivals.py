@@ -6,8 +6,9 @@ FAISS is there anyway. usearch 2.x and LanceDB are measured where they are insta
 
     pip install usearch lancedb
 
-Everything is from memory: no rival reads an output, keeps columns or writes checksums. LanceDB uses all cores.
-HNSW and usearch take minutes from 100,000 vectors on; those of a graph double their effort until ef 1,024.
+Everything is from memory: no rival reads an output, keeps columns or writes checksums. LanceDB uses all
+cores. HNSW and usearch take minutes from 100,000 vectors on; those of a graph double their effort until ef
+1,024.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
-
 
 os.environ.setdefault("LANCE_LOG", "error")
 

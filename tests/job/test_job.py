@@ -573,10 +573,18 @@ def test_a_folder_or_bytes_are_no_job(tmp_path: Path) -> None:
         load_job(str(tmp_path / "x.yaml"))
 
 
+LACKING = {
+    "search": ["index=people"],
+    "identify": ["index=people"],
+    "verify": ["index=people", "verify.pairs=pairs.csv"],
+}
+"""What a person has to say beside the input and the output."""
+
+
 @pytest.mark.parametrize("name", job_names())
 def test_every_job_that_comes_along_is_right(name: str) -> None:
     lines = (jobs_folder() / f"{name}.yaml").read_text().splitlines()
-    job = load_any_job(name, ["input=photos", "output=out"])
+    job = load_any_job(name, ["input=photos", "output=out", *LACKING.get(name, ())])
     assert job_purpose(name).endswith(".")
     assert any("Hardware:" in line for line in lines)
     jsonschema.validate(json.loads(job.model_dump_json()), job_schema())
@@ -613,7 +621,10 @@ def test_the_schema_says_what_the_models_say(text: str, valid: bool) -> None:
 
 
 def test_the_schema_completes_every_task() -> None:
-    branches = job_schema()["else"]["properties"]["task"]["oneOf"]
+    schema = job_schema()
+    while "else" in schema:  # Behind the kinds of job that have no task.
+        schema = schema["else"]
+    branches = schema["properties"]["task"]["oneOf"]
     names = [branch["properties"]["name"].get("const") for branch in branches]
     assert "classify" in names
     assert all(

@@ -326,6 +326,14 @@ def test_keypoints_are_dots_with_bones_between_them() -> None:
     assert five[50, 19]
 
 
+def test_a_face_has_an_outline_and_no_label_over_its_eyes() -> None:
+    face = thing(("face", (20, 10, 60, 40), None))
+    assert changed(marked(grey(), (100, 50), [face]))[24:34, 44:60].any()
+    drawn = changed(marked(grey(), (100, 50), [{**face, "quality": {"size": 30.0}}]))
+    assert drawn[20, 40:120].all()
+    assert not drawn[24:76, 44:116].any()
+
+
 def test_objects_that_can_not_be_drawn_are_left_out() -> None:
     odd: list[dict[str, Any]] = [
         {"label": "a", "score": None, "box": None},

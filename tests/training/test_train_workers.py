@@ -108,3 +108,15 @@ def test_two_workers_have_the_loss_of_all_pixels_of_a_step(cluster: Cluster, tmp
     on_two = {"pool": "ray", "device": "cpu", "workers": 2}
     launch(tiny_maps.job(tmp_path / "made", tmp_path / "out", train, compute=on_two), QUIET)
     require_alike(tmp_path / "out", tmp_path / "alone", 1e-4)
+
+
+def test_relative_paths_mean_the_same_to_workers(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_maps.folders(tmp_path / "made", 12, 0, 0)
+    monkeypatch.chdir(tmp_path)
+    train = {"strategy": "head", "epochs": 2, "batch": 6}
+    for out, compute in (("alone", {}), ("out", {"pool": "ray", "device": "cpu", "workers": 2})):
+        source = {"url": "made/train", "truth": "made/trainannot"}
+        launch(tiny_maps.job("", out, train, input=source, compute=compute), QUIET)
+    require_alike(tmp_path / "out", tmp_path / "alone", 1e-4)

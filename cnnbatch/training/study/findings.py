@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from cnnbatch.training.study.summary import Combination, combinations, ranked
 AUTO, SCRATCH = "auto", "scratch"
 STRATEGY = "train.strategy"
 """The field by which courses and verdicts tell combinations apart."""
+MOST_LOSSES = 5
+"""Combinations whose losses are drawn in one chart, as many as have lines of their own."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Findings:
     combinations: Sequence[Combination]
     verdicts: Sequence[AutoVerdict]
     courses: Sequence[Course]
+    losses: Sequence[Course]
     lesson: bool
     cut: Mapping[str, Any]
     show: str
@@ -122,6 +125,7 @@ def find(given: StudyJob, job: StudyJob, records: Sequence[TrialRecord], output:
         combinations=found,
         verdicts=list(_verdicts(found, metric, job.study.seeds, output)) if show == "quadrants" else [],
         courses=list(_courses(found, metric, output)) if show == "curves" else [],
+        losses=list(_losses(found, output)) if show == "table" and 1 < len(found) <= MOST_LOSSES else [],
         lesson=given.lesson,
         cut=dict(leaves(given.study.lesson)) if given.lesson else {},
         show=show,
@@ -161,12 +165,7 @@ def _difference(
 
 def _courses(found: Sequence[Combination], metric: str, output: Output) -> Sequence[Course]:
     """Return the course of each combination, compared with that from scratch of the same other settings."""
-    means = [
-        mean_course(
-            [curve(_output(record, output), metric) for record in group.records if record.error is None]
-        )
-        for group in found
-    ]
+    means = [_mean_course(group, metric, output) for group in found]
     ends = {
         _but_strategy(group): last(course)
         for group, course in zip(found, means, strict=True)
@@ -176,6 +175,20 @@ def _courses(found: Sequence[Combination], metric: str, output: Output) -> Seque
         Course(group, course, figures(course, ends.get(_but_strategy(group))))
         for group, course in zip(found, means, strict=True)
     ]
+
+
+def _losses(found: Sequence[Combination], output: Output) -> Iterator[Course]:
+    """Yield the course of each combination's loss, that of the last step of each epoch, if it has one."""
+    for group in found:
+        mean = _mean_course(group, "loss", output)
+        if len(mean) > 1:
+            yield Course(group, mean, figures(mean))
+
+
+def _mean_course(group: Combination, metric: str, output: Output) -> list[Point]:
+    """Return the mean course of a number over the runs of a combination."""
+    runs = [record for record in group.records if record.error is None]
+    return mean_course([curve(_output(record, output), metric) for record in runs])
 
 
 def _but_strategy(group: Combination) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from cnnbatch.config.variations import FOLDER
@@ -58,6 +58,7 @@ def write_study_report(output: Output, found: Findings) -> None:
         interval_chart=_intervals(found) if found.is_of_cases else None,
         quadrants=found.show == "quadrants",
         charts=list(_charts(found.courses, found.metric)),
+        losses=_chart(found.losses, 0, "steps", words.combination_label),
         course_head=words.COURSE_HEAD,
         courses=[words.course_cells(course) for course in found.courses],
         trial_head=head,
@@ -179,11 +180,19 @@ def _charts(courses: Sequence[Course], metric: str) -> Iterator[Titled]:
         together.setdefault(title, []).append(course)
     for title, some in together.items():
         for unit, place in (("steps", 0), ("seconds", 1)):
-            if chart := _chart(some, place, unit):
+            if chart := _chart(some, place, unit, _strategy_or_label):
                 yield Titled(f"{title or metric.replace('_', ' ')}, over {unit}", "", chart)
 
 
-def _chart(courses: Sequence[Course], place: int, unit: str) -> Chart | None:
+def _strategy_or_label(group: Combination) -> str:
+    """Return what tells a combination from others that have all but their strategy in common."""
+    return str(group.settings.get(STRATEGY, group.label))
+
+
+def _chart(
+    courses: Sequence[Course], place: int, unit: str, named: Callable[[Combination], str]
+) -> Chart | None:
+    """Return the courses as lines, which have the names of their combinations."""
     drawn = [course for course in courses if len(course.points) > 1]
     values = [point.value for course in drawn for point in course.points]
     if not values:
@@ -194,7 +203,7 @@ def _chart(courses: Sequence[Course], place: int, unit: str) -> Chart | None:
         [(point[place] / most, (point.value - low) / ((high - low) or 1)) for point in course.points]
         for course in drawn
     ]
-    names = [str(course.combination.settings.get(STRATEGY, course.combination.label)) for course in drawn]
+    names = [named(course.combination) for course in drawn]
     ends = [f"{name} {share(course.figures.end)}" for name, course in zip(names, drawn, strict=True)]
     return Chart(
         plot=plots.curves(lines),

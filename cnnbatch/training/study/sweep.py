@@ -49,7 +49,10 @@ def _side_by_side(trials: Sequence[StudyTrial], output: Output) -> Iterator[Tria
     with tempfile.TemporaryDirectory(prefix="cnnbatch-ray-tune-", ignore_cleanup_errors=True) as folder:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_train, trials=trials_inside, output=output, records=records), slot
+                tune.with_parameters(
+                    _train, trials=trials_inside, output=output, records=records, folder=os.getcwd()
+                ),
+                slot,
             ),
             param_space={"trial": tune.grid_search(list(trials_inside))},
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
@@ -80,11 +83,12 @@ def _inside(trial: StudyTrial, changes: dict[str, Any]) -> StudyTrial:
 
 
 def _train(
-    config: dict[str, Any], trials: dict[str, StudyTrial], output: Output, records: Any
+    config: dict[str, Any], trials: dict[str, StudyTrial], output: Output, records: Any, folder: str
 ) -> dict[str, Any]:
-    """Train one trial as Tune's function, and hand its record over."""
+    """Train one trial as Tune's function, and hand its record over; ``folder`` is the driver's."""
     from cnnbatch.training.study.trial import finish
 
+    session.work_in(folder)
     record = finish(trials[config["trial"]], output, forgive=True)
     ray.get(records.put.remote(record))
     return {"done": record.name}

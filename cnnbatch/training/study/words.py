@@ -114,6 +114,12 @@ def course_label(group: Combination) -> str:
     return ", ".join(filter(None, [group.case, group.label]))
 
 
+def combination_label(group: Combination) -> str:
+    """Return what tells a combination from all others of its study."""
+    settings = ", ".join(plain(value) for value in group.settings.values())
+    return ", ".join(filter(None, [group.case, settings])) or group.label
+
+
 def filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
     """Return a table's head and rows without the columns in which all rows have nothing."""
     kept = [column for column in range(len(head)) if not rows or any(row[column] for row in rows)]

@@ -167,6 +167,20 @@ def test_an_interrupted_study_goes_on_where_it_was(
         launch(study(photos, out, section, train={"epochs": 1, "learning_rate": 0.02, "batch": 16}))
 
 
+def test_losses_of_a_few_trainings_are_in_one_chart(tmp_path: Path) -> None:
+    photos, out = tiny.colours(tmp_path / "colours", 8), tmp_path / "out"
+    section = {"cases": {"slow": {"train": {"learning_rate": 0.001}}, "fast": {}}}
+    launch(study(photos, out, section, train={"epochs": 3, "learning_rate": 0.02, "batch": 8}), QUIET)
+    ends = []
+    for name in ("slow", "fast"):
+        rows = pq.read_table(out / "trials" / name / "metrics.parquet").to_pylist()
+        ends.append(f"{name} {rows[-1]['loss']:.3g}")
+    page = (out / "report.html").read_text()
+    chart = page[page.index('id="losses"') : page.index("</section>", page.index('id="losses"'))]
+    assert chart.count('<path class="line-') == 2
+    assert f"At the end: {', '.join(ends)}" in chart
+
+
 def test_a_lesson_is_the_study_otherwise_and_its_page_says_so(tmp_path: Path) -> None:
     photos, out = tiny.colours(tmp_path / "colours", 8), tmp_path / "out"
     section = {

@@ -1,0 +1,76 @@
+"""The sections of jobs of the kinds ``search``, ``identify`` and ``verify``: what is asked of an index."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cnnbatch.config.section import Place, Section, Text
+from cnnbatch.storage import StorageOptions
+
+Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Probability = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+class IndexPlace(Place):
+    """Which index is asked."""
+
+    url: Text = Field(
+        description="The folder or the bucket's prefix of an index, as cnnbatch run index made it."
+    )
+    storage: StorageOptions = Field(
+        StorageOptions(), description="Options of the storage, none of them secret."
+    )
+
+
+class _Searching(Section):
+    """What searches have in common."""
+
+    where: Text | None = Field(
+        None, description="Only rows of the index that fulfil a condition on kept columns are searched."
+    )
+    rate: Rate = Field(
+        1e-2, description="The share of strangers who may be taken for somebody; it has to be calibrated."
+    )
+    prior: Probability = Field(0.5, description="How probable a best match is before it is seen.")
+    itself: bool = Field(
+        False, description="Whether a row of the index that is the picture itself is a match of it."
+    )
+
+
+class SearchSection(_Searching):
+    """How a collection is searched for."""
+
+    k: Annotated[int, Field(ge=1, le=1_000)] = Field(10, description="How many matches each embedding gets.")
+
+
+class IdentifySection(_Searching):
+    """How the faces of a collection are named."""
+
+    gallery: Text | None = Field(
+        None,
+        description="Photos of the people who may be there, in a folder a person, or an output that has "
+        "their embeddings; else the names of the index.",
+    )
+    people: Text = Field(
+        "folder", description="Which column of the index has its names; folder: that of each picture."
+    )
+    matches: Annotated[int, Field(ge=1, le=100)] = Field(
+        5, description="How many people are ranked for each face."
+    )
+    truth: Text | None = Field(
+        None,
+        description="Who truly is in each picture: a column of the input, or folder; it judges the names.",
+    )
+
+
+class VerifySection(Section):
+    """Which pairs of a collection are compared, and how they are decided about."""
+
+    pairs: Text = Field(description="A CSV file with the columns a and b, and same where it is known.")
+    rate: Rate = Field(1e-3, description="The false accept rate that is decided at; it has to be calibrated.")
+    prior: Probability = Field(0.5, description="The share of pairs that are of one person.")
+    face: Literal["largest", "centre", "score"] = Field(
+        "largest", description="Which of several faces of a picture counts."
+    )
