@@ -28,7 +28,10 @@ from numpy.typing import NDArray
 
 from cnnbatch.humanize import counted
 from cnnbatch.index import segments
+from cnnbatch.index.approximate import FastScan
 from cnnbatch.index.codebook import threads
+from cnnbatch.index.embeddings import counts, open_embedded, parts_of, read_rows
+from cnnbatch.index.recall import RecallProbes
 from cnnbatch.index.run import index
 from cnnbatch.index.search import Index, open_index
 from cnnbatch.output.part import ENGINE_COLUMNS, written_as
@@ -72,6 +75,8 @@ def measure(count: int, dimensions: int, cores: int) -> None:
             f"  FAISS's fast scan and the same columns as Parquet {written:.2f} s: "
             f"{built / written:.2f} times"
         )
+        read, recalled = seconds(lambda: read_all(out)), seconds(lambda: recall_of(opened))
+        print(f"    of the build {read:.2f} s read and normalise, alone; {recalled:.2f} s measure the recall")
         queries(opened, own, vectors[:count], vectors[-PROBES:])
         exact(opened, vectors[:count], vectors[-PROBES:])
         write(out, vectors[count : count + new], first=-(-count // PART))
@@ -127,6 +132,21 @@ def rows(vectors: Vectors, first: int) -> pa.Table:
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     kept = [pa.field("country", pa.string()), pa.field("year", pa.int32())]
     return pa.table(columns, pa.schema([*ENGINE_COLUMNS, *kept, space(vectors.shape[1]).field()]))
+
+
+def read_all(out: Path) -> None:
+    """Read all embeddings of an output, as a build does."""
+    embedded = open_embedded(str(out), Storage(), 0, None)
+    for part in parts_of(embedded.output):
+        read_rows(embedded, part, range(len(counts(embedded, part))))
+
+
+def recall_of(opened: Index) -> None:
+    """Measure the recall of an index, as a build does."""
+    copy, book = opened.copy(), opened.codebook
+    assert book is not None
+    assert copy.codes is not None
+    RecallProbes(copy.vectors, copy.live, None).measure(FastScan(book, copy.codes), opened.manifest.refine)
 
 
 def contender(vectors: Vectors, index: Index, path: Path) -> tuple[Any, float]:
