@@ -116,7 +116,7 @@ class Index:
         """
         if _are_photos(queries):
             return self._search_photos(queries, k, where, skip_damaged)
-        vectors = _queries(queries, self.manifest.dimensions)
+        vectors = unit_queries(queries, self.manifest.dimensions)
         if not 1 <= k <= MOST_RESULTS:
             raise UserError(f"k: expected 1 to {MOST_RESULTS:,} results, got {k:,}")
         copy = self._copy(skip_damaged)
@@ -138,9 +138,9 @@ class Index:
             found = found.add_column(number, f"query_{name}", places[name])
         return found
 
-    def copy(self) -> LocalCopy:
+    def copy(self, skip_damaged: bool = False) -> LocalCopy:
         """Return this machine's copy of the index, in its present state."""
-        return self._copy(False)
+        return self._copy(skip_damaged)
 
     def duplicates(
         self, similarity: float = 0.95, advance: Callable[[int], None] = lambda rows: None
@@ -279,7 +279,7 @@ def _are_photos(queries: Any) -> bool:
     return isinstance(queries, list | tuple) and bool(queries) and isinstance(queries[0], str | Path)
 
 
-def _queries(queries: Any, dimensions: int) -> NDArray[np.float32]:
+def unit_queries(queries: Any, dimensions: int) -> NDArray[np.float32]:
     """Return queries as vectors (Q, D) of length 1; raises UserError for what is no vector."""
     try:
         vectors = np.atleast_2d(np.asarray(queries, np.float64))
