@@ -18,6 +18,7 @@ from tests.bench import (
     scheduling,
     segment,
     segment_training,
+    serving,
     sources,
     training,
     whole,
@@ -45,3 +46,4 @@ index.main(cores=2)
 index.main(300_000, 512)
 index_questions.main()
 index_rivals.main()
+serving.main()
