@@ -19,10 +19,12 @@ from cnnbatch.cli import (
     evaluate,
     export,
     failed,
+    group,
     identify,
     index,
     jobs,
     models,
+    persons,
     report,
     run,
     search,
@@ -104,5 +106,7 @@ app.command("search", no_args_is_help=True)(search.search)
 app.command("serve", no_args_is_help=True)(serve.serve)
 app.command("verify", no_args_is_help=True)(verify.verify)
 app.command("identify", no_args_is_help=True)(identify.identify)
+app.command("group", no_args_is_help=True)(group.group)
+app.command("persons", no_args_is_help=True)(persons.persons)
 app.command("calibrate", no_args_is_help=True)(calibrate.calibrate)
 app.command("failed", no_args_is_help=True)(failed.failed)
