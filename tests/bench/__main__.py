@@ -12,6 +12,7 @@ from tests.bench import (
     forward,
     index,
     index_questions,
+    index_rivals,
     masks,
     new,
     scheduling,
@@ -41,5 +42,8 @@ evaluators.main()
 training.main()
 segment_training.main()
 index.main()
+index.main(cores=2)
+index.main(300_000, 512)
 index_questions.main()
+index_rivals.main()
 serving.main()
