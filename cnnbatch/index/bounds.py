@@ -19,13 +19,15 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 ROUNDING = 1e-5
 """By how much a bound in float32 may be too small: some ten times what was seen."""
-WHOLE = 40
+WHOLE = 400
 """So many pairs are bounded in the time in which one of them is looked up and compared whole."""
 
 _SAMPLE = 1_024
 _SHARES = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2)  # of the dimensions, which are tried as subspaces
 _LOOK = 16  # What it costs to look at a bound, as dimensions
-_LINES = 512  # whose bounds with a block of others fit in the cache
+_LOOK_AGAIN = 60  # and in a line with one that is high enough
+_LINE = 4_096  # bounds, about
+_LINES_AT_ONCE = 128  # which fit in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,12 @@ def best_bounds(vectors: Vectors, rows: NDArray[np.int64], least: float) -> Boun
     basis = np.ascontiguousarray(np.linalg.eigh(sample.T @ sample)[1][:, ::-1], np.float32)
     dimensions = sample.shape[1]
     best, cost = None, float(dimensions + _LOOK)
-    for share in _SHARES:
-        bounds = Bounds(np.ascontiguousarray(basis[:, : max(1, int(share * dimensions))]))
+    for kept in _SHARES:
+        bounds = Bounds(np.ascontiguousarray(basis[:, : max(1, int(kept * dimensions))]))
         short = bounds.of(sample)
         passing = (short @ short.T >= least - ROUNDING)[np.triu_indices(len(short), 1)]
-        found = short.shape[1] + _LOOK + WHOLE * dimensions * float(passing.mean() if len(passing) else 0)
+        share = float(passing.mean()) if len(passing) else 0.0
+        found = short.shape[1] + _LOOK + _LOOK_AGAIN * min(1, _LINE * share) + WHOLE * dimensions * share
         if found < cost:
             best, cost = bounds, found
     return best
@@ -64,8 +67,8 @@ def best_bounds(vectors: Vectors, rows: NDArray[np.int64], least: float) -> Boun
 
 def pairs_above(one: NDArray[np.float32], other: NDArray[np.float32], least: float) -> Iterator[Pairs]:
     """Yield the places of rows of (N, K) and of (M, K) whose scalar product is at least ``least``."""
-    for start in range(0, len(one), _LINES):
-        products = one[start : start + _LINES] @ other.T
+    for start in range(0, len(one), _LINES_AT_ONCE):
+        products = one[start : start + _LINES_AT_ONCE] @ other.T
         lines = np.flatnonzero(products.max(axis=1) >= least)
         first, second = np.nonzero(products[lines] >= least)
         yield lines[first] + start, second

@@ -88,14 +88,14 @@ class SegmentMaker:
         return segments.saying(table, {"left_out": found.left_out})
 
 
-def one_ahead(function: Callable[[T], R], values: Iterable[T]) -> Iterator[R]:
-    """Yield ``function(value)`` for each value; a thread computes the next while this one is worked with."""
-    with ThreadPoolExecutor(1, "ahead") as thread:
+def in_threads(function: Callable[[T], R], values: Iterable[T], threads: int) -> Iterator[R]:
+    """Yield ``function(value)`` for each value, in order; threads compute the next ones meanwhile."""
+    with ThreadPoolExecutor(threads, "segments") as pool:
         stream = iter(values)
-        order = deque(thread.submit(function, one) for one in islice(stream, 2))
+        order = deque(pool.submit(function, one) for one in islice(stream, threads + 1))
         while order:
             yield order.popleft().result()
-            order.extend(thread.submit(function, one) for one in islice(stream, 1))
+            order.extend(pool.submit(function, one) for one in islice(stream, 1))
 
 
 def rows_of(outputs: Sequence[EmbeddedOutput], pieces: Pieces) -> EmbeddedRows:

@@ -153,16 +153,17 @@ def _lists(vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
 def means_of_many(points: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the means (K, D) of those of the points (N, D) that are nearest to each of the centroids (K, D).
 
-    Centroids to which fewer than `MEMBERS` points are nearest are left out, the smallest first; the last of
-    the others stands in their places.
+    Centroids to which fewer than `MEMBERS` points are nearest are left out, the smaller half of them first;
+    the last of the others stands in their places.
     """
     count = len(centroids)
     while True:
         _, nearest = imported().knn(points, centroids, 1)
         members = np.bincount(nearest[:, 0], minlength=len(centroids))
-        if members.min() >= MEMBERS:
+        few = int((members < MEMBERS).sum())
+        if not few:
             break
-        centroids = np.delete(centroids, members.argmin(), axis=0)
+        centroids = np.delete(centroids, np.argsort(members, kind="stable")[: -(-few // 2)], axis=0)
     sums = np.zeros(centroids.shape, np.float64)
     np.add.at(sums, nearest[:, 0], points)
     means = (sums / members[:, None]).astype(np.float32)

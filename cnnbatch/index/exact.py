@@ -92,7 +92,8 @@ def ranked(queries: NDArray[np.float32], vectors: Vectors, rows: NDArray[np.int6
     """Return the rows (Q, K) of each query, the most similar first, with their `similarities`."""
     scores = similarities(queries, vectors, rows)
     order = np.argsort(-scores, axis=1, kind="stable")
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
+    lines = np.arange(len(rows))[:, None]
+    return scores[lines, order], rows[lines, order]
 
 
 def _nothing(queries: int, k: int) -> Found:

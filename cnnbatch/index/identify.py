@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
-from cnnbatch.index.calibrated import Calibrated, read_calibrated
-from cnnbatch.index.calibration import Threshold
+from cnnbatch.index.calibrated import read_calibrated
 from cnnbatch.index.exact import search_exactly
 from cnnbatch.index.named_pictures import FOLDER, NamedPictures, folders_of, largest_faces, named_pictures
 from cnnbatch.index.photos import embed_all
 from cnnbatch.index.search import Index
+from cnnbatch.index.search_decision import SearchDecision, search_decision
 from cnnbatch.storage import redact
 from cnnbatch.truth import BOX
 
@@ -62,6 +62,11 @@ class Gallery:
     names: Sequence[str]
     ids: Sequence[str]
 
+    @property
+    def people(self) -> int:
+        """How many people there are."""
+        return len({*self.names})
+
 
 @dataclass(frozen=True, slots=True)
 class Named:
@@ -81,31 +86,33 @@ def identify(
 
     Raises UserError where there is nobody to be found.
     """
-    gallery = _of_folder(index, named.gallery) if named.gallery else _of_index(index, named.people)
+    gallery = gallery_of(index, named)
+    found, without = embed_all(index.uri, index.manifest, photos)
+    calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
+    decision = search_decision(calibrated, index.uri, rate, prior, len(gallery.names), gallery.people)
+    matches = ranked(np.asarray(found.vectors, np.float32), gallery)
+    faces = found.rows.select(["key", "id", "box"]).to_pylist()
+    rows = [{**face, **named_by(some, decision)} for face, some in zip(faces, matches, strict=True)]
+    rows += [
+        {"key": key, "reason": "no face was found, or it can't be read", "matches": []} for key in without
+    ]
+    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"]), schema=ROW)
+
+
+def gallery_of(index: Index, named: Named, skip_damaged: bool = False) -> Gallery:
+    """Return the faces of those whom faces may be.
+
+    With ``skip_damaged`` those in segments that are missing or damaged are left out. Raises UserError where
+    there is nobody.
+    """
+    gallery = _of_folder(index, named.gallery) if named.gallery else _of_index(index, named, skip_damaged)
     if not gallery.names:
         where = redact(named.gallery) if named.gallery else f"{redact(index.uri)} by {named.people}"
         raise UserError(
             f"nobody is known in {where}\n  what to do: give --gallery FOLDER with photos in a folder a "
             "person, or --people COLUMN of the index"
         )
-    found, without = embed_all(index.uri, index.manifest, photos)
-    queries = np.asarray(found.vectors, np.float32)
-    matches = ranked(queries, gallery)
-    decided = _Decided(
-        read_calibrated(index.uri, index.storage, index.manifest.space),
-        rate,
-        prior,
-        gallery,
-        index.uri,
-    )
-    rows = [
-        {**face, **decided.of(some)}
-        for face, some in zip(found.rows.select(["key", "id", "box"]).to_pylist(), matches, strict=True)
-    ]
-    rows += [
-        {"key": key, "reason": "no face was found, or it can't be read", "matches": []} for key in without
-    ]
-    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"]), schema=ROW)
+    return gallery
 
 
 def ranked(queries: NDArray[np.float32], gallery: Gallery) -> list[list[dict[str, Any]]]:
@@ -113,7 +120,7 @@ def ranked(queries: NDArray[np.float32], gallery: Gallery) -> list[list[dict[str
 
     There are `MATCHES` of them, or all people where these are fewer.
     """
-    people = min(MATCHES, len({*gallery.names}))
+    people = min(MATCHES, gallery.people)
     found: list[list[dict[str, Any]]] = [[] for _ in queries]
     lacking, depth = np.arange(len(queries)), people * _SPARE
     while len(lacking):  # Those whose nearest faces are of too few people are searched for more deeply.
@@ -134,36 +141,22 @@ def _people(gallery: Gallery, scores: Sequence[float], rows: Sequence[int]) -> l
     return [*best.values()]
 
 
-class _Decided:
-    """Whether a best match is good enough, for a gallery of one size."""
+def named_by(matches: Sequence[dict[str, Any]], decision: SearchDecision) -> dict[str, Any]:
+    """Return what is said of a face by its matches, of which there is at least one.
 
-    def __init__(
-        self, calibrated: Calibrated | None, rate: float, prior: float, gallery: Gallery, index: str
-    ) -> None:
-        self._calibrated, self._prior = calibrated, prior
-        if calibrated is None:
-            reason = f"{redact(index)} is not calibrated: give cnnbatch calibrate with --absent"
-            self._threshold = Threshold(rate, None, reason=reason)
-        else:
-            rows, people = len(gallery.names), len({*gallery.names})
-            self._threshold = calibrated.search_threshold(rate, rows, people)
-
-    def of(self, matches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return what is said of a face, by its matches, of which there is at least one."""
-        best, threshold = matches[0], self._threshold.similarity
-        known = None if threshold is None else best["similarity"] >= threshold
-        probability = None
-        if self._calibrated is not None:
-            probability = float(self._calibrated.pairs.probabilities([best["similarity"]], self._prior)[0])
-        return {
-            "person": best["person"] if known else None,
-            "is_known": known,
-            "similarity": best["similarity"],
-            "probability": probability,
-            "threshold": threshold,
-            "reason": self._threshold.reason,
-            "matches": matches,
-        }
+    These are the columns of `ROW` from ``person`` on.
+    """
+    best = matches[0]
+    known = decision.accepts(best["similarity"])
+    return {
+        "person": best["person"] if known else None,
+        "is_known": known,
+        "similarity": best["similarity"],
+        "probability": decision.probability(best["similarity"]),
+        "threshold": decision.threshold.similarity,
+        "reason": decision.threshold.reason,
+        "matches": matches,
+    }
 
 
 def _of_folder(index: Index, folder: str) -> Gallery:
@@ -177,10 +170,10 @@ def _of_folder(index: Index, folder: str) -> Gallery:
     return Gallery(found.vectors[known.rows], [*map(str, known.names)], _ids(found.rows.take(known.rows)))
 
 
-def _of_index(index: Index, people: str) -> Gallery:
+def _of_index(index: Index, named: Named, skip_damaged: bool) -> Gallery:
     """Return the faces of the index whose people are named."""
-    copy = index.copy()
-    known = named_pictures(copy, [*index.manifest.kept], people).named()
+    copy = index.copy(skip_damaged)
+    known = named_pictures(copy, [*index.manifest.kept], named.people).named()
     return Gallery(copy.vectors[known.rows], [*map(str, known.names)], _ids(copy.rows(known.rows)))
 
 

@@ -67,8 +67,11 @@ class LocalCopy:
 
     def rows(self, numbers: NDArray[np.int64]) -> pa.Table:
         """Return the columns of some rows (K,), in their order."""
-        found = self._few(numbers) if len(numbers) <= _FEW else self._many(numbers)
-        return pa.Table.from_batches([pa.RecordBatch.from_struct_array(found)])
+        return pa.Table.from_batches([pa.RecordBatch.from_struct_array(self.structs(numbers))])
+
+    def structs(self, numbers: NDArray[np.int64]) -> Any:
+        """Return some rows (K,), in their order, as an array of structs."""
+        return self._few(numbers) if len(numbers) <= _FEW else self._many(numbers)
 
     def _few(self, numbers: NDArray[np.int64]) -> Any:
         """Return rows one by one: a slice takes 3 µs, and looking for rows in a segment 40 µs."""

@@ -178,6 +178,7 @@ class Manifest(_Record):
     recall: Recall | None = None
     people: str | None = None
     verification: Verification | None = None
+    persons: StoredObject | None = None
     build_seconds: float = 0.0
 
     @property
@@ -198,8 +199,8 @@ class Manifest(_Record):
     @property
     def bytes(self) -> int:
         """How large the objects are that the index is made of, the manifest apart."""
-        book = self.codebook.bytes if self.codebook else 0
-        return book + sum(one.bytes for one in self.segments)
+        others = [one.bytes for one in (self.codebook, self.persons) if one]
+        return sum(others) + sum(one.bytes for one in self.segments)
 
     def left_out(self) -> dict[str, int]:
         """Return how many embeddings are no vectors, by reason."""
@@ -218,6 +219,11 @@ def segment_uri(index: str, name: str) -> str:
 def codebook_uri(index: str, name: str) -> str:
     """Return the address of a codebook."""
     return join(index, "codebooks", f"{name}.npy")
+
+
+def persons_uri(index: str, name: str) -> str:
+    """Return the address of what says who is who."""
+    return join(index, "persons", f"{name}.parquet")
 
 
 def etag_digest(etag: str | None, size: int) -> str:

@@ -9,7 +9,14 @@ import pyarrow as pa
 from cnnbatch.errors import UserError
 from cnnbatch.index import segments
 from cnnbatch.index.codebook import Codebook
-from cnnbatch.index.manifest import Manifest, SegmentEntry, StoredObject, codebook_uri, segment_uri
+from cnnbatch.index.manifest import (
+    Manifest,
+    SegmentEntry,
+    StoredObject,
+    codebook_uri,
+    persons_uri,
+    segment_uri,
+)
 from cnnbatch.storage import NotFound, Storage, redact
 
 _WAY_OUT = (
@@ -52,14 +59,16 @@ def read_object(uri: str, storage: Storage, expected: StoredObject) -> bytes:
 
 
 def unnamed(index: str, storage: Storage, manifest: Manifest) -> Iterator[str]:
-    """Yield the addresses of segments and codebooks that the manifest does not name.
+    """Yield the addresses of segments, codebooks and tables of persons that the manifest does not name.
 
     They are of earlier states, or of builds that were killed.
     """
     named = {segment_uri(index, one.name) for one in manifest.segments}
     if manifest.codebook:
         named.add(codebook_uri(index, manifest.codebook.name))
-    for folder in (segment_uri(index, ""), codebook_uri(index, "")):
+    if manifest.persons:
+        named.add(persons_uri(index, manifest.persons.name))
+    for folder in (segment_uri(index, ""), codebook_uri(index, ""), persons_uri(index, "")):
         try:
             for entry in storage.list(folder.rpartition("/")[0]):
                 if entry.uri not in named and entry.uri.endswith((".parquet", ".npy")):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,7 @@ class Index:
         """
         if _are_photos(queries):
             return self._search_photos(queries, k, where, skip_damaged)
-        vectors = _queries(queries, self.manifest.dimensions)
+        vectors = unit_queries(queries, self.manifest.dimensions)
         if not 1 <= k <= MOST_RESULTS:
             raise UserError(f"k: expected 1 to {MOST_RESULTS:,} results, got {k:,}")
         copy = self._copy(skip_damaged)
@@ -138,9 +138,9 @@ class Index:
             found = found.add_column(number, f"query_{name}", places[name])
         return found
 
-    def copy(self) -> LocalCopy:
+    def copy(self, skip_damaged: bool = False) -> LocalCopy:
         """Return this machine's copy of the index, in its present state."""
-        return self._copy(False)
+        return self._copy(skip_damaged)
 
     def duplicates(
         self, similarity: float = 0.95, advance: Callable[[int], None] = lambda rows: None
@@ -241,10 +241,13 @@ class Index:
         scores, rows = in_order(found, copy)
         scores, rows = scores[:, :k], rows[:, :k]
         queries, places = np.nonzero(rows >= 0)
-        table = self.addressed(copy.rows(rows[queries, places]))
-        table = table.add_column(0, "query", pa.array(queries.astype(np.int32)))
-        table = table.add_column(1, "rank", pa.array((places + 1).astype(np.int32)))
-        return table.append_column("similarity", pa.array(scores[queries, places]))
+        structs = copy.structs(rows[queries, places])
+        schema, output = _answer_schema(structs.type)
+        arrays = structs.flatten()
+        urls = [one.url for one in self.manifest.outputs]
+        arrays[output] = pa.array([urls[number] for number in arrays[output].to_pylist()], pa.string())
+        numbers = [pa.array(one, pa.int32()) for one in (queries, places + 1)]
+        return pa.Table.from_arrays([*numbers, *arrays, pa.array(scores[queries, places])], schema=schema)
 
 
 def is_index(uri: str, storage: Storage) -> bool:
@@ -276,7 +279,7 @@ def _are_photos(queries: Any) -> bool:
     return isinstance(queries, list | tuple) and bool(queries) and isinstance(queries[0], str | Path)
 
 
-def _queries(queries: Any, dimensions: int) -> NDArray[np.float32]:
+def unit_queries(queries: Any, dimensions: int) -> NDArray[np.float32]:
     """Return queries as vectors (Q, D) of length 1; raises UserError for what is no vector."""
     try:
         vectors = np.atleast_2d(np.asarray(queries, np.float64))
@@ -287,13 +290,15 @@ def _queries(queries: Any, dimensions: int) -> NDArray[np.float32]:
             f"expected vectors of {dimensions} numbers, as the index has them, got an array of the shape "
             f"{vectors.shape}\n  what to do: embed the queries with the network of the index"
         )
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if len(bad := np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))):
+    lengths = np.sqrt(np.einsum("qd,qd->q", vectors, vectors))
+    good = np.isfinite(lengths) & (lengths > 0)
+    if not good.all():
+        bad = np.flatnonzero(~good)
         raise UserError(
             f"query {bad[0]}: expected a vector of finite numbers, not all of them zero\n"
             "  what to do: leave it out"
         )
-    return np.asarray(vectors / lengths, np.float32)
+    return np.asarray(vectors / lengths[:, None], np.float32)
 
 
 def in_order(found: Found, copy: LocalCopy) -> Found:
@@ -317,6 +322,16 @@ def _stacked(found: Sequence[Found]) -> Found:
     scores = [np.pad(one, ((0, 0), (0, width - one.shape[1]))) for one, _ in found]
     rows = [np.pad(one, ((0, 0), (0, width - one.shape[1])), constant_values=-1) for _, one in found]
     return np.concatenate(scores), np.concatenate(rows)
+
+
+@lru_cache(4)
+def _answer_schema(rows: Any) -> tuple[pa.Schema, int]:
+    """Return the columns of an answer, by the struct of rows of a copy, and which of these is the output."""
+    fields = [*rows]
+    output = rows.get_field_index("output")
+    fields[output] = pa.field("output", pa.string())
+    similarity = pa.field("similarity", pa.float32())
+    return pa.schema([("query", pa.int32()), ("rank", pa.int32()), *fields, similarity]), output
 
 
 def _columns(copy: LocalCopy, manifest: Manifest) -> pa.Schema:

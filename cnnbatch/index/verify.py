@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cnnbatch.config.output import Which
 from cnnbatch.errors import UserError
-from cnnbatch.index.calibrated import read_calibrated
+from cnnbatch.index.calibrated import Calibrated, read_calibrated
 from cnnbatch.index.photos import embedded, require_read, require_same, task_of
 from cnnbatch.index.search import Index
 from cnnbatch.job import load_map_job
@@ -58,11 +60,16 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True)
-class _Faces:
+class PhotoFaces:
     """The faces of a photo that count, and their embeddings (F, D)."""
 
     found: Sequence[FoundFace]
-    vectors: np.ndarray[Any, np.dtype[np.float64]]
+    vectors: NDArray[np.float64]
+
+
+Decided = tuple[float | None, bool | None, str]
+"""The probability of one person, whether it is one, and what that rests on; see `Verification`."""
+Decide = Callable[[float, float], Decided]
 
 
 def verify(
@@ -86,17 +93,26 @@ def verify(
         space = _space(rows.schema)
         if index is not None:
             require_same(index.uri, space, index.space)
-        faces = _faces(rows, which)
+        faces = {row["uri"]: faces_of(row, row["uri"], which) for row in rows.to_pylist()}
+    decide: Decide = partial(_by_default, space)
+    if index is not None:
+        calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
+        decide = partial(by_calibration, calibrated, index.uri, rate, prior)
     one, other = (faces[address] for address in addresses)
+    return compared(one, other, prior, decide)
+
+
+def compared(one: PhotoFaces, other: PhotoFaces, prior: float, decide: Decide) -> Verification:
+    """Compare the faces that count of two photos: of several the two that are most alike.
+
+    ``decide`` returns the probability, the decision and what it rests on for a similarity and a distance.
+    """
     unit = [each.vectors / np.linalg.norm(each.vectors, axis=1, keepdims=True) for each in (one, other)]
     cosines = unit[0] @ unit[1].T
     first, second = max(product(range(len(one.found)), range(len(other.found))), key=lambda at: cosines[at])
     similarity = float(cosines[first, second])
     distance = float(np.linalg.norm(one.vectors[first] - other.vectors[second]))
-    if index is None:
-        probability, (same, reason) = None, _by_default(space, distance)
-    else:
-        probability, same, reason = _by_calibration(index, similarity, rate, prior)
+    probability, same, reason = decide(similarity, distance)
     return Verification(
         one.found[first], other.found[second], similarity, distance, probability, prior, same, reason
     )
@@ -122,31 +138,33 @@ def _space(schema: pa.Schema) -> EmbeddingSpace:
     return found
 
 
-def _faces(rows: pa.Table, which: Which) -> dict[str, _Faces]:
-    """Return the faces of each photo by its address."""
-    found: dict[str, _Faces] = {}
-    for row in rows.to_pylist():
-        chosen = chosen_faces(row, which)
-        if not chosen:
-            raise UserError(
-                f"no face was found in {redact(row['uri'])}\n"
-                "  what to do: give a photo in which the face is larger, sharper, or turned to the camera"
-            )
-        faces = [
-            FoundFace(row["uri"], f"{row['key']}#{number}", len(row["objects"]), tuple(face["box"].values()))
-            for number, face in chosen
-        ]
-        vectors = np.array([face["embedding"] for _, face in chosen], np.float64)
-        found[row["uri"]] = _Faces(faces, vectors)
-    return found
+def faces_of(row: Mapping[str, Any], photo: str, which: Which) -> PhotoFaces:
+    """Return the faces of a photo that count, by its row of predictions; raises UserError without any.
+
+    ``photo`` is what it is called.
+    """
+    chosen = chosen_faces(row, which)
+    if not chosen:
+        raise UserError(
+            f"no face was found in {redact(photo)}\n"
+            "  what to do: give a photo in which the face is larger, sharper, or turned to the camera"
+        )
+    faces = [
+        FoundFace(photo, f"{row['key']}#{number}", len(row["objects"]), tuple(face["box"].values()))
+        for number, face in chosen
+    ]
+    return PhotoFaces(faces, np.array([face["embedding"] for _, face in chosen], np.float64))
 
 
-def _by_calibration(
-    index: Index, similarity: float, rate: float, prior: float
-) -> tuple[float | None, bool | None, str]:
-    calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
+def by_calibration(
+    calibrated: Calibrated | None, index: str, rate: float, prior: float, similarity: float, distance: float
+) -> Decided:
+    """Decide by what an index, whose address is ``index``, was calibrated to, at a false accept ``rate``.
+
+    Raises UserError for a rate that was not calibrated.
+    """
     if calibrated is None:
-        return None, None, f"{redact(index.uri)} is not calibrated: give cnnbatch calibrate first"
+        return None, None, f"{redact(index)} is not calibrated: give cnnbatch calibrate first"
     probability = float(calibrated.pairs.probabilities([similarity], prior)[0])
     threshold = calibrated.pairs.threshold(rate)
     if threshold.similarity is None:
@@ -157,8 +175,8 @@ def _by_calibration(
     return probability, similarity >= threshold.similarity, reason
 
 
-def _by_default(space: EmbeddingSpace, distance: float) -> tuple[bool | None, str]:
+def _by_default(space: EmbeddingSpace, similarity: float, distance: float) -> Decided:
     if space.network not in PUBLISHED:
-        return None, f"{space.network} has no published threshold: calibrate an index, and give --index"
+        return None, None, f"{space.network} has no published threshold: calibrate an index, and give --index"
     limit = PUBLISHED[space.network]
-    return distance < limit, f"the published default of {space.network} is a distance below {limit:g}"
+    return None, distance < limit, f"the published default of {space.network} is a distance below {limit:g}"

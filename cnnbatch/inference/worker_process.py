@@ -25,6 +25,8 @@ from cnnbatch.job import MapJob
 from cnnbatch.types import Failure, Receipt, Shard
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from cnnbatch.inference.autotune.candidates import TuningTrial
     from cnnbatch.inference.messages import LoadOrder
     from cnnbatch.inference.worker.settings import Settings
@@ -70,6 +72,10 @@ class WorkerProcess:
     def run(self, work: Work) -> Receipt | Withdrawn | Fault:
         """Predict one shard and write its part, unless it is withdrawn before."""
         return self._answer(lambda: self._loaded().run(work))
+
+    def rows(self, work: Work) -> pa.Table | Fault:
+        """Predict one shard and return its rows, of which nothing is written."""
+        return self._answer(lambda: self._loaded().rows(work))
 
     def withdraw(self, index: int) -> None:
         """Have `run` give back a shard that waits for another one, if it does so still."""

@@ -12,11 +12,13 @@ from tests.bench import (
     forward,
     index,
     index_questions,
+    index_rivals,
     masks,
     new,
     scheduling,
     segment,
     segment_training,
+    serving,
     sources,
     training,
     whole,
@@ -40,4 +42,8 @@ evaluators.main()
 training.main()
 segment_training.main()
 index.main()
+index.main(cores=2)
+index.main(300_000, 512)
 index_questions.main()
+index_rivals.main()
+serving.main()

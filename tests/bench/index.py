@@ -1,9 +1,10 @@
 """An index beside FAISS's own: build, one query, an append of one hundredth, exact search of 1,000 probes.
 
-    python -m tests.bench.index 1000000 128        (as many vectors, of so many numbers; one thread)
+    python -m tests.bench.index 1000000 128 2        (as many vectors, of so many numbers; on so many cores)
 
 People with ten vectors each, whose cosines are 0.64 ± 0.12, those of two people 0 ± 0.1. Every ratio is of
-two ways in one run; imports count in none.
+two ways in one run, on the same cores; imports count in none. FAISS builds with all threads that it may have,
+and searches for one query with one, as cnnbatch does.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cnnbatch.humanize import counted
 from cnnbatch.index import segments
+from cnnbatch.index.approximate import FastScan
+from cnnbatch.index.codebook import threads
+from cnnbatch.index.embeddings import counts, open_embedded, parts_of, read_rows
+from cnnbatch.index.recall import RecallProbes
 from cnnbatch.index.run import index
 from cnnbatch.index.search import Index, open_index
 from cnnbatch.output.part import ENGINE_COLUMNS, written_as
@@ -37,16 +43,26 @@ SIZE, PART, PROBES, QUERIES, K = (1_000_000, 128), 10_000, 1_000, 200, 10
 Vectors = NDArray[np.float32]
 
 
-def main(count: int = SIZE[0], dimensions: int = SIZE[1]) -> None:
+def main(count: int = SIZE[0], dimensions: int = SIZE[1], cores: int = 1) -> None:
     """Print what each way takes, and the ratios."""
-    faiss.omp_set_num_threads(1)
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(every)[:cores])
+    try:
+        with threads(cores):
+            measure(count, dimensions, cores)
+    finally:
+        os.sched_setaffinity(0, every)
+
+
+def measure(count: int, dimensions: int, cores: int) -> None:
+    """Print what each way takes on the cores that this process may use, and the ratios."""
     new = max(1, count // 100)
     vectors = people(count + new + PROBES, dimensions)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CNNBATCH_CACHE"] = f"{folder}/cache"
         out, place = Path(folder, "out"), Path(folder, "index")
         write(out, vectors[:count])
-        print(f"{count:,} vectors of {dimensions}, one thread:")
+        print(f"{count:,} vectors of {dimensions}, {counted(cores, 'core')}:")
         with peak_memory() as peak:
             built = seconds(lambda: index(job(out, place, index=REAL), QUIET))
         opened = open_index(str(place), Storage())
@@ -59,6 +75,8 @@ def main(count: int = SIZE[0], dimensions: int = SIZE[1]) -> None:
             f"  FAISS's fast scan and the same columns as Parquet {written:.2f} s: "
             f"{built / written:.2f} times"
         )
+        read, recalled = seconds(lambda: read_all(out)), seconds(lambda: recall_of(opened))
+        print(f"    of the build {read:.2f} s read and normalise, alone; {recalled:.2f} s measure the recall")
         queries(opened, own, vectors[:count], vectors[-PROBES:])
         exact(opened, vectors[:count], vectors[-PROBES:])
         write(out, vectors[count : count + new], first=-(-count // PART))
@@ -114,6 +132,21 @@ def rows(vectors: Vectors, first: int) -> pa.Table:
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
     kept = [pa.field("country", pa.string()), pa.field("year", pa.int32())]
     return pa.table(columns, pa.schema([*ENGINE_COLUMNS, *kept, space(vectors.shape[1]).field()]))
+
+
+def read_all(out: Path) -> None:
+    """Read all embeddings of an output, as a build does."""
+    embedded = open_embedded(str(out), Storage(), 0, None)
+    for part in parts_of(embedded.output):
+        read_rows(embedded, part, range(len(counts(embedded, part))))
+
+
+def recall_of(opened: Index) -> None:
+    """Measure the recall of an index, as a build does."""
+    copy, book = opened.copy(), opened.codebook
+    assert book is not None
+    assert copy.codes is not None
+    RecallProbes(copy.vectors, copy.live, None).measure(FastScan(book, copy.codes), opened.manifest.refine)
 
 
 def contender(vectors: Vectors, index: Index, path: Path) -> tuple[Any, float]:

@@ -15,6 +15,7 @@ from cnnbatch.report.answers import answers_among
 from cnnbatch.report.answers.entry import AboutTruth
 from cnnbatch.report.answers.map import NONE, MapReport
 from cnnbatch.report.answers.objects import ObjectsReport
+from cnnbatch.report.template import template
 from cnnbatch.truth import OBJECTS_SCHEMA
 from tests import tiny_instances as tiny
 from tests import tiny_views
@@ -90,6 +91,26 @@ def test_what_is_true_of_each_view_by_objects() -> None:
     assert MapReport().truth_of_objects(row(one("cat", None)), about) is None
     assert MapReport().truth_of_objects({**row(), "width": None}, about) is None
     assert entries["objects"].truth_of_objects(whole, about) is None
+
+
+def test_true_objects_that_are_left_out_are_not_shown() -> None:
+    """So the pictures, and how many objects they say were found, are what is judged."""
+    about = AboutTruth(OBJECTS_SCHEMA, {"cat": None, "dog": "hound"})
+    shown = ObjectsReport().truth(row(one("cat", None), one("dog", None), one("cow", None))["objects"], about)
+    assert [found["label"] for found in shown] == ["hound", "cow"]
+
+
+def test_few_pictures_are_large() -> None:
+    """Many stand in more columns; what is not drawn on has small pictures at any number."""
+    macros: Any = template("gallery.html.j2").module
+    single, double = (
+        {"is_drawn": True, "views": [{}] * count, "prediction": {"views": []}} for count in (1, 2)
+    )
+    plain = {**single, "is_drawn": False}
+    found = [
+        macros.width_of([card] * count).strip() for card in (single, double, plain) for count in (12, 13)
+    ]
+    assert found == ["wide", "", "widest", "wide", "", ""]
 
 
 @pytest.mark.parametrize(

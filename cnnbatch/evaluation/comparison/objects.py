@@ -1,9 +1,9 @@
-"""Objects compared by their boxes and labels; masks and embeddings stay unread."""
+"""Objects compared by their labels and their boxes, or their masks; embeddings stay unread."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +16,17 @@ from cnnbatch.evaluation.comparison.options import CompareOptions
 from cnnbatch.evaluation.comparison.segments import SEGMENT, SegmentMeasure
 from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import REPLICATES, percentiles, poisson_weights
-from cnnbatch.metrics.iou_types import IOU_TYPES
+from cnnbatch.metrics.iou_types import IOU_TYPES, IouType
 from cnnbatch.metrics.objects import Objects, by_group, comparable, flatten
-from cnnbatch.truth import BOX
+from cnnbatch.truth import BOX, MASK
 
-OBJECTS = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32()), ("box", BOX)]))
+_FIELDS: list[pa.Field[Any]] = [
+    pa.field("label", pa.string()),
+    pa.field("score", pa.float32()),
+    pa.field("box", BOX),
+]
+OBJECTS = pa.list_(pa.struct(_FIELDS))
+MASKED = pa.list_(pa.struct([*_FIELDS, pa.field("mask", MASK)]))
 
 
 class ObjectMeasure(Measure):
@@ -32,7 +38,8 @@ class ObjectMeasure(Measure):
     """
 
     columns = {"objects": OBJECTS}
-    leaves = ("objects.label", "objects.score", "objects.box")
+    leaves: ClassVar[Sequence[str]] = ("objects.label", "objects.score", "objects.box")
+    iou_type: ClassVar[IouType] = IOU_TYPES["boxes"]
     unit = "Boxes"
     changes_lead = "Boxes that lie alike, by their labels."
     drawn = True
@@ -47,10 +54,11 @@ class ObjectMeasure(Measure):
 
     @classmethod
     def of(cls, kind: str, options: CompareOptions, columns: Sequence[pa.DataType]) -> Measure:
-        """Return this one, or that of segments where both outputs have these."""
-        if all(_fields(one).issuperset(SEGMENT) for one in columns):
+        """Return this one, or that of segments or of masks where both outputs have these."""
+        both = set.intersection(*map(_fields, columns))
+        if both.issuperset(SEGMENT):
             return SegmentMeasure(kind, options)
-        return cls(kind, options)
+        return (MaskMeasure if "mask" in both else cls)(kind, options)
 
     @classmethod
     def fits(cls, column: pa.DataType) -> bool:
@@ -58,28 +66,32 @@ class ObjectMeasure(Measure):
         return {"label", "box"} <= _fields(column)
 
     def decode(self, column: Any) -> Any:
-        """Return objects as `OBJECTS`, without those that score too low; those without a score count."""
+        """Return objects in the type of `columns`, without those that score too low.
+
+        Those without a score count.
+        """
         flat: Any = pc.list_flatten(column)
+        wanted: Any = self.columns[self.kind]
         count, known = len(flat), _fields(column.type)
         fields = [
             as_type(pc.struct_field(flat, one.name), one.type)
             if one.name in known
             else pa.nulls(count, one.type)
-            for one in OBJECTS.value_type
+            for one in wanted.value_type
         ]
         # In the scores' own precision: one that is written as 0.9 is not below 0.9.
         least = pa.scalar(self.options.score_threshold, pa.float32())
         kept = pc.fill_null(pc.greater_equal(fields[1], least), True)
         parents: Any = pc.list_parent_indices(column).filter(kept)
         ends = np.cumsum(np.bincount(parents.to_numpy(zero_copy_only=False), minlength=len(column)))
-        objects = pa.StructArray.from_arrays(fields, fields=list(OBJECTS.value_type)).filter(kept)
+        objects = pa.StructArray.from_arrays(fields, fields=list(wanted.value_type)).filter(kept)
         offsets: Any = pa.array(np.concatenate([[0], ends]), pa.int32())
         return pa.ListArray.from_arrays(offsets, objects, mask=column.is_null())
 
     def add(self, a: pa.RecordBatch, b: pa.RecordBatch, failed: NDArray[np.bool_]) -> pa.Table:
         """Count images; see `Measure`."""
-        first, second = self._boxes(a, 0), self._boxes(b, 1)
-        same, other = match(first, second, self.options.iou)
+        first, second = self._comparable(a, 0), self._comparable(b, 1)
+        same, other = match(first, second, self.options.iou, self.iou_type.overlap)
         self.count_changes(first.label[other.first], second.label[other.second])
         images = (first.image[same.first], first.image, second.image)
         matched, boxes_a, boxes_b = (np.bincount(each, minlength=len(failed)) for each in images)
@@ -96,7 +108,8 @@ class ObjectMeasure(Measure):
             "weight": pa.array(_unmatched(first, same.first, a) + _unmatched(second, same.second, b)),
             "agreement": pa.array(own, mask=lost),
         }
-        return pa.table({**columns, "boxes_a": boxes_a, "boxes_b": boxes_b, "matched": matched})
+        counts = {self._of("a"): boxes_a, self._of("b"): boxes_b, "matched": matched}
+        return pa.table({**columns, **counts})
 
     def agreement(self) -> Value:
         """Return the agreement over all boxes; 1 where there is none at all."""
@@ -109,16 +122,17 @@ class ObjectMeasure(Measure):
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of images, of those whose boxes all match, and of boxes."""
-        twice, boxes_a, boxes_b = self._sums[:, 0].tolist()
-        images = {"compared": self.images, "all_boxes_match": self.alike}
-        boxes = {"boxes_a": boxes_a, "boxes_b": boxes_b, "matched": twice // 2}
+        twice, a, b = self._sums[:, 0].tolist()
+        images = {"compared": self.images, f"all_{self.unit.lower()}_match": self.alike}
+        boxes = {self._of("a"): a, self._of("b"): b, "matched": twice // 2}
         return {**images, **boxes, "matched_with_another_label": self.changes.total()}
 
     def sentence(self) -> str:
         """Return what the agreement stands on, in words."""
         counts = {name: f"{count:,}" for name, count in self.counts().items()}
         return (
-            f"{counts['matched']} boxes match of {counts['boxes_a']} in A and {counts['boxes_b']} in B, "
+            f"{counts['matched']} {self.iou_type.name} match of {counts[self._of('a')]} in A and "
+            f"{counts[self._of('b')]} in B, "
             f"{counts['matched_with_another_label']} more with another label"
         )
 
@@ -126,13 +140,28 @@ class ObjectMeasure(Measure):
         """Return both options: the agreement follows from them."""
         return {"iou": self.options.iou, "score_threshold": self.options.score_threshold}
 
-    def _boxes(self, batch: pa.RecordBatch, side: int) -> Objects:
-        """Return the boxes that can be compared, by image and class; those left out are counted."""
+    def _of(self, side: str) -> str:
+        """Return the name of the count of one output's objects."""
+        return f"{self.unit.lower()}_{side}"
+
+    def _comparable(self, batch: pa.RecordBatch, side: int) -> Objects:
+        """Return the objects that can be compared, by image and class; those left out are counted."""
         found = flatten(pa.chunked_array([batch[self.kind]]), self.labels)
-        usable = IOU_TYPES["boxes"].usable(found)
-        found = by_group(comparable(found, usable, self.excluded, f"boxes of {'AB'[side]}"))
+        usable, what = self.iou_type.usable(found), f"{self.unit.lower()} of {'AB'[side]}"
+        found = by_group(comparable(found, usable, self.excluded, what))
         self.classes[side].add(found.label, _scores(found))
         return found
+
+
+class MaskMeasure(ObjectMeasure):
+    """The same of objects with masks, which lie alike where their masks do."""
+
+    columns = {"objects": MASKED}
+    leaves = (*ObjectMeasure.leaves, "objects.mask")
+    iou_type = IOU_TYPES["masks"]
+    unit = "Objects"
+    changes_lead = "Objects whose masks lie alike, by their labels."
+    at_once = 256  # of images: masks are large, and pycocotools takes them as objects of Python
 
 
 class BoxMeasure(ObjectMeasure):

@@ -6,17 +6,28 @@ command then takes processes of their own, whose end it survives.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from cnnbatch.config.compute import Compute
 from cnnbatch.errors import UserError
 from cnnbatch.inference.driver.retries import Alone, Attempts
-from cnnbatch.inference.messages import Fault, LoadOrder, Ready, TunedSettings, Work, as_error
+from cnnbatch.inference.messages import (
+    Fault,
+    LoadOrder,
+    Ready,
+    TunedSettings,
+    Withdrawn,
+    Work,
+    as_error,
+)
 from cnnbatch.inference.worker_process import WorkerProcess
 from cnnbatch.output.folder import Output
 from cnnbatch.terminal import interrupts
 from cnnbatch.types import Receipt
+
+Answer = TypeVar("Answer")
 
 
 def require_survivable(compute: Compute, suspects: Collection[int]) -> None:
@@ -42,19 +53,28 @@ def predict_inline(order: LoadOrder, work: Iterable[Work | None], tuned: TunedSe
         for one in work:
             if one is not None:
                 with _noted(order.output, one):
-                    yield _until_done(process, one, attempts)
+                    yield until_done(process, one, attempts, process.run)
     finally:
         process.close()
 
 
-def _until_done(process: WorkerProcess, work: Work, attempts: Attempts) -> Receipt:
+def until_done(
+    process: WorkerProcess,
+    work: Work,
+    attempts: Attempts,
+    ask: Callable[[Work], Answer | Withdrawn | Fault],
+) -> Answer:
+    """Return what ``ask`` of a process gives for a shard; an image that fails alone, too, has its failure.
+
+    Raises UserError or EnvironmentFault.
+    """
     attempts.requeue(work)
     while (next_work := attempts.next_work()) is not None:
-        answer = process.run(next_work)
-        if isinstance(answer, Receipt):
-            return answer
-        if not isinstance(answer, Fault):
+        answer = ask(next_work)
+        if isinstance(answer, Withdrawn):
             raise RuntimeError(f"shard {work.shard.index} was withdrawn by nobody")
+        if not isinstance(answer, Fault):
+            return answer
         if answer.kind != "predict":
             raise as_error(answer)
         attempts.failed(next_work, answer.positions, answer.what)

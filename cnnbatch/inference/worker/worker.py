@@ -124,6 +124,11 @@ class Worker:
             self._assets.remove(replaced, old)
         return receipt
 
+    def rows(self, work: Work) -> pa.Table:
+        """Predict one shard, and keep nothing: return its rows. Raises as `run`."""
+        rows = self._rows(work, range(len(work.shard.refs)), None, ShardTally())
+        return pa.Table.from_batches(rows, schema=self._schema)
+
     def try_alone(self, shard: Shard, position: int) -> Failure | None:
         """Predict one image by itself and keep nothing; return why its row is a failure, or None.
 

@@ -110,12 +110,13 @@ class ObjectsReport(AnswerReport):
         return dict.fromkeys(str(one["label"]) for one in truth)
 
     def truth(self, answer: Iterable[Mapping[str, Any]], about: AboutTruth) -> tuple[Mapping[str, Any], ...]:
-        """Return the true objects with the model's names of their classes.
+        """Return the true objects with the model's names of their classes, without those that are left out.
 
         Of a ground truth that has stuff, too, only things, where no prediction says which is which.
         """
         things = [one for one in answer if "is_thing" not in about.hidden or one["is_thing"] is not False]
-        named = [{**one, "label": about.names.get(one["label"]) or one["label"]} for one in things]
+        labels = [about.names.get(one["label"], one["label"]) for one in things]
+        named = [{**one, "label": label} for one, label in zip(things, labels, strict=True) if label]
         return tuple(
             {name: value for name, value in one.items() if name not in about.hidden} for one in named
         )

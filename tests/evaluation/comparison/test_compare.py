@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from cnnbatch import truth
@@ -42,6 +43,7 @@ from cnnbatch.evaluation.comparison.measures import MEASURES
 from cnnbatch.evaluation.comparison.page import save
 from cnnbatch.evaluation.comparison.pairing import Joined
 from cnnbatch.evaluation.comparison.summary import to_json
+from cnnbatch.images import rle
 from cnnbatch.metrics import Value
 from cnnbatch.metrics.intervals import poisson_weights, wilson
 from cnnbatch.output.part import ENGINE_COLUMNS
@@ -265,6 +267,54 @@ def test_boxes_against_brute_force(
         ]
         assert one.count_a == len(scores)
         assert one.score_a == pytest.approx(np.mean(scores))
+
+
+def masked(folder: Path, seed: int) -> Path:
+    """Write an output of objects with masks, all of which have the same box."""
+    random, rows = np.random.default_rng(seed), []
+    box = {"x1": 0.0, "y1": 0.0, "x2": 24.0, "y2": 16.0}
+    for number in range(12):
+        objects = []
+        for _ in range(int(random.integers(0, 6))):
+            mask = np.zeros((16, 24), np.uint8, order="F")
+            x, y, side = (int(one) for one in random.integers((0, 0, 4), (12, 8, 12)))
+            mask[y : y + side, x : x + side] = 1
+            runs = {"size": [16, 24], "counts": coco_mask.encode(mask)["counts"].decode()}
+            score = float(np.float32(random.uniform(0.5, 1)))
+            objects.append({"label": NAMES[random.integers(2)], "score": score, "box": box, "mask": runs})
+        rows.append({**good(f"{number:02}", f"/{number}", [("cat", 1.0)]), "objects": objects})
+    struct: Any = judged.FOUND.value_type
+    fields = pa.list_(pa.struct([*struct, pa.field("mask", truth.MASK)]))
+    write_job(folder)
+    write_part(folder, 0, rows, schema=pa.schema([*ENGINE_COLUMNS, ("objects", fields)]))
+    return folder
+
+
+def test_objects_with_masks_are_matched_by_these(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All boxes are the same, so that these would match wherever there are enough."""
+    two = masked(tmp_path / "a", 1), masked(tmp_path / "b", 2)
+
+    def overlap(one: Row, other: Row) -> float:
+        a, b = (rle.pixels(each["mask"]) for each in (one, other))
+        assert a is not None
+        assert b is not None
+        return float((a & b).sum() / (a | b).sum())
+
+    monkeypatch.setitem(globals(), "iou", overlap)
+    monkeypatch.setattr(boxes, "_AT_ONCE", 5)
+    found = compared(*two, iou=0.4)
+    sides = [objects_of(folder, 0.5) for folder in two]
+    changes, matched = Counter[tuple[str, str]](), 0
+    for key in sides[0]:
+        a, b = (list(side[key] or []) for side in sides)
+        matched += len(greedy(a, b, 0.4, same=True))
+        changes.update((one["label"], other["label"]) for one, other in greedy(a, b, 0.4, same=False))
+    count = [sum(len(some or []) for some in side.values()) for side in sides]
+    assert 0 < matched < min(count)
+    assert found.agreement.value == pytest.approx(2 * matched / sum(count))
+    assert [found.counts[name] for name in ("matched", "objects_a", "objects_b")] == [matched, *count]
+    assert {(one.before, one.after): one.count for one in found.label_changes} == changes
+    assert compared(two[0], two[0]).agreement.value == 1
 
 
 def test_objects_without_a_score_count(tmp_path: Path) -> None:

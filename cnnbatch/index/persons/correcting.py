@@ -1,0 +1,234 @@
+"""``cnnbatch persons``: people name persons, and say which are one and which are two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cnnbatch.errors import UserError
+from cnnbatch.index.persons.changing import change, require_persons
+from cnnbatch.index.persons.group import FacesInOrder, with_persons
+from cnnbatch.index.persons.grouping import NOBODY, Ints, halves
+from cnnbatch.index.persons.record import Face, Faces, Persons, faces_of, read_persons
+from cnnbatch.index.search import Index, open_index
+
+_NAMED = 5  # contradictions that a message shows
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A person cut in two: the faces of both halves, tables of `record.FACES`; the first keeps the number."""
+
+    person: int
+    first: pa.Table
+    second: pa.Table
+
+
+def name(uri: str, person: str, called: str) -> Persons:
+    """Give a person of the index at ``uri`` a name; an empty one takes it away. Raises UserError."""
+
+    def to(index: Index, before: Persons | None) -> Persons:
+        persons = require_persons(index.uri, index.storage, before)
+        number = persons.number(person)
+        holder = {each: one for one, each in persons.said.names.items()}.get(called, number)
+        if holder != number and holder in persons.sizes():
+            raise UserError(
+                f"person {holder} is called {called!r} already; nothing was changed\n"
+                f"  what to do: give another name, or make them one with --merge {holder} {number}"
+            )
+        return replace(persons, said=persons.said.with_name(number, called or None))
+
+    return change(uri, to)
+
+
+def merge(uri: str, one: str, other: str) -> Persons:
+    """Make two persons of the index at ``uri`` one, which keeps the number and the name of the first.
+
+    Without a name it takes that of the second. A later grouping keeps them together. Raises UserError where
+    it was said that faces of them are of two.
+    """
+
+    def to(index: Index, before: Persons | None) -> Persons:
+        persons = require_persons(index.uri, index.storage, before)
+        first, second = persons.number(one), persons.number(other)
+        if first == second:
+            raise UserError(
+                f"{persons.title(first)} can't be merged with itself\n  what to do: give two persons"
+            )
+        faces = [{*faces_of(persons.of(number))} for number in (first, second)]
+        if against := [pair for sides in persons.said.apart for pair in _across(sides, *faces)]:
+            raise UserError(
+                f"{persons.title(first)} and {persons.title(second)} have faces of which it was said that "
+                f"they are of two persons, {_shown(against)}; nothing was changed\n"
+                "  what to do: take that back with --take-back, or move these faces with --split first"
+            )
+        said = persons.said
+        called = said.names.get(first) or said.names.get(second)
+        said = said.with_name(second, None).with_name(first, called)
+        said = said.model_copy(update={"together": (*said.together, tuple(sorted(faces[0] | faces[1])))})
+        numbers = _numbers(persons)
+        numbers[numbers == second] = first
+        return _renumbered(index, replace(persons, said=said), numbers)
+
+    return change(uri, to)
+
+
+def proposed(index: Index, persons: Persons, person: str, faces: Sequence[str] = ()) -> Cut:
+    """Return how a person would be cut in two: the ``faces`` that are named by id, else by average linkage.
+
+    What was said to be together stays so. Raises UserError where that leaves no cut.
+    """
+    number = persons.number(person)
+    own = persons.of(number)
+    second = _named(persons, own, number, faces) if faces else _by_linkage(index, persons, own)
+    if not second.any() or second.all():
+        raise UserError(
+            f"{persons.title(number)} can't be cut in two: {_why_whole(own, second)}; nothing was changed\n"
+            "  what to do: name the faces of the second half with --faces"
+        )
+    return Cut(number, own.filter(pa.array(~second)), own.filter(pa.array(second)))
+
+
+def split(uri: str, person: str, faces: Sequence[str] = ()) -> Persons:
+    """Cut a person of the index at ``uri`` in two, as `proposed`; the second half gets a new number.
+
+    A later grouping keeps them two. Raises UserError where it was said that faces of both are of one.
+    """
+
+    def to(index: Index, before: Persons | None) -> Persons:
+        persons = require_persons(index.uri, index.storage, before)
+        cut = proposed(index, persons, person, faces)
+        sides = (tuple(faces_of(cut.first)), tuple(faces_of(cut.second)))
+        if against := [
+            pair for one in persons.said.together for pair in _across((one, one), *map(set, sides))
+        ]:
+            raise UserError(
+                f"the halves of {persons.title(cut.person)} have faces of which it was said that they are "
+                f"of one person, {_shown(against)}; nothing was changed\n"
+                "  what to do: take that back with --take-back, or give other --faces"
+            )
+        said = persons.said
+        said = said.model_copy(update={"apart": (*said.apart, sides), "following": said.following + 1})
+        numbers = _numbers(persons)
+        moved = pc.is_in(persons.faces["id"], cut.second["id"]).to_numpy() & (numbers == cut.person)
+        numbers[moved] = said.following - 1
+        return _renumbered(index, replace(persons, said=said), numbers)
+
+    return change(uri, to)
+
+
+def take_back(uri: str, person: str) -> Persons:
+    """Take back what was said of the faces of a person, or of one face that is named by id."""
+
+    def to(index: Index, before: Persons | None) -> Persons:
+        persons = require_persons(index.uri, index.storage, before)
+        faces = {face for face in persons.said.faces() if face[1] == person}
+        faces = faces or {*faces_of(persons.of(persons.number(person)))}
+        return replace(persons, said=persons.said.without(faces))
+
+    return change(uri, to)
+
+
+def proposal(uri: str, person: str, faces: Sequence[str] = ()) -> Cut:
+    """Return how `split` would cut a person of the index at ``uri``; nothing is changed."""
+    index = open_index(uri)
+    return proposed(index, persons_of(uri), person, faces)
+
+
+def persons_of(uri: str) -> Persons:
+    """Return who is who in the index at ``uri``; raises UserError where nobody has grouped it."""
+    index = open_index(uri)
+    return require_persons(index.uri, index.storage, read_persons(index.uri, index.storage, index.manifest))
+
+
+def as_table(persons: Persons) -> pa.Table:
+    """Return a row a face: ``output``, ``id``, ``person``, ``similarity``, and the person's ``name``."""
+    numbers = persons.faces["person"].to_pylist()
+    names = [None if number is None else persons.said.names.get(number) for number in numbers]
+    return persons.faces.append_column("name", pa.array(names, pa.string()))
+
+
+def proposal_lines(cut: Cut) -> Iterator[str]:
+    """Yield the faces of both halves."""
+    for half, faces in (("first", cut.first), ("second", cut.second)):
+        for _, face in faces_of(faces):
+            yield f"{half}\t{face}"
+    yield "nothing was changed: give --yes to cut so"
+
+
+def lines(persons: Persons) -> Iterator[str]:
+    """Yield a line a person, those with most faces first."""
+    for number, size in sorted(persons.sizes().items(), key=lambda pair: (-pair[1], pair[0])):
+        typical = _most_typical(persons.of(number))[1]
+        yield f"{number}\t{persons.said.names.get(number, '')}\t{size:,}\t{typical}"
+    if unsure := persons.faces["person"].null_count:
+        yield f"\tunsure\t{unsure:,}\t"
+
+
+def _across(sides: tuple[Faces, Faces], one: set[Face], other: set[Face]) -> Iterator[tuple[Face, Face]]:
+    """Yield a face of ``one`` and a face of ``other`` of which something was said, if there are any."""
+    for first, second in (sides, sides[::-1]):
+        if (left := one & {*first}) and (right := other & {*second}):
+            yield min(left), min(right)
+            return
+
+
+def _shown(pairs: Sequence[tuple[Face, Face]]) -> str:
+    shown = "; ".join(f"{one[1]} and {other[1]}" for one, other in pairs[:_NAMED])
+    return shown if len(pairs) <= _NAMED else f"{shown}; and {len(pairs) - _NAMED:,} more"
+
+
+def _most_typical(faces: pa.Table) -> Face:
+    """Return the face that is most similar to the others of its person."""
+    near = np.nan_to_num(faces["similarity"].to_numpy(), nan=-2.0)
+    chosen = faces.slice(int(np.argmax(near)), 1)
+    return next(iter(faces_of(chosen)))
+
+
+def _numbers(persons: Persons) -> Ints:
+    found: Any = persons.faces["person"]
+    return np.array(found.fill_null(NOBODY).to_numpy(), np.int64)
+
+
+def _renumbered(index: Index, persons: Persons, numbers: Ints) -> Persons:
+    """Return the persons with other numbers, and what follows from these, without faces that are gone."""
+    ordered = FacesInOrder.of(index.copy())
+    places = {face: place for place, face in enumerate(faces_of(persons.faces))}
+    there = [places.get(face, NOBODY) for face in faces_of(ordered.table)]
+    now = np.append(numbers, NOBODY)[there]
+    return with_persons(index.copy(), ordered.rows, ordered.table, now, persons.said)
+
+
+def _named(persons: Persons, own: pa.Table, number: int, faces: Sequence[str]) -> NDArray[np.bool_]:
+    if missing := sorted({*faces} - {*map(str, own["id"].to_pylist())}):
+        raise UserError(
+            f"{persons.title(number)} has no face {missing[0]}\n"
+            "  what to do: take the faces from cnnbatch persons INDEX --to FILE"
+        )
+    return np.asarray(pc.is_in(own["id"], pa.array([*faces])).to_numpy())
+
+
+def _by_linkage(index: Index, persons: Persons, own: pa.Table) -> NDArray[np.bool_]:
+    """Return which faces of a person are in the second half; those that are gone from the index are not."""
+    ordered = FacesInOrder.of(index.copy())
+    places = ordered.places()
+    there = np.array([face in places for face in faces_of(own)])
+    faces = [face for face in faces_of(own) if face in places]
+    within = {face: place for place, face in enumerate(faces)}
+    together = [[within[face] for face in one if face in within] for one in persons.said.together]
+    second = np.zeros(len(there), bool)
+    rows = ordered.rows[[places[face] for face in faces]]
+    second[there] = halves(index.copy().vectors, rows, [one for one in together if one])
+    return second
+
+
+def _why_whole(own: pa.Table, second: NDArray[np.bool_]) -> str:
+    if own.num_rows == 1:
+        return "there is one face"
+    return "all faces are in the second half" if second.all() else "all faces were said to be of one person"
