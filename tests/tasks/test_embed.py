@@ -390,7 +390,9 @@ def test_people_with_one_picture_are_counted_and_learned_from(tmp_path: Path) ->
 
 def test_people_of_one_picture_each_can_not_validate(tmp_path: Path) -> None:
     photos = people(tmp_path / "people", 10, 1)
-    with pytest.raises(UserError, match=r"two classes at least .* the validation has 3 images of 3 classes\n"):
+    with pytest.raises(
+        UserError, match=r"two classes at least .* the validation has 3 images of 3 classes\n"
+    ):
         launch(job(photos, tmp_path / "out"), QUIET)
 
 
