@@ -61,7 +61,9 @@ class _SearchQuery(_Asked):
     rate: Rate = RATE
 
 
-class _VectorSearch(_SearchQuery):
+class VectorSearch(_SearchQuery):
+    """Vectors of the network of the index, and how to search for each."""
+
     vectors: Annotated[list[list[float]], Field(min_length=1, max_length=MOST_VECTORS)]
 
 
@@ -111,7 +113,7 @@ def _add_questions(app: FastAPI, backend: Backend) -> None:
         return _answered(found, SearchAnswer)
 
     @app.post("/search/vectors")
-    async def search_vectors(asked: _VectorSearch) -> VectorAnswer:
+    async def search_vectors(asked: VectorSearch) -> VectorAnswer:
         """Find what is most similar to vectors, of the network of the index."""
         vectors = tuple(tuple(one) for one in asked.vectors)
         found = await backend.ask(Search(**asked.model_dump(exclude={"vectors"}), vectors=vectors))

@@ -26,6 +26,7 @@ PICTURE_COST = 0.1
 BODY_S = 30.0
 """How long a client may send nothing of a body."""
 DRAIN_S, DRAIN_BYTES = 10.0, 256 << 20
+_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,7 @@ class Gate:
         if refusal is not None:
             await _refuse(refusal, scope, receive, send)
             return
-        wanted = int(
-            headers.get(
-                "content-length", 0 if "transfer-encoding" not in headers else self._limits.request_bytes
-            )
-        )
+        wanted = self._largest(headers)
         if wanted and self._held + wanted > self._limits.held_bytes:
             await _refuse(_busy(), scope, receive, send)
             return
@@ -89,9 +86,15 @@ class Gate:
 
     def _too_large(self, headers: Headers) -> JSONResponse | None:
         length = headers.get("content-length", "0")
-        if not length.isdecimal():
-            return _answer(400, "expected a length of the body in its header Content-Length")
+        if not length.isdecimal() or len(length) > _DIGITS:
+            return _answer(400, "expected the length of the body in its header Content-Length")
         return _answer(413, self._large(int(length))) if int(length) > self._limits.request_bytes else None
+
+    def _largest(self, headers: Headers) -> int:
+        """Return how many bytes the body of a request may have; 0: it has none."""
+        if "transfer-encoding" in headers:
+            return self._limits.request_bytes
+        return int(headers.get("content-length", "0"))
 
     def _large(self, length: int, more: str = "") -> str:
         return (
