@@ -162,18 +162,13 @@ def deciding(index: Index, calibrated: Calibrated | None, rate: float, prior: fl
         return partial(
             _by_default, index.space, f"{redact(index.uri)} is not calibrated: give cnnbatch calibrate"
         )
-    return partial(by_calibration, calibrated, index.uri, rate, prior)
+    return partial(_by_calibration, calibrated, rate, prior)
 
 
-def by_calibration(
-    calibrated: Calibrated | None, index: str, rate: float, prior: float, similarity: float, distance: float
+def _by_calibration(
+    calibrated: Calibrated, rate: float, prior: float, similarity: float, distance: float
 ) -> Decided:
-    """Decide by what an index, whose address is ``index``, was calibrated to, at a false accept ``rate``.
-
-    Raises UserError for a rate that was not calibrated.
-    """
-    if calibrated is None:
-        return None, None, f"{redact(index)} is not calibrated: give cnnbatch calibrate first"
+    """Decide by what an index was calibrated to, at a false accept ``rate``; see `Calibration.threshold`."""
     probability = float(calibrated.pairs.probabilities([similarity], prior)[0])
     threshold = calibrated.pairs.threshold(rate)
     if threshold.similarity is None:

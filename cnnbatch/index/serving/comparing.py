@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -25,7 +24,7 @@ from cnnbatch.index.serving.embedder import EmbeddedPhoto
 from cnnbatch.index.serving.live_index import LiveState
 from cnnbatch.index.serving.questions import Identify, Refusal, Verify, refusal_of
 from cnnbatch.index.serving.searching import about_photo, box_of, state_of
-from cnnbatch.index.verify import FoundFace, by_calibration, compared, faces_of
+from cnnbatch.index.verify import FoundFace, compared, deciding, faces_of
 
 
 def verify_all(
@@ -38,7 +37,7 @@ def verify_all(
 def _verify(state: LiveState, question: Verify, photos: Sequence[EmbeddedPhoto]) -> Answer | Refusal:
     if "objects" not in photos[0].row:
         return Refusal(422, "the index is of whole pictures, and faces are compared\n  what to do: search it")
-    decide = partial(by_calibration, state.calibrated, state.index.uri, question.rate, question.prior)
+    decide = deciding(state.index, state.calibrated, question.rate, question.prior)
     try:
         one, other = (faces_of(photo.row, photo.name, question.face) for photo in photos)
         found = compared(one, other, question.prior, decide)
