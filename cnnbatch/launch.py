@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cnnbatch.errors import UserError
 from cnnbatch.index.manifest import NAME as MANIFEST
 from cnnbatch.inference.run import RunOptions, Summary, run
 from cnnbatch.job import IdentifyJob, IndexJob, Job, SearchJob, StudyJob, TrainJob, VerifyJob
 from cnnbatch.output.folder import Output
+from cnnbatch.output.reader import Reader
 from cnnbatch.report import write_report
+from cnnbatch.storage import redact
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -70,4 +73,9 @@ def report(
         from cnnbatch.training.study.again import report_again
 
         return report_again(folder)
+    if Reader(output, storage).settings.get("kind") == "verify":
+        raise UserError(
+            f"{redact(folder.uri)} has pairs, of which there is no report\n"
+            "  what to do: read its predictions/ and evaluation.json"
+        )
     return write_report(output, storage, begin)

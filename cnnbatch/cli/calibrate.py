@@ -45,7 +45,7 @@ def calibrate(
 
         give(plugin)
         opened = open_index(index)
-        for line in lines(measured(opened, Known(pairs, people, absent))):
+        for line in lines(measured(opened, Known(pairs, people, absent)), len(opened)):
             say(line)
         say(f"  report: {redact(join(opened.uri, 'report.html'))}")
         return 0

@@ -53,7 +53,7 @@ def info(
             for line in figures.about(found.manifest):
                 say(line.strip())
             calibrated = read_calibrated(found.uri, found.storage, found.manifest.space)
-            for line in () if calibrated is None else lines(calibrated):
+            for line in () if calibrated is None else lines(calibrated, len(found)):
                 say(line)
         return 0
 

@@ -60,6 +60,15 @@ class Calibrated:
             return Threshold(rate, None, reason=_outgrown(of_rate[0], rows, people))
         return min(fitting, key=lambda one: one.rows).threshold
 
+    def outgrown(self, rows: int) -> str | None:
+        """Return what is to be said where an index of so many rows has grown by a tenth since; else None."""
+        if rows <= GROWN * self.rows:
+            return None
+        return (
+            f"error rates were measured with {self.rows:,} embeddings, and now there are {rows:,}: give "
+            "cnnbatch calibrate again"
+        )
+
     def _unmeasured(self, rate: float) -> str:
         if not self.measured:
             return "searches are not calibrated: give cnnbatch calibrate with --absent"
@@ -112,8 +121,8 @@ def read_calibrated(index: str, storage: Storage, space: Mapping[str, Any]) -> C
     return found
 
 
-def lines(found: Calibrated) -> Iterator[str]:
-    """Yield what was calibrated, for people."""
+def lines(found: Calibrated, rows: int) -> Iterator[str]:
+    """Yield what was calibrated of an index that now has so many rows, for people."""
     pairs = found.pairs
     failed = f", {pairs.failed:,} without a face in each picture" if pairs.failed else ""
     yield f"{pairs.genuine:,} pairs of one person, {pairs.impostor:,} of two{failed}"
@@ -128,6 +137,8 @@ def lines(found: Calibrated) -> Iterator[str]:
         yield f"  {size}: {_threshold(at.threshold)}{_missed(at.missed)}"
     for rate in dict.fromkeys(at.threshold.rate for at in found.sizes):
         yield fitness(found.sizes, rate)
+    if (outgrown := found.outgrown(rows)) is not None:
+        yield outgrown
 
 
 def _threshold(one: Threshold) -> str:

@@ -87,7 +87,10 @@ class Calibration:
             if np.isclose(one.rate, rate, rtol=1e-9, atol=0):
                 return one
         known = ", ".join(written(one.rate) for one in self.thresholds)
-        raise UserError(f"expected a false accept rate that was calibrated ({known}), got {written(rate)}")
+        raise UserError(
+            f"expected a false accept rate that was calibrated ({known}), got {written(rate)}\n"
+            "  what to do: give one of these as --rate"
+        )
 
 
 def calibrate(pairs: FacePairs, rates: Sequence[float] = RATES, replicates: int = REPLICATES) -> Calibration:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import floor, log, log10
 
-from cnnbatch.humanize import percent
+from cnnbatch.humanize import counted, percent
 from cnnbatch.index.calibrated import Calibrated
-from cnnbatch.index.calibration import Calibration, Point, rate_words
-from cnnbatch.index.pair_figures import Histogram, MeasuredRatio
+from cnnbatch.index.calibration import Calibration, rate_words
+from cnnbatch.index.pair_figures import Histogram, MeasuredRatio, PairFigures
 from cnnbatch.report import plots
 from cnnbatch.report.curves import Titled
 from cnnbatch.report.template import Chart
@@ -25,7 +25,7 @@ def pair_charts(found: Calibrated) -> list[Titled]:
     if figures is None:
         return []
     charts = [_spread(figures.histogram, found.pairs), _line(found.pairs, figures.ratios, figures.histogram)]
-    return [*charts, *_accepts(figures.roc, found.pairs)]
+    return [*charts, _accepts(figures, found.pairs)]
 
 
 def odds(ratio: float) -> str:
@@ -48,7 +48,7 @@ def _spread(bins: Histogram, pairs: Calibration) -> Titled:
         plots.shapes(areas, lines, marks=[mark for mark in marks if 0 <= mark <= 1]),
         ["0", percent(top).replace(" ", "\u00a0")],
         _ticks(bins.low, bins.high),
-        f"Dotted: the thresholds at false accept rates of {rates}" if known else "",
+        f"Dotted: thresholds, at a false accept rate of {rates}" if known else "No rate has a threshold",
         [
             ("line-0", f"{pairs.genuine:,} pairs of one person"),
             ("line-1", f"{pairs.impostor:,} pairs of two"),
@@ -78,18 +78,17 @@ def _line(pairs: Calibration, ratios: Sequence[MeasuredRatio], bins: Histogram) 
     ]
     line = plots.Shape("line-0", [place(bins.low, ends[0]), place(bins.high, ends[1])])
     legend = [("line-0", "the line"), *([("dot", "measured in a bin, with 95 % interval")] if dots else [])]
-    outside = sum(
-        not (one.low or 0) <= pairs.slope * one.similarity + pairs.offset <= (one.high or 0) for one in ratios
-    )
+    inside = sum(one.has(pairs.slope * one.similarity + pairs.offset) for one in ratios)
     summary = (
-        f"The line is within the interval of {len(ratios) - outside} of {len(ratios)} bins"
+        f"The line is within the interval of {inside} of {counted(len(ratios), 'bin')}"
         if ratios
         else "No bin has enough pairs of both kinds"
     )
     chart = Chart(plots.shapes((), [*spreads, line], dots), up, _ticks(bins.low, bins.high), summary, legend)
     return Titled(
         "What a similarity means",
-        "How much likelier it is of one person than of two. With the odds of before it gives a probability.",
+        "How much likelier it is of one person than of two: the likelihood ratio, which the prior odds are "
+        "multiplied by.",
         chart,
     )
 
@@ -98,15 +97,15 @@ def _as_counted(one: MeasuredRatio) -> str:
     return f"{one.genuine:,} pairs of one person, {one.impostor:,} of two, {odds(one.ratio)}"
 
 
-def _accepts(roc: Sequence[Point], pairs: Calibration) -> Iterator[Titled]:
-    """Yield true accepts over false ones, with the thresholds that are kept."""
-    least = min((one.false for one in roc if one.false > 0), default=0.1)
-    decades = decades_from(least)
-    known = [one for one in pairs.thresholds if one.similarity is not None]
-    shares = [_share_at(roc, one.rate) for one in known]
+def _accepts(figures: PairFigures, pairs: Calibration) -> Titled:
+    """Return true accepts over false ones, with the thresholds that are kept."""
+    roc = figures.roc
+    decades = decades_from(min((one.false for one in roc if one.false > 0), default=0.1))
+    shares = {one.rate: figures.accepted(one.rate) for one in pairs.thresholds if one.similarity is not None}
     dots = [
-        plots.Dot(decade(one.rate, decades), share, f"{percent(share)} at {rate_words(one.rate)}")
-        for one, share in zip(known, shares, strict=True)
+        plots.Dot(decade(rate, decades), share, f"{percent(share)} at {rate_words(rate)}")
+        for rate, share in shares.items()
+        if share is not None
     ]
     line = plots.Shape("line-0", sorted((decade(one.false, decades), one.share) for one in roc))
     chart = Chart(
@@ -116,7 +115,7 @@ def _accepts(roc: Sequence[Point], pairs: Calibration) -> Iterator[Titled]:
         f"True accepts: {'; '.join(dot.title for dot in dots)}" if dots else "No rate has a threshold",
         [("line-0", "pairs"), ("dot", "thresholds")],
     )
-    yield Titled("ROC of pairs", "True accepts over false accepts, on a logarithmic axis.", chart)
+    return Titled("ROC of pairs", "True accepts over false accepts, on a logarithmic axis.", chart)
 
 
 def _steps(shares: Sequence[float], top: float) -> list[tuple[float, float]]:
@@ -146,8 +145,3 @@ def decade(share: float, decades: int) -> float:
 def powers(decades: int) -> list[str]:
     """Return the words at an axis of so many decades up to 1."""
     return [f"1e-{place}" for place in range(decades, 0, -1)] + ["1"]
-
-
-def _share_at(roc: Sequence[Point], rate: float) -> float:
-    """Return the share of true accepts at the least threshold whose false accepts are within a rate."""
-    return max((one.share for one in roc if one.false <= rate), default=0.0)

@@ -205,7 +205,7 @@ def _table(embedded: EmbeddedOutput, part: int, rows: Sequence[int]) -> pa.Table
         parquet = pq.ParquetFile(file)
         found = embedding_column(parquet.schema_arrow)
         if found is None or found != (embedded.column, embedded.space):
-            raise _another(uri, found[1] if found else None, embedded.space)
+            raise another_space(uri, found[1] if found else None, embedded.space)
         ends = np.cumsum([parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups)])
         first, last = np.searchsorted(ends, [rows[0], rows[-1]], "right")
         columns = ["key", "vanished", *wanted, *embedded.kept.names]
@@ -215,7 +215,8 @@ def _table(embedded: EmbeddedOutput, part: int, rows: Sequence[int]) -> pa.Table
         return taken
 
 
-def _another(uri: str, found: EmbeddingSpace | None, expected: EmbeddingSpace) -> UserError:
+def another_space(uri: str, found: EmbeddingSpace | None, expected: EmbeddingSpace) -> UserError:
+    """Return the error for a part at ``uri`` that has no embeddings, or those of another space."""
     what = "no embeddings" if found is None else f"embeddings of {in_words(found)}"
     return UserError(
         f"{redact(uri)} has {what}; expected those of {in_words(expected)}\n"

@@ -39,7 +39,7 @@ def fitness(sizes: Sequence[AtSize], rate: float, most_missed: float = MOST_MISS
     ones = f"1 in {1 / rate:,.0f} strangers may be found and 1 in {1 / most_missed:,.0f} people missed"
     goal = f"Where at most {ones}"
     if not known:
-        return f"{goal}, up to what size it is fit for search is not known: {_reason(of_rate)}."
+        return f"{goal}, up to what size the embedder is fit for search is not known: {_reason(of_rate)}."
     share, low, high = (
         limit(
             [(one.rows, value) for one in known if (value := getattr(one.missed, end)) is not None],
@@ -50,10 +50,12 @@ def fitness(sizes: Sequence[AtSize], rate: float, most_missed: float = MOST_MISS
     spread = f"95 % interval: {high.words()} to {low.words()}"
     if share.rows is None and not share.is_kept:
         nor = "nor at an end of the 95 % interval" if low == high else spread
-        return f"{goal}, it is not fit for search, not even among {share.least:,} embeddings ({nor})."
+        return (
+            f"{goal}, the embedder is not fit for search, not even among {share.least:,} embeddings ({nor})."
+        )
     measured = max((one.rows for one in known if not one.is_extrapolated), default=0)
     about = ", which is extrapolated" if share.rows is None or share.rows > measured else ""
-    return f"{goal}, it is fit for searches of up to {share.words()} embeddings{about} ({spread})."
+    return f"{goal}, the embedder is fit for searches of up to {share.words()} embeddings{about} ({spread})."
 
 
 def support(sizes: Sequence[AtSize], rate: float, rows: int) -> str | None:

@@ -42,6 +42,7 @@ ROW = pa.schema(
         ("is_known", pa.bool_()),
         ("similarity", pa.float32()),
         ("probability", pa.float64()),
+        ("prior", pa.float64()),
         ("threshold", pa.float32()),
         ("reason", pa.string()),
         ("matches", pa.list_(_MATCH)),
@@ -50,7 +51,8 @@ ROW = pa.schema(
 """A face of a photo a row, by the keys of photos and from left to right; a photo without one has a row, too.
 
 ``person`` is who it is, null where ``is_known`` is false (nobody who is known), or null (nothing decides:
-``reason``). ``similarity`` is that of the best match, ``probability`` that of one person with it.
+``reason``). ``similarity`` is that of the best match, ``probability`` that of one person with it, where a
+share ``prior`` of best matches is.
 """
 
 
@@ -147,12 +149,13 @@ def named_by(matches: Sequence[dict[str, Any]], decision: SearchDecision) -> dic
     These are the columns of `ROW` from ``person`` on.
     """
     best = matches[0]
-    known = decision.accepts(best["similarity"])
+    known, probability = decision.accepts(best["similarity"]), decision.probability(best["similarity"])
     return {
         "person": best["person"] if known else None,
         "is_known": known,
         "similarity": best["similarity"],
-        "probability": decision.probability(best["similarity"]),
+        "probability": probability,
+        "prior": None if probability is None else decision.prior,
         "threshold": decision.threshold.similarity,
         "reason": decision.threshold.reason,
         "matches": matches,

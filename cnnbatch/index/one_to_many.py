@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ Queries = NDArray[np.float32]
 Places = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Enrolled:
     """A gallery: ``rows`` (G,) of ``vectors`` (N, D) float16 of length 1, and whose each is, ``people`` (G,).
 
@@ -42,8 +43,9 @@ class Enrolled:
     rows: Places
     people: Places
 
-    def of_people(self) -> tuple[Places, Places]:
-        """Return the places (G,) of the gallery by people, and where each person's begin, (P + 1,)."""
+    @cached_property
+    def by_person(self) -> tuple[Places, Places]:
+        """The places (G,) of the gallery by people, and where each person's begin, (P + 1,)."""
         order = np.argsort(self.people, kind="stable")
         count = int(self.people.max(initial=-1)) + 1
         return order, np.searchsorted(self.people[order], np.arange(count + 1))
@@ -72,10 +74,9 @@ def searched(probes: Probes, gallery: Enrolled, names: NDArray[np.uint64]) -> It
 
     A search is mated where the gallery has a face of its person that is not the probe itself. None failed.
     """
-    order, starts = gallery.of_people()
     for start in range(0, len(probes.people), PROBES):
         some = probes.block(start, PROBES)
-        mate = _best_mates(some, gallery, order, starts)
+        mate = _best_mates(some, gallery)
         ahead, other = _others(some, gallery, mate)
         mated = np.isfinite(mate)
         yield Searches(
@@ -89,8 +90,9 @@ def searched(probes: Probes, gallery: Enrolled, names: NDArray[np.uint64]) -> It
         )
 
 
-def _best_mates(probes: Probes, gallery: Enrolled, order: Places, starts: Places) -> NDArray[np.float64]:
+def _best_mates(probes: Probes, gallery: Enrolled) -> NDArray[np.float64]:
     """Return the similarity of each probe to the most similar other face of its person, -inf for none."""
+    order, starts = gallery.by_person
     best = np.full(len(probes.people), -np.inf)
     known = np.flatnonzero((probes.people >= 0) & (probes.people < len(starts) - 1))
     counts = starts[probes.people[known] + 1] - starts[probes.people[known]]

@@ -17,11 +17,10 @@ from cnnbatch.index.calibrated import Calibrated, read_calibrated
 from cnnbatch.index.calibration import Threshold, rate_words
 from cnnbatch.index.figures import evaluation_of
 from cnnbatch.index.fitness import fitness, support
-from cnnbatch.index.manifest import GROWN, Manifest
+from cnnbatch.index.manifest import Manifest
 from cnnbatch.index.search import Index
 from cnnbatch.index.shown_pairs import ShownPairs, shown_pairs
 from cnnbatch.metrics import Value
-from cnnbatch.metrics.verification import written
 from cnnbatch.report.facts import Fact
 from cnnbatch.report.numbers import Number, groups, meanings, share
 from cnnbatch.report.template import template
@@ -94,7 +93,7 @@ def page_html(index: Index, allow: Collection[Allowed] = ()) -> str:
         people=manifest.people,
         pictures=evaluation.metrics["pairs"].count if "pairs" in evaluation.metrics else 0,
         calibrated=found,
-        outgrown=found is not None and len(index) > GROWN * found.rows,
+        outgrown=None if found is None else found.outgrown(len(index)),
         rows=len(index),
         pair_charts=[] if found is None else charts.pair_charts(found),
         thresholds=[] if found is None else [_threshold_row(one, found) for one in found.pairs.thresholds],
@@ -126,15 +125,12 @@ def _numbers(metrics: dict[str, Value]) -> list[Number]:
 
 
 def _threshold_row(one: Threshold, found: Calibrated) -> ThresholdRow:
-    metrics = found.figures.metrics if found.figures is not None else {}
-    accepted = next(
-        (value for name, value in metrics.items() if name == f"TAR@FAR={written(one.rate)}"), None
-    )
+    accepted = None if found.figures is None else found.figures.accepted(one.rate)
     return ThresholdRow(
         rate_words(one.rate),
         "" if one.similarity is None else f"{one.similarity:.4f}",
         _interval(one.low, one.high, 4),
-        "" if accepted is None or accepted.value is None else share(accepted.value),
+        "" if accepted is None else share(accepted),
         one.reason or "",
     )
 

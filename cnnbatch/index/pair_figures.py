@@ -56,6 +56,10 @@ class MeasuredRatio:
     low: float | None
     high: float | None
 
+    def has(self, ratio: float) -> bool:
+        """Say whether a ratio is within the interval."""
+        return self.low is not None and self.high is not None and self.low <= ratio <= self.high
+
 
 @dataclass(frozen=True, slots=True)
 class HardPair:
@@ -76,6 +80,11 @@ class PairFigures:
     ratios: tuple[MeasuredRatio, ...]
     roc: tuple[Point, ...]
     hardest: tuple[HardPair, ...]
+
+    def accepted(self, rate: float) -> float | None:
+        """Return the share of pairs of one person that is accepted at a false accept rate, where known."""
+        found = self.metrics.get(f"TAR@FAR={verification.written(rate)}")
+        return None if found is None else found.value
 
 
 def figures_of(known: KnownPairs, ids: Ids, replicates: int = REPLICATES) -> PairFigures:

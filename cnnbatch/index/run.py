@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from cnnbatch.errors import OutputHeld, UserError
 from cnnbatch.index.building import Building, Built
+from cnnbatch.index.calibrated import read_calibrated
 from cnnbatch.index.figures import lines, put_evaluation
 from cnnbatch.index.page import write_index_report
 from cnnbatch.index.search import open_index
@@ -50,6 +51,9 @@ def index(job: IndexJob, options: RunOptions | None = None) -> Summary:
             write_index_report(open_index(output.uri, output.storage))
     for line in lines(output.uri, built):
         screen.say(line)
+    calibrated = read_calibrated(output.uri, output.storage, built.manifest.space)
+    if calibrated is not None and (outgrown := calibrated.outgrown(built.manifest.live)) is not None:
+        screen.say(f"  {outgrown}")
     return Summary(
         output=output.uri,
         images=built.added,

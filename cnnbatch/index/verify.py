@@ -81,9 +81,9 @@ def verify(
 ) -> Verification:
     """Compare the faces of two photos, of each the one that counts; with ``all`` the two most alike.
 
-    With an ``index`` its network compares them, and its calibration decides, at a false accept ``rate``; else
-    the job ``faces`` does, by the published default of its network. Raises UserError for photos that can't be
-    read, or have no face.
+    With an ``index`` its network compares them, else that of the job ``faces``. A calibration of the index
+    decides, at a false accept ``rate``; without one the published default of the network does. Raises
+    UserError for photos that can't be read, or have no face.
     """
     addresses = [normalize(one) for one in photos]
     task = task_of(index.uri, index.manifest) if index else load_map_job("faces", _NOWHERE).task.model_dump()
@@ -94,10 +94,10 @@ def verify(
         if index is not None:
             require_same(index.uri, space, index.space)
         faces = {row["uri"]: faces_of(row, row["uri"], which) for row in rows.to_pylist()}
-    decide: Decide = partial(_by_default, space)
+    decide: Decide = partial(_by_default, space, "calibrate an index, and give --index")
     if index is not None:
         calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
-        decide = partial(by_calibration, calibrated, index.uri, rate, prior)
+        decide = deciding(index, calibrated, rate, prior)
     one, other = (faces[address] for address in addresses)
     return compared(one, other, prior, decide)
 
@@ -156,6 +156,15 @@ def faces_of(row: Mapping[str, Any], photo: str, which: Which) -> PhotoFaces:
     return PhotoFaces(faces, np.array([face["embedding"] for _, face in chosen], np.float64))
 
 
+def deciding(index: Index, calibrated: Calibrated | None, rate: float, prior: float) -> Decide:
+    """Return what decides of two faces: the calibration of an index, else its network's published default."""
+    if calibrated is None:
+        return partial(
+            _by_default, index.space, f"{redact(index.uri)} is not calibrated: give cnnbatch calibrate"
+        )
+    return partial(by_calibration, calibrated, index.uri, rate, prior)
+
+
 def by_calibration(
     calibrated: Calibrated | None, index: str, rate: float, prior: float, similarity: float, distance: float
 ) -> Decided:
@@ -175,8 +184,10 @@ def by_calibration(
     return probability, similarity >= threshold.similarity, reason
 
 
-def _by_default(space: EmbeddingSpace, similarity: float, distance: float) -> Decided:
+def _by_default(space: EmbeddingSpace, way_out: str, similarity: float, distance: float) -> Decided:
+    """Decide by what the publisher of a network says; ``way_out`` says how to know more."""
     if space.network not in PUBLISHED:
-        return None, None, f"{space.network} has no published threshold: calibrate an index, and give --index"
+        return None, None, f"{space.network} has no published threshold; {way_out}"
     limit = PUBLISHED[space.network]
-    return None, distance < limit, f"the published default of {space.network} is a distance below {limit:g}"
+    default = f"the published default of {space.network} is a distance below {limit:g}"
+    return None, distance < limit, f"{default}, whose error rates on such photos are not known; {way_out}"

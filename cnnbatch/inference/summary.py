@@ -132,10 +132,17 @@ def say_summary(summary: Summary, evaluation: Evaluation | None, output: Output,
         say(line)
     if ways := ran_by(output):
         say(f"  ran by: {ways} (see the report)")
-    say(f"  rows:   {redact(output.path('predictions'))}")
-    say(f"  report: {redact(output.path('report.html'))}")
+    _say_places(output, screen)
     if summary.exit_status:
         say(TOO_MANY)
+
+
+def _say_places(output: Output, screen: Screen) -> None:
+    """Say where the rows are, and the report where there is one."""
+    found = places(output)
+    for name, called in (("predictions", "rows:"), ("report", "report:")):
+        if name in found:
+            screen.say(f"  {called:7} {found[name]}")
 
 
 def _judged_lines(evaluation: Evaluation | None) -> Iterator[str]:

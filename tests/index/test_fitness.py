@@ -28,8 +28,8 @@ def test_the_limit_is_where_a_line_over_the_logarithm_of_the_size_crosses_the_go
 def test_a_size_within_what_was_measured_is_said_with_its_interval() -> None:
     found = fitness(sizes((100, 0.01, 0.02, 0.04), (1000, 0.08, 0.18, 0.25)), 0.1)
     assert found == (
-        "Where at most 1 in 10 strangers may be found and 1 in 10 people missed, it is fit for searches of "
-        "up to 320 embeddings (95 % interval: 190 to more than 1,000)."
+        "Where at most 1 in 10 strangers may be found and 1 in 10 people missed, the embedder is fit for "
+        "searches of up to 320 embeddings (95 % interval: 190 to more than 1,000)."
     )
 
 
@@ -42,10 +42,8 @@ def test_a_size_beyond_is_marked_as_extrapolated() -> None:
 
 def test_what_is_fit_at_no_size_and_what_is_not_known_are_said() -> None:
     found = fitness(sizes((100, 0.05, 0.2, 0.3), (1000, 0.3, 0.4, 0.5)), 0.1)
-    assert (
-        "it is not fit for search, not even among 100 embeddings (95 % interval: fewer than 100 to 160)"
-        in found
-    )
+    assert "the embedder is not fit for search, not even among 100 embeddings" in found
+    assert found.endswith("(95 % interval: fewer than 100 to 160).")
     never = fitness(sizes((100, 0.2, 0.3, 0.4), (1000, 0.3, 0.4, 0.5)), 0.1)
     assert never.endswith("not even among 100 embeddings (nor at an end of the 95 % interval).")
     unknown = AtSize(1000, Threshold(0.001, None, reason="too few"), Missed(None, None, None, 50))

@@ -10,8 +10,10 @@ from shutil import copytree
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.testing import CliRunner
 
 import cnnbatch
+from cnnbatch.cli.app import app
 from cnnbatch.config import plugins
 from cnnbatch.errors import UserError
 from cnnbatch.index.by_size import AtSize, Found, Missed
@@ -95,8 +97,10 @@ def test_a_calibration_is_reported_with_its_thresholds_and_with_what_was_refused
     assert "144 pairs of two people can't resolve a rate of 1e-3: 1,000 are needed" in said
     assert "12 absent probes can't resolve a rate of 1e-2: 100 are needed" in said
     assert "132 pairs of one person and 144 of two, by folder, when the index had 24 embeddings" in said
-    assert "Where at most 1 in 10 strangers may be found and 1 in 10 people missed, it is" in said
-    assert "up to what size it is fit for search is not known: 12 absent probes can't resolve" in said
+    assert "Where at most 1 in 10 strangers may be found and 1 in 10 people missed, the embedder is" in said
+    assert (
+        "up to what size the embedder is fit for search is not known: 12 absent probes can't resolve" in said
+    )
     assert page.count("data:image/jpeg") == 2 * 16  # All pairs are shown.
     assert "not shown" not in said
 
@@ -120,8 +124,15 @@ def test_an_index_that_has_outgrown_its_calibration_says_so(place: Path, tmp_pat
     cats = {f"cat/{one}.png": [("cat", one, 10, 15)] for one in range(3)}
     run_faces(tiny_faces.write(tmp_path / "more", cats), tmp_path / "out")
     build(tmp_path / "out", place)
+    said = CliRunner().invoke(app, ["run", "index", f"input={tmp_path / 'out'}", f"output={place}"]).output
+    assert (
+        "error rates were measured with 24 embeddings, and now there are 27: give cnnbatch calibrate" in said
+    )
+    assert "and now there are 27" in CliRunner().invoke(app, ["index", "info", str(place)]).output
     written = Path(report(str(place), Storage()))
-    assert "were measured with 24 embeddings, and now there are 27" in words(written.read_text())
+    assert "were measured with 24 embeddings, and now there are 27: give cnnbatch" in words(
+        written.read_text()
+    )
 
 
 def test_pairs_of_rows_that_are_gone_are_not_shown(place: Path) -> None:

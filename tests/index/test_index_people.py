@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from cnnbatch.cli.app import app
 from cnnbatch.config import plugins
+from cnnbatch.index import verify
 from cnnbatch.index.identify import Gallery, ranked
 from tests import tiny_faces
 from tests.embedded import build
@@ -69,13 +70,25 @@ def strangers(folder: Path, count: int = 12) -> Path:
     return tiny_faces.write(folder, {f"cat/{one}.png": [("cat", one, 10, 15)] for one in range(count)})
 
 
-def test_two_photos_are_compared_by_what_was_calibrated(place: Path, tmp_path: Path) -> None:
+def test_two_photos_are_compared_by_what_was_calibrated(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = photo(tmp_path, "one.png", ("ann", 10, 10, 30))
     again = photo(tmp_path, "again.png", ("ann", 40, 12, 20), ("bob", 5, 5, 12))
     other = photo(tmp_path, "other.png", ("bob", 40, 12, 20))
     [before] = lines_of(ask("verify", one, again, "--index", place, "--json"))
     assert before["same"] is None
-    assert "is not calibrated: give cnnbatch calibrate first" in before["reason"]
+    assert before["reason"].endswith("is not calibrated: give cnnbatch calibrate")
+    assert before["reason"].startswith("tests.tiny_faces:mean_colour has no published threshold")
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "PUBLISHED", {"tests.tiny_faces:mean_colour": 0.5})
+        [default] = lines_of(ask("verify", one, again, "--index", place, "--json"))
+    assert default["same"] is True
+    assert default["probability"] is None
+    assert default["reason"].startswith(
+        "the published default of tests.tiny_faces:mean_colour is a distance below 0.5, whose error rates on "
+        "such photos are not known"
+    )
     assert before["probability"] is None
     said = ask("calibrate", place, "--people", "folder")
     # 12 * 11 pairs of one person each way, 12 * 12 of two.
@@ -139,6 +152,7 @@ def test_faces_are_named_by_the_names_of_the_index(place: Path, tmp_path: Path) 
     one = photo(tmp_path, "one.png", ("ann", 10, 10, 30))
     [row] = lines_of(ask("identify", place, one, "--rate", 0.1, "--json"))
     assert (row["person"], row["is_known"]) == ("ann", True)
+    assert row["prior"] == 0.5
     assert row["threshold"] <= row["similarity"]
     [row] = lines_of(ask("identify", place, one, "--rate", 0.01, "--json"))
     assert (row["person"], row["is_known"]) == (None, None)
@@ -150,6 +164,11 @@ def test_faces_are_named_by_the_names_of_the_index(place: Path, tmp_path: Path) 
 
 def test_what_is_known_has_to_be_given(place: Path, tmp_path: Path) -> None:
     assert "give --pairs FILE" in ask("calibrate", place, status=2)
+    ask("calibrate", place, "--people", "folder")
+    one = photo(tmp_path, "one.png", ("ann", 10, 10, 30))
+    refused = ask("verify", one, one, "--index", place, "--rate", 1e-7, status=2)
+    assert "expected a false accept rate that was calibrated (1e-2" in refused
+    assert "what to do: give one of these as --rate" in refused
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("a,b,same\nx.png,y.png,1\n")
     assert "has no pair of the list with a face in each picture" in ask(

@@ -382,7 +382,18 @@ def test_people_with_one_picture_are_counted_and_learned_from(tmp_path: Path) ->
     about = model_of(tmp_path / "out")
     lone = sum(int(name[1:]) % 2 == 0 for name in about["classes"])
     assert lone
-    assert f"of {lone} of {len(about['classes'])} classes one image trains" in about["data"]["how"]
+    assert (
+        f"; {lone} of {len(about['classes'])} classes have one training image and make no pair"
+        in about["data"]["how"]
+    )
+
+
+def test_people_of_one_picture_each_can_not_validate(tmp_path: Path) -> None:
+    photos = people(tmp_path / "people", 10, 1)
+    with pytest.raises(
+        UserError, match=r"two classes at least .* the validation has 3 images of 3 classes\n"
+    ):
+        launch(job(photos, tmp_path / "out"), QUIET)
 
 
 @pytest.mark.parametrize(

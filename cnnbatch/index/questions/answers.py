@@ -132,7 +132,7 @@ class Names:
         scores, places = self.gallery.nearest(queries, self.most, own)
         there = np.nonzero(places >= 0)
         faces = places[there]
-        names = pa.array(self.gallery.names, pa.string())
+        names = self.gallery.people_names
         people = names.take(self.gallery.people[faces])
         ids = pa.array(self.gallery.ids_of(self.gallery.rows[faces]), pa.string())
         struct = pa.StructArray.from_arrays(

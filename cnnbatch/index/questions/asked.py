@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from cnnbatch.config.questions import IdentifySection, SearchSection
 from cnnbatch.errors import UserError
 from cnnbatch.index.build import rows_of
-from cnnbatch.index.calibrated import read_calibrated
+from cnnbatch.index.calibrated import Calibrated
 from cnnbatch.index.embeddings import EmbeddedOutput, counts, parts_of
+from cnnbatch.index.local_copy import LocalCopy
 from cnnbatch.index.manifest import Manifest
 from cnnbatch.index.named_pictures import FOLDER, largest_faces, require_people
 from cnnbatch.index.plan import Piece
@@ -26,6 +31,18 @@ from cnnbatch.output.folder import Output
 from cnnbatch.storage import Storage, redact
 
 Asking = SearchJob | IdentifyJob
+Ids: TypeAlias = "pa.Array[Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexState:
+    """An index at ``uri`` as it was when a job began: its manifest, with its etag, and its calibration."""
+
+    uri: str
+    storage: Storage
+    manifest: Manifest
+    etag: str
+    calibrated: Calibrated | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +54,7 @@ class Asked:
     """
 
     job: Asking
-    index: str
-    storage: Storage
-    manifest: Manifest
-    etag: str
+    index: IndexState
     gallery: EmbeddedOutput | None
     embedded: EmbeddedOutput
     output: Output
@@ -49,27 +63,36 @@ class Asked:
 
 @dataclass(frozen=True)
 class Held:
-    """What a process holds of a question; ``number`` is that of the embeddings' output in the index."""
+    """What a process holds of a question.
+
+    ``own_rows`` gives, for a part and the ids (Q,) of its embeddings, which rows that are searched these
+    embeddings themselves are, -1 for none.
+    """
 
     index: Index
     answering: Answering
-    number: int | None
+    own_rows: Callable[[int, Ids], NDArray[np.int64]]
 
-    def own(self, part: int, ids: pa.Array[Any]) -> NDArray[np.int64]:
-        """Return the rows of the index that the embeddings ``ids`` (Q,) of a part are, -1 for none."""
-        found = np.full(len(ids), -1, np.int64)
-        copy = self.index.copy()
-        for table, start in zip(copy.tables, copy.starts, strict=False):
-            if self.number is None:
-                break
-            here = (table["output"].to_numpy() == self.number) & (table["part"].to_numpy() == part)
-            if here.any():
-                rows = np.flatnonzero(here)
-                known: Any = table["id"].take(rows).combine_chunks()
-                places = pc.index_in(ids, value_set=known).to_numpy(zero_copy_only=False)
-                places = np.nan_to_num(places, nan=-1).astype(np.int64)
-                found = np.where(places < 0, found, start + rows[places])
-        return found
+
+def _none_is_own(part: int, ids: Ids) -> NDArray[np.int64]:
+    return np.full(len(ids), -1, np.int64)
+
+
+def _own_in_index(copy: LocalCopy, number: int, part: int, ids: Ids) -> NDArray[np.int64]:
+    """Return which rows of an index the embeddings of its ``number``-th output are."""
+    found = _none_is_own(part, ids)
+    for table, start in zip(copy.tables, copy.starts, strict=False):
+        rows = np.flatnonzero((table["output"].to_numpy() == number) & (table["part"].to_numpy() == part))
+        if len(rows):
+            places = _places(ids, table["id"].take(rows).combine_chunks())
+            found = np.where(places < 0, found, start + rows[places])
+    return found
+
+
+def _places(ids: Any, among: Any) -> NDArray[np.int64]:
+    """Return where each id (Q,) is among others, -1 for nowhere."""
+    places = pc.index_in(ids, value_set=among)
+    return np.asarray(pc.fill_null(places, pa.scalar(-1, pa.int32())), np.int64)
 
 
 _HELD: dict[str, Held] = {}
@@ -84,24 +107,44 @@ def held(asked: Asked) -> Held:
     return _HELD[asked.fingerprint]
 
 
-def release() -> None:
-    """Let go of what this process holds."""
-    _HELD.clear()
+@contextmanager
+def closing_held() -> Iterator[None]:
+    """Let go of what this process holds when the block ends."""
+    try:
+        yield
+    finally:
+        _HELD.clear()
 
 
 def _made(asked: Asked) -> Held:
-    index = Index(asked.index, asked.storage, asked.manifest, asked.etag)
+    state = asked.index
+    index = Index(state.uri, state.storage, state.manifest, state.etag)
     index.copy()
-    if index.etag != asked.etag:  # What it had named was gone, and it took over another state.
+    if index.etag != state.etag:  # What it had named was gone, and it took over another state.
         raise UserError(
-            f"{redact(asked.index)} has changed since this job began, and what it was made of is gone\n"
+            f"{redact(state.uri)} has changed since this job began, and what it was made of is gone\n"
             "  what to do: choose another output, whose rows are then all of the index as it is now"
         )
-    urls = [one.url for one in asked.manifest.outputs]
-    url = redact(asked.embedded.output.uri)
+    answering = _answering(asked, index)
+    return Held(index, answering, _own_rows(asked, index, answering))
+
+
+def _own_rows(asked: Asked, index: Index, answering: Answering) -> Callable[[int, Ids], NDArray[np.int64]]:
+    """Return what finds the rows that are the very embeddings asked about, which are no matches of these."""
     section = asked.job.search if isinstance(asked.job, SearchJob) else asked.job.identify
-    number = urls.index(url) if url in urls and not section.itself else None
-    return Held(index, _answering(asked, index), number)
+    if section.itself:
+        return _none_is_own
+    url = redact(asked.embedded.output.uri)
+    if asked.gallery is not None and isinstance(answering, Names):
+        if redact(asked.gallery.output.uri) != url:
+            return _none_is_own
+        gallery = answering.gallery
+        among = pa.array(gallery.ids_of(np.arange(len(gallery.vectors))), pa.string())
+        return lambda part, ids: _places(ids, among)
+    urls = [one.url for one in index.manifest.outputs]
+    if url not in urls:
+        return _none_is_own
+    return partial(_own_in_index, index.copy(), urls.index(url))
 
 
 def _answering(asked: Asked, index: Index) -> Answering:
@@ -109,7 +152,7 @@ def _answering(asked: Asked, index: Index) -> Answering:
         search = asked.job.search
         rows = index.rows(search.where)
         require_rows(rows, index, {"search.where": search.where})
-        return Matches(index, rows, search.k, _decision(index, search.rate, search.prior, len(rows)))
+        return Matches(index, rows, search.k, _decision(asked, search, len(rows)))
     section = asked.job.identify
     if asked.gallery is not None:
         gallery = gallery_of_output(asked.gallery)
@@ -118,17 +161,14 @@ def _answering(asked: Asked, index: Index) -> Answering:
         gallery = gallery_of_index(index.copy(), section.people, index.rows(section.where))
     asked_for = {"identify.people": section.people, "identify.where": section.where}
     require_rows(gallery.rows, index, {"identify.gallery": section.gallery} if section.gallery else asked_for)
-    people = len(gallery.names)
-    return Names(
-        gallery, section.matches, _decision(index, section.rate, section.prior, len(gallery), people)
-    )
+    return Names(gallery, section.matches, _decision(asked, section, len(gallery), len(gallery.names)))
 
 
 def _decision(
-    index: Index, rate: float, prior: float, size: int, people: int | None = None
+    asked: Asked, section: SearchSection | IdentifySection, rows: int, people: int | None = None
 ) -> SearchDecision:
-    calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
-    return search_decision(calibrated, index.uri, rate, prior, size, people)
+    state = asked.index
+    return search_decision(state.calibrated, state.uri, section.rate, section.prior, rows, people)
 
 
 def gallery_of_output(embedded: EmbeddedOutput) -> Gallery:

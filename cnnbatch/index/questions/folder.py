@@ -7,12 +7,14 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from cnnbatch.errors import UserError
-from cnnbatch.index.calibrated import NAME as CALIBRATION
+from cnnbatch.index.calibrated import Calibrated
 from cnnbatch.index.embeddings import EmbeddedOutput
 from cnnbatch.job import QuestionJob, to_yaml
 from cnnbatch.output.folder import Output
-from cnnbatch.storage import NotFound, Storage, join, redact
+from cnnbatch.storage import redact
 
 EMBEDDED, GALLERY = "embedded", "gallery"
 """Where below the output the embeddings lie that were made for it; each is an output of its own."""
@@ -52,9 +54,8 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def calibration_of(index: str, storage: Storage) -> str | None:
-    """Return what tells the calibration of an index from any other; None where there is none."""
-    try:
-        return hashlib.sha256(storage.read(join(index, CALIBRATION))).hexdigest()
-    except NotFound:
+def calibration_digest(calibrated: Calibrated | None) -> str | None:
+    """Return what tells a calibration from any other; None for none."""
+    if calibrated is None:
         return None
+    return digest_of(TypeAdapter(Calibrated).dump_python(calibrated, mode="json"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,8 +44,14 @@ class Gallery:
         """Each name's place in ``names``."""
         return {name: place for place, name in enumerate(self.names)}
 
+    @cached_property
+    def people_names(self) -> pa.Array[Any]:
+        """The names as an array of Arrow's."""
+        return pa.array(self.names, pa.string())
+
+    @cached_property
     def enrolled(self) -> Enrolled:
-        """Return the faces as those of a one-to-many evaluation."""
+        """The faces as those of a one-to-many evaluation."""
         return Enrolled(self.vectors, self.rows, self.people.astype(np.int64))
 
     def nearest(self, queries: NDArray[np.float32], most: int, own: Places) -> Found:

@@ -53,7 +53,7 @@ def judged_columns(
     who = [str(names[row]) for row in rows]
     people = np.array([gallery.places.get(name, -1) for name in who], np.int64)
     probes = Probes(found.vectors[faces], people, own[faces])
-    parts = [*searched(probes, gallery.enrolled(), name_hashes(who))]
+    parts = [*searched(probes, gallery.enrolled, name_hashes(who))]
     judged = identification.merge(parts) if parts else None
     enrolled = [None if name is None else name in gallery.places for name in names]
     columns: dict[str, Any] = {"true_person": pa.array(names, pa.string())}
@@ -118,6 +118,7 @@ def evaluate_answers(
     judged = None
     if truth is not None:
         judged = searches_of(result)
+    if judged is not None and len(judged.person):
         found = identification.result(judged)
         found = Evaluated({**found.metrics, **decision_rates(judged, threshold)}, found.tables)
     counts = {name: Value(float(count), count=answers["faces"]) for name, count in answers.items()}

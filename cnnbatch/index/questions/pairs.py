@@ -19,10 +19,12 @@ from cnnbatch.errors import UserError
 from cnnbatch.evaluation.face_embeddings import by_ends
 from cnnbatch.evaluation.face_lists import FacePairList, read_face_list
 from cnnbatch.index.embeddings import EmbeddedOutput, flat_embeddings
+from cnnbatch.index.originals import CORNERS
 from cnnbatch.index.questions.part import read_part
 from cnnbatch.output.chosen_faces import chosen_faces
 from cnnbatch.storage import Forbidden, NotFound, Storage, Unreadable, redact
 from cnnbatch.storage.text import LongLine, text_lines
+from cnnbatch.truth import BOX
 
 _LONGEST = 1 << 16  # bytes of a line
 _NAMES = ("a", "b")
@@ -54,6 +56,10 @@ def read_pairs(uri: str, storage: Storage) -> Pairs:
             pairs = [*_pairs(uri, csv.DictReader(text_lines(file, _LONGEST)))]
     except (NotFound, Forbidden, Unreadable, UnicodeDecodeError, LongLine, csv.Error) as error:
         raise UserError(f"verify.pairs: {redact(uri)} can't be read as a CSV file: {error}") from error
+    if not pairs:
+        raise UserError(
+            f"verify.pairs: {redact(uri)} has no pair\n  what to do: write one a line, as a.jpg,b.jpg"
+        )
     return Pairs([one for one, _ in pairs], [other for _, other in pairs])
 
 
@@ -76,15 +82,24 @@ def _pair(uri: str, number: int, row: Mapping[str, str | None]) -> tuple[str, st
 
 @dataclass(frozen=True, slots=True)
 class PairedFaces:
-    """Of each file of some pairs the face that counts: its vector (F, D), mapped; its id and box.
+    """Of each file of some pairs the face that counts: its vector (F, D), mapped; its id; its box (F, 4).
 
+    A box is (x1, y1, x2, y2) in pixels, NaN of whole pictures, and of files without a face.
     ``problems`` says of files without one why: ``not_found`` in the collection, ``no_face`` in the picture.
     """
 
     vectors: NDArray[np.float16]
     ids: Sequence[str | None]
-    boxes: Sequence[Any]
+    boxes: NDArray[np.float32]
     problems: Sequence[str | None]
+
+
+def boxes_of(corners: NDArray[np.float32]) -> pa.Array[Any]:
+    """Return boxes (N, 4) as a column, null where they are NaN."""
+    columns = [pa.array(corners[:, place]) for place in range(len(CORNERS))]
+    mask: Any = pa.array(np.isnan(corners[:, 0]))
+    found: pa.Array[Any] = pa.StructArray.from_arrays(columns, [*CORNERS], mask=mask).cast(BOX)
+    return found
 
 
 @contextmanager
@@ -93,7 +108,8 @@ def paired_faces(
 ) -> Iterator[PairedFaces]:
     """Give the faces of ``files``, which are named by keys or by longer paths that end with these."""
     ends = by_ends({file: [number] for file, number in files.items()})
-    found = _Found([None] * len(files), [None] * len(files), ["not_found"] * len(files))
+    boxes = np.full((len(files), len(CORNERS)), np.nan, np.float32)
+    found = _Found([None] * len(files), boxes, ["not_found"] * len(files))
     with tempfile.TemporaryDirectory(prefix="cnnbatch-pairs-") as folder:
         shape = (len(files), embedded.space.dimensions)
         vectors = np.memmap(Path(folder) / "vectors", np.float16, "w+", shape=shape)
@@ -105,7 +121,7 @@ def paired_faces(
 @dataclass(frozen=True, slots=True)
 class _Found:
     ids: list[str | None]
-    boxes: list[Any]
+    boxes: NDArray[np.float32]
     problems: list[str | None]
 
 
@@ -132,7 +148,7 @@ def _take(
             if at is not None:
                 vectors[number] = flat.vectors[at]
                 found.ids[number] = f"{key}#{face}" if embedded.column == "objects" else key
-                found.boxes[number] = flat.boxes[at].as_py()
+                found.boxes[number] = [*(flat.boxes[at].as_py() or {}).values()] or np.nan
 
 
 def _face(table: pa.Table, row: int, embedded: EmbeddedOutput, which: Which) -> int | None:

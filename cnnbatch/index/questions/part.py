@@ -14,7 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
-from cnnbatch.index.embeddings import EmbeddedOutput, FlatEmbeddings, flat_embeddings
+from cnnbatch.index.embeddings import (
+    EmbeddedOutput,
+    FlatEmbeddings,
+    another_space,
+    embedding_column,
+    flat_embeddings,
+)
 from cnnbatch.index.questions.answers import Names
 from cnnbatch.index.questions.asked import Asked, Held, held
 from cnnbatch.index.questions.judged import JUDGED, judged_columns
@@ -98,10 +104,14 @@ class PartAnswerer:
 
 
 def read_part(embedded: EmbeddedOutput, part: int) -> pa.Table:
-    """Return all rows of a part of an output with embeddings."""
+    """Return all rows of a part of an output with embeddings; raises UserError for one of another network."""
     uri = embedded.output.part(part)
     with embedded.output.storage.open(uri) as file, integrity.reading(uri, integrity.MAKE_AGAIN):
-        return pq.ParquetFile(file).read(use_threads=False).combine_chunks()
+        parquet = pq.ParquetFile(file)
+        found = embedding_column(parquet.schema_arrow)
+        if found != (embedded.column, embedded.space):
+            raise another_space(uri, found[1] if found else None, embedded.space)
+        return parquet.read(use_threads=False).combine_chunks()
 
 
 def _answered(asked: Asked, here: Held, table: pa.Table, part: int) -> tuple[pa.Table, dict[str, int]]:
@@ -110,7 +120,7 @@ def _answered(asked: Asked, here: Held, table: pa.Table, part: int) -> tuple[pa.
     found = _searched(table, asked.embedded)
     ids = _ids(table, found, column == "objects")
     queries = np.asarray(found.vectors, np.float32)
-    own = here.own(part, ids)
+    own = here.own_rows(part, ids)
     answers = here.answering.answer(queries, own)
     rows = table.replace_schema_metadata(None)
     if column == "objects":

@@ -20,16 +20,17 @@ from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
 from cnnbatch.humanize import counted
 from cnnbatch.index.building import pool_of
+from cnnbatch.index.calibrated import read_calibrated
 from cnnbatch.index.embeddings import EmbeddedOutput
 from cnnbatch.index.manifest import described
 from cnnbatch.index.questions.answers import Matches, Names
-from cnnbatch.index.questions.asked import Asked, Asking, held, release
+from cnnbatch.index.questions.asked import Asked, Asking, IndexState, closing_held, held
 from cnnbatch.index.questions.collection import digests, embedded_collection
 from cnnbatch.index.questions.folder import (
     EMBEDDED,
     GALLERY,
     begin,
-    calibration_of,
+    calibration_digest,
     digest_of,
     require_room,
 )
@@ -63,13 +64,15 @@ def ask(job: Asking, options: RunOptions | None = None) -> Summary:
     with lock.hold(output.storage, output.path("_job", "lock"), name):
         require_room(output)
         asked = _asked(job, index, output, options)
-        with Screen(options.quiet, of_this_run=options.lists_again) as screen:
+        with Screen(options.quiet, of_this_run=options.lists_again) as screen, closing_held():
             answered = _answered(asked, options, screen)
             summary = _summary(asked, answered, round(time.monotonic() - began, 3))
             if answered.now:
                 _record(output, name, summary)
+            if (
+                output.decided("unreported") is not None
+            ):  # By this run, or by one that ended before its report.
                 _judge(asked, screen)
-            release()
             for line in _lines(summary, asked, answered):
                 screen.say(line)
     return replace(summary, paths=places(output))
@@ -97,7 +100,9 @@ def _asked(job: Asking, index: Index, output: Output, options: RunOptions) -> As
             chosen = Input(url=job.identify.gallery, storage=job.input.storage)
             place = there(output.path(GALLERY))
             gallery = embedded_collection(index, chosen, job.compute, place, options)
-    asked = Asked(job, index.uri, index.storage, index.manifest, index.etag, gallery, embedded, output)
+    calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
+    state = IndexState(index.uri, index.storage, index.manifest, index.etag, calibrated)
+    asked = Asked(job, state, gallery, embedded, output)
     return replace(asked, fingerprint=fingerprint.fingerprint(identity_of(asked)))
 
 
@@ -120,9 +125,9 @@ def identity_of(asked: Asked) -> dict[str, Any]:
         "task.name": asked.job.kind,
         "input.embeddings": redact(asked.embedded.output.uri),
         "space": described(asked.embedded.space),
-        "index": redact(asked.index),
-        "index.state": digest_of(asked.manifest.model_dump(mode="json")),
-        "index.calibration": calibration_of(asked.index, asked.storage),
+        "index": redact(asked.index.uri),
+        "index.state": digest_of(asked.index.manifest.model_dump(mode="json")),
+        "index.calibration": calibration_digest(asked.index.calibrated),
         "gallery.state": None if asked.gallery is None else digest_of(digests(asked.gallery)),
         **{f"{asked.job.kind}.{name}": value for name, value in fields.items()},
         "cnnbatch": fingerprint.versions()["cnnbatch"].rpartition(".")[0],

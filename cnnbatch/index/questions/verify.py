@@ -24,12 +24,11 @@ from numpy.typing import NDArray
 from cnnbatch.index.calibrated import Calibrated, read_calibrated
 from cnnbatch.index.calibration import Threshold
 from cnnbatch.index.questions.collection import digests, embedded_collection
-from cnnbatch.index.questions.folder import begin, calibration_of, digest_of, require_room
-from cnnbatch.index.questions.pairs import PairedFaces, Pairs, paired_faces, read_pairs
+from cnnbatch.index.questions.folder import begin, calibration_digest, digest_of, require_room
+from cnnbatch.index.questions.pairs import PairedFaces, Pairs, boxes_of, paired_faces, read_pairs
 from cnnbatch.index.search import Index, open_index
 from cnnbatch.inference import fingerprint
 from cnnbatch.inference.run import RunOptions, Summary, places
-from cnnbatch.inference.summary import TOO_MANY
 from cnnbatch.job import VerifyJob
 from cnnbatch.metrics import Evaluated, Value, verification
 from cnnbatch.output import lock
@@ -94,7 +93,7 @@ def compare(job: VerifyJob, options: RunOptions | None = None) -> Summary:
         embedded = embedded_collection(index, job.input, job.compute, to, options)
         states = digests(embedded)
         finished = output.finished()
-        identity = _identity(job, index, comparing, embedded.output.uri, states)
+        identity = _identity(job, comparing, embedded.output.uri, states)
         begin(output, identity, finished, job, embedded)
         starts = range(0, len(comparing.pairs.first), PAIRS_OF_A_PART)
         wanted = [part for part in range(len(starts)) if part not in finished]
@@ -128,7 +127,7 @@ def _comparing(job: VerifyJob, index: Index) -> _Comparing:
 
 
 def _identity(
-    job: VerifyJob, index: Index, comparing: _Comparing, embeddings: str, states: dict[int, str]
+    job: VerifyJob, comparing: _Comparing, embeddings: str, states: dict[int, str]
 ) -> dict[str, Any]:
     """Return what can change a row, JSON values by dotted names; where the list lies can't."""
     fields = job.verify.model_dump(mode="json", exclude={"pairs"})
@@ -136,7 +135,7 @@ def _identity(
         "task.name": job.kind,
         "input.embeddings": redact(embeddings),
         "input.state": digest_of(states),
-        "index.calibration": calibration_of(index.uri, index.storage),
+        "index.calibration": calibration_digest(comparing.calibrated),
         "verify.pairs": digest_of([comparing.pairs.first, comparing.pairs.second]),
         **{f"verify.{name}": value for name, value in fields.items()},
     }
@@ -157,9 +156,9 @@ def _rows(comparing: _Comparing, files: dict[str, int], faces: PairedFaces, star
         "b": second,
         "error": [problem and _error(problem) for problem in problems],
         "id_a": [faces.ids[face] for face in one],
-        "box_a": [faces.boxes[face] for face in one],
+        "box_a": boxes_of(faces.boxes[one]),
         "id_b": [faces.ids[face] for face in other],
-        "box_b": [faces.boxes[face] for face in other],
+        "box_b": boxes_of(faces.boxes[other]),
         "similarity": pa.array(similarity, mask=failed),
         **_decided(comparing, similarity, failed),
         "same": pa.nulls(len(first), pa.bool_()) if known is None else known.same[some],
@@ -263,4 +262,4 @@ def _lines(summary: Summary, comparing: _Comparing, evaluation: Evaluation | Non
         yield f"  failed: {count:,} ({_MESSAGES[code]})"
     yield f"  rows: {redact(summary.output)}/predictions"
     if summary.exit_status:
-        yield TOO_MANY
+        yield "more pairs failed than max_failed allows"

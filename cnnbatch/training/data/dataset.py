@@ -11,6 +11,7 @@ from typing import Any
 
 from cnnbatch.config.input import Input
 from cnnbatch.errors import UserError
+from cnnbatch.humanize import counted
 from cnnbatch.job import TrainJob
 from cnnbatch.output import integrity, plan
 from cnnbatch.output.folder import Output
@@ -139,7 +140,7 @@ def _collect(job: TrainJob, parts: Parts) -> Collected:
     if kind.one_class or job.task.learns_new_classes:
         _require_several(classes, left_out)
     if lone := _without_a_pair(job, counts):
-        how += f"; of {lone:,} of {len(classes):,} classes one image trains, of which no pair can be made"
+        how += f"; {lone:,} of {len(classes):,} classes have one training image and make no pair"
     data = _training_data(classes, train, kind.numbers(source.truth_schema))
     digest = _digest(train.refs, validation.refs)
     return Collected(data, train.refs, validation.refs, digest, how, count, left_out)
@@ -205,9 +206,10 @@ def _require_apart(train: ListedPart, validation: ListedPart, test: ListedPart) 
             )
     counts = parts["validate"]
     if len(counts) < 2 or max(counts.values()) < 2:
+        classes = "one class" if len(counts) == 1 else f"{len(counts):,} classes"
         raise UserError(
             f"input: expected images of two classes at least to validate by, and two of one of them; "
-            f"{counts.total():,} of {len(counts):,} validate\n"
+            f"the validation has {counted(counts.total(), 'image')} of {classes}\n"
             "  what to do: give more classes, or a larger train.validation"
         )
 

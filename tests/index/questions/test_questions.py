@@ -14,6 +14,7 @@ from cnnbatch.cli.evaluate_again import evaluate_again
 from cnnbatch.errors import UserError
 from cnnbatch.index.calibrate import Known, calibrate
 from cnnbatch.index.questions import part as part_module
+from cnnbatch.index.questions import run as run_module
 from cnnbatch.index.questions.run import ask
 from cnnbatch.index.search import open_index
 from cnnbatch.inference.run import RunOptions, Summary
@@ -214,6 +215,36 @@ def test_who_is_in_a_gallery_of_another_output_is_named(found: Path, gallery: Pa
     assert match[0]["id"] == "Bob/b.jpg#0"
 
 
+def test_a_gallery_is_no_index_and_a_picture_in_it_is_no_match_of_itself(
+    gallery: Path, tmp_path: Path
+) -> None:
+    own = gallery.parent / "out"
+    few = write_faces(tmp_path / "few", [photo("Ann/a.jpg", [VECTORS[0]]), photo("Bob/b.jpg", [VECTORS[6]])])
+    identify(own, gallery, tmp_path / "few_named", identify={"gallery": str(few)})
+    names = [f"{who}/{number:03}.jpg#0" for number, who in enumerate(WHO)]
+    answers = faces(tmp_path / "few_named")
+    assert all(len(answers[name]["matches"]) == 2 for name in names)
+    identify(own, gallery, tmp_path / "own_named", identify={"gallery": str(own), "matches": 1})
+    answers = faces(tmp_path / "own_named")
+    similarity = VECTORS @ VECTORS.T
+    np.fill_diagonal(similarity, -1)
+    assert [answers[name]["matches"][0]["id"] for name in names] == [names[n] for n in similarity.argmax(1)]
+
+
+def test_a_part_of_another_network_is_named(gallery: Path, tmp_path: Path) -> None:
+    mixed = write_faces(tmp_path / "mixed", known(VECTORS)[:10])
+    write_part(mixed, 1, known(VECTORS)[10:12], schema=of_faces(space(weights="1" * 64)))
+    with pytest.raises(UserError, match="part-00000001"):
+        search(mixed, gallery, tmp_path / "to")
+
+
+def test_a_truth_that_nobody_has_judges_nothing(gallery: Path, tmp_path: Path) -> None:
+    flat = write_faces(tmp_path / "flat", [photo("a.jpg", [VECTORS[0]]), photo("b.jpg", [])])
+    identify(flat, gallery, tmp_path / "to", identify={"truth": "folder"})
+    evaluation = cnnbatch.open(tmp_path / "to").evaluation()
+    assert (evaluation.images, set(evaluation.metrics)) == (0, {"faces", "known", "unknown", "undecided"})
+
+
 def test_workers_change_no_row_and_a_killed_job_continues(
     found: Path, gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +271,27 @@ def test_workers_change_no_row_and_a_killed_job_continues(
     assert all(path.stat().st_mtime_ns == time for path, time in parts.items())
     assert table(tmp_path / "killed") == table(tmp_path / "one")
     assert search(found, gallery, tmp_path / "killed").images == 0
+
+
+def test_what_was_answered_but_not_reported_is_reported(
+    found: Path, gallery: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "evaluate_answers", killed)
+    with pytest.raises(KeyboardInterrupt):
+        search(found, gallery, tmp_path / "to")
+    monkeypatch.undo()
+    assert search(found, gallery, tmp_path / "to").images == 0
+    assert (tmp_path / "to/report.html").exists()
+    assert cnnbatch.open(tmp_path / "to").evaluation().metrics["faces"].value == len(asked_vectors(found))
+
+
+def test_names_are_of_rows_that_fulfil_the_condition(found: Path, gallery: Path, tmp_path: Path) -> None:
+    identify(found, gallery, tmp_path / "to", identify={"where": "key >= 'p20'", "matches": 2})
+    for face in faces(tmp_path / "to").values():
+        assert all(one["person"] >= "p20" for one in face["matches"] or [])
 
 
 def test_another_state_of_the_index_is_refused(found: Path, gallery: Path, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from cnnbatch.index.questions.verify import compare
 from cnnbatch.index.search import open_index
 from cnnbatch.inference.run import Summary
 from cnnbatch.job import VerifyJob
+from cnnbatch.launch import report
+from cnnbatch.storage import Storage
 from tests.embedded import QUIET
 from tests.index.questions.test_questions import VECTORS, WHO, found, gallery, table
 
@@ -65,6 +67,7 @@ def test_pairs_are_compared_decided_and_judged(
     cosines = [float(stored[a] @ stored[b]) for a, b in numbers]
     assert [one["similarity"] for one in rows] == pytest.approx(cosines, abs=1e-3)
     assert [one["id_b"] for one in rows] == [f"{name(b)}#0" for _, b in numbers]
+    assert rows[0]["box_a"] == {"x1": 0.0, "y1": 5.0, "x2": 8.0, "y2": 13.0}
     threshold = rows[0]["threshold"]
     assert [one["is_same"] for one in rows] == [one["similarity"] >= threshold for one in rows]
     assert all(0 < one["probability"] < 1 for one in rows)
@@ -95,6 +98,8 @@ def test_a_pair_that_lacks_a_face_has_a_row_that_says_so(found: Path, gallery: P
     assert [one["similarity"] is None for one in rows] == [False, True, True, True, True]
     assert {one["is_same"] for one in rows} == {None}
     assert "is not calibrated" in rows[0]["reason"]
+    with pytest.raises(UserError, match="no report"):
+        report(str(tmp_path / "to"), Storage())
 
 
 def test_a_list_that_is_none_is_named(found: Path, gallery: Path, tmp_path: Path) -> None:
@@ -103,6 +108,9 @@ def test_a_list_that_is_none_is_named(found: Path, gallery: Path, tmp_path: Path
         verify(found, gallery, tmp_path / "to", tmp_path / "pairs.csv")
     with pytest.raises(UserError, match="can't be read"):
         verify(found, gallery, tmp_path / "to", tmp_path / "nothing.csv")
+    (tmp_path / "pairs.csv").write_text("a,b\n")
+    with pytest.raises(UserError, match="has no pair"):
+        verify(found, gallery, tmp_path / "to", tmp_path / "pairs.csv")
     (tmp_path / "pairs.csv").write_text("a,b\nx,\n")
     with pytest.raises(UserError, match="line 2"):
         verify(found, gallery, tmp_path / "to", tmp_path / "pairs.csv")
