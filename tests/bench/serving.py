@@ -3,7 +3,7 @@
     python -m tests.bench.serving [PHOTOS]
 
 Sixteen clients ask at once; a replica answers 16 questions together, or one. Both ways have the network
-loaded, and all of this machine's cores.
+loaded; the process has one thread, the replica all of this machine's cores.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from http.client import HTTPConnection
 from itertools import islice
 from pathlib import Path
 
+import faiss
+
 from cnnbatch.cluster.session import close
 from cnnbatch.index.run import index
 from cnnbatch.index.serving.app import build_app
@@ -30,7 +32,7 @@ from cnnbatch.index.serving.service import ReplicaOptions, Service, ServiceOptio
 from cnnbatch.inference.run import RunOptions, run
 from cnnbatch.job import load_job, load_map_job
 from tests.bench.index import seconds
-from tests.bench.measuring import CORES, SHARED
+from tests.bench.measuring import SHARED
 
 PHOTOS, CLIENTS = 64, 16
 VECTORS = 512
@@ -40,6 +42,7 @@ _QUIET = RunOptions(quiet=True)
 def main(count: int = PHOTOS) -> None:
     """Print what each way answers in a second, and the ratios."""
     with tempfile.TemporaryDirectory() as folder:
+        faiss.omp_set_num_threads(1)
         os.environ["CNNBATCH_CACHE"] = f"{folder}/cache"
         photos = [*islice(sorted((SHARED / "data" / "lfw" / "lfw").rglob("*.jpg")), count)]
         if not photos:
@@ -47,7 +50,7 @@ def main(count: int = PHOTOS) -> None:
             return
         place = built(Path(folder), photos)
         data = [photo.read_bytes() for photo in photos]
-        service = Service(ServiceOptions(place, refresh_s=3600, cpus=CORES))
+        service = Service(ServiceOptions(place, refresh_s=3600, cpus=1))
         try:
             alone = one_by_one(service, data)
         finally:
