@@ -87,7 +87,7 @@ def test_a_small_index_is_searched_exactly(tmp_path: Path) -> None:
 
 
 def test_a_large_one_is_searched_by_codes_and_its_recall_is_measured(tmp_path: Path) -> None:
-    vectors, queries = people(1500), people(20, seed=4)
+    vectors, queries = people(1500), people(200, seed=4)
     build(write_pictures(tmp_path / "out", vectors, each=100), tmp_path / "index", index={"match": 0.5})
     state = manifest(tmp_path / "index")
     assert state.codebook is not None
@@ -95,12 +95,12 @@ def test_a_large_one_is_searched_by_codes_and_its_recall_is_measured(tmp_path: P
     assert state.recall.at_10 >= 0.98
     found, true = ids(tmp_path / "index", queries), true_ids(queries, vectors)
     shares = [len({*a} & {*b}) / K for a, b in zip(found, true, strict=True)]
-    assert np.mean(shares) > 0.95
+    assert np.mean(shares) > 0.97
     metrics = json.loads((tmp_path / "index" / "evaluation.json").read_text())["metrics"]
     assert metrics["recall@10"]["value"] == state.recall.at_10
     assert metrics["recall_of_matches"]["value"] >= 0.98
-    many = np.concatenate([queries] * 50)  # so many are compared with all vectors
-    assert ids(tmp_path / "index", many)[-20:] == true
+    many = np.concatenate([queries] * 5)  # so many are compared with all vectors
+    assert ids(tmp_path / "index", many)[-200:] == true
 
 
 @pytest.mark.slow
