@@ -26,11 +26,13 @@ def identify(
         ),
     ] = None,
     people: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--people", metavar="COLUMN", help="Which column of the index has its names; folder: of pictures."
+            "--people",
+            metavar="COLUMN",
+            help="Which column of the index has its names; folder: of pictures; else as the index was built.",
         ),
-    ] = "folder",
+    ] = None,
     rate: Annotated[
         float,
         typer.Option(

@@ -39,9 +39,13 @@ def serve(
         ),
     ] = None,
     people: Annotated[
-        str,
-        typer.Option("--people", metavar="COLUMN", help="Which column has these names; folder: of pictures."),
-    ] = "folder",
+        str | None,
+        typer.Option(
+            "--people",
+            metavar="COLUMN",
+            help="Which column has these names; folder: of pictures; else as the index was built.",
+        ),
+    ] = None,
     replicas: Annotated[int, typer.Option("--replicas", min=1, max=1_000, help="Processes that answer.")] = 1,
     batch: Annotated[
         int, typer.Option("--batch", min=1, max=1_000, help="Questions that are answered together, at most.")

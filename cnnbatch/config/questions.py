@@ -53,8 +53,10 @@ class IdentifySection(_Searching):
         description="Photos of the people who may be there, in a folder a person, or an output that has "
         "their embeddings; else the names of the index.",
     )
-    people: Text = Field(
-        "folder", description="Which column of the index has its names; folder: that of each picture."
+    people: Text | None = Field(
+        None,
+        description="Which column of the index has its names; folder: that of each picture. Else "
+        "index.people of its build, or the folders.",
     )
     matches: Annotated[int, Field(ge=1, le=100)] = Field(
         5, description="How many people are ranked for each face."

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
 from cnnbatch.index.calibrated import read_calibrated
-from cnnbatch.index.exact import search_exactly
-from cnnbatch.index.named_pictures import FOLDER, NamedPictures, folders_of, largest_faces, named_pictures
+from cnnbatch.index.gallery import Gallery, gallery_of_index, gallery_of_photos
+from cnnbatch.index.named_pictures import people_of
 from cnnbatch.index.photos import embed_all
 from cnnbatch.index.search import Index
 from cnnbatch.index.search_decision import SearchDecision, search_decision
@@ -30,7 +30,6 @@ RATE = 1e-2
 MATCHES = 5
 """How many people are ranked for each face."""
 
-_SPARE = 8  # Rows that are looked at for each person who is ranked: a person may have several.
 _MATCH = pa.struct([("person", pa.string()), ("id", pa.string()), ("similarity", pa.float32())])
 
 ROW = pa.schema(
@@ -57,28 +56,15 @@ share ``prior`` of best matches is.
 
 
 @dataclass(frozen=True, slots=True)
-class Gallery:
-    """Faces whose people are known: ``vectors`` (G, D), ``names`` (G,), ``ids`` (G,)."""
-
-    vectors: NDArray[np.float16]
-    names: Sequence[str]
-    ids: Sequence[str]
-
-    @property
-    def people(self) -> int:
-        """How many people there are."""
-        return len({*self.names})
-
-
-@dataclass(frozen=True, slots=True)
 class Named:
     """Whom faces may be: by a folder of photos in a folder a person (``gallery``), else by the index's names.
 
-    These are a column that the index keeps, or the folders of its pictures.
+    ``people`` are a column that the index keeps, or `FOLDER`: the folders of its pictures; None: what
+    `people_of` says.
     """
 
     gallery: str | None = None
-    people: str = FOLDER
+    people: str | None = None
 
 
 def identify(
@@ -91,7 +77,7 @@ def identify(
     gallery = gallery_of(index, named)
     found, without = embed_all(index.uri, index.manifest, photos)
     calibrated = read_calibrated(index.uri, index.storage, index.manifest.space)
-    decision = search_decision(calibrated, index.uri, rate, prior, len(gallery.names), gallery.people)
+    decision = search_decision(calibrated, index.uri, rate, prior, len(gallery), len(gallery.names))
     matches = ranked(np.asarray(found.vectors, np.float32), gallery)
     faces = found.rows.select(["key", "id", "box"]).to_pylist()
     rows = [{**face, **named_by(some, decision)} for face, some in zip(faces, matches, strict=True)]
@@ -107,9 +93,14 @@ def gallery_of(index: Index, named: Named, skip_damaged: bool = False) -> Galler
     With ``skip_damaged`` those in segments that are missing or damaged are left out. Raises UserError where
     there is nobody.
     """
-    gallery = _of_folder(index, named.gallery) if named.gallery else _of_index(index, named, skip_damaged)
+    if named.gallery:
+        found, _ = embed_all(index.uri, index.manifest, [named.gallery])
+        gallery = gallery_of_photos(found)
+    else:
+        people, copy = people_of(index.manifest, named.people), index.copy(skip_damaged)
+        gallery = gallery_of_index(copy, people, copy.live)
     if not gallery.names:
-        where = redact(named.gallery) if named.gallery else f"{redact(index.uri)} by {named.people}"
+        where = redact(named.gallery) if named.gallery else redact(index.uri)
         raise UserError(
             f"nobody is known in {where}\n  what to do: give --gallery FOLDER with photos in a folder a "
             "person, or --people COLUMN of the index"
@@ -122,25 +113,14 @@ def ranked(queries: NDArray[np.float32], gallery: Gallery) -> list[list[dict[str
 
     There are `MATCHES` of them, or all people where these are fewer.
     """
-    people = min(MATCHES, gallery.people)
+    scores, places = gallery.nearest(queries, MATCHES, np.full(len(queries), -1))
+    lines, columns = np.nonzero(places >= 0)
+    faces = places[lines, columns]
+    people, ids = gallery.people[faces].tolist(), gallery.ids_of(gallery.rows[faces])
     found: list[list[dict[str, Any]]] = [[] for _ in queries]
-    lacking, depth = np.arange(len(queries)), people * _SPARE
-    while len(lacking):  # Those whose nearest faces are of too few people are searched for more deeply.
-        scores, rows = search_exactly(queries[lacking], gallery.vectors, min(depth, len(gallery.names)))
-        for query, *nearest in zip(lacking.tolist(), scores.tolist(), rows.tolist(), strict=True):
-            found[query] = _people(gallery, *nearest)[:people]
-        lacking = np.array([query for query in lacking if len(found[query]) < people], np.int64)
-        depth *= _SPARE
+    for line, person, face, score in zip(lines, people, ids, scores[lines, columns].tolist(), strict=True):
+        found[line].append({"person": gallery.names[person], "id": face, "similarity": score})
     return found
-
-
-def _people(gallery: Gallery, scores: Sequence[float], rows: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the people of faces, which come best first, each by the first."""
-    best: dict[str, dict[str, Any]] = {}
-    for score, row in zip(scores, rows, strict=True):
-        match = {"person": gallery.names[row], "id": gallery.ids[row], "similarity": score}
-        best.setdefault(gallery.names[row], match)
-    return [*best.values()]
 
 
 def named_by(matches: Sequence[dict[str, Any]], decision: SearchDecision) -> dict[str, Any]:
@@ -160,25 +140,3 @@ def named_by(matches: Sequence[dict[str, Any]], decision: SearchDecision) -> dic
         "reason": decision.threshold.reason,
         "matches": matches,
     }
-
-
-def _of_folder(index: Index, folder: str) -> Gallery:
-    """Return the largest face of each photo of a folder, by the folders of their people."""
-    found, _ = embed_all(index.uri, index.manifest, [folder])
-    if not found.rows.num_rows:
-        return Gallery(found.vectors, [], [])
-    largest = largest_faces(found.rows["key"], found.rows["box"])
-    keys = [*map(str, found.rows["key"].take(largest).to_pylist())]
-    known = NamedPictures(largest, keys, folders_of(keys)).named()
-    return Gallery(found.vectors[known.rows], [*map(str, known.names)], _ids(found.rows.take(known.rows)))
-
-
-def _of_index(index: Index, named: Named, skip_damaged: bool) -> Gallery:
-    """Return the faces of the index whose people are named."""
-    copy = index.copy(skip_damaged)
-    known = named_pictures(copy, [*index.manifest.kept], named.people).named()
-    return Gallery(copy.vectors[known.rows], [*map(str, known.names)], _ids(copy.rows(known.rows)))
-
-
-def _ids(rows: pa.Table) -> list[str]:
-    return [*map(str, rows["id"].to_pylist())]

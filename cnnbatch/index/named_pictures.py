@@ -16,6 +16,7 @@ from cnnbatch.errors import UserError
 from cnnbatch.humanize import nearest
 from cnnbatch.index.by_size import NOBODY
 from cnnbatch.index.local_copy import LocalCopy
+from cnnbatch.index.manifest import Manifest
 from cnnbatch.metrics.intervals import key_hashes
 
 FOLDER = "folder"
@@ -62,6 +63,15 @@ def named_pictures(copy: LocalCopy, kept: Sequence[str], people: str | None) -> 
     elif columns:
         names = [None if value is None else str(value) for value in found[columns[0]].to_pylist()]
     return NamedPictures(copy.live[largest], keys, names)
+
+
+def people_of(manifest: Manifest, people: str | None, option: str = "--people") -> str:
+    """Return whose names an index has: ``people``, else ``index.people`` of its build, else `FOLDER`.
+
+    Raises UserError for a column that it does not keep.
+    """
+    require_people(people, [*manifest.kept], option)
+    return people or manifest.people or FOLDER
 
 
 def require_people(people: str | None, kept: Sequence[str], option: str) -> None:

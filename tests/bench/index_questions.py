@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnbatch.index.gallery import Gallery
 from cnnbatch.index.one_to_many import Enrolled, Probes, searched
 from cnnbatch.index.questions.answers import Names
-from cnnbatch.index.questions.gallery import Gallery
 from cnnbatch.index.search_decision import search_decision
 from cnnbatch.metrics import identification
 from cnnbatch.metrics.identification import Searches

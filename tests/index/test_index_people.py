@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from cnnbatch.cli.app import app
 from cnnbatch.config import plugins
 from cnnbatch.index import verify
-from cnnbatch.index.identify import Gallery, ranked
+from cnnbatch.index.gallery import Gallery
+from cnnbatch.index.identify import ranked
 from tests import tiny_faces
 from tests.embedded import build
 from tests.tasks.test_faces import run_faces
@@ -185,13 +186,15 @@ def test_five_people_are_ranked_though_many_faces_are_of_one() -> None:
     angles = np.concatenate([np.linspace(0, 0.1, 200), np.linspace(0.5, 1.5, 12)])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float16)
     names = ["ann"] * 200 + [f"p{number // 2}" for number in range(12)]
-    gallery = Gallery(vectors, names, [f"{place}" for place in range(len(names))])
+    people = [*dict.fromkeys(names)]
+    numbers = np.array([people.index(name) for name in names], np.int32)
+    gallery = Gallery(vectors, np.arange(212), numbers, people, lambda rows: [*map(str, rows)])
     queries = np.array([[1.0, 0.0], [np.cos(1.5), np.sin(1.5)]], np.float32)
     first, last = ranked(queries, gallery)
     assert [match["person"] for match in first] == ["ann", "p0", "p1", "p2", "p3"]
     assert [match["id"] for match in first[1:]] == ["200", "202", "204", "206"]
     assert [match["person"] for match in last] == ["p5", "p4", "p3", "p2", "p1"]
-    few = Gallery(vectors[:201], names[:201], [*map(str, range(201))])
+    few = Gallery(vectors, np.arange(201), numbers[:201], people[:2], lambda rows: [*map(str, rows)])
     assert [[match["person"] for match in one] for one in ranked(queries, few)] == [
         ["ann", "p0"],
         ["p0", "ann"],

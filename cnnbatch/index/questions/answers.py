@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
 from cnnbatch.index.exact import Found, ranked, search_exactly
+from cnnbatch.index.gallery import Gallery
 from cnnbatch.index.local_copy import LocalCopy
-from cnnbatch.index.questions.gallery import Gallery
 from cnnbatch.index.search import Index, in_order
 from cnnbatch.index.search_decision import SearchDecision
 from cnnbatch.truth import BOX

@@ -18,12 +18,12 @@ from cnnbatch.errors import UserError
 from cnnbatch.index.build import rows_of
 from cnnbatch.index.calibrated import Calibrated
 from cnnbatch.index.embeddings import EmbeddedOutput, counts, parts_of
+from cnnbatch.index.gallery import Gallery, gallery_of_index, gallery_of_photos
 from cnnbatch.index.local_copy import LocalCopy
 from cnnbatch.index.manifest import Manifest
-from cnnbatch.index.named_pictures import FOLDER, largest_faces, require_people
+from cnnbatch.index.named_pictures import people_of
 from cnnbatch.index.plan import Piece
 from cnnbatch.index.questions.answers import Answering, Matches, Names, require_rows
-from cnnbatch.index.questions.gallery import Gallery, gallery_of_index, names_of
 from cnnbatch.index.search import Index
 from cnnbatch.index.search_decision import SearchDecision, search_decision
 from cnnbatch.job import IdentifyJob, SearchJob
@@ -157,8 +157,8 @@ def _answering(asked: Asked, index: Index) -> Answering:
     if asked.gallery is not None:
         gallery = gallery_of_output(asked.gallery)
     else:
-        require_people(section.people, [*index.manifest.kept], "identify.people")
-        gallery = gallery_of_index(index.copy(), section.people, index.rows(section.where))
+        people = people_of(index.manifest, section.people, "identify.people")
+        gallery = gallery_of_index(index.copy(), people, index.rows(section.where))
     asked_for = {"identify.people": section.people, "identify.where": section.where}
     require_rows(gallery.rows, index, {"identify.gallery": section.gallery} if section.gallery else asked_for)
     return Names(gallery, section.matches, _decision(asked, section, len(gallery), len(gallery.names)))
@@ -177,17 +177,4 @@ def gallery_of_output(embedded: EmbeddedOutput) -> Gallery:
         Piece(embedded.number, part, digest, range(len(counts(embedded, part))))
         for part, digest in sorted(parts_of(embedded.output).items())
     )
-    found = rows_of([embedded], pieces)
-    largest = largest_faces(found.rows["key"], found.rows["box"])
-    table = found.rows.take(largest)
-    names = names_of(table, FOLDER)
-    known = np.array([bool(name) for name in names], np.bool_)
-    people = [*dict.fromkeys(name for name in names if name)]
-    numbers = {name: number for number, name in enumerate(people)}
-    return Gallery(
-        found.vectors,
-        largest[known],
-        np.array([numbers[name] for name in names if name], np.int32),
-        people,
-        lambda rows: [*map(str, found.rows["id"].take(rows).to_pylist())],
-    )
+    return gallery_of_photos(rows_of([embedded], pieces))

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cnnbatch.index.embeddings import FlatEmbeddings
+from cnnbatch.index.gallery import Gallery, names_of
 from cnnbatch.index.named_pictures import largest_faces
 from cnnbatch.index.one_to_many import Probes, searched
-from cnnbatch.index.questions.gallery import Gallery, names_of
 from cnnbatch.metrics import Evaluated, Value, identification
 from cnnbatch.metrics.identification import Searches
 from cnnbatch.metrics.intervals import REPLICATES

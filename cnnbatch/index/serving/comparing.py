@@ -71,8 +71,8 @@ def identify_all(
             state.index.uri,
             question.rate,
             question.prior,
+            len(gallery),
             len(gallery.names),
-            state.people,
         )
         named = [
             NamedPhoto(

@@ -16,7 +16,8 @@ from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.index import calibrated as calibrations
 from cnnbatch.index import manifest as manifests
 from cnnbatch.index.calibrated import Calibrated, read_calibrated
-from cnnbatch.index.identify import Gallery, Named, gallery_of
+from cnnbatch.index.gallery import Gallery
+from cnnbatch.index.identify import Named, gallery_of
 from cnnbatch.index.search import Index, open_index
 from cnnbatch.storage import NotFound, Storage, join, normalize
 
@@ -38,12 +39,9 @@ class LiveState:
     @cached_property
     def gallery(self) -> Gallery:
         """Whom faces may be; raises UserError where nobody is known."""
-        return self.folder or gallery_of(self.index, self.named, self.skip_damaged)
-
-    @cached_property
-    def people(self) -> int:
-        """How many people these are of."""
-        return self.gallery.people
+        if self.folder is not None:
+            return self.folder
+        return gallery_of(self.index, self.named, self.skip_damaged)
 
 
 class LiveIndex:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cnnbatch.index.embeddings import EmbeddedRows
 from cnnbatch.index.exact import Found, Vectors, ranked, search_exactly
 from cnnbatch.index.local_copy import LocalCopy
 from cnnbatch.index.named_pictures import FOLDER, folders_of, largest_faces
@@ -117,6 +118,22 @@ def gallery_of_index(copy: LocalCopy, people: str, rows: Places) -> Gallery:
         np.concatenate([np.empty(0, np.int32), *codes]),
         [*numbers],
         lambda chosen: [*map(str, copy.rows(chosen)["id"].to_pylist())],
+    )
+
+
+def gallery_of_photos(found: EmbeddedRows) -> Gallery:
+    """Return the largest face of each picture that was embedded, by the folders of their people."""
+    largest = largest_faces(found.rows["key"], found.rows["box"])
+    names = names_of(found.rows.take(largest), FOLDER)
+    known = np.array([bool(name) for name in names], np.bool_)
+    people = [*dict.fromkeys(name for name in names if name)]
+    numbers = {name: number for number, name in enumerate(people)}
+    return Gallery(
+        found.vectors,
+        largest[known],
+        np.array([numbers[name] for name in names if name], np.int32),
+        people,
+        lambda rows: [*map(str, found.rows["id"].take(rows).to_pylist())],
     )
 
 
