@@ -116,7 +116,7 @@ def test_images_without_a_mask_do_not_teach(tmp_path: Path) -> None:
     [
         (
             np.full(SIZE, 9, np.uint8),
-            r"(?s)of 14 images that train, validate and test 1 has a ground truth "
+            r"(?s)of 14 images that train, validate and test 1 has ground truth "
             r"that can't be used:\n  test/x.jpg: its mask testannot/x.png has values which no class has: 9.*"
             r"ignore=\[9\]",
         ),
