@@ -71,10 +71,11 @@ def persons(
 
 def _listed(index: str, to: str | None) -> int:
     from cnnbatch.index.persons import correcting
+    from cnnbatch.index.search import open_index
 
     if to is not None:
         require_new(to)
-    found = correcting.persons_of(index)
+    found = correcting.persons_of(open_index(index))
     if to is not None:
         put_table(to, correcting.as_table(found))
         say(to)

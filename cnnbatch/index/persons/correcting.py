@@ -36,6 +36,11 @@ def name(uri: str, person: str, called: str) -> Persons:
     def to(index: Index, before: Persons | None) -> Persons:
         persons = require_persons(index.uri, index.storage, before)
         number = persons.number(person)
+        if called.isdecimal():
+            raise UserError(
+                f"expected a name that is no number, got {called!r}; nothing was changed\n"
+                "  what to do: give another name; a number means the person who has it"
+            )
         holder = {each: one for one, each in persons.said.names.items()}.get(called, number)
         if holder != number and holder in persons.sizes():
             raise UserError(
@@ -116,8 +121,8 @@ def split(uri: str, person: str, faces: Sequence[str] = ()) -> Persons:
         said = persons.said
         said = said.model_copy(update={"apart": (*said.apart, sides), "following": said.following + 1})
         numbers = _numbers(persons)
-        moved = pc.is_in(persons.faces["id"], cut.second["id"]).to_numpy() & (numbers == cut.person)
-        numbers[moved] = said.following - 1
+        second = {*sides[1]}
+        numbers[[face in second for face in faces_of(persons.faces)]] = said.following - 1
         return _renumbered(index, replace(persons, said=said), numbers)
 
     return change(uri, to)
@@ -138,12 +143,11 @@ def take_back(uri: str, person: str) -> Persons:
 def proposal(uri: str, person: str, faces: Sequence[str] = ()) -> Cut:
     """Return how `split` would cut a person of the index at ``uri``; nothing is changed."""
     index = open_index(uri)
-    return proposed(index, persons_of(uri), person, faces)
+    return proposed(index, persons_of(index), person, faces)
 
 
-def persons_of(uri: str) -> Persons:
-    """Return who is who in the index at ``uri``; raises UserError where nobody has grouped it."""
-    index = open_index(uri)
+def persons_of(index: Index) -> Persons:
+    """Return who is who in an index; raises UserError where nobody has grouped it."""
     return require_persons(index.uri, index.storage, read_persons(index.uri, index.storage, index.manifest))
 
 
@@ -164,9 +168,13 @@ def proposal_lines(cut: Cut) -> Iterator[str]:
 
 def lines(persons: Persons) -> Iterator[str]:
     """Yield a line a person, those with most faces first."""
+    typical = persons.faces.filter(persons.faces["person"].is_valid()).sort_by(
+        [("person", "ascending"), ("similarity", "descending")]
+    )
+    numbers, first = np.unique(typical["person"].to_numpy(), return_index=True)
+    shown = dict(zip(numbers.tolist(), typical.take(first.tolist())["id"].to_pylist(), strict=True))
     for number, size in sorted(persons.sizes().items(), key=lambda pair: (-pair[1], pair[0])):
-        typical = _most_typical(persons.of(number))[1]
-        yield f"{number}\t{persons.said.names.get(number, '')}\t{size:,}\t{typical}"
+        yield f"{number}\t{persons.said.names.get(number, '')}\t{size:,}\t{shown[number]}"
     if unsure := persons.faces["person"].null_count:
         yield f"\tunsure\t{unsure:,}\t"
 
@@ -182,13 +190,6 @@ def _across(sides: tuple[Faces, Faces], one: set[Face], other: set[Face]) -> Ite
 def _shown(pairs: Sequence[tuple[Face, Face]]) -> str:
     shown = "; ".join(f"{one[1]} and {other[1]}" for one, other in pairs[:_NAMED])
     return shown if len(pairs) <= _NAMED else f"{shown}; and {len(pairs) - _NAMED:,} more"
-
-
-def _most_typical(faces: pa.Table) -> Face:
-    """Return the face that is most similar to the others of its person."""
-    near = np.nan_to_num(faces["similarity"].to_numpy(), nan=-2.0)
-    chosen = faces.slice(int(np.argmax(near)), 1)
-    return next(iter(faces_of(chosen)))
 
 
 def _numbers(persons: Persons) -> Ints:

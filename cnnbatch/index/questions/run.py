@@ -69,9 +69,8 @@ def ask(job: Asking, options: RunOptions | None = None) -> Summary:
             summary = _summary(asked, answered, round(time.monotonic() - began, 3))
             if answered.now:
                 _record(output, name, summary)
-            if (
-                output.decided("unreported") is not None
-            ):  # By this run, or by one that ended before its report.
+            # By this run, or by one that ended before its report.
+            if output.decided("unreported") is not None:
                 _judge(asked, screen)
             for line in _lines(summary, asked, answered):
                 screen.say(line)

@@ -5,6 +5,7 @@ It knows neither Ray nor the network of the index, only a `Backend`.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -163,12 +164,8 @@ def _add_about(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
 def _add_page(app: FastAPI) -> None:
     kinds = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript")}
     for path, (name, kind) in {**kinds, "/page.css": ("page.css", "text/css")}.items():
-        file = (PAGE / name).read_bytes()
-
-        async def static(file: bytes = file, kind: str = kind) -> Response:
-            return Response(file, media_type=kind)
-
-        app.add_api_route(path, _no_arguments(static), include_in_schema=False, response_model=None)
+        endpoint = _static((PAGE / name).read_bytes(), kind)
+        app.add_api_route(path, endpoint, include_in_schema=False, response_model=None)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -177,12 +174,11 @@ def _add_page(app: FastAPI) -> None:
         return HTMLResponse(template.render(api=app.openapi()))
 
 
-def _no_arguments(static: Any) -> Any:
-    """Return an endpoint whose defaults are not taken for parameters of a request."""
+def _static(file: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+    """Return an endpoint that answers with a file."""
 
     async def endpoint() -> Response:
-        found: Response = await static()
-        return found
+        return Response(file, media_type=kind)
 
     return endpoint
 

@@ -107,6 +107,18 @@ def test_a_proposed_cut_finds_who_was_merged(place: Path) -> None:
     assert second in groups(who(place))
 
 
+def test_faces_of_one_id_in_two_outputs_are_two_faces(tmp_path: Path) -> None:
+    """The first ten faces of each output have the same ids, and are of two persons who are grouped as one."""
+    for number in range(2):
+        write_pictures(tmp_path / f"out{number}", faces()[10 * number : 10 * number + 10])
+    build([tmp_path / "out0", tmp_path / "out1"], tmp_path / "index")
+    ask("group", tmp_path / "index", "--similarity", -0.2)
+    ask("persons", tmp_path / "index", "--split", 0, "--yes")
+    ask("persons", tmp_path / "index", "--to", tmp_path / "faces.parquet")
+    rows = pq.read_table(tmp_path / "faces.parquet").to_pylist()
+    assert {(row["output"], row["person"]) for row in rows} == {(0, 0), (1, 1)}
+
+
 def test_contradictions_are_shown_and_nothing_changes(place: Path) -> None:
     ask("group", place, *JOIN)
     ask("persons", place, "--merge", 0, 1)
@@ -130,6 +142,7 @@ def test_contradictions_are_shown_and_nothing_changes(place: Path) -> None:
         (("--merge", 0, 99), "expected the number or the name of a person, got '99'"),
         (("--merge", 0, "an"), "did you mean ann"),
         (("--merge", 3, 3), "can't be merged with itself"),
+        (("--name", 1, "0"), "expected a name that is no number"),
         (("--name", 1, "ann"), "person 0 is called 'ann' already"),
         (("--split", 0, "--faces", "x.jpg"), "has no face x.jpg"),
         (("--split", 0, "--take-back", 1), "one of --name"),
