@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cnnbatch.errors import UserError
 from cnnbatch.index.manifest import NAME as MANIFEST
 from cnnbatch.inference.run import RunOptions, Summary, run
-from cnnbatch.job import IdentifyJob, IndexJob, Job, SearchJob, StudyJob, TrainJob, VerifyJob
+from cnnbatch.job import GroupJob, IdentifyJob, IndexJob, Job, SearchJob, StudyJob, TrainJob, VerifyJob
 from cnnbatch.output.folder import Output
 from cnnbatch.output.reader import Reader
 from cnnbatch.report import write_report
@@ -30,6 +30,10 @@ def launch(job: Job, options: RunOptions | None = None) -> Summary:
         from cnnbatch.index.run import index
 
         return index(job, options)
+    if isinstance(job, GroupJob):
+        from cnnbatch.index.persons.run import group
+
+        return group(job, options)
     if isinstance(job, SearchJob | IdentifyJob):
         from cnnbatch.index.questions.run import ask
 

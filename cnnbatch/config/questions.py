@@ -1,4 +1,4 @@
-"""The sections of jobs of the kinds ``search``, ``identify`` and ``verify``: what is asked of an index."""
+"""The sections of jobs of the kinds ``search``, ``identify``, ``verify`` and ``group``, which ask an index."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from cnnbatch.storage import StorageOptions
 
 Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Cosine = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 
 
 class IndexPlace(Place):
-    """Which index is asked."""
+    """Which index is meant."""
 
     url: Text = Field(
         description="The folder or the bucket's prefix of an index, as cnnbatch run index made it."
@@ -75,4 +76,26 @@ class VerifySection(Section):
     prior: Probability = Field(0.5, description="The share of pairs that are of one person.")
     face: Literal["largest", "centre", "score"] = Field(
         "largest", description="Which of several faces of a picture counts."
+    )
+
+
+class GroupSection(Section):
+    """How the faces of an index are grouped into persons."""
+
+    similarity: Cosine | None = Field(
+        None,
+        description="The mean cosine with a person's faces from which a face is of that person; else as "
+        "before, or as calibrated at a false accept rate of 1e-4.",
+    )
+    unsure: Cosine | None = Field(
+        None,
+        description="The cosine from which a face that joins nobody is unsure; else as before, or at 1e-3.",
+    )
+    anew: bool = Field(
+        False, description="Group all faces again, and not only those that are not of a person yet."
+    )
+    evaluate: Text | None = Field(
+        None,
+        description="Change nothing, and say how well the people are found whom this column of the index "
+        "names (folder: of their pictures), at this and other similarities.",
     )

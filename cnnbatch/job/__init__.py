@@ -3,6 +3,7 @@
 from cnnbatch.job.bundled import job_names, job_purpose, jobs_folder
 from cnnbatch.job.kinds import ImageJob, Job, StudyJob
 from cnnbatch.job.models import (
+    GroupJob,
     IdentifyJob,
     IndexJob,
     MapJob,
@@ -17,6 +18,7 @@ from cnnbatch.job.trials import StudyCase, StudyTrial, cases_of, in_force, trial
 from cnnbatch.job.writing import fingerprint_fields, to_yaml
 
 __all__ = [
+    "GroupJob",
     "IdentifyJob",
     "ImageJob",
     "IndexJob",

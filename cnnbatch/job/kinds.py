@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import model_validator
 
 from cnnbatch.job.models import (
+    GroupJob,
     IdentifyJob,
     IndexJob,
     MapJob,
@@ -33,13 +34,14 @@ class StudyJob(StudyTemplate):
 ImageJob = MapJob | TrainJob | StudyJob
 """A job over images: it has a task."""
 
-Job = ImageJob | IndexJob | QuestionJob
+Job = ImageJob | IndexJob | GroupJob | QuestionJob
 
 KINDS: Mapping[str, type[Job]] = {
     "map": MapJob,
     "train": TrainJob,
     "study": StudyJob,
     "index": IndexJob,
+    "group": GroupJob,
     "search": SearchJob,
     "identify": IdentifyJob,
     "verify": VerifyJob,

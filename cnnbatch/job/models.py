@@ -10,7 +10,7 @@ from cnnbatch.config.compute import Compute
 from cnnbatch.config.index import IndexInput, IndexSection
 from cnnbatch.config.input import Input
 from cnnbatch.config.output import Evaluate, OutputSection
-from cnnbatch.config.questions import IdentifySection, IndexPlace, SearchSection, VerifySection
+from cnnbatch.config.questions import GroupSection, IdentifySection, IndexPlace, SearchSection, VerifySection
 from cnnbatch.config.section import Section
 from cnnbatch.config.study import Study
 from cnnbatch.config.train import Train
@@ -94,6 +94,14 @@ class IndexJob(Section):
     index: IndexSection = IndexSection()
     compute: Compute = Compute()
     output: OutputSection
+
+
+class GroupJob(Section):
+    """Group the faces of an index into persons, which are a part of the index: there is no other output."""
+
+    kind: Literal["group"] = "group"
+    input: IndexPlace
+    group: GroupSection = GroupSection()
 
 
 class _Question(Section):

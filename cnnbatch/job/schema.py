@@ -12,6 +12,7 @@ from cnnbatch.config import yaml
 from cnnbatch.config.mistakes import Sentences
 from cnnbatch.config.schema import branches
 from cnnbatch.job.models import (
+    GroupJob,
     IdentifyJob,
     IndexJob,
     MapJob,
@@ -29,7 +30,8 @@ _OPEN: Mapping[tuple[str, str], Callable[[], Sequence[str]]] = {("Input", "forma
 """Fields, by their section, whose names are known only here: plug-ins bring some of them."""
 
 _WITHOUT_TASK: Mapping[str, type[BaseModel]] = {
-    str(model.model_fields["kind"].default): model for model in (IndexJob, SearchJob, IdentifyJob, VerifyJob)
+    str(model.model_fields["kind"].default): model
+    for model in (IndexJob, GroupJob, SearchJob, IdentifyJob, VerifyJob)
 }
 """The kinds of job that have no task."""
 

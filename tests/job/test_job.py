@@ -573,18 +573,20 @@ def test_a_folder_or_bytes_are_no_job(tmp_path: Path) -> None:
         load_job(str(tmp_path / "x.yaml"))
 
 
-LACKING = {
-    "search": ["index=people"],
-    "identify": ["index=people"],
-    "verify": ["index=people", "verify.pairs=pairs.csv"],
+PLACES = ["input=photos", "output=out"]
+SAID = {
+    "group": ["input=people"],
+    "search": [*PLACES, "index=people"],
+    "identify": [*PLACES, "index=people"],
+    "verify": [*PLACES, "index=people", "verify.pairs=pairs.csv"],
 }
-"""What a person has to say beside the input and the output."""
+"""What a person has to say, where that is not the input and the output."""
 
 
 @pytest.mark.parametrize("name", job_names())
 def test_every_job_that_comes_along_is_right(name: str) -> None:
     lines = (jobs_folder() / f"{name}.yaml").read_text().splitlines()
-    job = load_any_job(name, ["input=photos", "output=out", *LACKING.get(name, ())])
+    job = load_any_job(name, SAID.get(name, PLACES))
     assert job_purpose(name).endswith(".")
     assert any("Hardware:" in line for line in lines)
     jsonschema.validate(json.loads(job.model_dump_json()), job_schema())

@@ -15,13 +15,13 @@ from cnnbatch.storage import Storage, join, redact
 Change = Callable[[Index, Persons | None], Persons]
 
 
-def change(uri: str, to: Change) -> Persons:
+def change(uri: str, to: Change, storage: Storage | None = None) -> Persons:
     """Make what ``to`` returns of who is who now the state of the index at ``uri``, and return it.
 
     The object comes first and the manifest last, so that a kill leaves the index as it was. Raises UserError
     as ``to`` does, and OutputHeld where another command works on the index.
     """
-    index = open_index(uri)
+    index = open_index(uri, storage)
     with lock.hold(index.storage, join(index.uri, "_job", "lock"), uuid4().hex):
         index.refresh()
         before = read_persons(index.uri, index.storage, index.manifest)

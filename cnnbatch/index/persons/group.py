@@ -17,7 +17,7 @@ from cnnbatch.index.persons.changing import change
 from cnnbatch.index.persons.grouping import NOBODY, Ints, Said, group_faces
 from cnnbatch.index.persons.record import FACES, Face, Faces, Persons, Spoken, faces_of, read_persons
 from cnnbatch.index.search import Index
-from cnnbatch.storage import redact
+from cnnbatch.storage import Storage, redact
 
 JOIN_RATE, UNSURE_RATE = 1e-4, 1e-3
 """The false accept rates whose similarities are taken where none is given."""
@@ -54,7 +54,13 @@ class FacesInOrder:
         return {face: place for place, face in enumerate(faces_of(self.table))}
 
 
-def group(uri: str, join: float | None = None, unsure: float | None = None, anew: bool = False) -> Grouped:
+def group(
+    uri: str,
+    join: float | None = None,
+    unsure: float | None = None,
+    anew: bool = False,
+    storage: Storage | None = None,
+) -> Grouped:
     """Group the faces of the index at ``uri`` that are of nobody yet; with ``anew`` all of them.
 
     A face joins a person, and two faces found one, where the mean cosine with the faces there is at least
@@ -72,7 +78,7 @@ def group(uri: str, join: float | None = None, unsure: float | None = None, anew
         done.append((int((earlier == NOBODY).sum()), len(before.sizes()) if before else 0))
         return after
 
-    after = change(uri, to)
+    after = change(uri, to, storage)
     return Grouped(after, *done[-1])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -72,6 +74,21 @@ def test_faces_become_persons_and_keep_their_numbers(place: Path, tmp_path: Path
     after = who(place)
     assert {one: after[one] for one in before} == before
     assert [after[f"q{number:06}.jpg"] for number in range(20)] == [0] * 5 + [1] * 5 + [4] * 10
+
+
+def test_the_job_does_what_the_command_does(place: Path, tmp_path: Path) -> None:
+    copytree(place, tmp_path / "other")
+    ask("group", place, "--similarity", 0.35)
+    ask("run", "group", f"input={tmp_path / 'other'}", "group.similarity=0.35")
+    assert who(tmp_path / "other") == who(place)
+    again = ask("run", "group", f"input={place}", "group.similarity=-0.2", "group.anew=true", "--json")
+    summary = json.loads(again.splitlines()[-1])
+    assert (summary["images"], summary["total"], summary["found"]) == (0, 40, {"persons": 1, "unsure": 0})
+    state = (place / "manifest.json").read_bytes()
+    said = ask("run", "group", f"input={place}", "group.evaluate=country", "group.similarity=0.35")
+    assert said.endswith(ask("group", place, "--evaluate", "country", "--similarity", 0.35))
+    assert "  0.3500  " in said
+    assert (place / "manifest.json").read_bytes() == state
 
 
 def test_what_was_said_holds_when_all_is_grouped_again(place: Path) -> None:
