@@ -1,4 +1,4 @@
-"""The sections of jobs of the kinds ``search``, ``identify``, ``verify`` and ``group``, which ask an index."""
+"""The sections of the kinds of job ``search``, ``identify``, ``verify`` and ``group``, which ask an index."""
 
 from __future__ import annotations
 
