@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnnbatch.cli.command import leave_with
-from cnnbatch.cli.index import IndexName
+from cnnbatch.cli.index import Allowed, IndexName
 from cnnbatch.cli.new_file import put_table, require_new
 from cnnbatch.errors import UserError
 from cnnbatch.terminal import say
+
+if TYPE_CHECKING:
+    from cnnbatch.storage import Allowed as Reachable
 
 
 def persons(
@@ -30,6 +34,13 @@ def persons(
         list[str] | None,
         typer.Option("--faces", metavar="ID", help="A face of the second half; may be given several times."),
     ] = None,
+    sheet: Annotated[
+        str | None,
+        typer.Option(
+            "--sheet", metavar="FILE", help="Where --split shows both halves, a JPEG file; else split-ID.jpg."
+        ),
+    ] = None,
+    allow: Allowed = None,
     yes: Annotated[bool, typer.Option("--yes", help="Cut the person as --split proposes.")] = False,
     take_back: Annotated[
         str | None,
@@ -51,11 +62,7 @@ def persons(
     def action() -> int:
         from cnnbatch.index.persons import correcting
 
-        if sum(one is not None for one in (name, merge, split, take_back)) > 1:
-            raise UserError(
-                "expected one of --name, --merge, --split and --take-back at a time\n"
-                "  what to do: give them one after the other"
-            )
+        _require_sense((name, merge, split, take_back), split is not None, yes, faces or sheet, to)
         if name is not None:
             correcting.name(index, *name)
         elif merge is not None:
@@ -64,17 +71,34 @@ def persons(
             correcting.split(index, split, faces or ())
         elif take_back is not None:
             correcting.take_back(index, take_back)
-        return _proposal(index, split, faces or ()) if split is not None and not yes else _listed(index, to)
+        if split is not None and not yes:
+            return _proposal(index, split, faces or (), sheet, [one.value for one in allow or ()])
+        return _listed(index, to)
 
     leave_with(action, "Stopped. The index is as it was.")
+
+
+def _require_sense(
+    corrections: Sequence[object], cuts: bool, yes: bool, of_a_cut: object, to: str | None
+) -> None:
+    """Insist on options that belong together, before anything is changed; raises UserError."""
+    if sum(one is not None for one in corrections) > 1:
+        raise UserError(
+            "expected one of --name, --merge, --split and --take-back at a time\n"
+            "  what to do: give them one after the other"
+        )
+    if not cuts and (yes or of_a_cut):
+        raise UserError("expected --split with --faces, --sheet and --yes\n  what to do: say who is cut")
+    if cuts and not yes and to is not None:
+        raise UserError("a proposed cut changes nothing that --to could write\n  what to do: leave it out")
+    if to is not None:
+        require_new(to)
 
 
 def _listed(index: str, to: str | None) -> int:
     from cnnbatch.index.persons import correcting
     from cnnbatch.index.search import open_index
 
-    if to is not None:
-        require_new(to)
     found = correcting.persons_of(open_index(index))
     if to is not None:
         put_table(to, correcting.as_table(found))
@@ -85,9 +109,25 @@ def _listed(index: str, to: str | None) -> int:
     return 0
 
 
-def _proposal(index: str, person: str, faces: list[str] | tuple[()]) -> int:
+def _proposal(
+    name: str, person: str, faces: Sequence[str], sheet: str | None, allow: Sequence[Reachable]
+) -> int:
+    from cnnbatch.index.originals import Originals
     from cnnbatch.index.persons import correcting
+    from cnnbatch.index.persons.split_sheet import split_sheet
+    from cnnbatch.index.search import open_index
+    from cnnbatch.storage import Storage, normalize
 
-    for line in correcting.proposal_lines(correcting.proposal(index, person, faces)):
+    index = open_index(name)
+    found = correcting.persons_of(index)
+    cut = correcting.proposed(index, found, person, faces)
+    originals = Originals(index.uri, index.storage, allow)
+    to = sheet or f"split-{cut.person}.jpg"
+    Storage().put(normalize(to), split_sheet(index, found, cut, originals))
+    for line in correcting.proposal_lines(cut):
         say(line)
+    say(f"both halves are shown in {to}")
+    for problem in originals.problems():
+        say(f"  {problem}")
+    say("nothing was changed: give --yes to cut so")
     return 0

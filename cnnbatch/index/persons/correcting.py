@@ -16,7 +16,8 @@ from cnnbatch.index.persons.changing import change, require_persons
 from cnnbatch.index.persons.group import FacesInOrder, with_persons
 from cnnbatch.index.persons.grouping import NOBODY, Ints, halves
 from cnnbatch.index.persons.record import Face, Faces, Persons, faces_of, read_persons
-from cnnbatch.index.search import Index, open_index
+from cnnbatch.index.search import Index
+from cnnbatch.storage import redact
 
 _NAMED = 5  # contradictions that a message shows
 
@@ -36,18 +37,15 @@ def name(uri: str, person: str, called: str) -> Persons:
     def to(index: Index, before: Persons | None) -> Persons:
         persons = require_persons(index.uri, index.storage, before)
         number = persons.number(person)
-        if called.isdecimal():
-            raise UserError(
-                f"expected a name that is no number, got {called!r}; nothing was changed\n"
-                "  what to do: give another name; a number means the person who has it"
-            )
+        _require_name(called)
         holder = {each: one for one, each in persons.said.names.items()}.get(called, number)
         if holder != number and holder in persons.sizes():
             raise UserError(
                 f"person {holder} is called {called!r} already; nothing was changed\n"
                 f"  what to do: give another name, or make them one with --merge {holder} {number}"
             )
-        return replace(persons, said=persons.said.with_name(number, called or None))
+        said = persons.said.with_name(holder, None)
+        return replace(persons, said=said.with_name(number, called or None))
 
     return change(uri, to)
 
@@ -87,37 +85,32 @@ def merge(uri: str, one: str, other: str) -> Persons:
 def proposed(index: Index, persons: Persons, person: str, faces: Sequence[str] = ()) -> Cut:
     """Return how a person would be cut in two: the ``faces`` that are named by id, else by average linkage.
 
-    What was said to be together stays so. Raises UserError where that leaves no cut.
+    What was said to be together stays so. Raises UserError where that leaves no cut, or where faces of both
+    halves were said to be of one person.
     """
     number = persons.number(person)
-    own = persons.of(number)
-    second = _named(persons, own, number, faces) if faces else _by_linkage(index, persons, own)
+    own, rows = _in_index(index, persons, number)
+    second = _named(persons, own, number, faces) if faces else _by_linkage(index, persons, own, rows)
     if not second.any() or second.all():
         raise UserError(
             f"{persons.title(number)} can't be cut in two: {_why_whole(own, second)}; nothing was changed\n"
             "  what to do: name the faces of the second half with --faces"
         )
-    return Cut(number, own.filter(pa.array(~second)), own.filter(pa.array(second)))
+    cut = Cut(number, own.filter(pa.array(~second)), own.filter(pa.array(second)))
+    _require_free(persons, cut)
+    return cut
 
 
 def split(uri: str, person: str, faces: Sequence[str] = ()) -> Persons:
     """Cut a person of the index at ``uri`` in two, as `proposed`; the second half gets a new number.
 
-    A later grouping keeps them two. Raises UserError where it was said that faces of both are of one.
+    A later grouping keeps them two. Raises UserError as `proposed` does.
     """
 
     def to(index: Index, before: Persons | None) -> Persons:
         persons = require_persons(index.uri, index.storage, before)
         cut = proposed(index, persons, person, faces)
         sides = (tuple(faces_of(cut.first)), tuple(faces_of(cut.second)))
-        if against := [
-            pair for one in persons.said.together for pair in _across((one, one), *map(set, sides))
-        ]:
-            raise UserError(
-                f"the halves of {persons.title(cut.person)} have faces of which it was said that they are "
-                f"of one person, {_shown(against)}; nothing was changed\n"
-                "  what to do: take that back with --take-back, or give other --faces"
-            )
         said = persons.said
         said = said.model_copy(update={"apart": (*said.apart, sides), "following": said.following + 1})
         numbers = _numbers(persons)
@@ -129,21 +122,26 @@ def split(uri: str, person: str, faces: Sequence[str] = ()) -> Persons:
 
 
 def take_back(uri: str, person: str) -> Persons:
-    """Take back what was said of the faces of a person, or of one face that is named by id."""
+    """Take back what was said of the faces of a person, or of one face that is named by id.
+
+    Raises UserError where nothing was.
+    """
 
     def to(index: Index, before: Persons | None) -> Persons:
         persons = require_persons(index.uri, index.storage, before)
-        faces = {face for face in persons.said.faces() if face[1] == person}
-        faces = faces or {*faces_of(persons.of(persons.number(person)))}
+        said = {*persons.said.faces()}
+        meant, faces = f"the face {person}", {face for face in said if face[1] == person}
+        if not faces and not persons.faces.filter(pc.field("id") == person).num_rows:
+            number = persons.number(person)
+            meant, faces = f"the faces of {persons.title(number)}", {*faces_of(persons.of(number))}
+        if faces.isdisjoint(said):
+            raise UserError(
+                f"nothing was said of {meant} that could be taken back; nothing was changed\n"
+                "  what to do: only what --merge and --split said is taken back, and no name"
+            )
         return replace(persons, said=persons.said.without(faces))
 
     return change(uri, to)
-
-
-def proposal(uri: str, person: str, faces: Sequence[str] = ()) -> Cut:
-    """Return how `split` would cut a person of the index at ``uri``; nothing is changed."""
-    index = open_index(uri)
-    return proposed(index, persons_of(index), person, faces)
 
 
 def persons_of(index: Index) -> Persons:
@@ -163,7 +161,6 @@ def proposal_lines(cut: Cut) -> Iterator[str]:
     for half, faces in (("first", cut.first), ("second", cut.second)):
         for _, face in faces_of(faces):
             yield f"{half}\t{face}"
-    yield "nothing was changed: give --yes to cut so"
 
 
 def lines(persons: Persons) -> Iterator[str]:
@@ -177,6 +174,43 @@ def lines(persons: Persons) -> Iterator[str]:
         yield f"{number}\t{persons.said.names.get(number, '')}\t{size:,}\t{shown[number]}"
     if unsure := persons.faces["person"].null_count:
         yield f"\tunsure\t{unsure:,}\t"
+
+
+def _require_free(persons: Persons, cut: Cut) -> None:
+    """Refuse a cut between faces of which it was said that they are of one person; raises UserError."""
+    halves = ({*faces_of(cut.first)}, {*faces_of(cut.second)})
+    if against := [pair for one in persons.said.together for pair in _across((one, one), *halves)]:
+        raise UserError(
+            f"the halves of {persons.title(cut.person)} have faces of which it was said that they are of "
+            f"one person, {_shown(against)}; nothing was changed\n"
+            "  what to do: take that back with --take-back, or give other --faces"
+        )
+
+
+def _require_name(called: str) -> None:
+    if called.isdecimal():
+        raise UserError(
+            f"expected a name that is no number, got {called!r}; nothing was changed\n"
+            "  what to do: give another name; a number means the person who has it"
+        )
+    if not called.isprintable() or called != called.strip():
+        raise UserError(
+            f"expected a name of one line without blanks around it, got {called!r}; nothing was changed\n"
+            "  what to do: give it without them"
+        )
+
+
+def _in_index(index: Index, persons: Persons, number: int) -> tuple[pa.Table, Ints]:
+    """Return the faces of a person that the index has still, and their rows; raises UserError for none."""
+    own = persons.of(number)
+    rows = FacesInOrder.of(index.copy()).rows_of(own)
+    own, rows = own.filter(pa.array(rows != NOBODY)), rows[rows != NOBODY]
+    if not len(rows):
+        raise UserError(
+            f"{persons.title(number)} has no faces in the index any more\n"
+            f"  what to do: give cnnbatch group {redact(index.uri)}, which forgets such persons"
+        )
+    return own, rows
 
 
 def _across(sides: tuple[Faces, Faces], one: set[Face], other: set[Face]) -> Iterator[tuple[Face, Face]]:
@@ -215,18 +249,11 @@ def _named(persons: Persons, own: pa.Table, number: int, faces: Sequence[str]) -
     return np.asarray(pc.is_in(own["id"], pa.array([*faces])).to_numpy())
 
 
-def _by_linkage(index: Index, persons: Persons, own: pa.Table) -> NDArray[np.bool_]:
-    """Return which faces of a person are in the second half; those that are gone from the index are not."""
-    ordered = FacesInOrder.of(index.copy())
-    places = ordered.places()
-    there = np.array([face in places for face in faces_of(own)])
-    faces = [face for face in faces_of(own) if face in places]
-    within = {face: place for place, face in enumerate(faces)}
+def _by_linkage(index: Index, persons: Persons, own: pa.Table, rows: Ints) -> NDArray[np.bool_]:
+    """Return which faces of a person, in ``rows`` (N,) of the index, are in the second half."""
+    within = {face: place for place, face in enumerate(faces_of(own))}
     together = [[within[face] for face in one if face in within] for one in persons.said.together]
-    second = np.zeros(len(there), bool)
-    rows = ordered.rows[[places[face] for face in faces]]
-    second[there] = halves(index.copy().vectors, rows, [one for one in together if one])
-    return second
+    return halves(index.copy().vectors, rows, [one for one in together if one])
 
 
 def _why_whole(own: pa.Table, second: NDArray[np.bool_]) -> str:

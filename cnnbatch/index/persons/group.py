@@ -53,6 +53,11 @@ class FacesInOrder:
         """Return the place of each face."""
         return {face: place for place, face in enumerate(faces_of(self.table))}
 
+    def rows_of(self, faces: pa.Table) -> Ints:
+        """Return the row of each of some faces (N,), `NOBODY` of one that is gone."""
+        places, rows = self.places(), np.append(self.rows, NOBODY)
+        return np.asarray(rows[[places.get(face, NOBODY) for face in faces_of(faces)]], np.int64)
+
 
 def group(
     uri: str,
@@ -187,12 +192,17 @@ def _numbered(group: Ints, unsure: Ints, earlier: Ints, following: int) -> tuple
 
 
 def with_persons(copy: LocalCopy, rows: Ints, faces: pa.Table, persons: Ints, said: Spoken) -> Persons:
-    """Return who is who, where ``faces`` (their output and id), in ``rows`` (N,), are of ``persons`` (N,)."""
+    """Return who is who, where ``faces`` (their output and id), in ``rows`` (N,), are of ``persons`` (N,).
+
+    The names of persons without faces go.
+    """
     near = mean_similarities(copy, rows, persons)
     table = faces.select(["output", "id"])
     table = table.append_column("person", pa.array(persons, pa.int32(), mask=persons == NOBODY))
     table = table.append_column("similarity", pa.array(near, pa.float32(), from_pandas=True))
-    return Persons(table.cast(FACES).combine_chunks(), said)
+    there = {*np.unique(persons).tolist()}
+    names = {number: name for number, name in said.names.items() if number in there}
+    return Persons(table.cast(FACES).combine_chunks(), said.model_copy(update={"names": names}))
 
 
 def mean_similarities(copy: LocalCopy, rows: Ints, persons: Ints) -> NDArray[np.float32]:

@@ -111,11 +111,13 @@ def test_what_was_said_holds_when_all_is_grouped_again(place: Path) -> None:
     assert groups(who(place)) == {tens(0), tens(1), tens(2), tens(3)}
 
 
-def test_a_proposed_cut_finds_who_was_merged(place: Path) -> None:
+def test_a_proposed_cut_finds_who_was_merged(place: Path, tmp_path: Path) -> None:
     ask("group", place, "--similarity", -0.2)
     assert len(groups(who(place))) == 1
     before = who(place)
-    said = ask("persons", place, "--split", 0)
+    said = ask("persons", place, "--split", 0, "--sheet", tmp_path / "halves.jpg")
+    assert f"shown in {tmp_path / 'halves.jpg'}" in said
+    assert "40 pictures of" in said  # Nothing lies where these outputs say.
     assert "nothing was changed: give --yes" in said
     assert who(place) == before
     second = frozenset(line.split("\t")[1] for line in said.splitlines() if line.startswith("second"))
@@ -140,8 +142,9 @@ def test_contradictions_are_shown_and_nothing_changes(place: Path) -> None:
     ask("group", place, *JOIN)
     ask("persons", place, "--merge", 0, 1)
     state = who(place)
-    said = ask("persons", place, "--split", 0, "--faces", face(5), "--yes", status=2)
-    assert f"of one person, {face(0)} and {face(5)}; nothing was changed" in " ".join(said.split())
+    for more in ((), ("--yes",)):
+        said = ask("persons", place, "--split", 0, "--faces", face(5), *more, status=2)
+        assert f"of one person, {face(0)} and {face(5)}; nothing was changed" in " ".join(said.split())
     assert "all faces were said to be of one person" in ask("persons", place, "--split", 0, status=2)
     assert who(place) == state
     ask("persons", place, "--take-back", face(5))
@@ -163,6 +166,14 @@ def test_contradictions_are_shown_and_nothing_changes(place: Path) -> None:
         (("--name", 1, "ann"), "person 0 is called 'ann' already"),
         (("--split", 0, "--faces", "x.jpg"), "has no face x.jpg"),
         (("--split", 0, "--take-back", 1), "one of --name"),
+        (("--name", 1, "ann\n"), "expected a name of one line"),
+        (("--take-back", 1), "nothing was said of the faces of person 1 that could be taken back"),
+        (("--take-back", "ann"), "nothing was said of the faces of person 0 (ann)"),
+        (("--take-back", face(3)), f"nothing was said of the face {face(3)}"),
+        (("--take-back", 99), "expected the number or the name of a person, got '99'"),
+        (("--merge", 0, 1, "--yes"), "expected --split with"),
+        (("--split", 0, "--to", "new.parquet"), "leave it out"),
+        (("--merge", 0, 1, "--to", __file__), "is there already"),
     ],
 )
 def test_mistakes_change_nothing(place: Path, words: tuple[object, ...], message: str) -> None:
@@ -225,3 +236,19 @@ def test_faces_that_are_gone_are_of_nobody(place: Path, tmp_path: Path) -> None:
     build(tmp_path / "out", place)
     ask("group", place)
     assert {*who(place)} == {face(number) for number in range(38)}
+
+
+def test_a_person_without_faces_is_named_and_goes_with_the_next_grouping(place: Path, tmp_path: Path) -> None:
+    ask("group", place, *JOIN)
+    ask("persons", place, "--name", 3, "ann")
+    write_pictures(tmp_path / "out", faces(30))
+    build(tmp_path / "out", place)
+    said = ask("persons", place, "--split", "ann", status=2)
+    assert "person 3 (ann) has no faces in the index any more" in said
+    ask("group", place)
+    assert "expected the number or the name" in ask("persons", place, "--split", "ann", status=2)
+    ask("persons", place, "--name", 0, "ann")
+    assert "0\tann\t10" in ask("persons", place)
+    build(write_pictures(tmp_path / "out", faces()), place)
+    ask("group", place)
+    assert who(place)[face(30)] == 4  # No number is given twice.
