@@ -25,7 +25,11 @@ def persons(
     ] = None,
     merge: Annotated[
         tuple[str, str] | None,
-        typer.Option("--merge", metavar="PERSON OTHER", help="Say that two persons are one."),
+        typer.Option(
+            "--merge",
+            metavar="PERSON OTHER",
+            help="Say that two persons are one, or whose an unsure face is, by its id.",
+        ),
     ] = None,
     split: Annotated[
         str | None, typer.Option("--split", metavar="PERSON", help="Propose how a person is cut in two.")

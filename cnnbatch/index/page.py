@@ -18,6 +18,7 @@ from cnnbatch.index.calibration import Threshold, rate_words
 from cnnbatch.index.figures import evaluation_of
 from cnnbatch.index.fitness import fitness, support
 from cnnbatch.index.manifest import Manifest
+from cnnbatch.index.persons.shown import shown_persons
 from cnnbatch.index.search import Index
 from cnnbatch.index.shown_pairs import ShownPairs, shown_pairs
 from cnnbatch.metrics import Value
@@ -78,6 +79,7 @@ def page_html(index: Index, allow: Collection[Allowed] = ()) -> str:
     manifest = index.manifest
     found = read_calibrated(index.uri, index.storage, manifest.space)
     evaluation = evaluation_of(manifest)
+    persons = shown_persons(index, allow)
     hardest = found.figures.hardest if found is not None and found.figures is not None else ()
     rates = {
         name: value
@@ -87,7 +89,8 @@ def page_html(index: Index, allow: Collection[Allowed] = ()) -> str:
     return template("index.html.j2").render(
         output=redact(index.uri),
         written=datetime.now(UTC),
-        headline=[*_headline(manifest)],
+        headline=[*_headline(manifest), *([persons.fact] if persons is not None else [])],
+        persons=persons,
         numbers=_numbers(rates),
         meanings=meanings(rates),
         people=manifest.people,

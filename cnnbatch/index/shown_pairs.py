@@ -17,10 +17,14 @@ SIDE = 224
 
 @dataclass(frozen=True, slots=True)
 class ShownFace:
-    """A row of the index by its id, and its picture as a JPEG inside a URI; empty where it can't be read."""
+    """A row of the index by its id, and its picture as a JPEG inside a URI, empty where it can't be read.
+
+    ``words`` are said below it.
+    """
 
     id: str
     uri: str
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)

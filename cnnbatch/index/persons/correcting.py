@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,30 +52,34 @@ def name(uri: str, person: str, called: str) -> Persons:
 def merge(uri: str, one: str, other: str) -> Persons:
     """Make two persons of the index at ``uri`` one, which keeps the number and the name of the first.
 
-    Without a name it takes that of the second. A later grouping keeps them together. Raises UserError where
-    it was said that faces of them are of two.
+    Without a name it takes that of the second. The second may also be an unsure face, by its id. A later
+    grouping keeps them together. Raises UserError where it was said that faces of them are of two.
     """
 
     def to(index: Index, before: Persons | None) -> Persons:
         persons = require_persons(index.uri, index.storage, before)
-        first, second = persons.number(one), persons.number(other)
+        first = persons.number(one)
+        faces = {*faces_of(persons.of(first))}
+        unsure = _unsure(persons, other)
+        second = NOBODY if unsure else persons.number(other)
         if first == second:
             raise UserError(
                 f"{persons.title(first)} can't be merged with itself\n  what to do: give two persons"
             )
-        faces = [{*faces_of(persons.of(number))} for number in (first, second)]
-        if against := [pair for sides in persons.said.apart for pair in _across(sides, *faces)]:
+        more = unsure or {*faces_of(persons.of(second))}
+        if against := [pair for sides in persons.said.apart for pair in _across(sides, faces, more)]:
+            called = "the face" if unsure else persons.title(second)
             raise UserError(
-                f"{persons.title(first)} and {persons.title(second)} have faces of which it was said that "
-                f"they are of two persons, {_shown(against)}; nothing was changed\n"
+                f"{persons.title(first)} and {called} have faces of which it was said that they are of two "
+                f"persons, {_shown(against)}; nothing was changed\n"
                 "  what to do: take that back with --take-back, or move these faces with --split first"
             )
         said = persons.said
-        called = said.names.get(first) or said.names.get(second)
-        said = said.with_name(second, None).with_name(first, called)
-        said = said.model_copy(update={"together": (*said.together, tuple(sorted(faces[0] | faces[1])))})
-        numbers = _numbers(persons)
-        numbers[numbers == second] = first
+        name = said.names.get(first) or said.names.get(second)
+        said = said.with_name(second, None).with_name(first, name)
+        said = said.model_copy(update={"together": (*said.together, tuple(sorted(faces | more)))})
+        numbers = persons.numbers()
+        numbers[[face in more for face in faces_of(persons.faces)]] = first
         return _renumbered(index, replace(persons, said=said), numbers)
 
     return change(uri, to)
@@ -113,7 +116,7 @@ def split(uri: str, person: str, faces: Sequence[str] = ()) -> Persons:
         sides = (tuple(faces_of(cut.first)), tuple(faces_of(cut.second)))
         said = persons.said
         said = said.model_copy(update={"apart": (*said.apart, sides), "following": said.following + 1})
-        numbers = _numbers(persons)
+        numbers = persons.numbers()
         second = {*sides[1]}
         numbers[[face in second for face in faces_of(persons.faces)]] = said.following - 1
         return _renumbered(index, replace(persons, said=said), numbers)
@@ -221,14 +224,20 @@ def _across(sides: tuple[Faces, Faces], one: set[Face], other: set[Face]) -> Ite
             return
 
 
+def _unsure(persons: Persons, face: str) -> set[Face]:
+    """Return the unsure face with an id, as a set, empty where none has it; raises UserError for several."""
+    found = {*faces_of(persons.faces.filter(pc.field("person").is_null() & (pc.field("id") == face)))}
+    if len(found) > 1:
+        raise UserError(
+            f"{len(found)} outputs of the index have an unsure face {face}; nothing was changed\n"
+            "  what to do: give cnnbatch group with a lower --similarity"
+        )
+    return found
+
+
 def _shown(pairs: Sequence[tuple[Face, Face]]) -> str:
     shown = "; ".join(f"{one[1]} and {other[1]}" for one, other in pairs[:_NAMED])
     return shown if len(pairs) <= _NAMED else f"{shown}; and {len(pairs) - _NAMED:,} more"
-
-
-def _numbers(persons: Persons) -> Ints:
-    found: Any = persons.faces["person"]
-    return np.array(found.fill_null(NOBODY).to_numpy(), np.int64)
 
 
 def _renumbered(index: Index, persons: Persons, numbers: Ints) -> Persons:

@@ -38,7 +38,7 @@ class Said:
 
 
 @dataclass
-class _Nodes:
+class Nodes:
     """Groups so far: of each the sum of its vectors (G, D), how many, and whether it is a person already."""
 
     sums: NDArray[np.float32]
@@ -48,6 +48,7 @@ class _Nodes:
 
     @property
     def means(self) -> NDArray[np.float32]:
+        """The means of their vectors (G, D)."""
         return np.asarray(self.sums / self.counts[:, None], np.float32)
 
     def merged(self, least: float, pairs: Iterable[Pair]) -> Ints | None:
@@ -80,7 +81,7 @@ def group_faces(
     One that stays alone is unsure where it is at least ``unsure`` to some group that it might be of.
     """
     group = _first_groups(persons, said.together)
-    nodes = _summed(vectors, rows, group)
+    nodes = summed(vectors, rows, group)
     nodes.fixed[group[persons != NOBODY]] = True
     for one, other in said.apart:
         nodes.apart.update(product({*group[[*one]].tolist()}, {*group[[*other]].tolist()}))
@@ -99,7 +100,7 @@ def halves(vectors: Vectors, rows: Ints, together: Iterable[Sequence[int]]) -> N
     The cut is the last merge of average linkage. Those that are ``together`` stay so; all False: no cut.
     """
     group = _first_groups(np.full(len(rows), NOBODY), together)
-    nodes = _summed(vectors, rows, group)
+    nodes = summed(vectors, rows, group)
     while len(nodes.counts) > _WHOLE:
         near = edges(nodes.means, np.arange(len(nodes.counts)), -1.0)
         groups = Groups(nodes.sums, nodes.counts.tolist(), near.tolist())
@@ -130,17 +131,17 @@ def _first_groups(persons: Ints, together: Iterable[Sequence[int]]) -> Ints:
     return np.asarray(group, np.int64)
 
 
-def _summed(vectors: Vectors, rows: Ints, group: Ints) -> _Nodes:
-    """Return the groups with the sums of their vectors, which are read block by block."""
+def summed(vectors: Vectors, rows: Ints, group: Ints) -> Nodes:
+    """Return the groups of faces (N,) with the sums of their vectors, which are read block by block."""
     count = int(group.max()) + 1
     sums = np.zeros((count, vectors.shape[1]), np.float32)
     for start in range(0, len(rows), _BLOCK):
         some = slice(start, start + _BLOCK)
         np.add.at(sums, group[some], np.asarray(vectors[rows[some]], np.float32))
-    return _Nodes(sums, np.bincount(group), np.zeros(count, bool), set())
+    return Nodes(sums, np.bincount(group), np.zeros(count, bool), set())
 
 
-def _unsure(nodes: _Nodes, least: float) -> NDArray[np.bool_]:
+def _unsure(nodes: Nodes, least: float) -> NDArray[np.bool_]:
     """Return which groups (G,) are one face alone that is rather similar to another group."""
     alone = np.flatnonzero((nodes.counts == 1) & ~nodes.fixed)
     found = np.zeros(len(nodes.counts), bool)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from cnnbatch.errors import UserError
@@ -22,6 +23,7 @@ from cnnbatch.index import segments
 from cnnbatch.index.build import put_new
 from cnnbatch.index.manifest import Manifest, StoredObject, persons_uri
 from cnnbatch.index.objects import read_object
+from cnnbatch.index.persons.grouping import NOBODY
 from cnnbatch.storage import Storage
 
 Face = tuple[int, str]
@@ -90,6 +92,11 @@ class Persons:
         """Return how many faces each person has, by number."""
         numbers, counts = np.unique(self.faces["person"].drop_null().to_numpy(), return_counts=True)
         return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+    def numbers(self) -> NDArray[np.int64]:
+        """Return the person of each face (N,), `NOBODY` of one that is unsure."""
+        found: Any = self.faces["person"]
+        return np.array(found.fill_null(NOBODY).to_numpy(), np.int64)
 
     def of(self, person: int) -> pa.Table:
         """Return the faces of a person."""

@@ -126,6 +126,21 @@ def test_a_proposed_cut_finds_who_was_merged(place: Path, tmp_path: Path) -> Non
     assert second in groups(who(place))
 
 
+def test_an_unsure_face_is_said_to_be_of_a_person(place: Path) -> None:
+    """The first face is unsure at first, and of whom it was said to be ever after."""
+    ask("group", place, "--similarity", 0.75, "--unsure", 0.3)
+    before = who(place)
+    unsure = [one for one, person in before.items() if person is None]
+    known = next(one for one, person in before.items() if person is not None)
+    ask("persons", place, "--merge", before[known], unsure[0])
+    assert who(place) == {**before, unsure[0]: before[known]}
+    ask("group", place, "--anew", "--similarity", 0.99)
+    found = who(place)
+    assert found[unsure[0]] == found[known] == before[known]
+    said = ask("persons", place, "--merge", before[known], known, status=2)
+    assert "expected the number or the name of a person" in said
+
+
 def test_faces_of_one_id_in_two_outputs_are_two_faces(tmp_path: Path) -> None:
     """The first ten faces of each output have the same ids, and are of two persons who are grouped as one."""
     for number in range(2):
