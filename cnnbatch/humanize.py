@@ -22,6 +22,7 @@ MEANINGS = {
     "crash": "It ended the process, twice.",
     "timeout": "It took longer than the time-out, twice.",
     "out_of_memory": "It does not fit into the device's memory, even alone.",
+    "forgotten": "It was forgotten at a person's wish.",
 }
 
 

@@ -9,6 +9,7 @@ from cnnbatch.index.manifest import NAME as MANIFEST
 from cnnbatch.inference.run import RunOptions, Summary, run
 from cnnbatch.job import GroupJob, IdentifyJob, IndexJob, Job, SearchJob, StudyJob, TrainJob, VerifyJob
 from cnnbatch.output.folder import Output
+from cnnbatch.output.forgotten import require_whole
 from cnnbatch.output.reader import Reader
 from cnnbatch.report import write_report
 from cnnbatch.storage import redact
@@ -68,6 +69,7 @@ def report(
     See `write_report`, and `cnnbatch.index.page.write_index_report` for ``allow``.
     """
     folder = Output(output, storage)
+    require_whole(folder)
     if storage.exists(folder.path(MANIFEST)):
         from cnnbatch.index.page import write_index_report
         from cnnbatch.index.search import open_index

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cnnbatch.index.search import is_index, open_index
+from cnnbatch.output.folder import Output
+from cnnbatch.output.forgotten import require_whole
 from cnnbatch.output.reader import Reader, open_as
 from cnnbatch.storage import Storage, StorageOptions
 
@@ -43,8 +45,12 @@ class Result(Reader):
 def open(uri: str, storage: Storage | Mapping[str, Any] | None = None) -> Any:
     """Open the output at ``uri`` as a `Result`, or the index there as an `Index`; ``storage`` may be options.
 
-    Raises UserError where there is neither.
+    Raises UserError where there is neither, and where photos are being forgotten in an output.
     """
     if not isinstance(storage, Storage):
         storage = Storage(StorageOptions(**(storage or {})))
-    return open_index(uri, storage) if is_index(uri, storage) else open_as(Result, uri, storage)
+    if is_index(uri, storage):
+        return open_index(uri, storage)
+    result = open_as(Result, uri, storage)
+    require_whole(Output(result.uri, storage))
+    return result

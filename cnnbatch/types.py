@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Stage = Literal["read", "decode", "prepare", "predict"]
+Stage = Literal["read", "decode", "prepare", "predict", "forget"]
 
 Code = Literal[
     "not_found",  # the address names nothing
@@ -26,10 +26,12 @@ Code = Literal[
     "crash",  # it kills the process, twice
     "timeout",  # it hangs the process, twice
     "out_of_memory",  # it does not fit the device even alone
+    "forgotten",  # it was forgotten at a person's wish: no failure, and never tried again
 ]
 
+FORGOTTEN: Code = "forgotten"
 
-CODES: frozenset[str] = frozenset(get_args(Code))
+CODES: frozenset[str] = frozenset(get_args(Code)) - {FORGOTTEN}
 """All codes of failures."""
 
 PASSING: frozenset[str] = frozenset(
@@ -59,7 +61,8 @@ class ImageRef:
 
     ``key`` is unique in the job and the same in every listing; ``uri`` is the full address of
     the file; ``at`` is the place inside a container; ``columns`` are the values that the input
-    asked to keep, and the truth it gave (types: ``Source.columns``).
+    asked to keep, and the truth it gave (types: ``Source.columns``). Of an image that was forgotten,
+    ``key`` is a hash and ``uri`` empty.
     """
 
     key: str
@@ -67,6 +70,11 @@ class ImageRef:
     at: Span | Row | None = None
     etag: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether the image was forgotten."""
+        return not self.uri
 
 
 @dataclass(frozen=True, slots=True)

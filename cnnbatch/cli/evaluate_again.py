@@ -23,6 +23,7 @@ from cnnbatch.evaluation.truths import align
 from cnnbatch.index.questions.run import judge_again
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import Output
+from cnnbatch.output.forgotten import require_whole
 from cnnbatch.output.reader import Reader, open_output
 from cnnbatch.report import write_report
 from cnnbatch.sources import open_source
@@ -62,6 +63,7 @@ def evaluate_again(out: str, fields: Sequence[str], screen: Screen) -> Evaluatio
     wanted = read_fields(EvaluateFields, {}, fields, "the fields of evaluate; nothing was read")
     result = open_output(out)
     output = Output(result.uri, Storage())
+    require_whole(output)
     if result.settings.get("kind") in ("search", "identify"):
         return _reported(_of_question(result, wanted), output, screen)
     changes, terms = wanted.input_changes(), _terms(result, wanted)
@@ -142,6 +144,8 @@ def _source(result: Reader, changes: Mapping[str, Any]) -> Any:
 
 def _images_folder(result: Reader) -> str:
     """Return what the keys of an output's images are relative to."""
-    first = result.take(0, [0])[0]
+    batches = result.batches(["key", "uri"])
+    rows = (row for batch in batches for row in batch.to_pylist())
+    first = next((row for row in rows if row["uri"] is not None), {"uri": "", "key": ""})
     folder: str = first["uri"].removesuffix(first["key"])
     return folder

@@ -33,6 +33,8 @@ from cnnbatch.truth import answer_of, classes_of, with_new_fields
 from cnnbatch.truth.classes import ModelClasses, match_classes, no_known_label
 from cnnbatch.types import Map, here
 
+UNUSED = "rows of ground truth whose images the output lacks"
+
 Advance = Callable[[int], None]
 
 
@@ -101,9 +103,7 @@ def judge(
 
 
 def _notes(merged: _Merged, truth: Aligned | None) -> dict[str, int]:
-    unused = (
-        {"rows of ground truth whose images the output lacks": truth.unused} if truth and truth.unused else {}
-    )
+    unused = {UNUSED: truth.unused} if truth and truth.unused else {}
     return {**dict(sorted(merged.notes.items())), **unused}
 
 

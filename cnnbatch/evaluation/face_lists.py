@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from cnnbatch.errors import UserError
 from cnnbatch.evaluation.slicing import NULL
@@ -39,6 +40,16 @@ class FacePairList:
         """All pictures, each once."""
         return [*dict.fromkeys([*self.first, *self.second])]
 
+    def without(self, files: Set[str]) -> FacePairList:
+        """Return the pairs that have none of ``files``."""
+        pairs = zip(self.first, self.second, strict=True)
+        kept = [row for row, pair in enumerate(pairs) if files.isdisjoint(pair)]
+        folds = None if self.folds is None else _at(self.folds, kept)
+        columns = {name: _at(values, kept) for name, values in self.columns.items()}
+        return FacePairList(
+            _at(self.first, kept), _at(self.second, kept), _at(self.same, kept), folds, columns
+        )
+
     def people(self) -> dict[str, str]:
         """Return who is in each picture, as far as the list tells.
 
@@ -67,6 +78,19 @@ class PeopleList:
     files: Sequence[str]
     people: Sequence[str]
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def without(self, files: Set[str]) -> PeopleList:
+        """Return the list without ``files``."""
+        kept = [row for row, file in enumerate(self.files) if file not in files]
+        columns = {name: _at(values, kept) for name, values in self.columns.items()}
+        return PeopleList(_at(self.files, kept), _at(self.people, kept), columns)
+
+
+T = TypeVar("T")
+
+
+def _at(values: Sequence[T], rows: Sequence[int]) -> list[T]:
+    return [values[row] for row in rows]
 
 
 FaceList = FacePairList | PeopleList

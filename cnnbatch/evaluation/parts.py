@@ -18,6 +18,7 @@ from cnnbatch.evaluation.slicing import by_value, texts
 from cnnbatch.metrics import Metric, Piece
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import Output
+from cnnbatch.output.forgotten_rows import are_forgotten
 from cnnbatch.storage import NotFound, Storage, StorageOptions, join
 from cnnbatch.truth import answer_of, with_new_fields
 from cnnbatch.truth.problems import has_other_size, left_out_of
@@ -77,7 +78,8 @@ def judge_part(order: EvaluationOrder, part: int) -> JudgedPart:
     answer, classes = answer_of(order.schema), order.naming.classes
     kind = ground_truth(answer)
     predictions, truth = _read(output, order, part, list(metrics.values()))
-    wanted = np.arange(truth.num_rows) if order.only is None else np.flatnonzero(order.only[part])
+    counted = ~are_forgotten(predictions["error"])
+    wanted = np.flatnonzero(counted if order.only is None else counted & order.only[part])
     truth, notes = kind.named(truth.take(wanted), order.naming)
     known = truth[answer].is_valid().to_numpy()
     notes += _without_truth(truth.filter(pa.array(~known)))

@@ -26,6 +26,8 @@ from cnnbatch.evaluation.slicing import by_value
 from cnnbatch.metrics import Evaluated, Value, identification, verification
 from cnnbatch.metrics.intervals import percentiles
 from cnnbatch.output.evaluation import Evaluation, Metrics, write_evaluation
+from cnnbatch.output.folder import Output
+from cnnbatch.output.forgotten import Forgotten
 from cnnbatch.output.reader import Reader
 from cnnbatch.storage import redact
 
@@ -48,8 +50,10 @@ def evaluate_faces(result: Reader, faces: FaceList, where: str, terms: Evaluate)
     """Judge the embeddings of an output by a list, and write what comes of it there.
 
     ``where`` is the address of the list, ``terms`` say how it is used. Raises UserError where it names
-    pictures that the output lacks, or contradicts itself, and for columns that can't be sliced by.
+    pictures that the output lacks, or contradicts itself, and for columns that can't be sliced by. Pictures
+    that the output has forgotten do not count.
     """
+    faces = faces.without(_forgotten(result, faces.files))
     embeddings = listed_faces(result, faces.files, where, terms.face)
     values = slice_values(result, faces, embeddings, terms.slices)
     if isinstance(faces, FacePairList):
@@ -71,6 +75,19 @@ def evaluate_faces(result: Reader, faces: FaceList, where: str, terms: Evaluate)
     )
     _write(result, evaluation, judged.whole)
     return evaluation
+
+
+def _forgotten(result: Reader, files: Sequence[str]) -> set[str]:
+    """Return which of the files of a list are forgotten: by its name, or by a key that its path ends with."""
+    known = Forgotten.read(Output(result.uri, result.storage))
+    if not known:
+        return set()
+    return {file for file in files if any(map(known.is_whole, _ends(file)))}
+
+
+def _ends(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[first:]) for first in range(len(parts))]
 
 
 def _write(result: Reader, evaluation: Evaluation, found: Evaluated) -> None:

@@ -30,9 +30,12 @@ from cnnbatch.job import MapJob
 from cnnbatch.output import lock, ownership, plan
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import Output
+from cnnbatch.output.forgotten import require_whole
+from cnnbatch.output.forgotten_rows import Forgetting
 from cnnbatch.output.reader import Reader
 from cnnbatch.report import preload, write_report
 from cnnbatch.sources import open_source
+from cnnbatch.sources.forgotten import without_forgotten
 from cnnbatch.sources.regions import begun_earlier
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.terminal.screen import Screen
@@ -88,10 +91,13 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
         Screen(options.quiet, options.lists_again, options.progress) as screen,
         lock.hold(output.storage, output.path("_job", "lock"), name),
     ):
-        finished = output.finished()
+        finished, forgotten = output.finished(), require_whole(output)
         _begin(job, output, finished, options, screen)
+        model = (output.decided("identity") or {}).get("weights") if forgotten else None
+        forgetting = Forgetting(forgotten, model)
+        source = without_forgotten(source, forgetting)
         listing = ListingOptions(options.lists_again, options.prune, some=job.max_failed < 1)
-        planner = Planner(output, source, job.input, job.task.shard_size, listing)
+        planner = Planner(output, source, job.input, job.task.shard_size, listing, forgetting)
         running = _Running(job, source, output, planner, options, screen, faces)
         _predict_all(running, finished)
         summary = summarize(job, output, planner, screen, judges_all=not options.lists_again)
@@ -259,7 +265,7 @@ def _predict(running: _Running, workers: _Workers, work: Iterator[Work | None]) 
     output.decide("unreported", {})
     planner.wait_for(FEW)
     head = _head(first, work)
-    workers.first += [ref for one in head for ref in one.shard.refs]
+    workers.first += [ref for one in head for ref in one.shard.refs if not ref.is_forgotten]
     suspects = output.suspects()
     require_survivable(job.compute, suspects)
     inline = runs_inline(job.compute, planner.images if planner.complete else None) and not suspects

@@ -8,7 +8,7 @@ the part that names them is put.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,6 +44,20 @@ def suffix_of(field: pa.Field[Any]) -> str:
     return (field.metadata or {}).get(_SUFFIX, b"").decode()
 
 
+def has_assets(schema: pa.Schema) -> bool:
+    """Say whether the columns of a part, as it is stored, have addresses of assets."""
+    return any(True for _ in _places(schema))
+
+
+def assets_without_row(output: Output, shard: int, part: pa.Table) -> list[str]:
+    """Return the addresses of the assets of a shard that no row of its ``part`` names."""
+    places = [*_places(part.schema)]
+    named = set(_addresses(part, places))
+    folders = [f"{FOLDER}/{place.name}/part-{shard:08}" for place in places]
+    there = {f"{folder}/{name}" for folder in folders for name in output.names(folder)}
+    return sorted(there - named)
+
+
 class AssetSink:
     """Writes the assets of an output's rows; ``schema`` has the columns as the task gives them."""
 
@@ -71,7 +85,7 @@ class AssetSink:
 
     def remove(self, old: pa.Table, new: pa.Table) -> None:
         """Remove the assets that a part named and the one that replaces it does not."""
-        for address in sorted({*self._addresses(old)} - {*self._addresses(new)}):
+        for address in sorted({*_addresses(old, self._places)} - {*_addresses(new, self._places)}):
             self._output.storage.delete(self._output.path(*address.split("/")))
 
     def close(self) -> None:
@@ -87,11 +101,6 @@ class AssetSink:
         with suppress(AlreadyExists):
             self._output.storage.create(self._output.path(*address.split("/")), data)
         return address
-
-    def _addresses(self, part: pa.Table) -> Iterator[str]:
-        for place in self._places:
-            values = place.values(part[place.column].combine_chunks()).to_pylist()
-            yield from (one for one in values if one is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +142,13 @@ class _Place:
         counts = pc.fill_null(pc.list_value_length(column), 0)
         ends: Any = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(counts).cast(pa.int32())])
         return pa.ListArray.from_arrays(ends, structs, type=field.type, mask=column.is_null())
+
+
+def _addresses(part: pa.Table, places: Iterable[_Place]) -> Iterator[str]:
+    """Yield the addresses of assets that the rows of a part name."""
+    for place in places:
+        values = place.values(part[place.column].combine_chunks()).to_pylist()
+        yield from (one for one in values if one is not None)
 
 
 def _places(schema: pa.Schema) -> Iterator[_Place]:

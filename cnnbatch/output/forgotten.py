@@ -49,12 +49,14 @@ Box = tuple[float, float, float, float]
 class Suppression:
     """One entry: the photo whose key has this ``hmac`` or, with a ``box``, one object that it shows.
 
-    ``model`` is the weights' hash in the identity of the output that found the object.
+    ``model`` is the weights' hash in the identity of the output that found the object. ``command`` is the
+    name of the command that it is of, where it was read.
     """
 
     hmac: str
     box: Box | None = None
     model: str | None = None
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,15 @@ class Forgotten:
     def read(cls, output: Output) -> Forgotten:
         """Return what an output or an index keeps; one listing where that is nothing."""
         return _read(output, [*output.names(f"_job/{FOLDER}")])
+
+    def of(self, command: str) -> Forgotten:
+        """Return the entries of one command alone."""
+        return Forgotten(self.secret, tuple(one for one in self.entries if one.command == command))
+
+    @property
+    def commands(self) -> list[str]:
+        """The names of the commands that have entries here, in order."""
+        return sorted({one.command for one in self.entries})
 
     def __bool__(self) -> bool:
         """Say whether there is any entry."""
@@ -192,7 +203,7 @@ def _entries(output: Output, name: str) -> list[Suppression]:
         table = pq.read_table(io.BytesIO(data))
         integrity.require_columns(table.schema, _COLUMNS)
         return [
-            Suppression(row["hmac"], row["box"] and tuple(row["box"].values()), row["model"])
+            Suppression(row["hmac"], row["box"] and tuple(row["box"].values()), row["model"], name)
             for row in table.to_pylist()
         ]
 

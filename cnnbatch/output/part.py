@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,18 +14,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cnnbatch.errors import EnvironmentFault, UserError
 from cnnbatch.output.folder import FOOTER_KEY
 from cnnbatch.storage import redact
 from cnnbatch.truth import OBJECT_LABEL
-from cnnbatch.types import Failure, ImageRef
+from cnnbatch.types import FORGOTTEN, Failure, ImageRef
 
 ERROR = pa.struct([("stage", pa.string()), ("code", pa.string()), ("message", pa.string())])
 _FIELDS: list[pa.Field[Any]] = [
     pa.field("key", pa.string(), nullable=False),
-    pa.field("uri", pa.string(), nullable=False),
+    pa.field("uri", pa.string()),
     pa.field("etag", pa.string()),
     pa.field("bytes", pa.int64()),
     pa.field("width", pa.int32()),
@@ -93,7 +95,7 @@ def _engine_arrays(outcomes: Sequence[Outcome]) -> list[pa.Array[Any]]:
     ]
     return [
         pa.array([outcome.ref.key for outcome in outcomes], pa.string()),
-        pa.array([redact(outcome.ref.uri) for outcome in outcomes], pa.string()),
+        pa.array([redact(outcome.ref.uri) or None for outcome in outcomes], pa.string()),
         pa.array([outcome.ref.etag for outcome in outcomes], pa.string()),
         pa.array([outcome.bytes for outcome in outcomes], pa.int64()),
         pa.array([width for _, width in sizes], pa.int32()),
@@ -101,6 +103,12 @@ def _engine_arrays(outcomes: Sequence[Outcome]) -> list[pa.Array[Any]]:
         pa.array(errors, ERROR),
         pa.array([outcome.vanished for outcome in outcomes], pa.bool_()),
     ]
+
+
+def failures(errors: Any) -> dict[str, int]:
+    """Return how many images failed by each code, as a column ``error`` says; what was forgotten has not."""
+    codes: list[str | None] = pc.struct_field(errors, "code").to_pylist()
+    return dict(Counter(code for code in codes if code not in (None, FORGOTTEN)))
 
 
 def written_as(schema: pa.Schema) -> dict[str, Any]:

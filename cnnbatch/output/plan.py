@@ -39,7 +39,7 @@ REFS_IN_A_PAGE = 16_000
 _FIELDS: list[pa.Field[Any]] = [
     pa.field("shard", pa.int32(), nullable=False),
     pa.field("key", pa.string(), nullable=False),
-    pa.field("uri", pa.string(), nullable=False),
+    pa.field("uri", pa.string()),
     pa.field("etag", pa.string()),
     pa.field("offset", pa.int64()),
     pa.field("length", pa.int64()),
@@ -184,7 +184,7 @@ def page_table(page: list[Shard], columns: pa.Schema) -> pa.Table:
     arrays: list[pa.Array[Any]] = [
         pa.array([index for index, _ in refs], pa.int32()),
         pa.array([ref.key for _, ref in refs], pa.string()),
-        pa.array([ref.uri for _, ref in refs], pa.string()),
+        pa.array([ref.uri or None for _, ref in refs], pa.string()),
         pa.array([ref.etag for _, ref in refs], pa.string()),
         pa.array([ref.at.offset if isinstance(ref.at, Span) else None for _, ref in refs], pa.int64()),
         pa.array([ref.at.length if isinstance(ref.at, Span) else None for _, ref in refs], pa.int64()),
@@ -252,7 +252,7 @@ def _ref(row: dict[str, object]) -> ImageRef:
         at = Span(row["offset"], row["length"])  # type: ignore[arg-type]
     elif row["row"] is not None:
         at = Row(row["row"])  # type: ignore[arg-type]
-    return ImageRef(str(row["key"]), str(row["uri"]), at, row["etag"], row.get("columns") or {})  # type: ignore[arg-type]
+    return ImageRef(str(row["key"]), str(row["uri"] or ""), at, row["etag"], row.get("columns") or {})  # type: ignore[arg-type]
 
 
 def spread(refs: Sequence[ImageRef], count: int) -> tuple[ImageRef, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections import Counter
@@ -103,18 +104,18 @@ class Listing:
 
     def write_changes(self, page: int, data: bytes) -> None:
         """Add a page of changes; of an interrupted listing the next one writes it anew."""
-        self.output.storage.put(self._changes(page), data)
+        self.output.storage.put(self.changes_page(page), data)
 
     def changes(self, page: int) -> list[Change]:
         """Return a page of changes."""
-        uri = self._changes(page)
+        uri = self.changes_page(page)
         with self._opened(uri) as file:
             integrity.require_columns(pq.read_schema(file), plan.CHANGE_COLUMNS)
             return list(plan.table_changes(pq.read_table(file)))
 
     def changed_shards(self, page: int) -> set[int]:
         """Return the numbers of the shards that a page of changes is about."""
-        uri = self._changes(page)
+        uri = self.changes_page(page)
         with self._opened(uri) as file:
             integrity.require_columns(pq.read_schema(file), plan.CHANGE_COLUMNS)
             shards: list[Any] = pq.read_table(file, columns=["shard"])["shard"].unique().to_pylist()
@@ -152,7 +153,13 @@ class Listing:
         """Return the URI of page ``page``."""
         return self.output.path(*self.folder, f"{page:05}.parquet")
 
-    def _changes(self, page: int) -> str:
+    def changes_pages(self) -> list[str]:
+        """Return the URIs of the pages of changes that are there, also of a listing that was interrupted."""
+        names = self.output.names("/".join(self.folder))
+        return [self.output.path(*self.folder, name) for name in sorted(names) if name.startswith("changes-")]
+
+    def changes_page(self, page: int) -> str:
+        """Return the URI of a page of changes."""
         return self.output.path(*self.folder, f"changes-{page:05}.parquet")
 
 
@@ -195,6 +202,13 @@ class Changes:
     def _read(self, place: int) -> Sequence[Change]:
         listing, number = self._pages[place]
         return listing.changes(number)
+
+
+def page_file(table: pa.Table) -> bytes:
+    """Return a page as it is written."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def _change_pages(listing: Listing) -> int:

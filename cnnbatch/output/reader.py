@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from cnnbatch.errors import UserError
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import READERS, Output, read_footer
+from cnnbatch.output.forgotten_rows import are_forgotten
 from cnnbatch.output.plan_pages import Changes, Listing, listings_of
 from cnnbatch.storage import NotFound, Storage, StorageOptions, normalize, redact
 from cnnbatch.types import ImageRef, Receipt
@@ -92,7 +94,7 @@ class Reader:
             self._storage.open(self._parts[0]) as file,
             integrity.reading(self._parts[0], integrity.MAKE_AGAIN),
         ):
-            return pq.read_schema(file).remove_metadata()
+            return _as_read(pq.read_schema(file))
 
     def receipts(self) -> list[Footer]:
         """Return what every finished part says of itself, in order."""
@@ -124,7 +126,8 @@ class Reader:
         for uri in self._parts if part is None else [self._parts[part]]:
             with self._storage.open(uri) as file:
                 for batch in pq.ParquetFile(file).iter_batches(ROWS_IN_A_BATCH, columns=names):
-                    yield batch.select(names).replace_schema_metadata(None)
+                    found = batch.select(names)
+                    yield pa.RecordBatch.from_arrays(found.columns, schema=_as_read(found.schema))
 
     def arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return all rows as one table; `batches` is for what doesn't fit in memory."""
@@ -141,7 +144,10 @@ class Reader:
         return self.arrow(columns).to_pandas()
 
     def failed(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of the images that failed; only parts that have some are read."""
+        """Return the rows of the images that failed; only parts that have some are read.
+
+        What was forgotten is no failure.
+        """
         return self._table(self.failed_batches(columns), columns)
 
     def failed_batches(
@@ -153,7 +159,8 @@ class Reader:
         for index, footer in enumerate(self._footers):
             if _may_have_failures(footer) and (shards is None or footer.receipt.shard in shards):
                 for batch in self.batches(wanted, index):
-                    yield batch.filter(pc.is_valid(batch["error"])).select(names)
+                    failed = np.asarray(pc.is_valid(batch["error"])) & ~are_forgotten(batch["error"])
+                    yield batch.filter(pa.array(failed)).select(names)
 
     def row(self, key: str) -> dict[str, Any]:
         """Return the row of the image ``key``. Raises UserError where there is none."""
@@ -189,13 +196,17 @@ class Reader:
         return self.refs_of_shard(self._footers[part].receipt.shard, rows)
 
     def refs_of_shard(self, index: int, rows: Sequence[int]) -> list[ImageRef | None]:
-        """Return where the images of single rows of a shard, by its number, lie; None where no plan tells."""
+        """Return where the images of single rows of a shard, by its number, lie.
+
+        None where no plan tells, and where an image was forgotten.
+        """
         if self.pictures is not self:
             return self.pictures.refs_of_shard(index, rows)
         for listing, number, first, last in self._plan:
             if first <= index <= last:
                 shard = self._changes.apply(listing.read(number, [index])[0])
-                return [shard.refs[row] for row in rows]
+                found = [shard.refs[row] for row in rows]
+                return [None if ref.is_forgotten else ref for ref in found]
         return [None] * len(rows)
 
     @property
@@ -321,6 +332,14 @@ def open_as(kind: type[Kind], uri: str, storage: Storage | Mapping[str, Any] | N
             "  what to do: give the folder that a job named as its output"
         )
     return found
+
+
+def _as_read(schema: pa.Schema) -> pa.Schema:
+    """Return the columns of a part as those of every part, also one of an earlier version, are read."""
+    place = schema.get_field_index("uri")
+    if place >= 0:
+        schema = schema.set(place, schema.field(place).with_nullable(True))
+    return schema.remove_metadata()
 
 
 def _may_have_failures(footer: Footer) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +27,16 @@ CREATE TABLE page (number INTEGER PRIMARY KEY, body BLOB);
 """
 
 
+class PlannedImage(NamedTuple):
+    """An image with its place in the plan; what is ``gone`` already is not found to vanish again."""
+
+    key: str
+    etag: str | None
+    shard: int
+    position: int
+    gone: bool = False
+
+
 class Planned:
     """The planned images by key; `compare` notes what became of them.
 
@@ -40,10 +51,10 @@ class Planned:
         self._unspooled: list[ImageRef] = []
         self._page = lru_cache(maxsize=_OPEN)(self._read_page)
 
-    def add(self, images: Iterable[tuple[str, str | None, int, int]]) -> None:
-        """Add images as (key, etag, shard, position in it)."""
+    def add(self, images: Iterable[PlannedImage]) -> None:
+        """Add images."""
         self._base.executemany(
-            "INSERT INTO planned (key, etag, shard, position, gone) VALUES (?, ?, ?, ?, 0)", images
+            "INSERT INTO planned (key, etag, shard, position, gone) VALUES (?, ?, ?, ?, ?)", images
         )
 
     def apply(self, changes: Iterable[Change]) -> None:
@@ -70,7 +81,7 @@ class Planned:
                 continue
             place, etag, gone, shard, position = found
             self._seen[place] = 1
-            if changed and (gone or (ref.etag is not None and ref.etag != etag)):
+            if changed and not ref.is_forgotten and (gone or (ref.etag is not None and ref.etag != etag)):
                 self._note(shard, position, ref.key, ref)
 
     def note_vanished(self) -> None:

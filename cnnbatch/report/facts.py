@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
@@ -32,11 +32,7 @@ def headline(footers: Sequence[Footer], counts: RowCounts, timeline: Timeline | 
     """Return the numbers at the head of the page; what is not known is left out."""
     failed = counts.failed.total()
     facts = [
-        Fact(
-            "Images",
-            number(counts.rows),
-            f"{number(counts.vanished)} vanished since" if counts.vanished else "",
-        ),
+        Fact("Images", number(counts.rows), ", ".join(_no_longer(counts))),
         Fact("Failed", number(failed), percent(failed / counts.rows), "failures")
         if failed
         else Fact("Failed", "0"),
@@ -53,6 +49,14 @@ def headline(footers: Sequence[Footer], counts: RowCounts, timeline: Timeline | 
         Fact("Precision", _distinct(footer.info.get("precision", "") for footer in footers)),
     ]
     return [fact for fact in facts if fact.value]
+
+
+def _no_longer(counts: RowCounts) -> Iterator[str]:
+    """Yield how many images are no longer there, and why."""
+    if counts.vanished:
+        yield f"{number(counts.vanished)} vanished since"
+    if counts.forgotten:
+        yield f"{number(counts.forgotten)} forgotten"
 
 
 def left_out_fact(counts: Mapping[str, int]) -> list[Fact]:

@@ -8,11 +8,14 @@ from typing import Any
 from cnnbatch import terminal
 from cnnbatch.output import reader
 from cnnbatch.storage import Storage
+from cnnbatch.types import FORGOTTEN
 
 
 def result_lines(output: str, storage: Storage) -> Iterator[str]:
     """Yield a line an image of a small output: its key and its answer, or why it failed."""
     for row in reader.open_output(output, storage).arrow().to_pylist():
+        if row["error"] is not None and row["error"]["code"] == FORGOTTEN:
+            continue
         if row["error"] is not None:
             words = f"failed: {row['error']['code']} ({row['error']['message']})"
         else:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cnnbatch.metrics.intervals import key_hashes
+from cnnbatch.output.forgotten_rows import are_forgotten
 from cnnbatch.report.answers import answers_among
 from cnnbatch.report.answers.entry import AnswerReport
 
@@ -67,6 +68,7 @@ class RowCounts:
 
     rows: int = 0
     vanished: int = 0
+    forgotten: int = 0
     scored: bool = True
     failed: Counter[str] = field(default_factory=Counter)
     labels_of: dict[str, Counter[str]] = field(default_factory=dict)
@@ -84,6 +86,7 @@ class RowCounts:
         """Add what ``other`` counted; the order of merging changes nothing."""
         self.rows += other.rows
         self.vanished += other.vanished
+        self.forgotten += other.forgotten
         self.scored &= other.scored
         self.failed += other.failed
         self.scores += other.scores
@@ -123,7 +126,9 @@ class RowCounts:
                 self._add_scores(columns[entry.score_column], ties, part, rows, good)
 
     def _add_failures(self, errors: pa.StructArray, ties: np.ndarray, part: int, rows: np.ndarray) -> None:
-        failed = np.flatnonzero(np.asarray(pc.is_valid(errors)))
+        forgotten = are_forgotten(errors)
+        self.forgotten += int(forgotten.sum())
+        failed = np.flatnonzero(np.asarray(pc.is_valid(errors)) & ~forgotten)
         codes = pc.struct_field(errors, "code").take(pa.array(failed)).to_pylist()
         for code in set(codes):
             chosen = failed[[one == code for one in codes]]

@@ -20,6 +20,7 @@ from cnnbatch import truth
 from cnnbatch.errors import UserError
 from cnnbatch.images import class_map
 from cnnbatch.output.folder import Output
+from cnnbatch.output.forgotten import require_whole
 from cnnbatch.output.reader import Reader
 from cnnbatch.sources.masks.meaning import VALUES, Meaning, meaning_of
 from cnnbatch.sources.wrapper import SourceWrapper
@@ -110,6 +111,7 @@ class _Answers:
 
     def __init__(self, output: Output, answer: str, min_score: float) -> None:
         self._lock = threading.Lock()
+        require_whole(output)
         result = Reader(output.uri, output.storage)
         with on_disk(f"the answers of {redact(output.uri)}"):
             self._base = scratch(self, _TABLES, _CACHE_KB)

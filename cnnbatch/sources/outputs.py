@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from cnnbatch.errors import UserError
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import Output
+from cnnbatch.output.forgotten import require_whole
 from cnnbatch.output.plan_pages import Changes, Listing, listings_of
 from cnnbatch.sources.regions import ANSWER, Region, regions_of
 from cnnbatch.storage import NotFound, Storage, normalize, redact
@@ -31,7 +32,8 @@ class FoundBoxes:
     classes: None = None
 
     def pairs(self) -> Iterator[tuple[ImageRef, Sequence[Region]]]:
-        """Stream the images in the order of the plan; those that failed have no objects."""
+        """Stream the images in the order of the plan but for forgotten ones; who failed has no objects."""
+        require_whole(self.output)
         listings = listings_of(self.output)
         changes = Changes([one for one in listings if one.complete() is not None])
         for listing in listings:
@@ -49,7 +51,8 @@ class FoundBoxes:
                 "  what to do: give the command that makes it again, and let it end"
             ) from None
         for ref, objects in zip(shard.refs, rows, strict=True):
-            yield ref, [region for region in regions_of(objects) if self._is_sure(region)]
+            if not ref.is_forgotten:
+                yield ref, [region for region in regions_of(objects) if self._is_sure(region)]
 
     def _is_sure(self, region: Region) -> bool:
         """Compare in 32 bits, as which the scores were written."""

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from cnnbatch.evaluation.comparison.measure import Measure, as_type
 from cnnbatch.output import integrity
 from cnnbatch.output.folder import PART, Output
+from cnnbatch.output.forgotten import require_whole
+from cnnbatch.output.forgotten_rows import are_forgotten
 from cnnbatch.output.reader import Footer, Reader, open_output
 from cnnbatch.storage import NotFound, Storage, join
 from cnnbatch.storage.scratch import on_disk, scratch
@@ -79,7 +81,8 @@ class Side:
                         "part": pa.array(np.full(batch.num_rows, index)),
                         "row": pa.array(np.arange(start, end)),
                     }
-                    yield _rows(batch, measure, place)
+                    kept: Any = pa.array(~are_forgotten(batch["error"]))
+                    yield _rows(batch, measure, place).filter(kept)
                     start = end
 
     def _known(self, index: int, rows: int) -> NDArray[np.bool_]:
@@ -102,6 +105,7 @@ def open_side(uri: str, storage: Storage) -> Side:
     result = open_output(uri, storage)
     result.schema  # noqa: B018 - raises before the first part
     output = Output(result.uri, storage)
+    require_whole(output)
     judged = _judged_by(output)
     # Its folder may have moved since.
     again = str(judged.get("truth")).endswith("/evaluation/truth")

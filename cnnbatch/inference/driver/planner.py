@@ -7,7 +7,6 @@ as further shards, and notes of the planned images which have changed and which 
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 from collections import Counter
@@ -18,14 +17,12 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cnnbatch.config.input import Input
 from cnnbatch.output import integrity, plan
 from cnnbatch.output.folder import Output
-from cnnbatch.output.plan_pages import LEFT_OUT, Changes, Listing, listings_of
-from cnnbatch.output.relisting import Planned
+from cnnbatch.output.forgotten_rows import Forgetting
+from cnnbatch.output.plan_pages import LEFT_OUT, Changes, Listing, listings_of, page_file
+from cnnbatch.output.relisting import Planned, PlannedImage
 from cnnbatch.sources.files.left_out import LeftOutBefore, left_out_by
 from cnnbatch.sources.reachable import some_are_there
 from cnnbatch.storage import Storage, redact
@@ -61,7 +58,8 @@ class Planner:
     """Makes or continues the plan; `shards` reads it as it grows.
 
     ``images`` counts what is planned so far; ``complete`` says that this is all; ``found`` are the
-    counts of what this run's listing found. ``shard_size`` is the task's.
+    counts of what this run's listing found. ``shard_size`` is the task's. Of what is suppressed by
+    ``forgetting``, only what stands for it is planned and given.
     """
 
     def __init__(
@@ -71,8 +69,10 @@ class Planner:
         chosen: Input,
         shard_size: int,
         options: ListingOptions | None = None,
+        forgetting: Forgetting | None = None,
     ) -> None:
         self._source = source
+        self._forgetting = forgetting or Forgetting()
         self._chosen = chosen
         self._size = plan.shard_size(chosen.shard_size, shard_size)
         self._options = options or ListingOptions()
@@ -166,7 +166,11 @@ class Planner:
         """Yield the shards of these numbers as they are after all changes, in order."""
         for page in self._pages:
             if here := [index for index in range(page.first, page.last + 1) if index in indices]:
-                yield from map(self.changes().apply, page.listing.read(page.number, here))
+                yield from map(self._as_it_is, page.listing.read(page.number, here))
+
+    def _as_it_is(self, shard: Shard) -> Shard:
+        """Return a planned shard after all changes, without what is forgotten."""
+        return self._forgetting.shard(self.changes().apply(shard))
 
     def note_applied(self) -> None:
         """Note that the changes of all listings are in the parts: the next run need not look."""
@@ -180,7 +184,7 @@ class Planner:
             return
         shards = page.listing.read(page.number, left)
         self.skipped += page.images - sum(len(shard.refs) for shard in shards)
-        yield from map(self.changes().apply, shards)
+        yield from map(self._as_it_is, shards)
 
     def _has(self, page: int) -> bool:
         return page < len(self._pages) or self.complete or self._fault is not None
@@ -224,25 +228,38 @@ class Planner:
     def _list_first(self, listing: Listing) -> bool:
         """Plan what the source has, behind what is planned already; say whether that is all."""
         last = listing.last_ref()
+        if last is not None and last.is_forgotten:
+            return self._list_what_is_missing(listing)
         self._left_out_before = Counter() if last is None else listing.left_out()
         limit = None if self._chosen.limit is None else max(0, self._chosen.limit - self.images)
         stream = self._source.refs(last)
         try:
             refs = LeftOutBefore(plan.select(stream, self._chosen.sample, limit), self._source)
             if last is not None or not self._options.some:
-                return self._plan(listing, refs, refs)
+                return self._plan(listing, map(self._forgetting.ref, refs), refs)
             where = self._chosen.url if isinstance(self._chosen.url, str) else "the input"
             there = some_are_there(iter(refs), Storage(self._chosen.storage), redact(where))
-            return self._plan(listing, there, refs)
+            return self._plan(listing, map(self._forgetting.ref, there), refs)
         finally:
             if isinstance(stream, Generator):  # Where it is left early, its temporary files go now.
                 stream.close()
+
+    def _list_what_is_missing(self, listing: Listing) -> bool:
+        """Go on with a first listing whose last image is forgotten, so that no source can go on behind it."""
+        with on_disk("the table of the planned images"):
+            new = LeftOutBefore(self._planned().compare(self._selected(), False), self._source)
+            return self._plan(listing, new, new)
+
+    def _selected(self) -> Iterator[ImageRef]:
+        """Yield all images of the source that the job takes, as they are planned."""
+        refs = plan.select(self._source.refs(), self._chosen.sample, self._chosen.limit)
+        return map(self._forgetting.ref, refs)
 
     def _list_again(self, listing: Listing) -> bool:
         """Plan what the source has and the plan has not, and note what became of the others."""
         with on_disk("the table of the planned images"):
             planned = self._planned()
-            refs = _Counted(plan.select(self._source.refs(), self._chosen.sample, self._chosen.limit))
+            refs = _Counted(self._selected())
             new = LeftOutBefore(planned.compare(refs, self._options.new), self._source)
             if not self._plan(listing, new, new):
                 return False
@@ -254,11 +271,24 @@ class Planner:
     def _planned(self) -> Planned:
         planned = Planned(self._source.columns)
         for page in self._pages:
-            planned.add(_images(page.listing.table(page.number, ["shard", "key", "etag"])))
+            planned.add(self._images(page))
         planned.index()
         for changes in self.changes().pages():
             planned.apply(changes)
         return planned
+
+    def _images(self, page: _Page) -> Iterator[PlannedImage]:
+        """Yield the images of a page as they are planned."""
+        some = bool(self._forgetting.forgotten)
+        table = page.listing.table(page.number, ["shard", "key", "etag", *(["uri"] if some else [])])
+        columns: list[list[Any]] = [table[name].to_pylist() for name in ("key", "etag", "shard")]
+        counts: Any = table["shard"].value_counts().field("counts").to_pylist()
+        images = map(PlannedImage, *columns, chain.from_iterable(range(count) for count in counts))
+        return map(self._as_planned, images, table["uri"].to_pylist()) if some else images
+
+    def _as_planned(self, image: PlannedImage, uri: str | None) -> PlannedImage:
+        ref = self._forgetting.ref(ImageRef(image.key, uri or "", None, image.etag))
+        return image._replace(key=ref.key, etag=ref.etag, gone=ref.is_forgotten)
 
     def _plan(self, listing: Listing, refs: Iterable[ImageRef], left_out: LeftOutBefore) -> bool:
         """Add ``refs`` as shards; say whether that was not stopped."""
@@ -277,7 +307,7 @@ class Planner:
         table = plan.page_table(page, self._source.columns)
         if left_out:  # Where this page ends, so that another run can go on counting.
             table = table.replace_schema_metadata({LEFT_OUT: json.dumps(left_out)})
-        listing.write(number, _parquet(table))
+        listing.write(number, page_file(table))
         images = sum(len(shard.refs) for shard in page)
         with self._changed:
             self._pages.append(_Page(listing, number, images, page[0].index, page[-1].index))
@@ -292,7 +322,7 @@ class Planner:
         counts = {"changed": 0, "vanished": 0}
         stream, page = planned.changes(), 0
         while some := list(islice(stream, plan.REFS_IN_A_PAGE)):
-            listing.write_changes(page, _parquet(plan.change_table(some, self._source.columns)))
+            listing.write_changes(page, page_file(plan.change_table(some, self._source.columns)))
             page += 1
             gone = sum(one.ref is None for one in some)
             counts["vanished"] += gone
@@ -347,16 +377,3 @@ def _is_larger(chosen: Input, listing: Listing) -> bool:
     limit, sample = listing.chosen()
     more = limit is not None and (chosen.limit is None or chosen.limit > limit)
     return more or chosen.sample > sample
-
-
-def _images(table: pa.Table) -> Iterator[tuple[str, str | None, int, int]]:
-    """Yield (key, etag, shard, position) of a page's rows."""
-    columns: list[Any] = [table[name].to_pylist() for name in ("key", "etag", "shard")]
-    counts: Any = table["shard"].value_counts().field("counts").to_pylist()
-    return zip(*columns, chain.from_iterable(range(count) for count in counts), strict=True)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from time import perf_counter
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cnnbatch.inference.messages import STAGES
 from cnnbatch.inference.worker.readahead import Item
-from cnnbatch.types import Receipt, Shard
+from cnnbatch.output.part import failures
+from cnnbatch.types import FORGOTTEN, Receipt, Shard
 
 
 class ShardTally:
@@ -38,7 +38,7 @@ class ShardTally:
         self.seconds["rows"] += rows_s
         for item in window:
             self.rows += 1
-            if item.outcome.failure:
+            if item.outcome.failure and item.outcome.failure.code != FORGOTTEN:
                 self.failed[item.outcome.failure.code] += 1
             for stage, seconds in item.seconds.items():
                 self.seconds[stage] += seconds
@@ -47,10 +47,5 @@ class ShardTally:
         """Return the shard's receipt; ``replaced`` is the whole part where only some rows were made anew."""
         rows, failed = self.rows, dict(self.failed)
         if replaced is not None:
-            rows, failed = replaced.num_rows, _failures(replaced)
+            rows, failed = replaced.num_rows, failures(replaced["error"])
         return Receipt(shard.index, rows, self.rows, failed, self.seconds, dict(self.failed))
-
-
-def _failures(part: pa.Table) -> dict[str, int]:
-    codes = pc.struct_field(part["error"], "code").to_pylist()
-    return dict(Counter(code for code in codes if code is not None))

@@ -12,12 +12,13 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -37,8 +38,10 @@ from cnnbatch.job import MapJob
 from cnnbatch.output import plan
 from cnnbatch.output.assets import AssetSink
 from cnnbatch.output.folder import Output
+from cnnbatch.output.forgotten_rows import blanked_truth, forgotten_places
 from cnnbatch.output.part import PartSpool, part_rows, part_schema, sweep
 from cnnbatch.output.truth_file import truth_file
+from cnnbatch.sources.forgotten import forgetting_of
 from cnnbatch.storage import AlreadyExists, Changed, redact
 from cnnbatch.truth.classes import ModelClasses
 from cnnbatch.truth.problems import check_sizes
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
     from cnnbatch.images.nvjpeg import OnDevice
 
 __all__ = ["PredictFault", "Worker"]
+
+_SEEN = ("key", "width", "height", "error")
+"""What a row says that its ground truth depends on."""
 
 
 class Worker:
@@ -68,6 +74,7 @@ class Worker:
         self.settings = settings
         self.identity = fingerprint.of(job, self.model, settings.precision, settings.decoder)
         self._source = source
+        self._forgetting = replace(forgetting_of(source), model=self.identity["weights"])
         self._output = output
         self.journal = journal
         columns = getattr(self.model, "columns", None) or job.task.columns()
@@ -99,17 +106,19 @@ class Worker:
             self._ahead.withdraw(index)
 
     def _run(self, work: Work) -> Receipt:
+        work = replace(work, shard=self._forgetting.shard(work.shard))
         shard, started = work.shard, _now()
         old, etag = (None, None) if work.again is None else self._part(shard)
         positions = range(len(shard.refs)) if old is None else _positions_again(old, work)
         truth = self._truth(shard)
-        tally, sizes = ShardTally(), list[tuple[int, int] | None]()
+        tally, done, seen = ShardTally(), 0, list[pa.Table]()
         replaced = old
         with PartSpool(self._assets.schema) as spool:
             for rows in self._rows(work, positions, truth, tally, self._assets):
-                sizes += _sizes(rows) if truth is not None else []
+                seen += [pa.Table.from_batches([rows]).select(_SEEN)] if truth is not None else []
                 if old is not None:
-                    old = _replace_rows(old, pa.Table.from_batches([rows]))
+                    old = _replace_rows(old, rows, positions[done : done + rows.num_rows])
+                    done += rows.num_rows
                 else:
                     with tally.wall("write"):
                         spool.write(rows)
@@ -118,7 +127,8 @@ class Worker:
             receipt = tally.receipt(shard, old)
             file = spool.finish(self._footer(shard, receipt, started))
             if truth is not None:
-                self._put_truth(shard, truth, _sizes(old) if old is not None else sizes, etag)
+                whole = old if old is not None else pa.concat_tables(seen)
+                self._put_truth(shard, truth, whole, etag)
             is_put = self._put_part(shard, file, etag)
         if is_put and replaced is not None and old is not None:
             self._assets.remove(replaced, old)
@@ -191,7 +201,7 @@ class Worker:
         assets: AssetSink | None,
     ) -> pa.RecordBatch:
         """Make the rows of a window and, where they are kept, write their assets."""
-        rows = self.window_rows(shard, window, outputs, tally)
+        rows = self._forgetting.rows(self.window_rows(shard, window, outputs, tally))
         if assets is None:
             return rows
         return assets.stored(rows, shard.index, [item.position for item in window])
@@ -276,15 +286,15 @@ class Worker:
             "host": socket.gethostname(),
             "worker": os.getpid(),
             "licence": getattr(self.model, "licence", None),
+            "forgotten": dict.fromkeys(self._forgetting.forgotten.commands),
         }
 
-    def _put_truth(
-        self, shard: Shard, truth: pa.Table, sizes: Sequence[tuple[int, int] | None], etag: str | None
-    ) -> None:
-        """Write the truth; for a part that is there (``etag``) over what it had."""
+    def _put_truth(self, shard: Shard, truth: pa.Table, rows: pa.Table, etag: str | None) -> None:
+        """Write the truth of ``rows``' images; for a part that is there (``etag``) over what it had."""
         put = self._output.storage.create if etag is None else self._output.storage.put
+        truth = blanked_truth(check_sizes(truth, _sizes(rows)), forgotten_places(rows))
         with suppress(AlreadyExists):
-            put(self._output.truth(shard.index), truth_file(check_sizes(truth, sizes)))
+            put(self._output.truth(shard.index), truth_file(truth))
 
     def _put_part(self, shard: Shard, file: Any, etag: str | None) -> bool:
         """Put the part, and say whether it now is this one."""
@@ -333,7 +343,7 @@ def _on_device(settings: Settings) -> OnDevice | None:
     return OnDevice()
 
 
-def _sizes(rows: pa.RecordBatch | pa.Table) -> list[tuple[int, int] | None]:
+def _sizes(rows: pa.Table) -> list[tuple[int, int] | None]:
     """Return the (width, height) of each row's image, None where it could not be read."""
     pairs = zip(rows["width"].to_pylist(), rows["height"].to_pylist(), strict=True)
     return [None if width is None or height is None else (width, height) for width, height in pairs]
@@ -357,11 +367,11 @@ def _marked(part: pa.Table, shard: Shard) -> pa.Table:
     return part.set_column(place, part.schema.field(place), marks)
 
 
-def _replace_rows(part: pa.Table, rows: pa.Table) -> pa.Table:
-    """Return ``part`` with ``rows`` in the place of the rows of the same keys."""
-    keys = part.column("key").to_pylist()
-    fresh = {key: len(keys) + place for place, key in enumerate(rows.column("key").to_pylist())}
-    return pa.concat_tables([part, rows]).take([fresh.get(key, place) for place, key in enumerate(keys)])
+def _replace_rows(part: pa.Table, rows: pa.RecordBatch, positions: Sequence[int]) -> pa.Table:
+    """Return ``part`` with ``rows`` at ``positions``."""
+    taken = np.arange(part.num_rows)
+    taken[positions] = part.num_rows + np.arange(rows.num_rows)
+    return pa.concat_tables([part, pa.Table.from_batches([rows])]).take(taken)
 
 
 def _now() -> str:

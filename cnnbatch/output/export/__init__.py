@@ -21,6 +21,7 @@ from cnnbatch.output.export.pictures import Pictures
 from cnnbatch.output.export.predictions import ExportCounts, ExportOptions, Predictions
 from cnnbatch.output.export.voc import VocTree
 from cnnbatch.output.export.yolo import YoloLabels
+from cnnbatch.output.forgotten import require_whole
 from cnnbatch.storage import Storage, normalize, redact
 from cnnbatch.truth import FACE
 
@@ -71,6 +72,7 @@ class ExportSummary:
     def _left_out(self) -> Iterator[tuple[str, int, str, str]]:
         """Yield why something was not written, how many of what, and what there is instead."""
         counts, format = self.counts, self.format
+        yield "forgotten", counts.forgotten, "image", "; left out"
         yield "gone from the input", counts.vanished, "image", f"; {format.gone}"
         tools = "; left out, as tools refuse results of images that the file doesn't name"
         yield "not in the COCO file of the ground truth", counts.unknown, "image", tools
@@ -101,6 +103,7 @@ def export(
         raise UserError(f"--format: expected one of {', '.join(FORMATS)}, got {format!r}{meant}")
     storage, options = storage or Storage(), options or ExportOptions()
     predictions = Predictions(output, storage, options)
+    require_whole(predictions.output)
     predictions.with_stuff = FORMATS[format].stuff
     _require_fitting(predictions, format)
     predictions.column, predictions.others = _chosen(predictions, format)

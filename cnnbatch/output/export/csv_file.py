@@ -23,6 +23,7 @@ from cnnbatch.output.export.places import file_at, require_free, spool
 from cnnbatch.output.export.predictions import Found, Predictions
 from cnnbatch.storage import Storage
 from cnnbatch.truth import MAP, MAP_RUNS
+from cnnbatch.types import FORGOTTEN
 
 _FORMULA = tuple("=+-@＝＋－＠\t\r\n'")
 _ERROR = ("error", "error_stage", "error_message")
@@ -77,7 +78,8 @@ def _object_names(predictions: Predictions) -> list[str]:
 
 
 def _rows(predictions: Predictions, batch: pa.RecordBatch, columns: Sequence[str]) -> Iterator[list[Any]]:
-    predictions.count(batch)
+    codes = predictions.count(batch)
+    batch = batch.filter(pa.array([code != FORGOTTEN for code in codes]))
     cells = [_cells(batch[name]) for name in columns]
     cells += [_cells(pc.struct_field(batch["error"], name)) for name in ("code", "stage", "message")]
     images = zip(*cells, strict=True)

@@ -22,11 +22,12 @@ from cnnbatch.images import class_map, rle
 from cnnbatch.images.class_map import Numbers
 from cnnbatch.output import reader
 from cnnbatch.output.folder import Output
+from cnnbatch.output.forgotten_rows import are_forgotten
 from cnnbatch.output.maps import map_of
 from cnnbatch.output.plan_pages import listings_of
 from cnnbatch.storage import Storage, normalize
 from cnnbatch.truth.classes import NO_CLASS, ModelClasses
-from cnnbatch.types import ImageRef
+from cnnbatch.types import FORGOTTEN, ImageRef
 
 _ROWS = 256  # with their objects as Python values
 _SIDES = ("x1", "y1", "x2", "y2")
@@ -55,7 +56,8 @@ class ExportOptions:
 class ExportCounts:
     """What was written and what was not.
 
-    ``images`` are written with what was predicted, ``failed`` those without by code; ``unknown`` ones
+    ``images`` are written with what was predicted, ``failed`` those without by code; ``vanished`` ones are no
+    longer in the input, and ``forgotten`` ones are left out of everything; ``unknown`` ones
     the truth's file doesn't name, ``unread`` could not be shown. Of the objects ``low`` are below the
     threshold, ``strange`` no objects, ``stuff`` no things, in formats that have only these. ``bad_masks``
     can't be read or are of another size than their image; ``hidden`` segments have no pixel left to them.
@@ -66,6 +68,7 @@ class ExportCounts:
     objects: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     vanished: int = 0
+    forgotten: int = 0
     unknown: int = 0
     low: int = 0
     strange: int = 0
@@ -178,14 +181,16 @@ class Predictions:
 
     def keys(self) -> Iterator[str]:
         """Yield the keys of all images that are in the input still."""
-        for batch in self.result.batches(["key", "vanished"]):
-            keys: list[Any] = batch.filter(pc.invert(batch["vanished"]))["key"].to_pylist()
-            yield from keys
+        for part in self.parts:
+            for batch in self.batches(["key", "error", "vanished"], part):
+                keys: list[Any] = batch.filter(pc.invert(batch["vanished"]))["key"].to_pylist()
+                yield from keys
 
     def batches(self, columns: Sequence[str], part: int) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a part, few at a time."""
+        """Yield the rows of a part, few at a time; one that is forgotten is as one that is gone."""
         for batch in self.result.batches(columns, part):
-            yield from (batch.slice(start, _ROWS) for start in range(0, batch.num_rows, _ROWS))
+            rows = _without_forgotten(batch)
+            yield from (rows.slice(start, _ROWS) for start in range(0, rows.num_rows, _ROWS))
 
     def images(self, part: int) -> Iterator[ImageObjects | None]:
         """Yield one a row of a part: the image with its objects, None where it is gone from the input."""
@@ -226,7 +231,9 @@ class Predictions:
         codes: list[str | None] = pc.struct_field(batch["error"], "code").to_pylist()
         gone = batch["vanished"].to_pylist()
         for code, vanished in zip(codes, gone, strict=True):
-            if vanished:
+            if code == FORGOTTEN:
+                self.counts.forgotten += 1
+            elif vanished:
                 self.counts.vanished += 1
             elif code is None:
                 self.counts.images += 1
@@ -322,6 +329,16 @@ class Predictions:
                 objects: Any = batch[self.column]
                 found.update(pc.struct_field(objects.flatten(), "label").unique().to_pylist())
         return {label for label in found if label is not None}
+
+
+def _without_forgotten(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return rows in which those that are forgotten are marked as gone from the input."""
+    forgotten = are_forgotten(batch["error"])
+    if not forgotten.any():
+        return batch
+    gone = batch["vanished"].to_numpy(zero_copy_only=False) | forgotten
+    place = batch.schema.get_field_index("vanished")
+    return batch.set_column(place, batch.schema.field(place), pa.array(gone))
 
 
 def _numbers(flat: Any, path: str | list[str]) -> np.ndarray:
