@@ -157,8 +157,9 @@ def test_faces_are_named_by_the_persons_of_the_index(place: Path, tmp_path: Path
     assert "no person of" in ask("identify", place, ann, "--people", "persons", status=2)
     [row] = lines_of(ask("identify", place, ann, "--rate", 0.1, "--json"))
     assert row["person"] == "ann"
-    number = next(one for one in ask("persons", place).splitlines() if "ann/" in one).split("\t")[0]
-    ask("persons", place, "--name", number, "Ann Lee")
+    ask("persons", place, "--to", tmp_path / "faces.parquet")
+    who = {one["id"]: one["person"] for one in pq.read_table(tmp_path / "faces.parquet").to_pylist()}
+    ask("persons", place, "--name", who["ann/0.png#0"], "Ann Lee")
     for more in ((), ("--people", "persons")):
         [row] = lines_of(ask("identify", place, ann, "--rate", 0.1, "--json", *more))
         assert (row["person"], row["is_known"]) == ("Ann Lee", True)
