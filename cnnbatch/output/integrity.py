@@ -90,6 +90,18 @@ class _Embedded(TypedDict):
     storage: dict[str, Any]
 
 
+@_closed
+class _Secret(TypedDict):
+    version: Literal[1]
+    secret: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@_open
+class _Unfinished(TypedDict):
+    version: Literal[1]
+    index: str
+
+
 @_open
 class _Failed(TypedDict):
     rows: _Natural
@@ -225,6 +237,8 @@ _SHAPES: Mapping[str, tuple[TypeAdapter[Any], str]] = {
     r"plan/\d+/complete": (TypeAdapter(_Listing), DELETE),
     r"runs/.+": (TypeAdapter(_Run), DELETE),
     "failed": (TypeAdapter(_Failed), DELETE),
+    "forgotten/secret": (TypeAdapter(_Secret), PUT_BACK),
+    r"forgotten/unfinished-.+": (TypeAdapter(_Unfinished), PUT_BACK),
     "embedded": (TypeAdapter(_Embedded), DELETE),
     r"trials/.+": (TypeAdapter(_Trial), DELETE),
     "training/identity": (TypeAdapter(_Fields), PUT_BACK),

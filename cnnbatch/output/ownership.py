@@ -24,6 +24,7 @@ _RECORDS: Mapping[str, str] = {"map": "begun", "train": "training/identity", "st
 _WORDS: Mapping[str, str] = {"map": "predictions", "train": "a training", "study": "a study"}
 _OF_MAP = {"settings", "identity", "classes", "unreported", "failed", "plan", "suspects", "truth", "runs"}
 """What a map job has in ``_job/`` that is of no use to another one."""
+_STAYS = {"lock", "forgotten"}
 _OF_TRIALS = re.compile(r"[^/]+/(model\.json|predictions/part-.*|_job/training/checkpoints/.*)$")
 _SHOWN = 3
 _NOT_CHOOSING = {"storage", "allow"}
@@ -91,8 +92,8 @@ def holds_results(output: Output) -> bool:
 
 
 def discard_all(output: Output) -> bool:
-    """Delete all that was begun in an output but its lock; say whether there was anything."""
-    left = [f"_job/{name}" for name in output.names("_job") if name != "lock"]
+    """Delete all that was begun in an output, but not what it has forgotten; say whether there was any."""
+    left = [f"_job/{name}" for name in output.names("_job") if _top(name) not in _STAYS]
     left += _of_trials(output)
     _delete(output, (f"_job/{name}.json" for name in _RECORDS.values()))
     _delete(output, left)
