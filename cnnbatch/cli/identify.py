@@ -30,7 +30,8 @@ def identify(
         typer.Option(
             "--people",
             metavar="COLUMN",
-            help="Which column of the index has its names; folder: of pictures; else as the index was built.",
+            help="Whose names count: persons, a column of the index, or folder (of pictures); else "
+            "persons, where one has a name, or as the index was built.",
         ),
     ] = None,
     rate: Annotated[

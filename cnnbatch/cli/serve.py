@@ -43,7 +43,8 @@ def serve(
         typer.Option(
             "--people",
             metavar="COLUMN",
-            help="Which column has these names; folder: of pictures; else as the index was built.",
+            help="Whose names these are: persons, a column, or folder (of pictures); else persons, "
+            "where one has a name, or as the index was built.",
         ),
     ] = None,
     replicas: Annotated[int, typer.Option("--replicas", min=1, max=1_000, help="Processes that answer.")] = 1,

@@ -56,8 +56,8 @@ class IdentifySection(_Searching):
     )
     people: Text | None = Field(
         None,
-        description="Which column of the index has its names; folder: that of each picture. Else "
-        "index.people of its build, or the folders.",
+        description="Whose names count: persons, those of cnnbatch persons; a column of the index; folder, "
+        "that of each picture. Else persons where one has a name, index.people of the build, or folder.",
     )
     matches: Annotated[int, Field(ge=1, le=100)] = Field(
         5, description="How many people are ranked for each face."

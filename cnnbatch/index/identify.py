@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from cnnbatch.errors import UserError
 from cnnbatch.index.calibrated import read_calibrated
-from cnnbatch.index.gallery import Gallery, gallery_of_index, gallery_of_photos
-from cnnbatch.index.named_pictures import people_of
+from cnnbatch.index.gallery import Gallery, gallery_of_photos
+from cnnbatch.index.persons.gallery import gallery_of_names
 from cnnbatch.index.photos import embed_all
 from cnnbatch.index.search import Index
 from cnnbatch.index.search_decision import SearchDecision, search_decision
@@ -59,8 +59,7 @@ share ``prior`` of best matches is.
 class Named:
     """Whom faces may be: by a folder of photos in a folder a person (``gallery``), else by the index's names.
 
-    ``people`` are a column that the index keeps, or `FOLDER`: the folders of its pictures; None: what
-    `people_of` says.
+    ``people`` are as `gallery_of_names` takes them: the persons of the index, a column, or folders.
     """
 
     gallery: str | None = None
@@ -97,13 +96,13 @@ def gallery_of(index: Index, named: Named, skip_damaged: bool = False) -> Galler
         found, _ = embed_all(index.uri, index.manifest, [named.gallery])
         gallery = gallery_of_photos(found)
     else:
-        people, copy = people_of(index.manifest, named.people), index.copy(skip_damaged)
-        gallery = gallery_of_index(copy, people, copy.live)
+        copy = index.copy(skip_damaged)
+        gallery = gallery_of_names(index, copy, named.people, copy.live)
     if not gallery.names:
         where = redact(named.gallery) if named.gallery else redact(index.uri)
         raise UserError(
             f"nobody is known in {where}\n  what to do: give --gallery FOLDER with photos in a folder a "
-            "person, or --people COLUMN of the index"
+            "person, or --people COLUMN of the index, or name its persons with cnnbatch persons"
         )
     return gallery
 

@@ -148,6 +148,28 @@ def test_faces_are_named_by_a_gallery_or_stay_unknown(place: Path, tmp_path: Pat
     assert rows[3]["reason"] == "no face was found, or it can't be read"
 
 
+def test_faces_are_named_by_the_persons_of_the_index(place: Path, tmp_path: Path) -> None:
+    """Only a person with a name is known, whatever the folders say."""
+    ask("calibrate", place, "--people", "folder", "--absent", strangers(tmp_path / "strangers"))
+    ann, bob = (photo(tmp_path, f"{who}.png", (who, 10, 10, 30)) for who in ("ann", "bob"))
+    assert "no person of" in ask("identify", place, ann, "--people", "persons", status=2)
+    ask("group", place, "--similarity", 0.99)
+    assert "no person of" in ask("identify", place, ann, "--people", "persons", status=2)
+    [row] = lines_of(ask("identify", place, ann, "--rate", 0.1, "--json"))
+    assert row["person"] == "ann"
+    ask("persons", place, "--to", tmp_path / "faces.parquet")
+    who = {one["id"]: one["person"] for one in pq.read_table(tmp_path / "faces.parquet").to_pylist()}
+    ask("persons", place, "--name", who["ann/0.png#0"], "Ann Lee")
+    for more in ((), ("--people", "persons")):
+        [row] = lines_of(ask("identify", place, ann, "--rate", 0.1, "--json", *more))
+        assert (row["person"], row["is_known"]) == ("Ann Lee", True)
+        assert [match["person"] for match in row["matches"]] == ["Ann Lee"]
+        [row] = lines_of(ask("identify", place, bob, "--rate", 0.1, "--json", *more))
+        assert (row["person"], row["is_known"]) == (None, False)
+    [row] = lines_of(ask("identify", place, bob, "--rate", 0.1, "--json", "--people", "folder"))
+    assert row["person"] == "bob"
+
+
 def test_faces_are_named_by_the_names_of_the_index(place: Path, tmp_path: Path) -> None:
     ask("calibrate", place, "--people", "folder", "--absent", strangers(tmp_path / "strangers"))
     one = photo(tmp_path, "one.png", ("ann", 10, 10, 30))

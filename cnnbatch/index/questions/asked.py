@@ -18,10 +18,10 @@ from cnnbatch.errors import UserError
 from cnnbatch.index.build import rows_of
 from cnnbatch.index.calibrated import Calibrated
 from cnnbatch.index.embeddings import EmbeddedOutput, counts, parts_of
-from cnnbatch.index.gallery import Gallery, gallery_of_index, gallery_of_photos
+from cnnbatch.index.gallery import Gallery, gallery_of_photos
 from cnnbatch.index.local_copy import LocalCopy
 from cnnbatch.index.manifest import Manifest
-from cnnbatch.index.named_pictures import people_of
+from cnnbatch.index.persons.gallery import gallery_of_names
 from cnnbatch.index.plan import Piece
 from cnnbatch.index.questions.answers import Answering, Matches, Names, require_rows
 from cnnbatch.index.search import Index
@@ -157,8 +157,8 @@ def _answering(asked: Asked, index: Index) -> Answering:
     if asked.gallery is not None:
         gallery = gallery_of_output(asked.gallery)
     else:
-        people = people_of(index.manifest, section.people, "identify.people")
-        gallery = gallery_of_index(index.copy(), people, index.rows(section.where))
+        rows = index.rows(section.where)
+        gallery = gallery_of_names(index, index.copy(), section.people, rows, "identify.people")
     asked_for = {"identify.people": section.people, "identify.where": section.where}
     require_rows(gallery.rows, index, {"identify.gallery": section.gallery} if section.gallery else asked_for)
     return Names(gallery, section.matches, _decision(asked, section, len(gallery), len(gallery.names)))

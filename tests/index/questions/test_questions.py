@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import cnnbatch
 from cnnbatch.cli.evaluate_again import evaluate_again
 from cnnbatch.errors import UserError
 from cnnbatch.index.calibrate import Known, calibrate
+from cnnbatch.index.persons import correcting
+from cnnbatch.index.persons.group import group
 from cnnbatch.index.questions import part as part_module
 from cnnbatch.index.questions import run as run_module
 from cnnbatch.index.questions.run import ask
@@ -333,6 +336,27 @@ def test_columns_and_people_that_are_not_there_are_named(found: Path, gallery: P
         identify(found, gallery, tmp_path / "b", identify={"truth": "who"})
     with pytest.raises(UserError, match="nobody is to be found"):
         identify(found, gallery, tmp_path / "c", identify={"where": "year = 1900"})
+
+
+def test_faces_are_named_by_the_persons_of_the_index(found: Path, gallery: Path, tmp_path: Path) -> None:
+    """Two persons have names; of these the best face that fulfils a condition counts."""
+    place = str(copytree(gallery, tmp_path / "index"))
+    persons = group(place, 0.5, 0.5).persons.faces.to_pylist()
+    ids = [f"{who}/{number:03}.jpg#0" for number, who in enumerate(WHO)]
+    who = {one["id"]: one["person"] for one in persons}
+    chosen = [n for n, one in enumerate(ids) if row(one.partition("#")[0])["country"] == "DE"]
+    named = dict(zip(("first", "second"), sorted({who[ids[one]] for one in chosen}), strict=False))
+    for called, number in named.items():
+        correcting.name(place, str(number), called)
+    identify(found, Path(place), tmp_path / "to", identify={"where": "country = 'DE'"})
+    asked, answers = asked_vectors(found), faces(tmp_path / "to")
+    for face, vector in asked.items():
+        [order] = nearest(np.array([vector], np.float32), VECTORS[chosen], len(chosen))
+        ranked = [ids[chosen[place]] for place in order]
+        best = {called: next(one for one in ranked if who[one] == number) for called, number in named.items()}
+        matches = answers[face]["matches"]
+        assert {match["person"]: match["id"] for match in matches} == best
+        assert ranked.index(matches[0]["id"]) < ranked.index(matches[1]["id"])
 
 
 def test_jobs_come_along_and_take_an_index() -> None:
