@@ -30,7 +30,7 @@ from cnnbatch.job import MapJob
 from cnnbatch.output import lock, ownership, plan
 from cnnbatch.output.evaluation import Evaluation
 from cnnbatch.output.folder import Output
-from cnnbatch.output.forgotten import require_whole
+from cnnbatch.output.forgotten import require_whole, weights_of
 from cnnbatch.output.forgotten_rows import Forgetting
 from cnnbatch.output.reader import Reader
 from cnnbatch.report import preload, write_report
@@ -93,8 +93,7 @@ def run(job: MapJob, options: RunOptions | None = None) -> Summary:
     ):
         finished, forgotten = output.finished(), require_whole(output)
         _begin(job, output, finished, options, screen)
-        model = (output.decided("identity") or {}).get("weights") if forgotten else None
-        forgetting = Forgetting(forgotten, model)
+        forgetting = Forgetting(forgotten, (weights_of(output) or None) if forgotten else None)
         source = without_forgotten(source, forgetting)
         listing = ListingOptions(options.lists_again, options.prune, some=job.max_failed < 1)
         planner = Planner(output, source, job.input, job.task.shard_size, listing, forgetting)

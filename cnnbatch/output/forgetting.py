@@ -15,7 +15,7 @@ from typing import Any
 from cnnbatch.output.folder import Output
 from cnnbatch.output.forgetting_parts import rewrite_shard
 from cnnbatch.output.forgetting_plan import rewrite_changes, rewrite_page
-from cnnbatch.output.forgotten import Forgotten
+from cnnbatch.output.forgotten import Forgotten, weights_of
 from cnnbatch.output.forgotten_rows import Forgetting
 from cnnbatch.output.plan_pages import Changes, Listing, listings_of
 from cnnbatch.output.rewriting import Command, Touched
@@ -58,8 +58,7 @@ def rewrite(output: Output, name: str, shards: Collection[int] | None = None) ->
 
     Raises UserError where an object is damaged, OutputHeld where somebody else has changed one meanwhile.
     """
-    model = (output.decided("identity") or {}).get("weights") or ""
-    command = Command(output, name, Forgetting(Forgotten.read(output).of(name), model))
+    command = Command(output, name, Forgetting(Forgotten.read(output).of(name), weights_of(output)))
     listings = listings_of(output)
     changes = Changes([one for one in listings if one.complete() is not None])
     touched, places = list[Touched](), dict[int, Mapping[int, str]]()

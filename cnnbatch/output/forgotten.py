@@ -139,6 +139,11 @@ def secret_of(output: Output) -> bytes:
     return bytes.fromhex((output.decided(_SECRET) or output.decide(_SECRET, made))["secret"])
 
 
+def weights_of(output: Output) -> str:
+    """Return the hash of the weights that found an output's objects; "" where nothing says so yet."""
+    return str((output.decided("identity") or {}).get("weights") or "")
+
+
 def suppress(output: Output, name: str, entries: Iterable[Suppression], index: str) -> None:
     """Suppress ``entries`` in an output or an index from now on; given again, it changes nothing.
 

@@ -189,10 +189,12 @@ class Changes:
         )
 
     def apply(self, shard: Shard) -> Shard:
-        """Return ``shard`` as it is after all changes."""
+        """Return ``shard`` as it is after all changes; raises UserError where these do not fit it."""
         for place in self._of_shard.get(shard.index, ()):
             changes = [one for one in self._of_page(place) if one.shard == shard.index]
-            shard = plan.changed(shard, changes)
+            listing, number = self._pages[place]
+            with integrity.reading(listing.changes_page(number)):
+                shard = plan.changed(shard, changes)
         return shard
 
     def pages(self) -> Iterator[Sequence[Change]]:
